@@ -1,0 +1,55 @@
+# Each target sets itself up: a virtual environment in .venv, uv in it, and the exact packages of locks/.
+PYTHON ?= python3
+UV     := .venv/bin/uv
+RUN    := .venv/bin/python
+READY  := .venv/.ready
+PYTEST ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast bench lint lock demo-checkpoint clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(READY)  ## make .venv (the first time: about 6 GB of packages)
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pedcxr needs Python 3.11 or newer: make PYTHON=...")'
+	@echo "setting up .venv (about 6 GB of packages the first time)"
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+$(READY): $(UV) pyproject.toml locks/cpu.txt locks/dev.txt
+	@$(UV) pip sync --python $(RUN) --require-hashes locks/cpu.txt locks/dev.txt
+	@$(UV) pip install --python $(RUN) --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY)  ## real vLLM writes reports of three films
+	@.venv/bin/pedcxr-serve demo
+
+test: $(READY)  ## every test; the long ones run real vLLM
+	@$(RUN) -m pytest $(PYTEST)
+
+test-fast: $(READY)  ## the tests that need no vLLM, in under three minutes
+	@$(RUN) -m pytest -m 'not slow' $(PYTEST)
+
+bench: $(READY)  ## reports a second: the gateway, bare vLLM, transformers
+	@$(RUN) -m pedcxr_serve.bench
+
+lint: $(READY)  ## ruff and mypy --strict
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url \
+           --custom-compile-command 'make lock'
+lock: $(UV)  ## renew locks/ (add UPGRADE=--upgrade for newer versions)
+	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
+	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt locks/dev.in -o locks/dev.txt
+	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
+
+demo-checkpoint: $(READY)  ## train the demo checkpoint anew (at most 40 minutes on 2 cores)
+	@$(RUN) -m pedcxr_serve.demo.train --out serve/pedcxr_serve/demo/checkpoint
+
+clean:  ## remove .venv and caches
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build
