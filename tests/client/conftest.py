@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pedcxr_client import AsyncClient, Client, Report
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fake_engine import FakeEngine
+
+FILMS = Path(__file__).parents[2].parent / "shared/data/cxr"
+
+
+@pytest.fixture(scope="session")
+def one_engine() -> Iterator[FakeEngine]:
+    with FakeEngine() as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(one_engine: FakeEngine) -> FakeEngine:
+    one_engine.reset()
+    return one_engine
+
+
+@pytest.fixture
+def films() -> Path:
+    if not FILMS.is_dir():
+        pytest.skip(f"the real films are not here: {FILMS.name} lies beside the checkout, in shared/data")
+    return FILMS
+
+
+@pytest.fixture(scope="session")
+def film() -> bytes:
+    """An 8-bit grey PNG that holds nothing but pixels."""
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Sync:
+    """Drives Client; its twin drives AsyncClient, so that each test runs against both."""
+
+    def report(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> Report:
+        with Client(url, **client or {}) as made:
+            return made.report(film, **asked)
+
+    def stream(self, url: str, film: Any, *, stop_after: int | None = None, **asked: Any) -> tuple[list[str], Any]:
+        """The pieces and the report; the pieces read and None if `stop_after` is given."""
+        pieces: list[str] = []
+        with Client(url) as made, made.stream(film, **asked) as stream:
+            for piece in stream:
+                pieces.append(piece)
+                if len(pieces) == stop_after:
+                    return pieces, None
+            return pieces, stream.report
+
+
+class Async:
+    def report(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> Report:
+        async def run() -> Report:
+            async with AsyncClient(url, **client or {}) as made:
+                return await made.report(film, **asked)
+
+        return asyncio.run(run())
+
+    def stream(self, url: str, film: Any, *, stop_after: int | None = None, **asked: Any) -> tuple[list[str], Any]:
+        async def run() -> tuple[list[str], Any]:
+            pieces: list[str] = []
+            async with AsyncClient(url) as made, made.stream(film, **asked) as stream:
+                async for piece in stream:
+                    pieces.append(piece)
+                    if len(pieces) == stop_after:
+                        return pieces, None
+                return pieces, stream.report
+
+        return asyncio.run(run())
+
+
+@pytest.fixture(params=[Sync(), Async()], ids=["sync", "async"])
+def twin(request: pytest.FixtureRequest) -> Any:
+    return request.param

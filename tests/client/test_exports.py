@@ -1,0 +1,69 @@
+"""What the package offers, and what importing it costs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import json
+import subprocess
+import sys
+
+import pedcxr_client
+from pedcxr_client import AsyncClient, AsyncReportStream, Client, PedcxrError, ReportStream
+
+ABSENT = {"torch", "vllm", "transformers", "starlette", "numpy", "prometheus_client", "openai", "PIL", "pedcxr_serve"}
+
+
+def test_all_is_what_is_public():
+    public = {
+        name for name, value in vars(pedcxr_client).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert sorted(pedcxr_client.__all__) == sorted(public | {"__version__"})
+
+
+def test_the_version_is_the_distributions():
+    assert pedcxr_client.__version__ == importlib.metadata.version("pedcxr")
+
+
+def test_the_error_tree_is_drawn_in_full():
+    errors = {
+        value for value in vars(pedcxr_client).values() if inspect.isclass(value) and issubclass(value, Exception)
+    }
+    drawing = pedcxr_client._errors.__doc__
+    for error in errors:
+        line = next(line for line in drawing.splitlines() if f" {error.__name__} " in f" {line} ")
+        assert f" {error.exit_code}  " in line + "  ", error
+    assert all(issubclass(error, PedcxrError) for error in errors)
+    assert len({error.outcome for error in errors}) <= len(errors)
+
+
+def test_the_twins_have_the_same_methods_and_arguments():
+    for one, other in ((Client, AsyncClient), (ReportStream, AsyncReportStream)):
+        names = {name for name in vars(one) if not name.startswith("_")}
+        assert names == {name for name in vars(other) if not name.startswith("_")}
+        for name in names - {"openai"}:
+            if callable(getattr(one, name)):
+                mine, others = inspect.signature(getattr(one, name)), inspect.signature(getattr(other, name))
+                assert mine.parameters == others.parameters, name
+    assert inspect.signature(Client) == inspect.signature(AsyncClient)
+
+
+def test_importing_brings_in_nothing_heavy():
+    code = "import pedcxr_client, sys, threading, json; print(json.dumps([*sys.modules, threading.active_count()]))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    *modules, threads = json.loads(output)
+    assert not ABSENT & set(modules)
+    assert threads == 1
+
+
+def test_a_report_needs_nothing_heavy_either(engine, film, tmp_path):
+    path = tmp_path / "film.png"
+    path.write_bytes(film)
+    code = (
+        "import json, sys; from pedcxr_client import Client\n"
+        "with Client(sys.argv[1]) as client: client.report(sys.argv[2])\n"
+        "print(json.dumps([*sys.modules]))"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, engine.url, str(path)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert not (ABSENT - {"openai", "PIL"}) & set(json.loads(output))

@@ -1,0 +1,62 @@
+"""The built wheel, alone in a fresh environment: the thin client and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UV = Path(sys.executable).with_name("uv")
+NOT_INSTALLED = ("torch", "vllm", "transformers", "starlette", "numpy")
+
+
+def run(*command: str | Path, **options: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel and its locked dependencies; the path of its Python."""
+    if not UV.exists():
+        pytest.skip("uv is not beside this Python; `make` brings it into .venv")
+    folder = tmp_path_factory.mktemp("wheel")
+    run(UV, "build", "--wheel", "--out-dir", folder, ROOT)
+    run(UV, "venv", "--python", sys.executable, folder / "venv")
+    python = folder / "venv/bin/python"
+    # The lock's hashes bind all or none; a wheel just built has none, so that they are left out here.
+    pins = re.findall(r"^\S+==\S+", (ROOT / "locks/cpu.txt").read_text(), re.MULTILINE)
+    (folder / "pins.txt").write_text("\n".join(pins))
+    run(UV, "pip", "install", "--python", python, "-c", folder / "pins.txt", next(folder.glob("*.whl")))
+    return python
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_is_a_thin_client(fresh, film, engine, tmp_path):
+    installed = {entry["name"] for entry in json.loads(run(UV, "pip", "list", "--python", fresh, "--format", "json"))}
+    assert not installed & set(NOT_INSTALLED)
+    path = tmp_path / "film.png"
+    path.write_bytes(film)
+    command = fresh.with_name("pedcxr")
+    assert run(command, "--version").startswith("pedcxr ")
+    assert json.loads(run(command, "report", path, "--url", engine.url, "--json"))["findings"]
+
+
+@pytest.mark.slow
+def test_the_wheels_import_is_quick_and_thin(fresh, capsys):
+    code = "import time; t = time.perf_counter(); import pedcxr_client; print(time.perf_counter() - t)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    seconds = [float(run(fresh, "-c", code, env=environment)) for _ in range(6)][1:]
+    with capsys.disabled():
+        print(f"\nimport pedcxr_client from the wheel: {statistics.median(seconds) * 1000:.0f} ms (median of 5)")
+    assert statistics.median(seconds) < 1
+    found = run(fresh, "-c", f"import importlib.util as u; print([m for m in {NOT_INSTALLED} if u.find_spec(m)])")
+    assert found.strip() == "[]"

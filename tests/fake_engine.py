@@ -1,0 +1,273 @@
+"""An OpenAI-shaped engine for tests: real HTTP over TCP or a Unix socket, made to misbehave on demand.
+
+    with FakeEngine() as engine:
+        engine.reply(Answer(status=503, headers={"retry-after": "1"}), Answer(finish="length"))
+        ...  # the first request gets the 503, the second a cut-off text, all later ones engine.answer
+        assert engine.requests[0].json["model"] == "fake"
+        assert engine.requests[1].disconnected.wait(5)
+
+Each request waits on its client's disconnect while it paces itself, so that a hang-up is noticed at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import uvicorn
+
+REPORT = ("FINDINGS:", " The lungs", " are clear.", "\n\nIMPRESSION:", " Normal", " chest.")
+TEXT = "".join(REPORT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How one chat completion goes; times in seconds, ``*_after`` in pieces of text."""
+
+    pieces: tuple[str, ...] = REPORT
+    first: float = 0.0  # before the headers
+    gap: float = 0.0  # before each piece
+    finish: str | None = "stop"  # None: no chunk carries a finish_reason
+    completion_tokens: int | None = None  # default: one a piece
+    usage: bool = True
+    done: bool = True  # end with [DONE]
+    cut_after: int | None = None  # break the connection
+    stall_after: int | None = None  # say no more until the client hangs up
+    ping_after: int | None = None  # send comments, every gap, until the client hangs up
+    error_after: int | None = None  # send `error` as an event and end
+    error: dict[str, Any] = field(
+        default_factory=lambda: {"message": "engine died", "type": "server_error", "param": None, "code": 500}
+    )
+    status: int = 200  # another: `error` as a JSON body
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes | None = None  # this body instead
+    content_type: str = "text/event-stream; charset=utf-8"
+
+
+@dataclass
+class Seen:
+    """A request as the engine saw it."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    disconnected: threading.Event = field(default_factory=threading.Event)  # before the answer was complete
+    answered: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class _HungUp(Exception):
+    """The client went away, or is to be sent away."""
+
+
+class FakeEngine:
+    """A context manager that serves until its end.
+
+    Args:
+        uds: listen on this Unix socket instead of a free port of 127.0.0.1.
+    """
+
+    def __init__(self, *, uds: Path | None = None) -> None:
+        self.uds = uds
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all requests and orders."""
+        self.requests: list[Seen] = []
+        self.answer = Answer()
+        self.models: tuple[str, ...] = ("fake",)
+        self.models_answer: Answer | None = None  # a misbehaving listing: its status, headers, error, raw
+        self.health_status = 200
+        self._orders: deque[Answer] = deque()
+
+    def reply(self, *answers: Answer) -> None:
+        """Use these, in turn, for the next chat completions."""
+        self._orders.extend(answers)
+
+    @property
+    def chats(self) -> list[Seen]:
+        """The chat completions asked for so far."""
+        return [seen for seen in self.requests if seen.path == "/v1/chat/completions"]
+
+    @property
+    def url(self) -> str:
+        """The OpenAI address (TCP only)."""
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+
+    def __enter__(self) -> Self:
+        if self.uds is None:
+            # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it events come 40 ms late.
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            self._socket.bind(("127.0.0.1", 0))
+        else:
+            self._socket = socket.socket(socket.AF_UNIX)
+            self._socket.bind(str(self.uds))
+        self._socket.listen(512)  # connections queue from here on, so nobody has to wait for the thread
+        config = uvicorn.Config(
+            self, log_config=None, lifespan="off", ws="none", loop="asyncio", timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()
+        if self.uds is not None:
+            self.uds.unlink(missing_ok=True)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        seen = Seen(
+            scope["method"], scope["path"], {k.decode(): v.decode() for k, v in scope["headers"]}, await _body(receive)
+        )
+        self.requests.append(seen)
+        reply = _Reply(seen, receive, send)
+        try:
+            await self._route(seen, reply)
+            seen.answered.set()
+        except _HungUp:
+            pass  # returning without a last body message makes uvicorn drop the connection
+        finally:
+            reply.close()
+
+    async def _route(self, seen: Seen, reply: _Reply) -> None:
+        match seen.method, seen.path:
+            case "POST", "/v1/chat/completions":
+                await self._chat(seen, reply)
+            case "GET", "/v1/models" if self.models_answer is not None:
+                await _refuse(self.models_answer, reply)
+            case "GET", "/v1/models":
+                data = [{"id": name, "object": "model", "owned_by": "fake"} for name in self.models]
+                await reply.json(200, {"object": "list", "data": data})
+            case "GET", "/health":
+                await reply.whole(self.health_status, b"", "text/plain")
+            case "GET", "/metrics":
+                page = f"# TYPE fake_chat_requests_total counter\nfake_chat_requests_total {len(self.chats)}\n"
+                await reply.whole(200, page.encode(), "text/plain; version=0.0.4")
+            case _:
+                await reply.json(404, {"error": {"message": "no such path", "type": "NotFound", "code": 404}})
+
+    async def _chat(self, seen: Seen, reply: _Reply) -> None:
+        answer = self._orders.popleft() if self._orders else self.answer
+        await reply.pause(answer.first)
+        if answer.raw is not None or answer.status != 200:
+            await _refuse(answer, reply)
+        elif seen.json.get("stream"):
+            await _stream(answer, seen.json, reply)
+        else:
+            await reply.pause(answer.gap * len(answer.pieces))
+            await reply.json(200, _completion(answer, seen.json), answer.headers)
+
+
+class _Reply:
+    """Sends one response and watches for the client's disconnect."""
+
+    def __init__(self, seen: Seen, receive: Any, send: Any) -> None:
+        self._seen, self._send = seen, send
+        self._disconnect = asyncio.ensure_future(receive())
+
+    def close(self) -> None:
+        self._disconnect.cancel()
+
+    async def pause(self, seconds: float | None) -> None:
+        """Wait, None for ever, but not longer than the client does."""
+        done, _ = await asyncio.wait([self._disconnect], timeout=seconds)
+        if done:
+            self._seen.disconnected.set()
+            raise _HungUp
+
+    async def start(self, status: int, content_type: str, headers: dict[str, str] | None = None) -> None:
+        headers = {"content-type": content_type, "x-request-id": "req-fake"} | (headers or {})
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def write(self, data: bytes, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def event(self, value: object) -> None:
+        await self.write(b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n")
+
+    async def whole(self, status: int, data: bytes, content_type: str, headers: dict[str, str] | None = None) -> None:
+        await self.start(status, content_type, headers)
+        await self.write(data, more=False)
+
+    async def json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:
+        await self.whole(status, json.dumps(value).encode(), "application/json", headers)
+
+
+async def _body(receive: Any) -> bytes:
+    parts, more = [], True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+async def _refuse(answer: Answer, reply: _Reply) -> None:
+    if answer.raw is not None:
+        await reply.whole(answer.status, answer.raw, answer.content_type, answer.headers)
+    else:
+        await reply.json(answer.status, {"error": answer.error}, answer.headers)
+
+
+async def _stream(answer: Answer, asked: dict[str, Any], reply: _Reply) -> None:
+    await reply.start(200, answer.content_type, answer.headers)
+    for count, piece in enumerate((*answer.pieces, None)):
+        if count == answer.cut_after:
+            raise _HungUp
+        if count == answer.stall_after:
+            await reply.pause(None)
+        while count == answer.ping_after:
+            await reply.pause(answer.gap)
+            await reply.write(b": ping\n\n")
+        if count == answer.error_after:
+            await reply.event({"error": answer.error})
+            return await reply.write(b"data: [DONE]\n\n", more=False)
+        if piece is not None:
+            await reply.pause(answer.gap)
+            await reply.event(_chunk(asked, {"index": 0, "delta": {"content": piece}, "finish_reason": None}))
+    for event in _last_events(answer, asked):
+        await reply.event(event)
+    return await reply.write(b"data: [DONE]\n\n" if answer.done else b"", more=False)
+
+
+def _last_events(answer: Answer, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if answer.finish is not None:
+        yield _chunk(asked, {"index": 0, "delta": {}, "finish_reason": answer.finish})
+    if answer.usage and (asked.get("stream_options") or {}).get("include_usage"):
+        yield _chunk(asked) | {"usage": _usage(answer)}
+
+
+def _chunk(asked: dict[str, Any], *choices: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": "chatcmpl-fake",
+        "object": "chat.completion.chunk",
+        "created": 0,
+        "model": asked.get("model"),
+        "choices": list(choices),
+    }
+
+
+def _completion(answer: Answer, asked: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": "".join(answer.pieces)}
+    choice = {"index": 0, "message": message, "finish_reason": answer.finish}
+    return _chunk(asked, choice) | {"object": "chat.completion", "usage": _usage(answer)}
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    count = len(answer.pieces) if answer.completion_tokens is None else answer.completion_tokens
+    return {"prompt_tokens": 300, "completion_tokens": count, "total_tokens": 300 + count}
