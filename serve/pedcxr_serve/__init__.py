@@ -1,0 +1,1 @@
+"""pedcxr's server: the launcher, the gateway and the engine plugin."""

@@ -1,0 +1,7 @@
+"""``python -m pedcxr_serve`` is ``pedcxr-serve``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

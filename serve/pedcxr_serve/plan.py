@@ -1,0 +1,234 @@
+"""From a checkpoint, a device and a configuration to the exact vLLM command, and what it will hold. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import roofline, vllm_command
+from ._errors import CheckpointError, ConfigError
+from .checkpoint import Checkpoint
+from .config import ServeConfig
+from .device import Device
+from .roofline import Floor
+from .shape import Shape
+
+__all__ = ["EnginePlan", "as_json", "make", "render"]
+
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+# Above 512 sequences vLLM decodes without CUDA graphs (config/vllm.py, default_max_graph_size).
+SATURATION = 512
+CPU_MAX_NUM_SEQS = 64
+FILMS_A_PROCESS = 45  # films a second that one API process prepares, measured with an 896 px processor
+SOCKET_LIMIT = 107  # bytes of a Unix socket's path (sockaddr_un.sun_path less the final zero)
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """How the engine will be run, and what it will hold.
+
+    Attributes:
+        argv: Arguments after the program, beginning with ``serve``.
+        env: Variables to set for the engine, (name, value).
+        model_dir: The checkpoint, as a path.
+        device: What it was planned for.
+        dtype: ``bfloat16`` or ``float32``.
+        weights_bytes: Of the loaded model.
+        kv_bytes_per_token: See `roofline.kv_bytes_per_token`.
+        kv_capacity_bytes: Room for keys and values.
+        new_tokens: Of the longest report.
+        tokens_per_report: Prompt and answer that a report is counted with.
+        reports_at_once: How many such reports fit into the KV cache.
+        max_num_seqs: How many the engine will work on at once, and `limited_by` says why not more.
+        floor: The roofline at the best number in flight.
+        expected: The same at `max_num_seqs`.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    model_dir: str
+    device: Device
+    dtype: str
+    weights_bytes: int
+    kv_bytes_per_token: int
+    kv_capacity_bytes: int
+    new_tokens: int
+    tokens_per_report: int
+    reports_at_once: int
+    max_num_seqs: int
+    limited_by: str
+    max_num_batched_tokens: int
+    api_server_count: int
+    floor: Floor
+    expected: Floor
+
+
+def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_dir: Path, socket: Path) -> EnginePlan:
+    """Plan the engine.
+
+    Args:
+        checkpoint: As `checkpoint.inspect` found it.
+        device: As `device.detect` found it.
+        config: As `config.load` read it.
+        model_dir: What vLLM is given to load.
+        socket: Where vLLM shall listen; its folder must be private (mode 0700), for the socket itself is not.
+
+    Raises:
+        CheckpointError: The checkpoint's config could not be read.
+        ConfigError: The model does not fit the device, or a setting does not fit the model.
+    """
+    shape = checkpoint.shape
+    if shape is None:
+        raise CheckpointError(f"{checkpoint.folder}: no usable config.json. Run `pedcxr-serve check` to see why.")
+    if len(os.fsencode(socket)) > SOCKET_LIMIT:
+        raise ConfigError(f"engine.socket_dir: {socket} is too long for a socket (at most {SOCKET_LIMIT} bytes).")
+    engine = config.engine
+    new_tokens = engine.max_new_tokens
+    dtype = _dtype(device, engine.dtype)
+    size = DTYPE_BYTES[dtype]
+    weights = checkpoint.parameters * size
+    per_token = roofline.kv_bytes_per_token(shape, size)
+    block = engine.block_size or (128 if device.kind == "cpu" else 16)
+    tokens = min(engine.max_model_len, roofline.PROMPT_TOKENS + new_tokens)
+    capacity = _kv_capacity(device, config, weights)
+    if capacity < _blocks(engine.max_model_len, block) * per_token:
+        raise ConfigError(_does_not_fit(device, config, weights, capacity, engine.max_model_len * per_token))
+    at_once = capacity // (_blocks(tokens, block) * per_token)
+    seqs, limit = _max_num_seqs(shape, device, config, at_once, size)
+    batched = _max_num_batched_tokens(shape, device, config, seqs)
+    best = min(at_once, seqs if engine.max_num_seqs else roofline.FLOOR_IN_FLIGHT)
+    floor = roofline.floor(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
+    servers = engine.api_server_count or _api_servers(device, floor)
+    argv = vllm_command.argv(
+        device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers
+    )
+    return EnginePlan(
+        argv=argv,
+        env=vllm_command.env(device, config),
+        model_dir=str(model_dir),
+        device=device,
+        dtype=dtype,
+        weights_bytes=weights,
+        kv_bytes_per_token=per_token,
+        kv_capacity_bytes=capacity,
+        new_tokens=new_tokens,
+        tokens_per_report=tokens,
+        reports_at_once=at_once,
+        max_num_seqs=seqs,
+        limited_by=limit,
+        max_num_batched_tokens=batched,
+        api_server_count=servers,
+        floor=floor,
+        expected=roofline.floor(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
+    )
+
+
+def _dtype(device: Device, wanted: str) -> str:
+    if wanted == "auto":
+        # float32 on a CPU: the same tokens as transformers. GPUs before Ampere have no bfloat16.
+        old = device.compute_capability is not None and device.compute_capability < (8, 0)
+        return "float32" if device.kind == "cpu" or old else "bfloat16"
+    return wanted
+
+
+def _kv_capacity(device: Device, config: ServeConfig, weights: int) -> int:
+    if device.kind == "cpu":
+        kv = config.engine.cpu_kv_cache_gib * 2**30
+        return kv if weights + kv <= device.memory_bytes else 0
+    return int(device.memory_bytes * config.engine.gpu_memory_utilization) - weights - roofline.GPU_OVERHEAD_BYTES
+
+
+def _does_not_fit(device: Device, config: ServeConfig, weights: int, capacity: int, needed: int) -> str:
+    knob = "cpu_kv_cache_gib" if device.kind == "cpu" else "gpu_memory_utilization"
+    return (
+        f"engine.{knob} = {getattr(config.engine, knob)}: the model does not fit {device.name} "
+        f"({device.memory_bytes / 1e9:.0f} GB): weights take {weights / 1e9:.1f} GB, keys and values get "
+        f"{max(0, capacity) / 1e9:.2f} GB, and one request of engine.max_model_len = {config.engine.max_model_len} "
+        f"tokens needs {needed / 1e9:.2f} GB. Allowed is what fits: a larger device, another engine.{knob}, or a "
+        "smaller engine.max_model_len."
+    )
+
+
+def _blocks(tokens: int, block: int) -> int:
+    return math.ceil(tokens / block) * block
+
+
+def _max_num_seqs(shape: Shape, device: Device, config: ServeConfig, at_once: int, size: int) -> tuple[int, str]:
+    engine = config.engine
+    if engine.max_num_seqs:
+        return engine.max_num_seqs, "engine.max_num_seqs"
+    if device.kind == "cpu":
+        limits = [(at_once, "KV cache"), (CPU_MAX_NUM_SEQS, "default for a CPU")]
+    else:
+        by_itl = roofline.reports_within(
+            shape, device, engine.target_itl_ms / 1e3, dtype_bytes=size, new_tokens=engine.max_new_tokens
+        )
+        # vLLM's own defaults (engine/arg_utils.py, get_batch_defaults), by memory and name.
+        large = device.memory_bytes >= 70 * 2**30 and "A100" not in device.name
+        limits = [
+            (at_once, "KV cache"),
+            (max(1, by_itl), f"engine.target_itl_ms = {engine.target_itl_ms:g}"),
+            (1024 if large else 256, "vLLM's default for this device"),
+            (SATURATION, "CUDA graphs, which end at 512"),
+        ]
+    seqs, why = min(limits)
+    return (seqs - seqs % 8 if seqs > 16 else max(1, seqs)), why
+
+
+def _max_num_batched_tokens(shape: Shape, device: Device, config: ServeConfig, seqs: int) -> int:
+    # Also the budget of the vision tower: value / image_tokens films a step, 11 ms each on an H100, 90 ms on an L4.
+    low = max(seqs, shape.image_tokens)
+    wanted = config.engine.max_num_batched_tokens
+    if wanted is None:
+        return max(low, 1024 if device.kind == "cuda" and device.peak_flops < 200e12 else 2048)
+    if wanted < low:
+        raise ConfigError(
+            f"engine.max_num_batched_tokens = {wanted}: allowed is at least {low}, so that a step holds one token of "
+            f"each of {seqs} reports and a whole image ({shape.image_tokens} tokens)."
+        )
+    return wanted
+
+
+def _api_servers(device: Device, floor: Floor) -> int:
+    """Enough processes to prepare films at twice the rate that the GPU can take, 4 at most, a quarter of the cores."""
+    if device.kind == "cpu":
+        return 1
+    wanted = min(4, math.ceil(2 * floor.reports_per_s / FILMS_A_PROCESS))
+    return min(wanted, max(1, device.cores // 4)) if device.cores else wanted
+
+
+def as_json(plan: EnginePlan) -> str:
+    """The plan as one JSON object, for scripts."""
+    return json.dumps(asdict(plan), indent=2)
+
+
+def render(plan: EnginePlan) -> str:
+    """The plan for people: a table, then the command that can be pasted into a shell."""
+    device, floor, expected = plan.device, plan.floor, plan.expected
+    gb, tera = 1e9, 1e12
+    figures = f"{device.memory_bytes / gb:.0f} GB, {device.bandwidth_bytes_s / gb:,.0f} GB/s"
+    figures += f", {device.peak_flops / tera:.3g} TFLOP/s"
+    rough = " (a rule of thumb: right to the order of magnitude)" if device.kind == "cpu" else ""
+    rows = (
+        ("device", f"{device.name}, {figures}{rough}"),
+        ("weights", f"{plan.weights_bytes / gb:.3f} GB in {plan.dtype}"),
+        ("KV cache", f"{plan.kv_capacity_bytes / gb:.1f} GB at {plan.kv_bytes_per_token:,} B a token"),
+        ("fits at once", f"{plan.reports_at_once:,} reports of {plan.tokens_per_report} tokens"),
+        ("max-num-seqs", f"{plan.max_num_seqs} (limited by {plan.limited_by})"),
+        ("max-num-batched-tokens", str(plan.max_num_batched_tokens)),
+        ("api-server-count", str(plan.api_server_count)),
+        ("at best", f"{_rate(floor)}; bound by {floor.bound_by}"),
+        ("as planned", _rate(expected)),
+        ("counted with", f"{roofline.PROMPT_TOKENS} prompt and {plan.new_tokens} new tokens a report"),
+    )
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join([*lines, "", vllm_command.shell(plan.argv, plan.env)])
+
+
+def _rate(floor: Floor) -> str:
+    full, less = floor.reports_per_s, floor.reports_per_s_at_60
+    return f"{full:.3g} reports/s with {floor.in_flight} at once, {less:.3g} at 60 % of bandwidth"
