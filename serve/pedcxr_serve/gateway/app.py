@@ -1,0 +1,138 @@
+"""The public ASGI app: what is served, and that nothing else is."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import aiohttp
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from . import reply
+from .forward import ChatCompletions
+from .state import State
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/health/live", "/health/ready")
+
+
+def engine_session(state: State) -> aiohttp.ClientSession:
+    """A session to the engine's socket; must be made in, and closed by, the event loop that uses it.
+
+    A connection a request: reuse would race with the engine closing idle ones and lose a report for 0.1 ms, and
+    several API servers on one socket share new connections out evenly (vLLM 0.32, ``launchers/launcher.py``).
+    """
+    return aiohttp.ClientSession(
+        "http://engine",
+        connector=aiohttp.UnixConnector(str(state.socket), limit=0, force_close=True),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept-Encoding"),
+    )
+
+
+def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
+    """The app of the public address."""
+
+    async def live(_: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def ready(_: Request) -> Response:
+        if state.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse(
+            {"status": "not ready", "stage": state.stage}, 503, {"Retry-After": str(reply.RETRY_AFTER_S)}
+        )
+
+    async def models(_: Request) -> Response:
+        return await _models(state, engine)
+
+    async def nothing(_request: Request, _error: Exception) -> Response:
+        return reply.not_found()
+
+    async def broken(_request: Request, _error: Exception) -> Response:
+        return reply.error(500, "the gateway failed; its log has the request id", kind="server_error", code="internal")
+
+    served = Starlette(
+        routes=[
+            Route("/v1/chat/completions", ChatCompletions(state, engine), methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/health/live", live),
+            Route("/health/ready", ready),
+            Route("/health", ready),
+        ],
+        middleware=[Middleware(Observe, state=state)],
+        exception_handlers={404: nothing, 405: nothing, Exception: broken},
+    )
+    served.router.redirect_slashes = False
+    return served
+
+
+def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
+    """The app of the admin port: ``/metrics``, the gateway's and the engine's in one page."""
+    from prometheus_client import generate_latest
+
+    async def metrics(_: Request) -> Response:
+        return PlainTextResponse(
+            generate_latest(state.metrics.registry) + await _engine_metrics(engine),
+            media_type="text/plain; version=0.0.4; charset=utf-8",
+        )
+
+    async def nothing(_request: Request, _error: Exception) -> Response:
+        return PlainTextResponse("there is /metrics here\n", 404)
+
+    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers={404: nothing, 405: nothing})
+
+
+class Observe:
+    """Gives every request an id, returns it as ``X-Request-Id``, and counts the answer."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app = app
+        self._requests = state.metrics.requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        route = scope["path"] if scope["path"] in _ROUTES else "other"
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                self._requests.labels(route, message["status"]).inc()
+            await send(message)
+
+        await self._app(scope, receive, observed)
+
+
+async def _models(state: State, engine: aiohttp.ClientSession) -> Response:
+    if not state.ready:
+        return reply.unavailable(state.stage)
+    try:
+        async with engine.get("/v1/models") as answer:
+            found = (await answer.json())["data"]
+    except aiohttp.ClientError:
+        return reply.engine_failed()
+    # The engine's own answer holds the path of the checkpoint's folder ("root").
+    kept = ("id", "object", "created", "max_model_len")
+    data = [{key: model[key] for key in kept if key in model} | {"owned_by": "pedcxr"} for model in found]
+    headers = {"X-Pedcxr-Demo": "1"} if state.demo else None
+    return JSONResponse({"object": "list", "data": data}, headers=headers)
+
+
+async def _engine_metrics(engine: aiohttp.ClientSession) -> bytes:
+    try:
+        async with engine.get("/metrics", timeout=aiohttp.ClientTimeout(total=5)) as answer:
+            return await answer.read() if answer.status == 200 else b""
+    except (aiohttp.ClientError, TimeoutError):
+        return b"# the engine does not answer\n"

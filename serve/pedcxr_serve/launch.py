@@ -1,0 +1,60 @@
+"""From a checked configuration to a running server: folder, checkpoint, plan, ports, engine."""
+
+from __future__ import annotations
+
+import os
+
+import uvloop
+
+from . import checkpoint, config, console, device, hub, plan
+from ._errors import ConfigError
+from .demo import CHECKPOINT, show
+from .engine import Engine
+from .gateway.state import State
+from .listeners import listen
+from .runtime import socket_folder
+from .server import Server
+
+_MIB = 1 << 20
+
+
+def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM, or, with ``demo``, until the demonstration is over.
+
+    Raises:
+        ServeError: see ``_errors``; nothing is left running.
+    """
+    config.refuse_environment(os.environ)
+    folder = hub.resolve(settings.model, settings.revision)
+    found = checkpoint.inspect(folder)
+    checkpoint.require_ready(found)
+    machine = device.detect(settings.engine.device)
+    _require_kind(machine)
+    terminal = console.Console(console.level(settings.engine.log_level))
+    with listen(settings.gateway) as listeners, socket_folder(settings.engine.socket_dir) as socket:
+        made = plan.make(found, machine, settings, model_dir=folder, socket=socket)
+        state = State(socket, demo=folder == CHECKPOINT, body_limit=settings.gateway.body_limit_mib * _MIB)
+        server = Server(
+            Engine(made.argv, dict(made.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}, terminal.engine),
+            state,
+            listeners,
+            settings.gateway,
+            settings.served_name,
+            terminal,
+        )
+
+        async def demonstration() -> None:
+            await show.run(listeners.url)
+
+        terminal.say(f"pedcxr: starting {settings.served_name} on {machine.name}")
+        uvloop.run(server.run(demonstration if demo else None))
+
+
+def _require_kind(machine: device.Device) -> None:
+    """Refuse to start what was planned for a GPU on a CPU, or the reverse: the flags would not fit."""
+    here = device.detect("auto")
+    if machine.kind != here.kind:
+        raise ConfigError(
+            f"engine.device = {machine.name}: this machine is {here.name}. Allowed to start is auto; "
+            "`pedcxr-serve plan` prints what another machine would hold."
+        )

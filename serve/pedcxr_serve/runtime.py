@@ -1,0 +1,77 @@
+"""The private folder that holds the engine's socket while a server runs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._errors import ConfigError
+
+_SOCKET = "engine.sock"
+_LOCK = "lock"
+# sun_path of Linux's sockaddr_un less its closing zero, less the longest name made here: a UUID of vLLM's own sockets.
+_LONGEST_FOLDER = 107 - len("/") - 36
+
+
+@contextlib.contextmanager
+def socket_folder(chosen: str = "") -> Iterator[Path]:
+    """Hold a folder of mode 0700 for one server and yield the path of the socket to be made in it.
+
+    Args:
+        chosen: a folder to use, made if absent; empty for a fresh one, removed at the end.
+
+    Raises:
+        ConfigError: if another server holds the folder, it is another user's, or its path is too long for a socket.
+    """
+    folder = Path(chosen).absolute() if chosen else Path(tempfile.mkdtemp(prefix="pedcxr-"))
+    made = not chosen or not folder.exists()
+    try:
+        with _held(folder):
+            _clear(folder)  # a server killed by SIGKILL leaves its socket, on which the next cannot bind
+            try:
+                yield folder / _SOCKET
+            finally:
+                _clear(folder)
+    finally:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    if len(os.fsencode(folder)) > _LONGEST_FOLDER:
+        raise _refused(folder, f"is too long for Unix sockets; use at most {_LONGEST_FOLDER} bytes")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != os.getuid():
+            raise _refused(folder, "belongs to another user; choose a folder of your own")
+        if stat.S_IMODE(status.st_mode) != 0o700:
+            raise _refused(folder, "can be entered by others; chmod 700 it")
+        lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _refused(folder, f"cannot be used: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _refused(folder, "is held by a server that runs; stop it, or choose another folder") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path) -> None:
+    for leftover in folder.iterdir():
+        if leftover.name != _LOCK and not leftover.is_dir():
+            leftover.unlink(missing_ok=True)
+
+
+def _refused(folder: Path, why: str) -> ConfigError:
+    return ConfigError(f"engine.socket_dir: {folder} {why}")

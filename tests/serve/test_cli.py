@@ -1,0 +1,93 @@
+"""The command ``pedcxr-serve``, as a person types it; nothing here starts vLLM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.cli import main, parse
+from pedcxr_serve.demo import CHECKPOINT
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pedcxr_serve", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_check_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    assert "can be served" in capsys.readouterr().out
+
+
+def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--gpu", "h200"]) == 0
+    out = capsys.readouterr().out
+    assert "pedcxr_serve.vllm_main serve" in out
+    assert "--uds" in out
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["start", "--dry-run", "--max-num-seqs", "7", "--", "--scheduling-policy", "fcfs"]) == 0
+    out = capsys.readouterr().out
+    assert "--max-num-seqs 7" in out
+    assert "--scheduling-policy fcfs" in out
+
+
+def test_config_prints_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config"]) == 0
+    file = tmp_path / "serve.toml"
+    file.write_text(capsys.readouterr().out)
+    assert tomllib.loads(file.read_text())["gateway"]["port"] == 8000
+    assert parse(["start", "--config", str(file)]).gateway.port == 8000
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text("[gateway]\nport = 9000\nadmin_port = 9001\n")
+    settings = parse(["start", "--config", str(file), "--port", "9100", "--no-enforce-eager"])
+    assert (settings.gateway.port, settings.gateway.admin_port, settings.engine.enforce_eager) == (9100, 9001, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (("start", "--port", "many"), 2, "--port"),
+        (("start", "--host", "0.0.0.0"), 2, "loopback"),
+        (("start", "--model", "/no/such/folder"), 2, "/no/such/folder"),
+        (("start", "--config", "/no/such.toml"), 2, "/no/such.toml"),
+        (("start", "--", "--api-key", "x"), 2, "--api-key"),
+        (("plan", "--gpu", "h9000"), 2, "h200"),
+        (("frobnicate",), 2, "frobnicate"),
+        ((), 2, "COMMAND"),
+        (("check", "--model", "."), 3, "config.json"),
+    ],
+)
+def test_mistakes_are_told_in_words(words: tuple[str, ...], status: int, told: str) -> None:
+    done = run(*words)
+    assert done.returncode == status, done.stderr
+    assert told in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unplanned_gpu_is_refused_at_start(capsys: pytest.CaptureFixture[str]) -> None:
+    """A plan for another kind of machine can be printed, not started."""
+    assert main(["start", "--gpu", "h200", "--port", "0", "--admin-port", "0"]) == 2
+    assert "engine.device" in capsys.readouterr().err
+
+
+def test_check_and_plan_are_quick_to_import() -> None:
+    code = (
+        "import sys, pedcxr_serve.cli; "
+        "print([name for name in ('torch', 'vllm', 'transformers', 'numpy', 'starlette') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_demo_checkpoint_is_where_the_package_says() -> None:
+    assert (CHECKPOINT / "config.json").is_file()

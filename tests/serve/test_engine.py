@@ -1,0 +1,48 @@
+"""Reading vLLM's log, and running a process group to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from pedcxr_serve import engine
+from pedcxr_serve.engine import Engine, LogLine
+from pedcxr_serve.plugin import VLLM_SERIES, require_series
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("(APIServer pid=5) INFO 11-23 21:24:40 [model.py:1] text", logging.INFO),
+        ("WARNING 11-23 21:24:40 [model.py:1] text", logging.WARNING),
+        ("\x1b[0;36m(EngineCore pid=7)\x1b[0;0m ERROR 11-23 21:24:40 [core.py:1] text", logging.ERROR),
+        ("INFO:     Application startup complete.", logging.INFO),
+    ],
+)
+def test_a_line_has_its_own_level(text: str, level: int) -> None:
+    assert engine.parse(text, logging.DEBUG).level == level
+
+
+def test_a_line_without_a_level_belongs_to_the_one_before() -> None:
+    assert engine.parse('  File "x.py", line 1\n', logging.ERROR) == LogLine(logging.ERROR, '  File "x.py", line 1')
+
+
+def test_a_line_is_cut_to_a_sane_length() -> None:
+    assert len(engine.parse("x" * 100_000, logging.INFO).text) == 4096
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.1+cpu"])
+def test_the_plugin_accepts_its_own_series(version: str) -> None:
+    require_series(version)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.3.2", "1.32.0", "dev"])
+def test_the_plugin_refuses_any_other_vllm_loudly(version: str) -> None:
+    with pytest.raises(RuntimeError, match=f"written for vLLM {VLLM_SERIES}.*this is {version}"):
+        require_series(version)
+
+
+def test_an_engine_that_was_never_started_can_be_stopped() -> None:
+    asyncio.run(Engine(("serve",), {}, lambda line: None).stop(1))

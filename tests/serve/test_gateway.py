@@ -1,0 +1,230 @@
+"""The gateway in front of a small real engine, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.fake_engine import REPORT, TEXT, Answer, FakeEngine
+
+from pedcxr_serve.config import GatewayConfig
+from pedcxr_serve.gateway import app
+from pedcxr_serve.gateway.serve import serving
+from pedcxr_serve.gateway.state import State
+from pedcxr_serve.listeners import Listeners, listen
+
+CHAT = "/v1/chat/completions"
+LIMIT = 1 << 20
+ERROR_KEYS = {"message", "type", "param", "code"}
+
+
+@dataclass
+class Gateway:
+    state: State
+    listeners: Listeners
+    engine: FakeEngine
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.listeners.url.removesuffix("/v1"), timeout=10)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
+        yield engine
+
+
+@pytest.fixture
+def gateway(engine: FakeEngine) -> Iterator[Gateway]:
+    with running(engine) as gateway:
+        yield gateway
+
+
+@contextmanager
+def running(engine: FakeEngine, *, demo: bool = True) -> Iterator[Gateway]:
+    assert engine.uds is not None
+    state = State(engine.uds, demo=demo, body_limit=LIMIT)
+    state.set_ready(True, "ready")
+    up, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+
+    async def serve() -> None:
+        async with app.engine_session(state) as session, serving(state, session, listeners):
+            up.set()
+            await stop.wait()
+
+    with listen(GatewayConfig(port=0, admin_port=0)) as listeners:
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+        thread.start()
+        up.wait(5)
+        try:
+            yield Gateway(state, listeners, engine)
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join()
+            loop.close()
+
+
+def assert_openai_error(answer: httpx.Response, status: int, code: object) -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], set(error)) == (status, code, ERROR_KEYS)
+    assert answer.headers["x-request-id"]
+
+
+def eventually(condition: object, seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)
+
+
+def test_a_report_passes_through(gateway: Gateway) -> None:
+    body = b'{"messages": [], "odd":   "spacing stays"}'
+    with gateway.client() as client:
+        answer = client.post(CHAT, content=body)
+    assert answer.json()["choices"][0]["message"]["content"] == TEXT
+    assert answer.headers["x-pedcxr-demo"] == "1"
+    assert gateway.engine.chats[0].body == body
+
+
+def test_only_the_demo_is_marked_as_one(engine: FakeEngine) -> None:
+    with running(engine, demo=False) as gateway, gateway.client() as client:
+        assert "x-pedcxr-demo" not in client.post(CHAT, content=b"{}").headers
+
+
+def test_a_stream_arrives_piece_by_piece(gateway: Gateway) -> None:
+    gateway.engine.answer = Answer(gap=0.1)
+    arrived = []
+    with gateway.client() as client, client.stream("POST", CHAT, json={"stream": True}) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                arrived.append(time.monotonic())
+    assert len(arrived) > len(REPORT)
+    assert arrived[-1] - arrived[0] > 0.1 * (len(REPORT) - 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", CHAT),
+        ("POST", "/v1/models"),
+        ("POST", "/v1/completions"),
+        ("POST", "/tokenize"),
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+        ("GET", "/"),
+        ("PUT", "/health/live"),
+        ("GET", "//v1/models"),
+        ("GET", "/v1/models/"),
+    ],
+)
+def test_everything_else_is_404(gateway: Gateway, method: str, path: str) -> None:
+    with gateway.client() as client:
+        assert_openai_error(client.request(method, path), 404, "not_found")
+    assert gateway.engine.requests == []
+
+
+def test_health(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        assert [client.get(f"/health{path}").status_code for path in ("", "/live", "/ready")] == [200, 200, 200]
+        gateway.state.set_ready(False, "loading weights")
+        assert [client.get(f"/health{path}").status_code for path in ("", "/live", "/ready")] == [503, 200, 503]
+        ready = client.get("/health/ready")
+        assert ready.json() == {"status": "not ready", "stage": "loading weights"}
+        assert ready.headers["retry-after"]
+
+
+def test_not_ready_is_503_with_the_stage(gateway: Gateway) -> None:
+    gateway.state.set_ready(False, "loading weights")
+    with gateway.client() as client:
+        for answer in (client.post(CHAT, content=b"{}"), client.get("/v1/models")):
+            assert_openai_error(answer, 503, "not_ready")
+            assert "loading weights" in answer.text
+            assert answer.headers["retry-after"]
+
+
+def test_models_do_not_show_where_the_checkpoint_lies(gateway: Gateway) -> None:
+    gateway.engine.models_answer = Answer(
+        raw=json.dumps({"data": [{"id": "m", "object": "model", "root": "/secret", "permission": []}]}).encode(),
+        content_type="application/json",
+    )
+    with gateway.client() as client:
+        assert client.get("/v1/models").json()["data"] == [{"id": "m", "object": "model", "owned_by": "pedcxr"}]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_over_the_cap(gateway: Gateway, announced: bool) -> None:
+    body = b"x" * (3 * LIMIT)
+    with gateway.client() as client:
+        answer = client.post(CHAT, content=body if announced else iter([body]))
+        assert_openai_error(answer, 413, "body_too_large")
+        assert client.post(CHAT, content=b"{}").status_code == 200
+    assert len(gateway.engine.chats) == 1
+
+
+def test_a_refusal_of_the_engine_passes_through(gateway: Gateway) -> None:
+    gateway.engine.answer = Answer(status=429, headers={"retry-after": "7"})
+    with gateway.client() as client:
+        answer = client.post(CHAT, content=b"{}")
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+
+
+def test_request_ids(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        given = client.get("/health/live", headers={"X-Request-Id": "my-id.1"})
+        forged = client.get("/health/live", headers={"X-Request-Id": "a b\tc"})
+        client.post(CHAT, content=b"{}", headers={"X-Request-Id": "my-id.2"})
+    assert given.headers["x-request-id"] == "my-id.1"
+    assert forged.headers["x-request-id"] != "a b\tc"
+    assert gateway.engine.chats[0].headers["x-request-id"] == "my-id.2"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_request(gateway: Gateway, stream: bool) -> None:
+    gateway.engine.answer = Answer(first=30)
+    with gateway.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post(CHAT, json={"stream": stream}, timeout=0.5)
+    eventually(lambda: gateway.engine.chats)
+    assert gateway.engine.chats[0].disconnected.wait(2)
+    eventually(lambda: gateway.state.in_flight == 0)
+
+
+def test_an_engine_lost_before_it_answered(gateway: Gateway) -> None:
+    gateway.engine.__exit__()
+    with gateway.client() as client:
+        assert_openai_error(client.post(CHAT, content=b"{}"), 502, "engine_lost")
+        assert_openai_error(client.get("/v1/models"), 502, "engine_lost")
+    gateway.engine.__enter__()
+
+
+def test_an_engine_lost_amid_a_stream_is_an_error_event(gateway: Gateway) -> None:
+    gateway.engine.answer = Answer(cut_after=3)
+    with gateway.client() as client, client.stream("POST", CHAT, json={"stream": True}) as answer:
+        events = [line for line in answer.iter_lines() if line.startswith("data: ")]
+    assert answer.status_code == 200
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "engine_lost"
+    assert "[DONE]" not in events[-1]
+
+
+def test_metrics_are_on_the_admin_port_only(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        client.post(CHAT, content=b"{}")
+        client.get("/made/up/path")
+    page = httpx.get(gateway.listeners.metrics_url).text
+    assert 'pedcxr_requests_total{route="/v1/chat/completions",status="200"} 1.0' in page
+    assert 'pedcxr_requests_total{route="other",status="404"} 1.0' in page
+    assert "fake_chat_requests_total 1" in page
+    assert httpx.get(gateway.listeners.metrics_url.removesuffix("metrics")).status_code == 404
+
+
+def test_metrics_without_an_engine(gateway: Gateway) -> None:
+    gateway.engine.__exit__()
+    assert "pedcxr_ready 1.0" in httpx.get(gateway.listeners.metrics_url).text
+    gateway.engine.__enter__()
