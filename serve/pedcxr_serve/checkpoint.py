@@ -14,6 +14,7 @@ from . import _companions, _weights, shape
 from ._errors import CheckpointError, ConfigError
 from ._folder import Problem, read_json
 from ._weights import KeyStyle
+from .demo import DEMO_KEY
 from .shape import Shape
 
 __all__ = ["ARCHITECTURE", "Checkpoint", "KeyStyle", "Problem", "inspect", "require_ready", "table"]
@@ -36,6 +37,7 @@ class Checkpoint:
             (transformers 5.8 and later; mapped at load by our plugin), ``mixed`` or ``none``.
         model_prefix: Whether names start with ``model.``; vLLM knows both forms.
         processor, chat_template, tokenizer, generation_config: The file it was found in, or "".
+        demo: Whether config.json says that this is the demo checkpoint, wherever it was copied to.
         problems: Everything found wrong, blocks first.
     """
 
@@ -52,6 +54,7 @@ class Checkpoint:
     chat_template: str
     tokenizer: str
     generation_config: str
+    demo: bool
     problems: tuple[Problem, ...]
 
     @property
@@ -98,6 +101,7 @@ def inspect(folder: Path) -> Checkpoint:
         chat_template=companions.chat_template,
         tokenizer=companions.tokenizer,
         generation_config=companions.generation_config,
+        demo=(config or {}).get(DEMO_KEY) is True,
         problems=tuple(sorted(problems, key=lambda problem: problem.severity != "block")),
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import uvloop
 
 from . import checkpoint, config, console, device, hub, plan
 from ._errors import ConfigError
-from .demo import CHECKPOINT, show
+from .demo import show
 from .engine import Engine
 from .gateway.state import State
 from .listeners import listen
@@ -30,10 +31,11 @@ def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
     checkpoint.require_ready(found)
     machine = device.detect(settings.engine.device)
     _require_kind(machine)
+    _require_libnuma(machine)
     terminal = console.Console(console.level(settings.engine.log_level))
     with listen(settings.gateway) as listeners, socket_folder(settings.engine.socket_dir) as socket:
         made = plan.make(found, machine, settings, model_dir=folder, socket=socket)
-        state = State(socket, demo=folder == CHECKPOINT, body_limit=settings.gateway.body_limit_mib * _MIB)
+        state = State(socket, demo=found.demo, body_limit=settings.gateway.body_limit_mib * _MIB)
         server = Server(
             Engine(made.argv, dict(made.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}, terminal.engine),
             state,
@@ -58,3 +60,16 @@ def _require_kind(machine: device.Device) -> None:
             f"engine.device = {machine.name}: this machine is {here.name}. Allowed to start is auto; "
             "`pedcxr-serve plan` prints what another machine would hold."
         )
+
+
+def _require_libnuma(machine: device.Device) -> None:
+    """Tell in words what vLLM's CPU build (0.32) would tell as an import error from the middle of its start."""
+    if machine.kind != "cpu":
+        return
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        raise ConfigError(
+            "libnuma.so.1 is not on this machine, and vLLM's CPU build needs it; install it "
+            "(Debian, Ubuntu: apt-get install libnuma1)"
+        ) from None

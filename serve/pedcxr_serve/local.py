@@ -17,7 +17,7 @@ from pathlib import Path
 from ._errors import EngineNotReady
 
 START_S = 600.0
-_SERVING = re.compile(r"ready after ([\d.]+) s.*?API\s+(http://\S+)\s+metrics\s+(http://\S+)", re.DOTALL)
+_SERVING = re.compile(r"API\s+(http://\S+)\s+metrics\s+(http://\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class LocalServer:
 
     Attributes:
         url: base URL for OpenAI clients, ending in ``/v1``.
-        seconds: from start to ready, as it said itself.
+        seconds: from starting the process to ready.
         log: the file with what it writes to stdout and stderr.
     """
 
@@ -78,10 +78,10 @@ def server(*flags: str, env: Mapping[str, str] | None = None) -> Iterator[LocalS
 
 
 def _ready(process: subprocess.Popen[bytes], log: Path) -> LocalServer:
-    end = time.monotonic() + START_S
-    while time.monotonic() < end:
+    begun = time.monotonic()
+    while (seconds := time.monotonic() - begun) < START_S:
         if found := _SERVING.search(log.read_text(errors="replace")):
-            return LocalServer(process, found[2], found[3], float(found[1]), log)
+            return LocalServer(process, found[1], found[2], seconds, log)
         if process.poll() is not None:
             break
         time.sleep(0.1)

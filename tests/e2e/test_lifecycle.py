@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,6 +24,8 @@ from .support import COMMAND, alive, family, title
 from .test_parity import other_ages
 
 pytestmark = pytest.mark.slow
+
+PREFIXED = 40
 
 
 def leftovers() -> set[str]:
@@ -39,6 +44,29 @@ def start(*flags: str, env: dict[str, str] | None = None, timeout: float = 60) -
     )
 
 
+@contextmanager
+def launched(*flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that has been started, ready or not; killed at the end if the test did not end it."""
+    command = [COMMAND, "start", "--port", "0", "--admin-port", "0", *flags]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+
+
+def reachable(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_sigint_ends_everything_and_leaves_nothing(phantoms: list[Study], tmp_path: Path) -> None:
     """On a flat-named copy of the checkpoint and blocks of 32, so that cached prefixes end inside images."""
     folder = save_flat(tmp_path / "flat")
@@ -53,13 +81,15 @@ def test_sigint_ends_everything_and_leaves_nothing(phantoms: list[Study], tmp_pa
 
 
 def _cached_prefix_inside_the_image(running: LocalServer, phantoms: list[Study]) -> None:
+    phantoms = phantoms[:PREFIXED]
     again = other_ages(phantoms)
     served(running.url, phantoms, 32)
     answers = served(running.url, again, 32)
     cached = {answer.usage.prompt_tokens_details.cached_tokens for answer in answers}  # type: ignore[union-attr]
     assert cached & {32, 64}, f"no prefix ended inside the image (tokens 8 to 71): {cached}"
-    assert [token_ids(answer) for answer in answers] == reference(again)
-    assert [token_ids(answer) for answer in served(running.url, again, 1)] == reference(again)
+    expected = reference(again)
+    assert [token_ids(answer) for answer in answers] == expected
+    assert [token_ids(answer) for answer in served(running.url, again, 1)] == expected
 
 
 def test_an_engine_that_dies_takes_the_server_down() -> None:
@@ -76,19 +106,13 @@ def test_an_engine_that_dies_takes_the_server_down() -> None:
 
 
 def test_a_server_killed_outright_takes_its_engine_with_it() -> None:
-    process = subprocess.Popen([COMMAND, "start", "--port", "0", "--admin-port", "0"], stderr=subprocess.DEVNULL)
-    family: set[int] = set()
-    end = time.monotonic() + 60
-    running = LocalServer(process, "", "", Path())
-    while len(family) < 2 and time.monotonic() < end:
-        time.sleep(0.2)
-        pids = family(running.process.pid)
-    time.sleep(3)  # the child asks for the parent's death signal once Python runs in it
-    process.kill()
-    process.wait()
-    while alive(pids) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert alive(pids) == set()
+    with launched() as process:
+        until(lambda: len(family(process.pid)) > 1)
+        time.sleep(3)  # the child asks for the parent's death signal once Python runs in it
+        pids = family(process.pid)
+        process.kill()
+        process.wait()
+        until(lambda: not alive(pids))
 
 
 def test_a_flag_that_vllm_does_not_know() -> None:
@@ -99,14 +123,11 @@ def test_a_flag_that_vllm_does_not_know() -> None:
 
 
 def test_stopping_while_it_loads() -> None:
-    process = subprocess.Popen(
-        [COMMAND, "start", "--port", "0", "--admin-port", "0"], stderr=subprocess.PIPE, text=True
-    )
-    time.sleep(4)
-    pids = family(process.pid)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    with launched() as process:
+        until(lambda: len(family(process.pid)) > 1)
+        pids = family(process.pid)
+        process.terminate()
+        assert process.wait(60) == 0
     assert alive(pids) == set()
 
 
@@ -121,15 +142,13 @@ def test_ports_in_use_are_told_at_once(running: LocalServer) -> None:
 
 def test_a_second_start_on_the_same_socket_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = subprocess.Popen(
-        [COMMAND, "start", "--port", "0", "--admin-port", "0", "--socket-dir", str(folder)], stderr=subprocess.DEVNULL
-    )
-    while not (folder / "lock").exists():
-        time.sleep(0.05)
-    second = start("--socket-dir", str(folder))
-    first.terminate()
-    assert first.wait(60) == 0
-    assert (second.returncode, "held by a server" in second.stderr) == (2, True)
+    with launched("--socket-dir", str(folder)) as first:
+        until(lambda: (folder / "lock").exists())
+        second = start("--socket-dir", str(folder))
+        assert (second.returncode, "held by a server" in second.stderr) == (2, True)
+        first.terminate()
+        assert first.wait(60) == 0
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -159,19 +178,14 @@ def test_a_checkpoint_that_cannot_be_served(tmp_path: Path) -> None:
     assert (check.returncode, "model.safetensors" in check.stdout) == (3, True)
 
 
-def test_clients_wait_while_it_loads(running: LocalServer) -> None:
-    """A server that has just been started answers 503 and says what it is doing; it never refuses a connection."""
-    process = subprocess.Popen([COMMAND, "start", "--port", "18431", "--admin-port", "0"], stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            try:
-                answer = httpx.post("http://127.0.0.1:18431/v1/chat/completions", json={})
-                break
-            except httpx.ConnectError:
-                time.sleep(0.1)
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "not_ready"
-    finally:
+def test_clients_wait_while_it_loads() -> None:
+    """A server that loads answers 503 and says what it is doing; it never refuses a connection."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with launched("--port", str(port)) as process:
+        until(lambda: reachable(port))
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+        assert httpx.get(f"http://127.0.0.1:{port}/health/live").status_code == 200
         process.terminate()
         assert process.wait(60) == 0
