@@ -1,0 +1,60 @@
+"""Keeps pydicom from saying what stands in a header: its warnings and log lines quote values, names among them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Ours(threading.local):
+    depth = 0
+
+
+class _Silence(logging.Filter):
+    """Drops what pydicom logs on our behalf, and lets through what it logs for others."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return _ours.depth == 0
+
+
+_ours, _silence = _Ours(), _Silence()
+_lock = threading.Lock()
+_inside = 0
+_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of anybody and no pydicom logs of this thread inside; threads may overlap."""
+    logging.getLogger("pydicom").addFilter(_silence)  # adding twice is adding once
+    _enter()
+    _ours.depth += 1
+    try:
+        yield
+    finally:
+        _ours.depth -= 1
+        _leave()
+
+
+def _enter() -> None:
+    # Python's filters are the process's: the first thread in saves them and the last one out puts them back, or two
+    # overlapping threads would restore each other's.
+    global _inside, _filters
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            warnings.simplefilter("ignore")
+
+
+def _leave() -> None:
+    global _inside, _filters
+    with _lock:
+        _inside -= 1
+        if _inside == 0 and _filters is not None:
+            _filters.__exit__(None, None, None)
+            _filters = None
