@@ -8,13 +8,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_TALKERS = ("pydicom", "pylibjpeg", "openjpeg")
+
 
 class _Ours(threading.local):
     depth = 0
 
 
 class _Silence(logging.Filter):
-    """Drops what pydicom logs on our behalf, and lets through what it logs for others."""
+    """Drops what is logged on our behalf, and lets through what is logged for others."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return _ours.depth == 0
@@ -28,8 +30,11 @@ _filters: warnings.catch_warnings[None] | None = None
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of anybody and no pydicom logs of this thread inside; threads may overlap."""
-    logging.getLogger("pydicom").addFilter(_silence)  # adding twice is adding once
+    """No warnings of anybody and no decoder's logs of this thread inside; threads may overlap."""
+    # A logger's filter does not see what its children log, so that each gets it; adding twice is adding once.
+    for name in [*logging.root.manager.loggerDict]:
+        if name.startswith(_TALKERS):
+            logging.getLogger(name).addFilter(_silence)
     _enter()
     _ours.depth += 1
     try:

@@ -98,6 +98,8 @@ def develop(film: DicomFilm, profile: Profile) -> tuple[NDArray[np.uint8], float
 
     header, name = film._header, film._name
     try:
+        import pydicom.pixels  # before quiet(), which knows the loggers there are  # noqa: F401
+
         with quiet():
             words = _check(header)
             aspect = _rendering.aspect(header)
@@ -187,14 +189,17 @@ def _decode(header: Any, words: Any) -> Any:
     if encapsulated:
         _check_frame(header, syntax)
     damaged = "its pixels are damaged or cut short; export or copy the film again"
-    decoded = _attempt(lambda: pixel_array(header, index=0, raw=True, view_only=True), damaged)
+    decoded = _attempt(
+        lambda: pixel_array(header, index=0, raw=True, view_only=True, correct_unused_bits=False), damaged
+    )
     if decoded.shape != (header.Rows, header.Columns) or decoded.dtype.kind not in "iu":
         raise InputError(damaged)
     unsigned = decoded.astype(f"{decoded.dtype.kind}{decoded.itemsize}", copy=False)
     unsigned = unsigned.view(f"u{unsigned.itemsize}").astype(f"u{words.allocated // 8}", copy=False)
-    if encapsulated:
+    if encapsulated and syntax != _RLE:  # which packs words as they are
         low, high = words.range
-        if decoded.min() < low or decoded.max() > high:
+        ends = int(decoded.min()), int(decoded.max())
+        if not (low <= ends[0] and ends[1] <= high) and not (ends[0] >= 0 and ends[1] <= high - low):
             raise InputError("its compressed pixels have more bits than BitsStored (0028,0101) says; export it again")
         # A decoder hands out values, with nothing beside them in the word.
         unsigned = np.left_shift(unsigned, words.high + 1 - words.stored)
