@@ -73,6 +73,8 @@ def inspect(file: str, asked: Asked, preparation: Preparation) -> Inspection:
     try:
         radiograph = film.develop(preparation)
     except InputError as error:
+        if film.facts.kind == "image":  # what cannot be decoded and has no header is nothing we know of
+            return Inspection(file=file, error=str(error))
         checks = gate.check(film.facts, asked)
         return Inspection(file=file, facts=film.facts, checks=checks, prompt=words, error=str(error))
     return Inspection(

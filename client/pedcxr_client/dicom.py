@@ -110,12 +110,13 @@ def develop(film: DicomFilm, profile: Profile) -> tuple[NDArray[np.uint8], float
                 how, unused = _rendering.rendering(header, words)
                 grey, notes = display.render(pixels, how)
                 notes = unused + notes
+            photometric = header.get("PhotometricInterpretation")
+            notes.insert(0, f"DICOM {photometric} of {words.stored} bits shown as 8-bit grey")
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except ValueError:
         raise InputError(f"{name}: every pixel is padding; there is no picture in it") from None
-    depth = f"DICOM {header.get('PhotometricInterpretation')} of {words.stored} bits shown as 8-bit grey"
-    return grey, aspect, [depth, *notes]
+    return grey, aspect, notes
 
 
 def _attempt(step: Callable[[], _T], message: str) -> _T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import cache
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from pedcxr_client import ConfigurationError, Preparation
 from pedcxr_client.image import load, prepare
 
 
+@cache  # noise is another one each time
 def tall() -> Image.Image:
     return Image.effect_noise((1000, 1400), 50).resize((500, 700), Image.Resampling.BOX)
 
