@@ -65,7 +65,7 @@ _DATE = re.compile(r"\d{8}")
 def read(header: Any) -> Facts:
     """Read the facts from a ``pydicom.Dataset``; elements that are absent, empty or malformed count as unknown."""
     age, age_why, by_dates = _age(header)
-    sex = _text(header, "PatientSex").upper()
+    sex = text(header, "PatientSex").upper()
     return Facts(
         kind="dicom",
         modality=_code(header, "Modality"),
@@ -88,7 +88,7 @@ def _tag(keyword: str) -> str:
     return f"{keyword} ({_TAGS[keyword]})"
 
 
-def _text(header: Any, keyword: str) -> str:
+def text(header: Any, keyword: str) -> str:
     """An element's text, its items joined by spaces, "" where there is none that can be read."""
     try:
         value = header.get(keyword)
@@ -102,10 +102,16 @@ def _text(header: Any, keyword: str) -> str:
 
 def _meaning(header: Any, keyword: str) -> str | None:
     """The words of a code sequence's first item; None where the sequence is absent or empty."""
+    item = first_item(header, keyword)
+    return None if item is None else text(item, "CodeMeaning")
+
+
+def first_item(header: Any, keyword: str) -> Any:
+    """The first item of a sequence, None where there is none that can be read."""
     try:
         items = header.get(keyword)
-        return _text(items[0], "CodeMeaning") if items else None
-    except Exception:  # as in _text
+        return items[0] if items else None
+    except Exception:  # as in text
         return None
 
 
@@ -114,28 +120,28 @@ def _shown(value: str) -> str:
 
 
 def _code(header: Any, keyword: str) -> Fact:
-    return Fact(_shown(_text(header, keyword).upper()), _tag(keyword))
+    return Fact(_shown(text(header, keyword).upper()), _tag(keyword))
 
 
 def _uid(header: Any) -> str:
-    uid = _text(header, "SOPClassUID")
+    uid = text(header, "SOPClassUID")
     return uid if uid.startswith("1.2.840.10008.") and len(uid) <= 64 and uid.replace(".", "").isdigit() else ""
 
 
-def _chest_word(text: str) -> str | None:
-    text = text.replace("_", " ")
-    found = _CHEST.search(text)
-    return found[1].lower() if found and not _SPINE.search(text) else None
+def _chest_word(words: str) -> str | None:
+    words = words.replace("_", " ")
+    found = _CHEST.search(words)
+    return found[1].lower() if found and not _SPINE.search(words) else None
 
 
 def _body(header: Any) -> Fact:
-    part = _text(header, "BodyPartExamined")
+    part = text(header, "BodyPartExamined")
     if part and part.upper() not in ("UNKNOWN", "OTHER", "NONE"):
         return Fact("chest" if _chest_word(part) else _shown(part.upper()), _tag("BodyPartExamined"))
     if region := _meaning(header, "AnatomicRegionSequence"):
         return Fact("chest" if _chest_word(region) else "(another part)", _tag("AnatomicRegionSequence"))
     for keyword in ("StudyDescription", "SeriesDescription", "ProtocolName"):
-        if _chest_word(_text(header, keyword)):
+        if _chest_word(text(header, keyword)):
             return Fact("chest", _tag(keyword))
     return Fact("", _tag("BodyPartExamined"))
 
@@ -152,24 +158,24 @@ def _view(header: Any) -> Fact:
 
 
 def _not_human(header: Any) -> Fact | None:
-    species = _text(header, "PatientSpeciesDescription") or _meaning(header, "PatientSpeciesCodeSequence")
+    species = text(header, "PatientSpeciesDescription") or _meaning(header, "PatientSpeciesCodeSequence")
     if species and species.lower() not in ("homo sapiens", "human"):
         return Fact("filled", _tag("PatientSpeciesDescription"))
     for keyword in _ANIMAL_TAGS:
-        if _text(header, keyword):
+        if text(header, keyword):
             return Fact("filled", _tag(keyword))
-    role = _text(header, "ResponsiblePersonRole").upper()
+    role = text(header, "ResponsiblePersonRole").upper()
     for keyword in ("ResponsiblePerson", "ResponsibleOrganization"):  # animals have owners, children have parents
-        if _text(header, keyword) and role not in _KIN:
+        if text(header, keyword) and role not in _KIN:
             return Fact("filled", _tag(keyword))
     for keyword in _ANIMAL_TEXTS:
-        if found := _ANIMAL.search(_text(header, keyword)):
+        if found := _ANIMAL.search(text(header, keyword)):
             return Fact(found[0].lower(), _tag(keyword))
     return None
 
 
 def _age(header: Any) -> tuple[Age | None, str, Age | None]:
-    given, by_dates = _text(header, "PatientAge").upper(), _age_by_dates(header)
+    given, by_dates = text(header, "PatientAge").upper(), _age_by_dates(header)
     fact = str(Fact(_shown(given), _tag("PatientAge")))
     if (match := _AGE.fullmatch(given)) and not (match[2] == "Y" and int(match[1]) == 0):
         return Age.parse(given), fact, by_dates
@@ -189,11 +195,11 @@ def _age_by_dates(header: Any) -> Age | None:
 
 
 def _date(header: Any, keyword: str) -> date | None:
-    text = _text(header, keyword).replace("-", "").replace(".", "")
-    if not _DATE.fullmatch(text):
+    digits = text(header, keyword).replace("-", "").replace(".", "")
+    if not _DATE.fullmatch(digits):
         return None
     try:
-        return datetime.strptime(text, "%Y%m%d").date()
+        return datetime.strptime(digits, "%Y%m%d").date()
     except ValueError:
         return None
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._errors import InputError
+from ._header import first_item, text
 from .display import Lut, Rendering, Rescale, Stored, Window
 
 _LARGEST_NUMBER, _SMALLEST_WIDTH = 1e12, 1e-9
@@ -65,14 +66,14 @@ def rendering(header: Any, words: Stored) -> tuple[Rendering, list[str]]:
     modality = _modality(header, words)
     ends = modality(np.array(words.range))
     voi, notes = _voi(header, signed=bool(ends.min() < 0))
-    shape = str(header.get("PresentationLUTShape") or "").upper()
+    shape = text(header, "PresentationLUTShape").upper()
     how = Rendering(
         stored=words,
         padding=_padding(header, words),
         modality=modality,
         voi=voi,
         # Both say the same; where both are given it is still one flip (PS3.3 C.8.11.3.1.2).
-        inverted=header.get("PhotometricInterpretation") == "MONOCHROME1" or shape == "INVERSE",
+        inverted=text(header, "PhotometricInterpretation") == "MONOCHROME1" or shape == "INVERSE",
     )
     return how, notes
 
@@ -108,7 +109,7 @@ def _voi(header: Any, *, signed: bool) -> tuple[Lut | Window | None, list[str]]:
     center, width = number(header, "WindowCenter"), number(header, "WindowWidth")
     if center is None or width is None:
         return None, []
-    function = str(header.get("VOILUTFunction") or "LINEAR").upper()
+    function = text(header, "VOILUTFunction").upper() or "LINEAR"
     if function == "SIGMOID" and width >= _SMALLEST_WIDTH:
         return Window(center, width, "SIGMOID"), []
     if function == "LINEAR_EXACT" and width >= _SMALLEST_WIDTH:
@@ -120,10 +121,9 @@ def _voi(header: Any, *, signed: bool) -> tuple[Lut | Window | None, list[str]]:
 
 def _lut(header: Any, keyword: str, *, signed: bool) -> Lut | None:
     """A table of the first item of a sequence, None where there is no sequence."""
-    items = header.get(keyword)
-    if not items:
+    item = first_item(header, keyword)
+    if item is None:
         return None
-    item = items[0]
     entries, first, bits = (number(item, "LUTDescriptor", at) for at in range(3))
     data = _entries(item, bits)
     if entries is None or first is None or bits is None or not 1 <= bits <= 16 or data is None:

@@ -78,8 +78,7 @@ def read(data: bytes, name: str = "the film") -> DicomFilm:
     with quiet():
         header = _attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
         found = _attempt(lambda: _header.read(header), damaged)
-        meta = getattr(header, "file_meta", None)
-        if meta is not None and meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
+        if _attempt(lambda: header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
             raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films it lists")
         _attempt(lambda: _name_syntax(header), damaged)
     return DicomFilm(found, name, header)
@@ -110,11 +109,11 @@ def develop(film: DicomFilm, profile: Profile) -> tuple[NDArray[np.uint8], float
                 how, unused = _rendering.rendering(header, words)
                 grey, notes = display.render(pixels, how)
                 notes = unused + notes
-            photometric = header.get("PhotometricInterpretation")
+            photometric = _header.text(header, "PhotometricInterpretation")
             notes.insert(0, f"DICOM {photometric} of {words.stored} bits shown as 8-bit grey")
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except ValueError:
+    except display.AllPadding:
         raise InputError(f"{name}: every pixel is padding; there is no picture in it") from None
     return grey, aspect, notes
 
@@ -163,9 +162,9 @@ def _check(header: Any) -> Any:
 
     if "FloatPixelData" in header or "DoubleFloatPixelData" in header:
         raise InputError("its pixels are floats, which no CR or DX image has; export the film as such")
-    if "PixelData" not in header or not header["PixelData"].VR:
+    if "PixelData" not in header:
         raise InputError("holds no pixels; give the image, not a report or an index of it")
-    if (photometric := str(header.get("PhotometricInterpretation"))) not in ("MONOCHROME1", "MONOCHROME2"):
+    if (photometric := _header.text(header, "PhotometricInterpretation")) not in ("MONOCHROME1", "MONOCHROME2"):
         shown = photometric if photometric in ("RGB", "PALETTE COLOR") or photometric[:3] == "YBR" else "not grey"
         raise InputError(f"PhotometricInterpretation (0028,0004) is {shown}; a film is MONOCHROME1 or MONOCHROME2")
     rows, columns = _rendering.whole(header, "Rows"), _rendering.whole(header, "Columns")
@@ -184,7 +183,7 @@ def _decode(header: Any, words: Any) -> Any:
     import numpy as np
     from pydicom.pixels.utils import pixel_array
 
-    syntax = header.file_meta.TransferSyntaxUID
+    syntax = _attempt(lambda: header.file_meta.TransferSyntaxUID, "its TransferSyntaxUID (0002,0010) is damaged")
     _check_decoder(syntax, words)
     encapsulated = syntax.is_encapsulated
     if encapsulated:

@@ -20,6 +20,10 @@ _PERCENTILES = (1.0, 99.0)
 _BLOCK = 1 << 22  # pixels counted at a time: numpy widens them to 8 bytes each
 
 
+class AllPadding(Exception):
+    """There is no picture: every pixel is padding."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """How a pixel's value lies in its word (PS3.3 C.7.6.3.1, PS3.5 section 8.1.1).
@@ -133,7 +137,7 @@ def render(words: NDArray[np.uint8] | NDArray[np.uint16], how: Rendering) -> tup
         8-bit grey of the same shape, 0 black, and notes on what was done.
 
     Raises:
-        ValueError: if every pixel is padding.
+        AllPadding: if every pixel is padding.
     """
     stored = how.stored.values()
     values = how.modality(stored)
@@ -154,7 +158,7 @@ def _voi(
     values: Levels, words: NDArray[np.uint8] | NDArray[np.uint16], padded: NDArray[np.bool_], how: Rendering
 ) -> tuple[Levels, list[str]]:
     if padded.any() and padded[words].all():
-        raise ValueError("every pixel is padding")
+        raise AllPadding
     if isinstance(how.voi, Window):
         window = how.voi
         return window(values), [f"window {window.center:g}/{window.width:g} ({window.function})"]
