@@ -85,11 +85,13 @@ def sequence(**elements: Any) -> list[Dataset]:
     return [item]
 
 
-def table(first: int, bits: int, data: list[int], *, length: int | None = None) -> list[Dataset]:
+def table(
+    first: int, bits: int, data: list[int], *, length: int | None = None, form: str = "<u2", vr: str = "OW"
+) -> list[Dataset]:
     """The item of a modality or VOI LUT sequence."""
     item = Dataset()
     item.add_new("LUTDescriptor", "US" if first >= 0 else "SS", [len(data) if length is None else length, first, bits])
-    item.add_new("LUTData", "OW", np.asarray(data, "<u2").tobytes())
+    item.add_new("LUTData", vr, np.asarray(data, form).tobytes() if vr == "OW" else data)
     return [item]
 
 

@@ -24,6 +24,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     RLELossless,
@@ -173,6 +174,23 @@ def test_a_table_from_a_negative_value_on():
     pixels = np.zeros((256, 256), np.int16)
     pixels[0, :4] = [-3, -2, -1, 0]
     assert grey(film(pixels, VOILUTSequence=table(-3, 8, [10, 20, 30, 40])))[0, :4].tolist() == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("form", "syntax", "vr"),
+    [
+        ("u1", ExplicitVRLittleEndian, "OW"),
+        ("<u2", ExplicitVRLittleEndian, "OW"),
+        ("<u2", ExplicitVRLittleEndian, "US"),
+        ("<u2", ImplicitVRLittleEndian, "US"),
+        (">u2", ExplicitVRBigEndian, "OW"),
+        (">u2", ExplicitVRBigEndian, "US"),
+    ],
+)
+def test_a_table_in_every_coding(form, syntax, vr):
+    pixels = ramp(top=255).astype(">u2" if syntax == ExplicitVRBigEndian else "<u2")
+    lut = table(0, 8, [255 - level for level in range(256)], form=form, vr=vr)
+    assert np.array_equal(grey(film(pixels, syntax=syntax, VOILUTSequence=lut)), 255 - ramp(top=255).astype(int))
 
 
 @pytest.mark.parametrize("lut", [table(0, 8, [1, 2, 3], length=9), table(0, 8, []), table(0, 40, [1, 2]), sequence()])
