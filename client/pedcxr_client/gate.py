@@ -194,7 +194,7 @@ def quality(facts: Facts, asked: Asked, look: Look | None) -> Check:
     if facts.quality_control is not None and facts.quality_control.value == "YES":
         return Check("quality", "block", f"{facts.quality_control}; this is a test of the device")
     if look is None:
-        return Check("quality", "ok", "the pixels were not looked at")
+        return Check("quality", "warn", "the pixels were not looked at")
     if min(look.width, look.height) < SMALLEST_SIDE:
         return Check("quality", "block", f"{look.width} x {look.height} pixels, less than {SMALLEST_SIDE} on a side")
     if look.flat:

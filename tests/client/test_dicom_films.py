@@ -60,6 +60,8 @@ WARNED = {
     "dicom_derived/m11_view_LL.dcm": "view",
     "dicom_derived/m12_view_missing.dcm": "view",
     "dicom_other/mlut_18.dcm": "view quality",
+    "dicom_derived/d20_dx_multiframe_2.dcm": "quality",  # its pixels were not looked at
+    "dicom_derived/d24_dx_truncated.dcm": "quality",
 }
 PROMPTED = {
     "dicom_derived/m01_age_018M.dcm": ("18-month-old", "F"),

@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 
-from pedcxr_client import InputError, Preparation, image
+from pedcxr_client import InputError, Preparation, _codestream, image
 
 pytest.importorskip("pydicom")
 
@@ -333,6 +333,25 @@ def test_a_stream_of_another_size_is_refused_before_it_is_decoded():
         grey(written(made))
 
 
+@pytest.mark.parametrize("padding", [b"", b"\0", b"\xff"])
+def test_a_stream_may_be_padded(padding):
+    """Old encoders pad to an even length with FF."""
+    buffer = io.BytesIO()
+    Image.effect_noise((20, 10), 50).save(buffer, "JPEG")
+    stream = buffer.getvalue() + padding
+    assert _codestream.is_whole(stream) and not _codestream.is_whole(stream[:-3])
+    assert _codestream.size(stream) == (10, 20)
+
+
+def test_a_stream_in_a_jp2_file_is_measured_too():
+    buffer = io.BytesIO()
+    Image.effect_noise((20, 10), 50).save(buffer, "JPEG2000")
+    assert buffer.getvalue()[4:8] == b"jP  "
+    assert _codestream.size(buffer.getvalue()) == (10, 20)
+    assert _codestream.is_whole(buffer.getvalue())
+    assert _codestream.size(b"") is None
+
+
 def test_a_deflated_bomb_is_refused():
     made = dataset(**FULL, syntax=DeflatedExplicitVRLittleEndian)
     data = written(made)
@@ -421,7 +440,11 @@ def test_a_profile_like_the_training_films():
             "1.2.840.10008.1.2.4.201",
             r"High-Throughput JPEG 2000.* decoder is missing: pip install",
         ),
-        ("gdcm", "1.2.840.10008.1.2.4.70", r'JPEG Lossless.* the decoder is missing: pip install "pedcxr\[dicom\]"'),
+        (
+            "gdcm pylibjpeg libjpeg",
+            "1.2.840.10008.1.2.4.70",
+            r'JPEG Lossless.* the decoder is missing: pip install "pedcxr\[dicom\]"',
+        ),
     ],
 )
 def test_a_missing_decoder_names_the_line_to_type(tmp_path, missing, data, says):

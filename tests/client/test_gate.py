@@ -126,7 +126,7 @@ def test_codes_are_read_where_texts_are_missing():
         (Look(255, 9000, flat=False, dark_middle=False), "block"),
         (Look(1000, 1000, flat=True, dark_middle=False), "block"),
         (Look(1000, 1000, flat=False, dark_middle=True), "warn"),
-        (None, "ok"),
+        (None, "warn"),
     ],
 )
 def test_quality_is_of_the_pixels(look, status):
