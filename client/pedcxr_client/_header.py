@@ -92,7 +92,7 @@ def text(header: Any, keyword: str) -> str:
     """An element's text, its items joined by spaces, "" where there is none that can be read."""
     try:
         value = header.get(keyword)
-        if value is None:
+        if value is None or isinstance(value, bytes):  # bytes: of an unknown VR
             return ""
         items = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else [*value]
         return " ".join(str(item) for item in items).strip("\0 ")

@@ -20,7 +20,7 @@ def number(header: Any, keyword: str, item: int = 0) -> float | None:
     """A number of an element, or None where there is none that can be read."""
     try:
         value = header.get(keyword)
-        value = value[item] if hasattr(value, "__getitem__") and not isinstance(value, str) else value
+        value = value[item] if hasattr(value, "__getitem__") and not isinstance(value, str | bytes) else value
         parsed = float(str(value))
     except Exception:  # pydicom converts values when they are asked for, and may fail in many ways
         return None

@@ -79,8 +79,7 @@ class Client:
         """Write the report of one film.
 
         Args:
-            film: a path, the bytes of a DICOM or image file, a file open for reading bytes, a Pillow image, an 8-bit or
-                16-bit array, or an EncodedImage.
+            film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
             age: at the time of the film, as an Age or a text such as ``"5y"``; None takes that of a DICOM header.
             sex: ``"M"`` or ``"F"``; None takes that of a DICOM header. What neither says is left out of the prompt.
             max_tokens: 1 or more; a report that does not fit is an error.
@@ -115,8 +114,8 @@ class Client:
     ) -> ReportStream:
         """Write the report of one film, piece by piece: iterate, then read ``.report``.
 
-        Takes and raises what :meth:`report` does; most errors come on entering the ``with``, and those of an
-        unfinished report at the end of the iteration. Leaving early closes the request on the server.
+        Takes and raises what :meth:`report` does, most of it on entering the ``with``; an unfinished report raises at
+        the end of the iteration. Leaving early closes the request on the server.
 
         Example:
             >>> with client.stream("film.png", age="5y") as stream:  # doctest: +SKIP

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import _codestream, _header
+from . import _codestream, _deflated, _header
 from ._errors import InputError
-from ._limits import MAX_BYTES, MAX_PIXELS
+from ._limits import MAX_PIXELS
 from ._quiet import quiet
 from .facts import Facts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from pydicom.uid import UID
 
+    from .display import Stored, Words
     from .preparation import Profile
 
 INSTALL = 'pip install "pedcxr[dicom]"'
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 _RLE = "1.2.840.10008.1.2.5"
 _FIRST_ELEMENTS = (
@@ -73,7 +73,7 @@ def read(data: bytes, name: str = "the film") -> DicomFilm:
         from pydicom import dcmread
     except ImportError as error:
         raise InputError(f"{name}: is DICOM, which needs pydicom: {INSTALL}") from error
-    _refuse_bomb(data, name)
+    _deflated.refuse_bomb(data, name)
     damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
     with quiet():
         header = _attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
@@ -128,24 +128,6 @@ def _attempt(step: Callable[[], _T], message: str) -> _T:
     raise InputError(message)
 
 
-def _refuse_bomb(data: bytes, name: str) -> None:
-    """pydicom inflates a deflated data set in one go, whatever comes out of it (PS3.5 section A.5)."""
-    if data.find(_DEFLATED.encode(), 0, 4096) < 0:
-        return
-    # The data set starts where the group of the file's own elements ends: its length stands in its first element.
-    start = 144 + int.from_bytes(data[140:144], "little")
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    length, rest = 0, data[start:]
-    while rest and length <= MAX_BYTES:
-        try:
-            length += len(inflater.decompress(rest, 1 << 22))
-        except zlib.error:
-            return  # pydicom finds the same, and says so
-        rest = inflater.unconsumed_tail
-    if length > MAX_BYTES:
-        raise InputError(f"{name}: inflates to more than {MAX_BYTES >> 20} MiB; export it uncompressed")
-
-
 def _name_syntax(header: Any) -> None:
     """A data set without a file's own elements is read as what it turned out to be."""
     if "TransferSyntaxUID" not in header.file_meta:
@@ -156,7 +138,7 @@ def _name_syntax(header: Any) -> None:
         header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _check(header: Any) -> Any:
+def _check(header: Any) -> Stored:
     """All that can be wrong before decoding; returns how values are stored."""
     from . import _rendering
 
@@ -178,12 +160,13 @@ def _check(header: Any) -> Any:
     return _rendering.stored(header)
 
 
-def _decode(header: Any, words: Any) -> Any:
+def _decode(header: Any, words: Stored) -> Words:
     """The words of the one frame, of as many bits as are allocated, unsigned."""
     import numpy as np
     from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import UID
 
-    syntax = _attempt(lambda: header.file_meta.TransferSyntaxUID, "its TransferSyntaxUID (0002,0010) is damaged")
+    syntax = _attempt(lambda: UID(str(header.file_meta.TransferSyntaxUID)), "TransferSyntaxUID (0002,0010) is damaged")
     _check_decoder(syntax, words)
     encapsulated = syntax.is_encapsulated
     if encapsulated:
@@ -196,7 +179,7 @@ def _decode(header: Any, words: Any) -> Any:
         raise InputError(damaged)
     unsigned = decoded.astype(f"{decoded.dtype.kind}{decoded.itemsize}", copy=False)
     unsigned = unsigned.view(f"u{unsigned.itemsize}").astype(f"u{words.allocated // 8}", copy=False)
-    if encapsulated and syntax != _RLE:  # which packs words as they are
+    if encapsulated and syntax != _RLE:  # RLE packs words as they are
         low, high = words.range
         ends = int(decoded.min()), int(decoded.max())
         if not (low <= ends[0] and ends[1] <= high) and not (ends[0] >= 0 and ends[1] <= high - low):
@@ -206,7 +189,7 @@ def _decode(header: Any, words: Any) -> Any:
     return unsigned
 
 
-def _check_decoder(syntax: Any, words: Any) -> None:
+def _check_decoder(syntax: UID, words: Stored) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
     known = syntax.name if syntax.name != str(syntax) else str(syntax)[:64]
@@ -228,7 +211,7 @@ def _check_decoder(syntax: Any, words: Any) -> None:
         raise InputError(f"is compressed as {shown}, for which the decoder is missing: {INSTALL}")
 
 
-def _check_frame(header: Any, syntax: Any) -> None:
+def _check_frame(header: Any, syntax: UID) -> None:
     from pydicom.encaps import generate_frames
 
     damaged = "its compressed pixels are damaged or cut short; export or copy the film again"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Levels: TypeAlias = NDArray[np.float64]
+Words: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 
 GAMMA = 1.2  # of the films the model was tuned on
@@ -126,7 +127,7 @@ class Rendering:
     inverted: bool = False
 
 
-def render(words: NDArray[np.uint8] | NDArray[np.uint16], how: Rendering) -> tuple[NDArray[np.uint8], list[str]]:
+def render(words: Words, how: Rendering) -> tuple[NDArray[np.uint8], list[str]]:
     """Show a film as a viewer does.
 
     Args:
@@ -154,9 +155,7 @@ def render(words: NDArray[np.uint8] | NDArray[np.uint16], how: Rendering) -> tup
     return np.take(np.rint(grey * 255).astype(np.uint8), words), notes
 
 
-def _voi(
-    values: Levels, words: NDArray[np.uint8] | NDArray[np.uint16], padded: NDArray[np.bool_], how: Rendering
-) -> tuple[Levels, list[str]]:
+def _voi(values: Levels, words: Words, padded: NDArray[np.bool_], how: Rendering) -> tuple[Levels, list[str]]:
     if padded.any() and padded[words].all():
         raise AllPadding
     if isinstance(how.voi, Window):
@@ -170,9 +169,7 @@ def _voi(
     return _stretched(values, low, high), [f"no window: percentiles 1-99 ({low:g} to {high:g}) stretched"]
 
 
-def render_as_trained(
-    words: NDArray[np.uint8] | NDArray[np.uint16], stored: Stored
-) -> tuple[NDArray[np.uint8], list[str]]:
+def render_as_trained(words: Words, stored: Stored) -> tuple[NDArray[np.uint8], list[str]]:
     """Imitate the films the model was tuned on: percentiles 1-99 of all stored values, gamma 1.2, never inverted."""
     values = stored.values()
     low, high = percentiles(values, count(words, len(values)))
@@ -181,7 +178,7 @@ def render_as_trained(
     return np.take(np.rint(grey * 255).astype(np.uint8), words), notes
 
 
-def count(words: NDArray[np.uint8] | NDArray[np.uint16], size: int) -> NDArray[np.int64]:
+def count(words: Words, size: int) -> NDArray[np.int64]:
     """How often each word occurs, shape (size,)."""
     flat, counts = words.reshape(-1), np.zeros(size, np.int64)
     for at in range(0, len(flat), _BLOCK):

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 import zlib
 
 import numpy as np
@@ -361,6 +362,38 @@ def test_a_deflated_bomb_is_refused():
     assert len(bomb) < 1 << 20
     with pytest.raises(InputError, match="inflates to more than 100 MiB"):
         grey(data[:start] + bomb)
+
+
+def test_a_bomb_behind_a_false_length_is_refused_too():
+    data = written(dataset(**FULL, syntax=DeflatedExplicitVRLittleEndian))
+    start = 144 + int.from_bytes(data[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    for group in (b"\xff\xff\0\0", b"\0\0\0\0"):
+        with pytest.raises(InputError, match="inflates to more than 100 MiB"):
+            grey(data[:140] + group + data[144:start] + bomb)
+    with pytest.raises(InputError, match="deflated and damaged"):
+        grey(data[:start] + b"\xff" * 50)
+    implicit = data[:132] + b"\x02\0\x10\0\x16\0\0\0" + b"1.2.840.10008.1.2.1.99" + bomb
+    with pytest.raises(InputError, match=r"deflated and damaged|inflates"):
+        grey(implicit)
+
+
+def test_a_syntax_given_twice_is_no_crash():
+    with pytest.raises(InputError):
+        grey(with_syntax(film(**FULL), b"1.2.8\\1.2.9"))
+
+
+def test_values_of_an_unknown_vr_are_not_taken_apart():
+    made = dataset()
+    made.add_new(0x00111001, "UN", b"private")
+    made.add_new("BodyPartExamined", "UN", b"Popescu^")
+    made.add_new("WindowCenter", "UN", b"40")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = written(made)
+    assert "window" in notes(data)
+    assert image.read(data).facts.body.value in ("", "(not shown)")
 
 
 def test_more_bits_than_stored_in_a_stream_are_refused():
