@@ -107,7 +107,7 @@ def sheet(one: Inspection) -> str:
 
 def table(films: Sequence[Inspection]) -> str:
     """Several films, one a line."""
-    rows = [("FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE"), *(_row(one) for one in films)]
+    rows = [("FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"), *(_row(one) for one in films)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -139,13 +139,21 @@ def save(one: Inspection, path: str) -> None:
 
 def _row(one: Inspection) -> tuple[str, ...]:
     if one.facts is None:
-        return one.file, one.verdict, "-", "-", "-", "-", "-"
+        return one.file, one.verdict, "-", "-", "-", "-", "-", _why(one)
     facts = one.facts
     size = "-" if one.image is None else f"{one.image.width}x{one.image.height}"
     return (
         one.file, one.verdict, _value(facts.modality) if facts.modality else "image",
-        _age(facts), facts.sex or "-", _value(facts.view), size,
+        _age(facts), facts.sex or "-", _value(facts.view), size, _why(one),
     )  # fmt: skip
+
+
+def _why(one: Inspection) -> str:
+    """The first reason that stands in the way, "" if none does."""
+    reasons = [check.why for check in one.checks if check.blocks]
+    if one.error is not None:
+        reasons.append(one.error.removeprefix(f"{one.file}: "))
+    return reasons[0] if reasons else ""
 
 
 def _value(fact: Fact | None) -> str:

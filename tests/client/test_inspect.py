@@ -108,11 +108,13 @@ def test_several_films_are_a_table(dicom, film, tmp_path, capsys):
     ]
     assert main(["inspect", *paths]) == 3
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == ["FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE"]
+    assert lines[0] == ["FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"]
     assert lines[1][1:] == ["would", "be", "sent", "DX", "5y", "F", "PA", "256x256"]
-    assert lines[2][1:] == ["blocked", "by", "modality", "CT", "10d", "F", "PA", "256x256"]
+    assert lines[2][1:9] == ["blocked", "by", "modality", "CT", "10d", "F", "PA", "256x256"]
+    assert " ".join(lines[2][9:]) == "Modality (0008,0060) is CT; only CR and DX are chest films"
     assert lines[3][1:] == ["would", "be", "sent", "image", "-", "-", "-", "256x256"]
-    assert lines[4][1:] == ["cannot", "be", "sent", "-", "-", "-", "-", "-"]
+    assert lines[4][1:9] == ["cannot", "be", "sent", "-", "-", "-", "-", "-"]
+    assert " ".join(lines[4][9:]).startswith("No such file")
 
 
 def test_the_preview_is_what_would_be_sent(dicom, tmp_path, capsys):
