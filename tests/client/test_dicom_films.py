@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +189,14 @@ def test_an_independent_reader_agrees(films):
         assert abs(np.asarray(radiograph.pixels) - theirs).max() <= 1, path.name
         compared += 1
     assert compared > 25
+
+
+def test_threads_do_not_disturb_each_other(films):
+    """The async client decodes in threads, several films at a time, with decoders written in C."""
+    paths = [
+        path for path in sorted(films.glob("dicom_derived/*.dcm")) if path.parent.name + "/" + path.name not in REFUSED
+    ]
+    alone = [image.prepare(path).sha256 for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        together = [encoded.sha256 for encoded in pool.map(image.prepare, paths * 3)]
+    assert together == alone * 3
