@@ -6,7 +6,7 @@ READY  := .venv/.ready
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench lint lock demo-checkpoint clean
+.PHONY: help setup demo test test-fast bench bench-films lint lock demo-checkpoint clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,9 @@ test-fast: $(READY)  ## the tests that need no vLLM, in under three minutes
 
 bench: $(READY)  ## reports a second: the gateway, bare vLLM, transformers
 	@$(RUN) -m pedcxr_serve.bench
+
+bench-films: $(READY)  ## milliseconds from a DICOM to wire bytes, and from the naive path
+	@$(RUN) tests/bench/films.py
 
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .

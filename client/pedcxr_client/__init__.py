@@ -4,6 +4,7 @@ from ._errors import (
     AbortedReport,
     AuthenticationFailed,
     BadRequest,
+    BlockedFilm,
     ConfigurationError,
     ConnectionFailed,
     EmptyReport,
@@ -22,8 +23,10 @@ from ._settings import Timeouts
 from .age import Age
 from .async_client import AsyncClient, AsyncReportStream
 from .client import Client, ReportStream
+from .gate import Check
 from .hook import Hook, Outcome
 from .image import EncodedImage, Radiograph
+from .preparation import Preparation
 from .report import DISCLAIMER, Report, Timing, Usage
 
 __version__ = "0.1.0"
@@ -36,6 +39,8 @@ __all__ = [
     "AsyncReportStream",
     "AuthenticationFailed",
     "BadRequest",
+    "BlockedFilm",
+    "Check",
     "Client",
     "ConfigurationError",
     "ConnectionFailed",
@@ -46,6 +51,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "PedcxrError",
+    "Preparation",
     "Radiograph",
     "RateLimited",
     "Report",

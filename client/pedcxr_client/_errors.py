@@ -3,6 +3,7 @@
 PedcxrError                        4
 ├── ConfigurationError             2  the client itself: address, key, model, options
 ├── InputError                     3  a film, an age or a sex that cannot be sent; nothing left the machine
+│   └── BlockedFilm                3  the film is outside the intended use, and was not allowed by name
 └── RequestError                   4  the exchange with the server failed; carries what is known of it
     ├── ConnectionFailed           4  nobody answered, or hung up before an answer began (retried)
     ├── TimedOut                   4  connecting aside, a phase or the total deadline ran out
@@ -23,6 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from .gate import Check
     from .report import Timing
 
 
@@ -50,6 +52,20 @@ class InputError(PedcxrError):
 
     exit_code = 3
     outcome = "input"
+
+
+class BlockedFilm(InputError):
+    """A check of the intended use blocks: an adult, an animal, another part of the body. Nothing left the machine.
+
+    Attributes:
+        checks: all checks, those that are fine among them.
+    """
+
+    outcome = "blocked"
+
+    def __init__(self, message: str, checks: tuple[Check, ...]) -> None:
+        super().__init__(message)
+        self.checks = checks
 
 
 class RequestError(PedcxrError):

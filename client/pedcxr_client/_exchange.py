@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from . import _failures, _wire, image, prompt
+from . import _failures, _intake, _wire, image
 from ._builder import Builder
-from ._errors import ConfigurationError, InputError, PedcxrError, RequestError, TimedOut
+from ._errors import ConfigurationError, PedcxrError, RequestError, TimedOut
 from ._retry import wait_before_retry
-from .age import Age
+from .gate import Asked
 from .hook import Hook, Outcome
+from .preparation import Preparation
 from .report import Report, Timing
 
 if TYPE_CHECKING:
@@ -34,27 +35,17 @@ class Order:
     """What the caller asked for, checked.
 
     Raises:
-        InputError: if an age or a sex cannot be used.
         ConfigurationError: if ``max_tokens`` is below 1.
     """
 
     film: image.Film
-    age: Age | None
-    sex: prompt.Sex | None
+    asked: Asked
+    preparation: Preparation
     max_tokens: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.age, Age | None):
-            raise InputError("age: give an Age, or a number and a unit such as '5y'")
-        if self.sex not in ("M", "F", None):
-            raise InputError("sex: is neither 'M' nor 'F'; leave it out if it is not known")
         if self.max_tokens < 1:
             raise ConfigurationError(f"max_tokens: {self.max_tokens} must be 1 or more")
-
-    @property
-    def prompt(self) -> str:
-        """The words to send."""
-        return prompt.card(self.age, self.sex)
 
 
 class Exchange:
@@ -63,7 +54,7 @@ class Exchange:
     def __init__(self, settings: Settings, order: Order, hook: Hook, clock: Clock = time.perf_counter) -> None:
         self._settings, self._order, self._hook, self._clock = settings, order, hook, clock
         self._builder = Builder()
-        self._image: image.EncodedImage | None = None
+        self._intake: _intake.Intake | None = None
         self._scheduled = clock()
         self._encoded: float | None = None
         self._sent: float | None = None
@@ -78,8 +69,8 @@ class Exchange:
     # Before sending
 
     def prepare(self) -> None:
-        """Read and encode the film: the only part that is heavy, so the async twin runs it in a thread."""
-        self._image = image.prepare(self._order.film)
+        """Read, check and encode the film: the only part that is heavy, so the async twin runs it in a thread."""
+        self._intake = _intake.take(self._order.film, self._order.asked, self._order.preparation)
         self._encoded = self._clock()
 
     def remaining(self) -> float:
@@ -107,9 +98,9 @@ class Exchange:
 
     def body(self, model: str) -> bytes:
         """The request body. Marks the moment of sending, so that hand it to HTTP at once."""
-        assert self._image is not None
+        assert self._intake is not None
         self._model = model
-        body = _wire.payload(model, self._order.prompt, self._image, self._order.max_tokens)
+        body = _wire.payload(model, self._intake.prompt, self._intake.image, self._order.max_tokens)
         self._request_bytes = len(body)
         self._sent = self._clock()
         return body
@@ -167,17 +158,19 @@ class Exchange:
             TruncatedReport, AbortedReport, EmptyReport: if the text is none.
         """
         self._builder.check()
-        assert self._image is not None and self._model is not None and self._builder.finish_reason is not None
+        assert self._intake is not None and self._model is not None and self._builder.finish_reason is not None
         self._end("ok")
         return Report(
             text=self._builder.text,
             finish_reason=self._builder.finish_reason,
             model=self._builder.model or self._model,
             demo=self._demo,
-            prompt=self._order.prompt,
+            prompt=self._intake.prompt,
             prompt_profile="card",
-            image_sha256=self._image.sha256,
-            image_how=self._image.how,
+            image_sha256=self._intake.image.sha256,
+            image_how=self._intake.image.how,
+            image_profile=self._order.preparation.profile,
+            checks=self._intake.checks,
             max_tokens=self._order.max_tokens,
             usage=self._builder.usage,
             timing=self._timing(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -11,8 +11,10 @@ from . import _wire
 from ._exchange import Exchange, Order
 from ._settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
 from .age import Age
+from .gate import Asked
 from .hook import Hook, Silent
 from .image import Film
+from .preparation import DISPLAY, Preparation
 from .prompt import Sex
 from .report import Report
 
@@ -52,16 +54,35 @@ class AsyncClient:
         return self._openai
 
     async def report(
-        self, film: Film, *, age: Age | str | None = None, sex: Sex | None = None, max_tokens: int = 500
+        self,
+        film: Film,
+        *,
+        age: Age | str | None = None,
+        sex: Sex | None = None,
+        max_tokens: int = 500,
+        assume_chest: bool = False,
+        allow: Iterable[str] = (),
+        preparation: Preparation = DISPLAY,
     ) -> Report:
         """Write the report of one film; see :meth:`Client.report`."""
-        async with self.stream(film, age=age, sex=sex, max_tokens=max_tokens) as stream:
+        async with self.stream(
+            film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
+            preparation=preparation,
+        ) as stream:  # fmt: skip
             async for _ in stream:
                 pass
             return stream.report
 
     def stream(
-        self, film: Film, *, age: Age | str | None = None, sex: Sex | None = None, max_tokens: int = 500
+        self,
+        film: Film,
+        *,
+        age: Age | str | None = None,
+        sex: Sex | None = None,
+        max_tokens: int = 500,
+        assume_chest: bool = False,
+        allow: Iterable[str] = (),
+        preparation: Preparation = DISPLAY,
     ) -> AsyncReportStream:
         """Write the report of one film, piece by piece; see :meth:`Client.stream`.
 
@@ -71,7 +92,10 @@ class AsyncClient:
             ...         print(piece, end="", flush=True)
             ...     report = stream.report
         """
-        return AsyncReportStream(self, Order(film, Age.parse(age) if isinstance(age, str) else age, sex, max_tokens))
+        asked = Asked(
+            age=Age.parse(age) if isinstance(age, str) else age, sex=sex, assume_chest=assume_chest, allow=allow
+        )
+        return AsyncReportStream(self, Order(film, asked, preparation, max_tokens))
 
     async def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from . import __version__
+from . import __version__, gate
 from ._errors import (
     ConfigurationError,
     ConnectionFailed,
+    InputError,
     PedcxrError,
     RateLimited,
     RequestError,
@@ -21,8 +22,10 @@ from ._errors import (
     Unavailable,
 )
 from ._settings import DEFAULT_URL, Timeouts
+from .age import Age
 from .client import Client
 from .hook import Silent
+from .preparation import Preparation
 from .report import DISCLAIMER
 
 if TYPE_CHECKING:
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a model may write what the terminal cannot show
     try:
-        return _guarded(lambda: _report(options))
+        return _guarded(lambda: options.run(options))
     except KeyboardInterrupt:
         return _INTERRUPTED
 
@@ -60,9 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="write the report of one film", description=_DESCRIPTION, epilog=_EXIT_CODES, allow_abbrev=False
     )
     report.formatter_class = argparse.RawDescriptionHelpFormatter
-    report.add_argument("file", metavar="FILE", help="the film: PNG, JPEG or another image file")
-    report.add_argument("--age", metavar="AGE", help="at the time of the film: 10d, 3w, 18m, 5y")
-    report.add_argument("--sex", choices=("M", "F"))
+    report.set_defaults(run=_report)
+    report.add_argument("file", metavar="FILE", help="the film: DICOM, PNG, JPEG or another image file")
+    _add_film_options(report)
     form = report.add_mutually_exclusive_group()
     form.add_argument("--stream", action="store_true", help="print the text as it is written")
     form.add_argument("--json", action="store_true", help="print one JSON object with all that is known")
@@ -77,7 +80,34 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds for everything, waiting for a starting server included (default: %(default)g)",
     )  # fmt: skip
     report.add_argument("--insecure-http", action="store_true", help="allow plain http to another machine")
+    _add_inspect(commands)
     return parser
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    says = "show what films are, whether they may be sent, and what would be; sends nothing"
+    codes = "exit codes: 0 all would be sent; 2 usage; 3 one is blocked or cannot be read"
+    inspect = commands.add_parser("inspect", help=says, description=says, epilog=codes, allow_abbrev=False)
+    inspect.set_defaults(run=_inspect)
+    inspect.add_argument("files", metavar="FILE", nargs="+", help="films: DICOM, PNG, JPEG or other image files")
+    _add_film_options(inspect)
+    inspect.add_argument("--json", action="store_true", help="print one JSON object a film")
+    inspect.add_argument("--preview", metavar="OUT.png", help="write what would be sent of one film")
+
+
+def _add_film_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--age", metavar="AGE", help="at the time of the film: 10d, 3w, 18m, 5y (default: the header's)"
+    )
+    parser.add_argument("--sex", choices=("M", "F"), help="default: the header's")
+    parser.add_argument("--assume-chest", action="store_true", help="it shows a chest, should its header not say")
+    parser.add_argument(
+        "--allow", metavar="NAME", action="append", default=[],
+        help=f"a check that must not block, recorded in the report: {', '.join(gate.NAMES)}",
+    )  # fmt: skip
+    parser.add_argument("--profile", choices=("display", "ped-train"), default="display", help="default: %(default)s")
+    parser.add_argument("--pad-square", action="store_true", help="add black until the film is square")
+    parser.add_argument("--resize", choices=("model",), help="stretch it to the model's input: a body 6 times smaller")
 
 
 def _above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -91,10 +121,10 @@ def _above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
     return convert
 
 
-def _guarded(command: Callable[[], None]) -> int:
+def _guarded(command: Callable[[], int]) -> int:
     """Run a command: no traceback, and quiet where nobody reads on."""
     try:
-        command()
+        code = command()
         sys.stdout.flush()
     except PedcxrError as error:
         print(f"pedcxr: {error}", file=sys.stderr)
@@ -105,7 +135,7 @@ def _guarded(command: Callable[[], None]) -> int:
         # The interpreter flushes stdout once more on its way out, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    return 0
+    return code
 
 
 def _more(error: PedcxrError) -> list[str]:
@@ -116,7 +146,34 @@ def _more(error: PedcxrError) -> list[str]:
     return []
 
 
-def _report(options: argparse.Namespace) -> None:
+def _inspect(options: argparse.Namespace) -> int:
+    from . import _inspect
+
+    if options.preview is not None and len(options.files) > 1:
+        raise ConfigurationError("--preview: shows one film; give one FILE")
+    asked, preparation = _asked(options), _preparation(options)
+    films = []
+    for file in options.files:
+        films.append(_inspect.inspect(file, asked, preparation))
+        if options.json:
+            print(json.dumps(films[-1].as_dict()), flush=True)
+    if not options.json:
+        print(_inspect.sheet(films[0]) if len(films) == 1 else _inspect.table(films))
+    if options.preview is not None:
+        _inspect.save(films[0], options.preview)
+    return InputError.exit_code if any(film.blocked for film in films) else 0
+
+
+def _asked(options: argparse.Namespace) -> gate.Asked:
+    age = None if options.age is None else Age.parse(options.age)
+    return gate.Asked(age=age, sex=options.sex, assume_chest=options.assume_chest, allow=options.allow)
+
+
+def _preparation(options: argparse.Namespace) -> Preparation:
+    return Preparation(profile=options.profile, pad_square=options.pad_square, resize=options.resize)
+
+
+def _report(options: argparse.Namespace) -> int:
     with Client(
         options.url,
         api_key=_api_key(options.api_key_env),
@@ -132,17 +189,37 @@ def _report(options: argparse.Namespace) -> None:
     elif not options.stream:
         print(report.text, end="" if report.text.endswith("\n") else "\n")
     sys.stdout.flush()
+    for check in report.checks:
+        if check.allowed or (check.status == "warn" and check.from_header):
+            print(f"pedcxr: {'allowed' if check.allowed else 'mind'}: {check.name}: {check.why}", file=sys.stderr)
     if report.demo:
         print("demo model: synthetic, not a medical report", file=sys.stderr)
     print(DISCLAIMER, file=sys.stderr)
+    return 0
 
 
 def _whole(client: Client, options: argparse.Namespace) -> Report:
-    return client.report(options.file, age=options.age, sex=options.sex, max_tokens=options.max_tokens)
+    return client.report(
+        options.file,
+        age=options.age,
+        sex=options.sex,
+        max_tokens=options.max_tokens,
+        assume_chest=options.assume_chest,
+        allow=options.allow,
+        preparation=_preparation(options),
+    )
 
 
 def _streamed(client: Client, options: argparse.Namespace) -> Report:
-    with client.stream(options.file, age=options.age, sex=options.sex, max_tokens=options.max_tokens) as stream:
+    with client.stream(
+        options.file,
+        age=options.age,
+        sex=options.sex,
+        max_tokens=options.max_tokens,
+        assume_chest=options.assume_chest,
+        allow=options.allow,
+        preparation=_preparation(options),
+    ) as stream:
         piece = ""
         try:
             for piece in stream:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from . import _wire
 from ._exchange import Exchange, Order
 from ._settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
+from ._watched import Watched
 from .age import Age
+from .gate import Asked
 from .hook import Hook, Silent
 from .image import Film
+from .preparation import DISPLAY, Preparation
 from .prompt import Sex
 from .report import Report
 
@@ -63,33 +66,56 @@ class Client:
         return self._openai
 
     def report(
-        self, film: Film, *, age: Age | str | None = None, sex: Sex | None = None, max_tokens: int = 500
+        self,
+        film: Film,
+        *,
+        age: Age | str | None = None,
+        sex: Sex | None = None,
+        max_tokens: int = 500,
+        assume_chest: bool = False,
+        allow: Iterable[str] = (),
+        preparation: Preparation = DISPLAY,
     ) -> Report:
         """Write the report of one film.
 
         Args:
-            film: a path, the bytes of an image file, a Pillow image or an EncodedImage.
-            age: at the time of the film, as an Age or a text such as ``"5y"``; left out of the prompt if None.
-            sex: ``"M"``, ``"F"``, or None to leave it out.
+            film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
+            age: at the time of the film, as an Age or a text such as ``"5y"``; None takes that of a DICOM header.
+            sex: ``"M"`` or ``"F"``; None takes that of a DICOM header. What neither says is left out of the prompt.
             max_tokens: 1 or more; a report that does not fit is an error.
+            assume_chest: it shows a chest, should its header not say what it shows.
+            allow: names of checks that must not block; see :mod:`pedcxr_client.gate`. Recorded in the report.
+            preparation: what is done to the pixels; an EncodedImage is sent as it is.
 
         Raises:
+            BlockedFilm: if the film is outside the intended use: an adult, an animal, another part of the body.
             InputError: if the film, the age or the sex cannot be sent.
             RequestError: if the server could not be reached, refused or failed.
             ReportError: if text came but is no report; the error carries it.
         """
-        with self.stream(film, age=age, sex=sex, max_tokens=max_tokens) as stream:
+        with self.stream(
+            film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
+            preparation=preparation,
+        ) as stream:  # fmt: skip
             for _ in stream:
                 pass
             return stream.report
 
     def stream(
-        self, film: Film, *, age: Age | str | None = None, sex: Sex | None = None, max_tokens: int = 500
+        self,
+        film: Film,
+        *,
+        age: Age | str | None = None,
+        sex: Sex | None = None,
+        max_tokens: int = 500,
+        assume_chest: bool = False,
+        allow: Iterable[str] = (),
+        preparation: Preparation = DISPLAY,
     ) -> ReportStream:
         """Write the report of one film, piece by piece: iterate, then read ``.report``.
 
-        Takes and raises what :meth:`report` does; most errors come on entering the ``with``, and those of an
-        unfinished report at the end of the iteration. Leaving early closes the request on the server.
+        Takes and raises what :meth:`report` does, most of it on entering the ``with``; an unfinished report raises at
+        the end of the iteration. Leaving early closes the request on the server.
 
         Example:
             >>> with client.stream("film.png", age="5y") as stream:  # doctest: +SKIP
@@ -97,7 +123,10 @@ class Client:
             ...         print(piece, end="", flush=True)
             ...     report = stream.report
         """
-        return ReportStream(self, Order(film, Age.parse(age) if isinstance(age, str) else age, sex, max_tokens))
+        asked = Asked(
+            age=Age.parse(age) if isinstance(age, str) else age, sex=sex, assume_chest=assume_chest, allow=allow
+        )
+        return ReportStream(self, Order(film, asked, preparation, max_tokens))
 
     def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""
@@ -143,7 +172,7 @@ class ReportStream:
             self._exchange.prepare()
             self._events = self._open()
             self._exchange.answered(self._events.response.headers)
-            self._events.response = cast("Any", _Watched(self._events.response, self._exchange.remaining))
+            self._events.response = cast("Any", Watched(self._events.response, self._exchange.remaining))
         except BaseException as error:
             self._close(error)
             raise
@@ -201,25 +230,6 @@ class ReportStream:
         self._exchange.give_up(error)
         if self._events is not None:
             self._events.close()
-
-
-class _Watched:
-    """An HTTP response that checks the deadline whenever bytes arrive.
-
-    The SDK's stream shows events only, so a server that sends nothing but keep-alive comments would hold us for ever.
-    """
-
-    def __init__(self, response: object, check: Callable[[], object]) -> None:
-        self._response: Any = response
-        self._check = check
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._response, name)
-
-    def iter_bytes(self) -> Iterator[bytes]:
-        for block in self._response.iter_bytes():
-            self._check()
-            yield block
 
 
 _END = object()

@@ -1,36 +1,42 @@
-"""Films: from a file, bytes or a Pillow image to what is sent. Only pixels leave the client."""
+"""Films: from a file, bytes, a Pillow image or an array to what is sent. Only pixels leave the client."""
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import stat
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ._containers import is_bare_jpeg, is_bare_png
+from . import _finish, _plain, _png, dicom
 from ._errors import InputError
+from ._limits import MAX_BYTES, MAX_PIXELS
+from .facts import PLAIN, Facts
+from .look import Look, look
+from .preparation import DISPLAY, Preparation
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
-Film: TypeAlias = "str | os.PathLike[str] | bytes | Image | EncodedImage"
-"""A path, the bytes of an image file, a Pillow image, or what :func:`encode` made of one before."""
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "EncodedImage", "Film", "Radiograph", "encode", "load", "prepare", "read"]
 
-MAX_PIXELS = 50_000_000
-"""Most pixels an image may have: the largest detectors make about 20 million."""
 
-MAX_BYTES = 100 * 1024 * 1024
-"""Largest file that is read, in bytes."""
+class Readable(Protocol):
+    """A file that is open for reading bytes."""
 
-# No format that can run a program (EPS), and none whose decoder cuts 16 bits to 8 without a sign.
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
-_ORIENTATION = 0x0112  # of EXIF
-_DEEP_TILE = re.compile(r";1[0-9]")
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes."""
+
+
+Film: TypeAlias = (
+    "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
+)
+"""A path, the bytes of a film or an image, a file open for reading bytes, a Pillow image, an 8-bit or 16-bit array, or
+what :func:`encode` made of one before."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -42,12 +48,16 @@ class Radiograph:
         original: the file's own bytes where they can be sent as they are, else None.
         mime: of the original, else ``"image/png"``.
         how: short notes on what was done to the film.
+        facts: what its header says; :data:`pedcxr_client.facts.PLAIN` where it has none.
+        look: what was measured on its pixels.
     """
 
     pixels: Image
     original: bytes | None
     mime: str
     how: tuple[str, ...]
+    facts: Facts
+    look: Look
 
     def __repr__(self) -> str:
         return f"<Radiograph {self.pixels.width}x{self.pixels.height}>"
@@ -63,6 +73,7 @@ class EncodedImage:
         sha256: digest of the image file, not of the base64.
         width, height: in pixels.
         how: short notes on how it was made.
+        facts, look: as of the :class:`Radiograph`; they stay on this machine.
     """
 
     mime: str
@@ -71,6 +82,8 @@ class EncodedImage:
     width: int
     height: int
     how: tuple[str, ...]
+    facts: Facts = PLAIN
+    look: Look | None = None
 
     @property
     def data_url(self) -> str:
@@ -81,139 +94,154 @@ class EncodedImage:
         return f"<EncodedImage {self.mime} {self.width}x{self.height}>"
 
 
-def load(film: str | os.PathLike[str] | bytes | Image) -> Radiograph:
-    """Read a film and make it safe to send.
+@dataclass(frozen=True, slots=True, repr=False)
+class Undeveloped:
+    """A film whose header was read and whose pixels were not decoded: what the gate looks at first.
 
-    An 8-bit grey or RGB PNG or JPEG that holds nothing but pixels keeps its bytes; anything else Pillow reads becomes
-    8-bit grey, upright as its EXIF says, and ``how`` says so.
+    Attributes:
+        facts: what its header says.
+    """
+
+    facts: Facts
+    _film: Any
+    _name: str
+
+    def develop(self, preparation: Preparation = DISPLAY) -> Radiograph:
+        """Decode the pixels and make them ready to be sent.
+
+        Raises:
+            InputError: as :func:`load` does.
+        """
+        if isinstance(self._film, dicom.DicomFilm):
+            return _from_dicom(self._film, preparation)
+        return _from_plain(self._film, self._name, preparation)
+
+    def __repr__(self) -> str:
+        return f"<Undeveloped {self.facts.kind}>"
+
+
+def read(film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any]) -> Undeveloped:
+    """Read a film's header, and decode nothing yet.
 
     Raises:
-        InputError: if it is missing, empty, damaged or no image; 16-bit, transparent or of several frames;
-            DICOM; or larger than :data:`MAX_PIXELS` or :data:`MAX_BYTES`.
+        InputError: if it is missing, empty or larger than :data:`MAX_BYTES`, or DICOM that cannot be read.
     """
-    if isinstance(film, bytes):
-        return _from_bytes(film, "the film")
+    name = "the film"
     if isinstance(film, (str, os.PathLike)):
-        return _from_bytes(_read(film), os.fspath(film))
-    return _from_pillow(film)
+        name = _shown(film)
+        film = _read(film)
+    elif not isinstance(film, bytes) and callable(getattr(film, "read", None)):
+        film = _take(film)
+    if isinstance(film, bytes):
+        if not film:
+            raise InputError(f"{name}: is empty; export the film again")
+        if dicom.is_dicom(film):
+            opened = dicom.read(film, name)
+            return Undeveloped(opened.facts, opened, name)
+    return Undeveloped(PLAIN, film, name)
+
+
+def load(
+    film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any], preparation: Preparation = DISPLAY
+) -> Radiograph:
+    """Read a film and make it safe to send. Whether it is one that the model was made for, :mod:`.gate` says.
+
+    An 8-bit grey or RGB PNG or JPEG that holds nothing but pixels keeps its bytes; anything else becomes 8-bit grey,
+    upright as its EXIF says, and ``how`` says so. 16-bit grey without a header is shown by its percentiles 1-99, DICOM
+    as its header says (PS3.3 C.11).
+
+    Raises:
+        InputError: if it is missing, empty, damaged or no image; float, transparent or of several frames; or larger
+            than :data:`MAX_PIXELS` or :data:`MAX_BYTES`.
+    """
+    return read(film).develop(preparation)
 
 
 def encode(radiograph: Radiograph) -> EncodedImage:
     """Encode a film for the wire: its original bytes, or a PNG without metadata."""
     data = radiograph.original
     if data is None:
-        buffer = io.BytesIO()
-        # Level 1: six times as fast as Pillow's default for a fifth more bytes.
-        radiograph.pixels.save(buffer, "PNG", compress_level=1)
-        data = buffer.getvalue()
+        data = _png.write(radiograph.pixels)
     width, height = radiograph.pixels.size
-    return EncodedImage(radiograph.mime, b64encode(data), sha256(data).hexdigest(), width, height, radiograph.how)
+    digest = sha256(data).hexdigest()
+    return EncodedImage(
+        radiograph.mime, b64encode(data), digest, width, height, radiograph.how, radiograph.facts, radiograph.look
+    )
 
 
-def prepare(film: Film) -> EncodedImage:
+def prepare(film: Film, preparation: Preparation = DISPLAY) -> EncodedImage:
     """:func:`load` and :func:`encode`; what is encoded already passes through.
 
     Raises:
         InputError: as :func:`load` does.
     """
-    return film if isinstance(film, EncodedImage) else encode(load(film))
+    return film if isinstance(film, EncodedImage) else encode(load(film, preparation))
+
+
+def _from_dicom(film: dicom.DicomFilm, preparation: Preparation) -> Radiograph:
+    from PIL import Image
+
+    grey, aspect, notes = dicom.develop(film, preparation.profile)
+    pixels, seen, more = _finish.finish(Image.fromarray(grey), preparation, aspect)
+    return Radiograph(pixels, None, "image/png", (*notes, *more), film.facts, seen)
+
+
+def _from_plain(film: Any, name: str, preparation: Preparation) -> Radiograph:
+    pixels, original, notes = _plain_pixels(film, name)
+    if preparation == DISPLAY:
+        mime = "image/jpeg" if original is not None and not original.startswith(b"\x89PNG") else "image/png"
+        return Radiograph(pixels, original, mime, tuple(notes), PLAIN, look(pixels))
+    if original is not None:
+        pixels, more = _plain.to_grey(pixels, name)
+        notes = ["re-encoded as 8-bit grey PNG without metadata", *more]
+    if preparation.profile == "ped-train":
+        pixels, more = _finish.stretch_as_trained(pixels)
+        notes = [*notes, *more]
+    pixels, seen, more = _finish.finish(pixels, preparation)
+    return Radiograph(pixels, None, "image/png", (*notes, *more), PLAIN, seen)
+
+
+def _plain_pixels(film: Any, name: str) -> tuple[Image, bytes | None, list[str]]:
+    from PIL.Image import Image as PillowImage
+
+    if isinstance(film, bytes):
+        return _plain.from_bytes(film, name)
+    if isinstance(film, PillowImage):
+        return _plain.from_pillow(film, name)
+    if hasattr(film, "dtype") and hasattr(film, "__array_interface__"):
+        return _plain.from_array(film, name)
+    raise InputError(f"{name}: {type(film).__name__} is not a path, bytes, a file, a Pillow image or an array")
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
+    name = _shown(path)
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
-            raise InputError(f"{os.fspath(path)}: is a folder; give one image file")
+            raise InputError(f"{name}: is a folder; give one image file")
         if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"{os.fspath(path)}: is not a regular file; give one image file")
+            raise InputError(f"{name}: is not a regular file; give one image file")
         if found.st_size > MAX_BYTES:
-            raise InputError(f"{os.fspath(path)}: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
+            raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "cannot be opened"
-        raise InputError(f"{os.fspath(path)}: {reason}; check the path and its permissions") from error
+        raise InputError(f"{name}: {reason}; check the path and its permissions") from error
 
 
-def _from_bytes(data: bytes, name: str) -> Radiograph:
-    if not data:
-        raise InputError(f"{name}: is empty; export the film again")
-    if data[128:132] == b"DICM":
-        raise InputError(f"{name}: is DICOM, which this version does not read; export it as 8-bit PNG from a viewer")
-    pixels, notes = _decode(_open(data, name), name)
-    bare = pixels.mode in ("L", "RGB") and (is_bare_png(data) or is_bare_jpeg(data))
-    if bare:
-        mime = "image/png" if data.startswith(b"\x89PNG") else "image/jpeg"
-        return Radiograph(pixels, data, mime, ("original bytes",))
-    grey, more = _grey(pixels, name)
-    return Radiograph(grey, None, "image/png", ("re-encoded as 8-bit grey PNG without metadata", *notes, *more))
-
-
-def _from_pillow(image: Image) -> Radiograph:
-    from PIL.Image import Image as PillowImage
-
-    if not isinstance(image, PillowImage):
-        raise InputError(f"the film: {type(image).__name__} is not a path, bytes or a Pillow image")
-    pixels, notes = _decode(image, "the film")
-    grey, more = _grey(pixels, "the film")
-    return Radiograph(grey, None, "image/png", ("encoded as 8-bit grey PNG from a Pillow image", *notes, *more))
-
-
-def _open(data: bytes, name: str) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
+def _take(file: Any) -> bytes:
+    """All that an open file has left."""
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(name) from error
-    except UnidentifiedImageError as error:
-        raise InputError(f"{name}: is not an image that can be read; give {', '.join(_FORMATS)}") from error
-    except Exception as error:  # Pillow's readers let ValueError, SyntaxError, struct.error and others through
-        raise _damaged(name) from error
+        data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InputError("the film: cannot be read from the file given; open it in binary mode") from error
+    if not isinstance(data, bytes):
+        raise InputError("the film: the file given is open for text; open it in binary mode")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"the film: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
+    return data
 
 
-def _decode(image: Image, name: str) -> tuple[Image, list[str]]:
-    """Decode the pixels, after what the header alone decides, and turn them upright."""
-    from PIL import ImageOps
-
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(name)
-    if image.mode.startswith(("I", "F")) or any(_DEEP_TILE.search(str(tile)) for tile in getattr(image, "tile", ())):
-        raise InputError(
-            f"{name}: has more than 8 bits a pixel, which this version does not send, since cutting them off spoils a "
-            "film; export it as 8-bit PNG with its window applied"
-        )
-    try:
-        frames = getattr(image, "n_frames", 1)
-        turned = image.getexif().get(_ORIENTATION) in range(2, 9)  # read first: a TIFF turns itself on loading
-        image.load()
-        upright = ImageOps.exif_transpose(image) if turned else image
-    except Exception as error:  # as in _open
-        raise _damaged(name) from error
-    if frames > 1:
-        raise InputError(f"{name}: has several frames; give one film, one frame")
-    return upright, ["turned upright as EXIF says"] if turned else []
-
-
-def _grey(image: Image, name: str) -> tuple[Image, list[str]]:
-    from PIL import Image
-
-    notes, pixels = [], image
-    if image.has_transparency_data:
-        pixels = image.convert("RGBA")
-        if pixels.getchannel("A").getextrema() != (255, 255):
-            raise InputError(f"{name}: is partly transparent; export it without an alpha channel")
-        notes.append("opaque alpha left out")
-    if pixels.mode != "L":
-        notes.append(f"{image.mode} turned to grey")
-        pixels = pixels.convert("RGB").convert("L")
-    clean = Image.new("L", pixels.size)  # a copy would keep info, and PNG would write its profile and text
-    clean.paste(pixels)
-    return clean, notes
-
-
-def _too_large(name: str) -> InputError:
-    return InputError(f"{name}: has more than {MAX_PIXELS // 10**6} million pixels; export it smaller")
-
-
-def _damaged(name: str) -> InputError:
-    return InputError(f"{name}: is damaged or cut short; export or copy the film again")
+def _shown(path: str | os.PathLike[str]) -> str:
+    """A path fit for a message: bytes that are no UTF-8 are escaped."""
+    return os.fspath(path).encode(errors="backslashreplace").decode()

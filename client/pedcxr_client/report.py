@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
+from .gate import Check
 from .sections import parse
 
 DISCLAIMER = "AI-generated draft. Research use only. Not for diagnosis. Must be reviewed by a qualified professional."
@@ -92,7 +93,8 @@ class Report:
         demo: True if the demonstration model wrote it; then it is no medical text at all.
         prompt: the words sent with the film; ``prompt_profile`` says which form they follow.
         image_sha256: digest of the image bytes as they were sent.
-        image_how: how those bytes were made, in short notes.
+        image_how: how those bytes were made, in short notes; ``image_profile`` names the preparation.
+        checks: those of the intended use; one that blocks is there only if the caller allowed it.
         max_tokens: the most tokens the report might have had.
         usage: token counts, or None if the server gave none.
         request_id: the server's ``X-Request-Id``, or None.
@@ -108,6 +110,8 @@ class Report:
     prompt_profile: str
     image_sha256: str
     image_how: tuple[str, ...]
+    image_profile: str
+    checks: tuple[Check, ...]
     max_tokens: int
     usage: Usage | None
     timing: Timing
@@ -143,7 +147,8 @@ class Report:
             "finish_reason": self.finish_reason,
             "request_id": self.request_id,
             "prompt": {"profile": self.prompt_profile, "text": self.prompt},
-            "image": {"sha256": self.image_sha256, "how": list(self.image_how)},
+            "image": {"sha256": self.image_sha256, "profile": self.image_profile, "how": list(self.image_how)},
+            "checks": [asdict(check) for check in self.checks],
             "parameters": {"temperature": 0, "max_tokens": self.max_tokens},
             "usage": None if self.usage is None else asdict(self.usage),
             "attempts": self.attempts,

@@ -11,7 +11,18 @@ import sys
 import pedcxr_client
 from pedcxr_client import AsyncClient, AsyncReportStream, Client, PedcxrError, ReportStream
 
-ABSENT = {"torch", "vllm", "transformers", "starlette", "numpy", "prometheus_client", "openai", "PIL", "pedcxr_serve"}
+ABSENT = {
+    "torch",
+    "vllm",
+    "transformers",
+    "starlette",
+    "numpy",
+    "pydicom",
+    "prometheus_client",
+    "openai",
+    "PIL",
+    "pedcxr_serve",
+}
 
 
 def test_all_is_what_is_public():

@@ -1,0 +1,225 @@
+"""DICOM films: a header that is read and never sent, and pixels as a viewer shows them (PS3.3 C.11).
+
+Needs the extra ``pedcxr[dicom]``. The order is that of the standard: the header is checked before anything is decoded,
+then padding, modality LUT or rescaling, VOI LUT or window, one inversion, padding to black, pixel aspect, size.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import _codestream, _deflated, _header
+from ._errors import InputError
+from ._limits import MAX_PIXELS
+from ._quiet import quiet
+from .facts import Facts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from pydicom.uid import UID
+
+    from .display import Stored, Words
+    from .preparation import Profile
+
+INSTALL = 'pip install "pedcxr[dicom]"'
+
+_DICOMDIR = "1.2.840.10008.1.3.10"
+_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
+_RLE = "1.2.840.10008.1.2.5"
+_FIRST_ELEMENTS = (
+    b"\x08\x00\x00\x00",
+    b"\x08\x00\x05\x00",
+    b"\x08\x00\x08\x00",
+    b"\x08\x00\x16\x00",
+    b"\x02\x00\x00\x00",
+)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DicomFilm:
+    """A DICOM object whose header was read and whose pixels were not decoded.
+
+    Attributes:
+        facts: what its header says that bears on its use.
+    """
+
+    facts: Facts
+    _name: str
+    _header: Any
+
+    def __repr__(self) -> str:
+        return "<DicomFilm>"
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether the bytes are a DICOM file (PS3.10 section 7.1), or the bare data set that old devices wrote."""
+    return data[128:132] == b"DICM" or data[:4] in _FIRST_ELEMENTS
+
+
+def read(data: bytes, name: str = "the film") -> DicomFilm:
+    """Read the header.
+
+    Raises:
+        InputError: if it is no DICOM that can be read, a DICOMDIR, or pydicom is not installed.
+    """
+    try:
+        import numpy  # noqa: F401
+        from pydicom import dcmread
+    except ImportError as error:
+        raise InputError(f"{name}: is DICOM, which needs pydicom: {INSTALL}") from error
+    _deflated.refuse_bomb(data, name)
+    damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
+    with quiet():
+        header = _attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
+        found = _attempt(lambda: _header.read(header), damaged)
+        if _attempt(lambda: header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
+            raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films it lists")
+        _attempt(lambda: _name_syntax(header), damaged)
+    return DicomFilm(found, name, header)
+
+
+def develop(film: DicomFilm, profile: Profile) -> tuple[NDArray[np.uint8], float, list[str]]:
+    """Decode and show a film.
+
+    Returns:
+        8-bit grey of shape (rows, columns); the height of a pixel by its width; notes on what was done.
+
+    Raises:
+        InputError: if it holds no film of one frame that can be decoded; the message names the element or the decoder.
+    """
+    from . import _rendering, display
+
+    header, name = film._header, film._name
+    try:
+        import pydicom.pixels  # before quiet(), which knows the loggers there are  # noqa: F401
+
+        with quiet():
+            words = _check(header)
+            aspect = _rendering.aspect(header)
+            pixels = _decode(header, words)
+            if profile == "ped-train":
+                grey, notes = display.render_as_trained(pixels, words)
+            else:
+                how, unused = _rendering.rendering(header, words)
+                grey, notes = display.render(pixels, how)
+                notes = unused + notes
+            photometric = _header.text(header, "PhotometricInterpretation")
+            notes.insert(0, f"DICOM {photometric} of {words.stored} bits shown as 8-bit grey")
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except display.AllPadding:
+        raise InputError(f"{name}: every pixel is padding; there is no picture in it") from None
+    return grey, aspect, notes
+
+
+def _attempt(step: Callable[[], _T], message: str) -> _T:
+    """Run a step of pydicom's. Its errors quote the header, so that none of them is chained or kept."""
+    try:
+        return step()
+    except Exception:
+        failed = True
+    assert failed
+    raise InputError(message)
+
+
+def _name_syntax(header: Any) -> None:
+    """A data set without a file's own elements is read as what it turned out to be."""
+    if "TransferSyntaxUID" not in header.file_meta:
+        from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+        implicit, little = header.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
+def _check(header: Any) -> Stored:
+    """All that can be wrong before decoding; returns how values are stored."""
+    from . import _rendering
+
+    if "FloatPixelData" in header or "DoubleFloatPixelData" in header:
+        raise InputError("its pixels are floats, which no CR or DX image has; export the film as such")
+    if "PixelData" not in header:
+        raise InputError("holds no pixels; give the image, not a report or an index of it")
+    if (photometric := _header.text(header, "PhotometricInterpretation")) not in ("MONOCHROME1", "MONOCHROME2"):
+        shown = photometric if photometric in ("RGB", "PALETTE COLOR") or photometric[:3] == "YBR" else "not grey"
+        raise InputError(f"PhotometricInterpretation (0028,0004) is {shown}; a film is MONOCHROME1 or MONOCHROME2")
+    rows, columns = _rendering.whole(header, "Rows"), _rendering.whole(header, "Columns")
+    frames = _rendering.whole(header, "NumberOfFrames", 1)
+    if rows < 1 or columns < 1 or _rendering.whole(header, "SamplesPerPixel", 1) != 1:
+        raise InputError("Rows, Columns or SamplesPerPixel are not those of a film; export it again")
+    if rows * columns * max(frames, 1) > MAX_PIXELS:
+        raise InputError(f"has more than {MAX_PIXELS // 10**6} million pixels; export it smaller")
+    if frames > 1:
+        raise InputError(f"NumberOfFrames (0028,0008) is {frames}; give one film, one frame")
+    return _rendering.stored(header)
+
+
+def _decode(header: Any, words: Stored) -> Words:
+    """The words of the one frame, of as many bits as are allocated, unsigned."""
+    import numpy as np
+    from pydicom.pixels.utils import pixel_array
+    from pydicom.uid import UID
+
+    syntax = _attempt(lambda: UID(str(header.file_meta.TransferSyntaxUID)), "TransferSyntaxUID (0002,0010) is damaged")
+    _check_decoder(syntax, words)
+    encapsulated = syntax.is_encapsulated
+    if encapsulated:
+        _check_frame(header, syntax)
+    damaged = "its pixels are damaged or cut short; export or copy the film again"
+    decoded = _attempt(
+        lambda: pixel_array(header, index=0, raw=True, view_only=True, correct_unused_bits=False), damaged
+    )
+    if decoded.shape != (header.Rows, header.Columns) or decoded.dtype.kind not in "iu":
+        raise InputError(damaged)
+    unsigned = decoded.astype(f"{decoded.dtype.kind}{decoded.itemsize}", copy=False)
+    unsigned = unsigned.view(f"u{unsigned.itemsize}").astype(f"u{words.allocated // 8}", copy=False)
+    if encapsulated and syntax != _RLE:  # RLE packs words as they are
+        low, high = words.range
+        ends = int(decoded.min()), int(decoded.max())
+        if not (low <= ends[0] and ends[1] <= high) and not (ends[0] >= 0 and ends[1] <= high - low):
+            raise InputError("its compressed pixels have more bits than BitsStored (0028,0101) says; export it again")
+        # A decoder hands out values, with nothing beside them in the word.
+        unsigned = np.left_shift(unsigned, words.high + 1 - words.stored)
+    return unsigned
+
+
+def _check_decoder(syntax: UID, words: Stored) -> None:
+    from pydicom.pixels.decoders.base import get_decoder
+
+    known = syntax.name if syntax.name != str(syntax) else str(syntax)[:64]
+    shown = known if str(syntax).replace(".", "").isdigit() else "not a UID"
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        decoder = None
+    if decoder is None:
+        raise InputError(
+            f"TransferSyntaxUID (0002,0010) is {shown}, which nothing here decodes; export it uncompressed"
+        )
+    if syntax == _JPEG_EXTENDED and words.stored > 8 and importlib.util.find_spec("libjpeg") is None:
+        raise InputError(
+            f"is compressed as {shown} of 12 bits, which only pylibjpeg-libjpeg (GPL-3, so that pedcxr does not depend "
+            "on it) decodes; export the film uncompressed"
+        )
+    if not decoder.is_available:
+        raise InputError(f"is compressed as {shown}, for which the decoder is missing: {INSTALL}")
+
+
+def _check_frame(header: Any, syntax: UID) -> None:
+    from pydicom.encaps import generate_frames
+
+    damaged = "its compressed pixels are damaged or cut short; export or copy the film again"
+    frame = _attempt(lambda: next(generate_frames(header.PixelData, number_of_frames=1)), damaged)
+    if syntax == _RLE:
+        return
+    if not _codestream.is_whole(frame):
+        raise InputError(damaged)
+    size = _codestream.size(frame)
+    if size is not None and size != (header.Rows, header.Columns):
+        raise InputError("its compressed pixels are of another size than Rows and Columns say; export it again")
