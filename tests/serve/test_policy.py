@@ -163,7 +163,7 @@ def test_escapes_of_php_and_java_in_the_url_pass(escaped: Any) -> None:
         (body({"type": "image_url", "image_url": URL}), "invalid_type", None),
         (body({"type": "text", "text": URL}), "invalid_value", None),
         (body({"type": "text", "text": "a", "image_url": {"url": URL}}), "invalid_value", None),
-        (body({"type": "video_url", "video_url": {"url": URL}}), "unknown_field", None),
+        (body({"type": "video_url", "video_url": {"url": URL}}), "invalid_value", None),
         (body("text"), "invalid_type", None),
         ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "invalid_value", "messages[0].content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
