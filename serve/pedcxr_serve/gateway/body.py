@@ -1,4 +1,4 @@
-"""Reading a request's body within a cap."""
+"""Reading a request's body within a cap, a time, and the memory that all bodies may take together."""
 
 from __future__ import annotations
 
@@ -13,31 +13,76 @@ class TooLarge(Exception):
     """The body is over the cap."""
 
 
+class TooSlow(Exception):
+    """The body was not complete in time."""
+
+
+class NoRoom(Exception):
+    """Too many bodies are held already."""
+
+
 class Disconnected(Exception):
     """The client left before its body was complete."""
 
 
-async def read(receive: Receive, limit: int) -> bytes:
-    """The whole body.
+class Bodies:
+    """The memory of all bodies together.
 
-    A larger one is read on and thrown away for some seconds, so that a client that writes first and reads later
-    gets the answer and not a broken pipe.
-
-    Raises:
-        TooLarge: over ``limit`` bytes, whether or not a length was announced.
-        Disconnected: cut off.
+    Args:
+        limit: bytes, at most.
+        timeout_s: seconds that a client may take to send one.
     """
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        part, more = await _part(receive)
-        size += len(part)
-        if size > limit:
-            await _discard(receive, more)
-            raise TooLarge
-        parts.append(part)
-        if not more:
-            return b"".join(parts)
+
+    def __init__(self, limit: int, *, timeout_s: float) -> None:
+        self.limit, self.timeout_s = limit, timeout_s
+        self.held = 0
+
+
+class Body:
+    """One body; `release` it when it was sent on."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    async def read(self, receive: Receive, limit: int) -> bytearray:
+        """The whole of it.
+
+        A larger one is read on and thrown away for some seconds, so that a client that writes first and reads later
+        gets the answer and not a broken pipe.
+
+        Raises:
+            TooLarge: over ``limit`` bytes, whether or not a length was announced.
+            TooSlow: not complete in time.
+            NoRoom: all bodies together are over their limit.
+            Disconnected: cut off.
+        """
+        data = bytearray()
+        try:
+            async with asyncio.timeout(self._bodies.timeout_s):
+                more = True
+                while more:
+                    part, more = await _part(receive)
+                    if len(data) + len(part) > limit:
+                        data.clear()
+                        await _discard(receive, more)
+                        raise TooLarge
+                    self._take(len(part))
+                    data += part
+        except TimeoutError:
+            raise TooSlow from None
+        return data
+
+    def release(self) -> None:
+        """Give the memory back; harmless when it was."""
+        self._bodies.held -= self._size
+        self._size = 0
+
+    def _take(self, size: int) -> None:
+        if self._bodies.held + size > self._bodies.limit:
+            raise NoRoom
+        self._bodies.held += size
+        self._size += size
 
 
 async def until_gone(receive: Receive) -> None:

@@ -26,12 +26,15 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
         (_Server(_uvicorn(app.admin(state, engine))), listeners.admin),
     ]
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
+    watch = asyncio.create_task(state.book.watch())
     try:
         yield
     finally:
+        watch.cancel()
         for server, _ in servers:
             server.should_exit = True
         await asyncio.gather(*tasks)
+        await asyncio.gather(watch, return_exceptions=True)
 
 
 class _Server(uvicorn.Server):
