@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import uvloop
@@ -10,12 +11,10 @@ from . import checkpoint, config, console, device, hub, plan
 from ._errors import ConfigError
 from .demo import CHECKPOINT, show
 from .engine import Engine
-from .gateway.state import State
+from .gateway import assemble
 from .listeners import listen
 from .runtime import socket_folder
 from .server import Server
-
-_MIB = 1 << 20
 
 
 def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
@@ -31,9 +30,20 @@ def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
     machine = device.detect(settings.engine.device)
     _require_kind(machine)
     terminal = console.Console(console.level(settings.engine.log_level))
-    with listen(settings.gateway) as listeners, socket_folder(settings.engine.socket_dir) as socket:
+    with contextlib.ExitStack() as stack:
+        listeners = stack.enter_context(listen(settings.gateway))
+        socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         made = plan.make(found, machine, settings, model_dir=folder, socket=socket)
-        state = State(socket, demo=folder == CHECKPOINT, body_limit=settings.gateway.body_limit_mib * _MIB)
+        state = stack.enter_context(
+            assemble.state(
+                settings,
+                socket,
+                slots=made.max_num_seqs,
+                image_tokens=found.shape.image_tokens if found.shape else 0,
+                demo=folder == CHECKPOINT,
+                env=os.environ,
+            )
+        )
         server = Server(
             Engine(made.argv, dict(made.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}, terminal.engine),
             state,

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.fake_engine import REPORT, TEXT, Answer, FakeEngine
-
-from pedcxr_serve.config import GatewayConfig
-from pedcxr_serve.gateway import app
-from pedcxr_serve.gateway.serve import serving
-from pedcxr_serve.gateway.state import State
-from pedcxr_serve.listeners import Listeners, listen
-
-CHAT = "/v1/chat/completions"
-LIMIT = 1 << 20
-BODY = {"messages": [{"role": "user", "content": "Generate a report."}]}
-ERROR_KEYS = {"message", "type", "param", "code"}
-
-
-@dataclass
-class Gateway:
-    state: State
-    listeners: Listeners
-    engine: FakeEngine
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.listeners.url.removesuffix("/v1"), timeout=10)
+from tests.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
 
 @pytest.fixture
@@ -47,43 +23,6 @@ def engine(tmp_path: Path) -> Iterator[FakeEngine]:
 def gateway(engine: FakeEngine) -> Iterator[Gateway]:
     with running(engine) as gateway:
         yield gateway
-
-
-@contextmanager
-def running(engine: FakeEngine, *, demo: bool = True) -> Iterator[Gateway]:
-    assert engine.uds is not None
-    state = State(engine.uds, demo=demo, body_limit=LIMIT)
-    state.set_ready(True, "ready")
-    up, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
-
-    async def serve() -> None:
-        async with app.engine_session(state) as session, serving(state, session, listeners):
-            up.set()
-            await stop.wait()
-
-    with listen(GatewayConfig(port=0, admin_port=0)) as listeners:
-        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-        thread.start()
-        up.wait(5)
-        try:
-            yield Gateway(state, listeners, engine)
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join()
-            loop.close()
-
-
-def assert_openai_error(answer: httpx.Response, status: int, code: object) -> None:
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], set(error)) == (status, code, ERROR_KEYS)
-    assert answer.headers["x-request-id"]
-
-
-def eventually(condition: object, seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
 
 
 def test_a_report_passes_through(gateway: Gateway) -> None:

@@ -3,7 +3,7 @@
 Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), Algorithm 2: every tenant has a counter of the
 service it got, divided by its weight; the tenant with the smallest counter among those that wait is next; a tenant
 that comes back is lifted to the others, so that nobody saves up. While two tenants wait without a pause, their service
-differs by at most twice the larger of one prompt and the answers in work (Theorem 4.4). Nothing is held back while
+differs by at most twice the cost of the tokens that a full batch holds (Theorem 4.4). Nothing is held back while
 there is a free slot (work conservation).
 
 A request's life: ``open`` (counted, its body unread) ─▶ ``queue`` ─▶ ``next`` gives it out ─▶ ``charge``* ─▶ ``close``.

@@ -72,7 +72,7 @@ class UsageStore:
                 self._sums[day, tenant] = Spent(*counts)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path}: cannot be used to count tokens ({error}); see gateway.usage_db") from error
-        self._writer = threading.Thread(target=self._write, args=(base,), name="pedcxr-usage")
+        self._writer = threading.Thread(target=self._write, args=(base,), name="pedcxr-usage", daemon=True)
         self._writer.start()
 
     def add(self, day: str, tenant: str, spent: Spent) -> None:
