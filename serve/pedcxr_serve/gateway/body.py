@@ -7,6 +7,7 @@ import asyncio
 from starlette.types import Receive
 
 _DISCARD_S = 10.0
+_DISCARD = 4  # times the cap
 
 
 class TooLarge(Exception):
@@ -48,7 +49,7 @@ class Body:
     async def read(self, receive: Receive, limit: int) -> bytearray:
         """The whole of it.
 
-        A larger one is read on and thrown away for some seconds, so that a client that writes first and reads later
+        A larger one is read on and thrown away for a while, so that a client that writes first and reads later
         gets the answer and not a broken pipe.
 
         Raises:
@@ -64,14 +65,16 @@ class Body:
                 while more:
                     part, more = await _part(receive)
                     if len(data) + len(part) > limit:
-                        data.clear()
-                        await _discard(receive, more)
-                        raise TooLarge
+                        break
                     self._take(len(part))
                     data += part
+                else:
+                    return data
         except TimeoutError:
             raise TooSlow from None
-        return data
+        data.clear()
+        await _discard(receive, more, _DISCARD * limit)
+        raise TooLarge
 
     def release(self) -> None:
         """Give the memory back; harmless when it was."""
@@ -98,10 +101,12 @@ async def _part(receive: Receive) -> tuple[bytes, bool]:
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def _discard(receive: Receive, more: bool) -> None:
+async def _discard(receive: Receive, more: bool, most: int) -> None:
+    size = 0
     try:
         async with asyncio.timeout(_DISCARD_S):
-            while more:
-                _, more = await _part(receive)
+            while more and size < most:
+                part, more = await _part(receive)
+                size += len(part)
     except (TimeoutError, Disconnected):
         pass

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from ..listeners import Listeners
 from . import app
+from .connection import Connection
 from .state import State
 
 FLUSH_S = 2
@@ -48,7 +49,7 @@ class _Server(uvicorn.Server):
 def _uvicorn(asgi: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         asgi,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
