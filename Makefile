@@ -6,7 +6,7 @@ READY  := .venv/.ready
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench lint lock demo-checkpoint clean
+.PHONY: help setup demo test test-fast bench bench-gateway lint lock demo-checkpoint clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,6 +35,9 @@ test-fast: $(READY)  ## the tests that need no vLLM, in under three minutes
 
 bench: $(READY)  ## reports a second: the gateway, bare vLLM, transformers
 	@$(RUN) -m pedcxr_serve.bench
+
+bench-gateway: $(READY)  ## what the gateway itself costs, in front of an engine that answers at once
+	@$(RUN) -m pedcxr_serve.bench_gateway
 
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .
