@@ -1,7 +1,7 @@
 """What an engine's answer says about itself: why it ended and what it cost. Pure.
 
 An event stream is not parsed. Its blocks are searched for the two events that matter, which works because a quote
-within a text of a model is written ``\\"`` in JSON: the words searched for cannot occur in one.
+within a text of a model is written ``\\"`` in JSON, and a line's end ``\\n``: what is searched for cannot occur in one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Stream:
             self._rest = data
             return b""
         block, self._rest = data[:cut], data[cut:]
-        self.events += block.count(b"data: {")
+        self.events += block.count(b"\ndata: {") + block.startswith(b"data: {")
         if finish := _FINISH.search(block):
             self.finish = finish[1].decode()
             if self.finish == "abort":
@@ -95,7 +95,7 @@ class Stream:
             block = self._count(block, usage.start())
         if b'data: {"error"' in block:
             self.failed = True
-        if b"data: [DONE]" in block:
+        if b"\ndata: [DONE]" in block or block.startswith(b"data: [DONE]"):
             self.done = True
         return block
 

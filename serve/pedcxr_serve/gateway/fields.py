@@ -66,7 +66,7 @@ FIELDS: tuple[Field, ...] = (
     Field("stream_options", "include_usage", ("boolean",), "end the stream with an event that counts tokens"),
     Field("stream_options", "include_obfuscation", ("boolean",), "taken, without effect"),
     Field("", "n", ("integer",), "one answer a request", 1, 1),
-    Field("", "stop", ("text", "list"), "texts that end the answer", 1, 64),
+    Field("", "stop", ("text", "list"), "what ends the answer; at most 4 texts", 1, 64),
     Field("", "logprobs", ("boolean",), "log probabilities of the tokens"),
     Field("", "top_logprobs", ("integer",), "how many beside each token; only with `logprobs`", 0, 5),
     Field("", "return_token_ids", ("boolean",), "the tokens' numbers beside the text (vLLM)"),
@@ -84,7 +84,7 @@ FIELDS: tuple[Field, ...] = (
     Field(PART, "text", ("text",), "of a part of type `text`"),
     Field(PART, "image_url", ("object",), "of a part of type `image_url`; one image a request, from the user"),
     Field(IMAGE, "url", ("text",), "`data:image/TYPE;base64,...`; never an address", required=True),
-    Field(IMAGE, "detail", ("text",), "taken, without effect", choices=("auto", "low", "high")),
+    Field(IMAGE, "detail", ("text",), "no effect on this model", choices=("auto", "low", "high")),
 )
 
 

@@ -88,7 +88,10 @@ class ChatCompletions:
             if state.audit is not None and (film := job.film()) is not None:
                 job.film_digest = await asyncio.to_thread(state.audit.digest, film)
                 del film
-            return None
+            if state.ready:
+                return None
+            record.refuse("not_ready", 503)  # it began to stop while the body came in
+            refusal = reply.unavailable(state.stage)
         except policy.Refused as error:
             record.refuse(error.code, error.status)
             refusal = reply.refused(str(error), error.param, error.code, error.status)
