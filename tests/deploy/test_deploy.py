@@ -1,0 +1,299 @@
+"""The files of deploy/, checked as far as that goes without a container engine, against the program that they start."""
+
+from __future__ import annotations
+
+import configparser
+import http.server
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import tomllib
+from importlib.metadata import requires
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from pedcxr_serve import cli, config, server
+from pedcxr_serve._errors import CheckpointError, ConfigError
+from pedcxr_serve.gateway.serve import FLUSH_S
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+GATEWAY = config.GatewayConfig()
+STOP_S = GATEWAY.drain_s + server._STOP_GRACE_S + 2 * FLUSH_S
+CONFIG = "/etc/pedcxr/serve.toml"
+HOME = "/var/lib/pedcxr"
+DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]
+# ADD, ARG, EXPOSE, SHELL and VOLUME have no use here.
+INSTRUCTIONS = {"FROM", "COPY", "RUN", "ENV", "WORKDIR", "USER", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    lines = [line for line in (DEPLOY / name).read_text().splitlines() if not line.lstrip().startswith("#")]
+    logical = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in logical if line.strip())]
+
+
+def of(name: str, instruction: str) -> list[str]:
+    return [rest for word, rest in instructions(name) if word == instruction]
+
+
+def services() -> dict[str, Any]:
+    compose: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    return compose["services"]
+
+
+def unit() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string((DEPLOY / "pedcxr.service").read_text())
+    return parser
+
+
+def command_lines() -> dict[str, list[str]]:
+    lines = {name: [*json.loads(of(name, "ENTRYPOINT")[-1]), *_cmd(name)] for name in DOCKERFILES}
+    for name, service in services().items():
+        if "build" in service:
+            entry = json.loads(of(Path(service["build"]["dockerfile"]).name, "ENTRYPOINT")[-1])
+            lines[f"compose {name}"] = [*entry, *service.get("command", [])]
+    lines["systemd"] = shlex.split(unit()["Service"]["ExecStart"].replace("%t", "/run"))
+    return lines
+
+
+def _cmd(name: str) -> list[str]:
+    return [word for text in of(name, "CMD") for word in json.loads(text)]
+
+
+def seconds(text: str) -> float:
+    number, word = re.fullmatch(r"(\d+)(s|m|h)?", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"s": 1, "m": 60, "h": 3600, None: 1}[word]
+
+
+def test_the_example_configuration_loads() -> None:
+    settings = config.load(DEPLOY / "serve.toml", {})
+    assert settings.gateway == GATEWAY  # the other files rely on its addresses and times
+    assert settings.served_name == Path(settings.model).name
+
+
+@pytest.mark.parametrize("name", [*DOCKERFILES, "compose gpu", "compose cpu", "systemd"])
+def test_every_command_is_one_the_program_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    program, *words = command_lines()[name]
+    assert Path(program).name in PROJECT["scripts"]
+    assert words[0] == "start"
+    words = [str(DEPLOY / "serve.toml") if word == CONFIG else word for word in words]
+    assert cli.main([*words, "--dry-run", "--model", "demo", "--device", "cpu"]) == 0
+    assert "--uds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+class TestDockerfile:
+    def test_uses_known_instructions_and_starts_from_one_pinned_image(self, name: str) -> None:
+        words = [word for word, _ in instructions(name)]
+        assert set(words) <= INSTRUCTIONS
+        assert words[0] == "FROM" and words.count("FROM") == 1
+        assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", of(name, "FROM")[0])
+
+    def test_copies_files_that_exist(self, name: str) -> None:
+        for line in of(name, "COPY"):
+            *sources, target = line.split()
+            assert target.startswith("/src")
+            assert [source for source in sources if not (ROOT / source).exists()] == []
+
+    def test_copies_all_that_the_wheel_is_built_of(self, name: str) -> None:
+        copied = {source for line in of(name, "COPY") for source in line.split()[:-1]}
+        assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], "client", "serve"} <= copied
+
+    def test_runs_without_rights_in_a_home_of_its_own(self, name: str) -> None:
+        uid, _, gid = of(name, "USER")[-1].partition(":")
+        assert int(uid) > 0 and int(gid) > 0
+        assert of(name, "WORKDIR") == [HOME] and f"HOME={HOME}" in of(name, "ENV")[-1].split()
+        assert any(f"install -d -o {uid} -g {gid} -m 0700 {HOME}" in run for run in of(name, "RUN"))
+
+    def test_stops_in_order(self, name: str) -> None:
+        assert of(name, "STOPSIGNAL") == ["SIGTERM"]
+        assert isinstance(json.loads(of(name, "ENTRYPOINT")[-1]), list)  # a shell would keep the signal to itself
+
+    def test_holds_no_secret(self, name: str) -> None:
+        assert not re.search(r"(?i)token|password|secret|api_key|-----BEGIN", (DEPLOY / name).read_text())
+
+    def test_passes_hadolint(self, name: str) -> None:
+        hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
+        if hadolint is None:
+            pytest.skip("no hadolint here")
+        done = subprocess.run([hadolint, "--no-color", DEPLOY / name], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_gpu_image_has_the_vllm_that_the_plugin_is_for() -> None:
+    wanted = next(text for text in PROJECT["optional-dependencies"]["gpu"] if text.startswith("vllm"))
+    version = of("Dockerfile", "FROM")[0].rpartition(":v")[2].partition("@")[0]
+    assert version in Requirement(wanted).specifier
+
+
+def test_what_the_gpu_image_installs_depends_on_neither_torch_nor_vllm() -> None:
+    assert '"/src[serve]"' in of("Dockerfile", "RUN")[0]
+    wanted = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]]
+    seen: set[str] = set()
+    while wanted:
+        one = wanted.pop()
+        if one.name in seen:
+            continue
+        seen.add(one.name)
+        wanted += [
+            other
+            for other in map(Requirement, requires(one.name) or [])
+            if other.marker is None or any(other.marker.evaluate({"extra": extra}) for extra in one.extras | {""})
+        ]
+    assert {"openai", "pydantic"} <= seen  # the walk went somewhere
+    assert {name for name in seen if re.match("torch|vllm|nvidia|triton", name)} == set()
+
+
+def test_the_cpu_image_installs_the_lock_and_nothing_else() -> None:
+    runs = " ; ".join(of("Dockerfile.cpu", "RUN"))
+    assert "uv pip sync --no-cache --require-hashes /src/locks/cpu.txt" in runs
+    assert "uv pip install --no-cache --no-deps --build-constraint /src/locks/dev.txt /src" in runs
+
+
+class _Health(http.server.BaseHTTPRequestHandler):
+    status: ClassVar[int] = 200
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_health_check_tells_ready_from_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = {of(name, "HEALTHCHECK")[-1] for name in DOCKERFILES}
+    assert len(checks) == 1
+    options, _, command = checks.pop().partition(" CMD ")
+    assert seconds(options.partition("--start-period=")[2].split()[0]) >= GATEWAY.start_timeout_s
+    python, flag, code = json.loads(command)
+    address = f"'{GATEWAY.host}', {GATEWAY.port},"
+    assert (python, flag) == ("python3", "-c") and address in code
+    with http.server.ThreadingHTTPServer((GATEWAY.host, 0), _Health) as probed:
+        threading.Thread(target=probed.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        here = code.replace(address, f"'{GATEWAY.host}', {probed.server_port},")
+        answers = []
+        for status in (200, 503):
+            monkeypatch.setattr(_Health, "status", status)
+            answers.append(subprocess.run([sys.executable, "-I", "-S", flag, here]).returncode)
+        probed.shutdown()
+    refused = subprocess.run([sys.executable, "-I", "-S", flag, here], stderr=subprocess.DEVNULL).returncode
+    assert (answers, bool(refused)) == ([0, 1], True)
+    assert set(_Health.asked) == {"/health/ready"}
+
+
+def test_compose_is_valid_by_the_schema_of_its_specification() -> None:
+    if importlib.util.find_spec("check_jsonschema") is None:
+        pytest.skip("no check-jsonschema here")
+    schema = ["-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([sys.executable, *schema, DEPLOY / "compose.yaml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_compose_serves_the_loopback_of_the_host_and_nobody_else() -> None:
+    for service in services().values():
+        assert service["network_mode"] == "host" and "ports" not in service
+        assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"] == "unless-stopped"
+        assert not any("privileged" in key for key in service)
+    assert "--web.listen-address=127.0.0.1:9090" in services()["prometheus"]["command"]
+    assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", services()["prometheus"]["image"])
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu"])
+def test_compose_gives_a_server_what_vllm_needs(name: str) -> None:
+    service = services()[name]
+    assert service["profiles"] == [name] and service["image"] == f"pedcxr:{name}"
+    assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    assert service["init"] is True and service["shm_size"] == "8gb"
+    assert seconds(service["stop_grace_period"]) >= STOP_S
+    assert f"cache:{HOME}" in service["volumes"]
+    mounts = [mount for mount in service["volumes"] if isinstance(mount, dict)]
+    assert all(mount["read_only"] for mount in mounts)
+    assert "environment" not in service and service["env_file"] == [{"path": "pedcxr.env", "required": False}]
+
+
+def test_compose_gives_the_gpu_and_the_model_of_the_example_configuration() -> None:
+    service = services()["gpu"]
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    mounts = {mount["target"]: mount["source"] for mount in service["volumes"] if isinstance(mount, dict)}
+    assert (DEPLOY / mounts[CONFIG]).samefile(DEPLOY / "serve.toml")
+    model = Path(config.load(DEPLOY / "serve.toml", {}).model)
+    assert str(model.parent) in mounts and str(model.parent) in mounts[str(model.parent)]
+
+
+def test_prometheus_scrapes_the_admin_port() -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"127.0.0.1:{GATEWAY.admin_port}"]}]
+    assert set(job) == {"job_name", "scrape_interval", "static_configs"}  # its own default is /metrics
+    assert seconds(job["scrape_interval"]) > 0
+    mounted = {mount["target"] for mount in services()["prometheus"]["volumes"] if isinstance(mount, dict)}
+    assert {f"--config.file={target}" for target in mounted} <= set(services()["prometheus"]["command"])
+
+
+def test_prometheus_accepts_its_file() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here; Debian has it in the package prometheus")
+    done = subprocess.run([promtool, "check", "config", DEPLOY / "prometheus.yml"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("no systemd-analyze here")
+    copy = tmp_path / "pedcxr.service"  # what it starts must exist to be verified
+    text = (DEPLOY / "pedcxr.service").read_text()
+    copy.write_text(text.replace(Path(command_lines()["systemd"][0]).as_posix(), sys.executable))
+    done = subprocess.run([analyze, "verify", "--man=no", copy], capture_output=True, text=True)
+    assert [line for line in done.stderr.splitlines() if "pedcxr" in line] == []
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_unit_stops_in_order_and_starts_again_only_what_may_be_mended() -> None:
+    service = unit()["Service"]
+    assert service["Type"] == "exec" and service["KillMode"] == "mixed" and service["Restart"] == "on-failure"
+    assert seconds(service["TimeoutStopSec"]) >= STOP_S
+    hopeless = {ConfigError.exit_code, CheckpointError.exit_code}
+    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
+
+
+def test_the_unit_has_a_private_folder_for_the_socket() -> None:
+    service = unit()["Service"]
+    assert service["User"] not in ("", "root")
+    assert service["RuntimeDirectoryMode"] == "0700"  # runtime.socket_folder takes no other
+    words = command_lines()["systemd"]
+    assert words[words.index("--socket-dir") + 1] == f"/run/{service['RuntimeDirectory']}"
+    assert service["EnvironmentFile"].startswith("-/etc/pedcxr/")
+
+
+def test_the_unit_is_closed_but_not_to_cuda() -> None:
+    service = unit()["Service"]
+    assert {service[key] for key in ("NoNewPrivileges", "ProtectHome", "PrivateTmp")} == {"yes"}
+    assert service["ProtectSystem"] == "strict" and service["CapabilityBoundingSet"] == ""
+    # ProtectClock implies DeviceAllow=char-rtc, and with that every other device is closed.
+    breaking = {"MemoryDenyWriteExecute", "PrivateDevices", "ProtectClock", "DeviceAllow", "DevicePolicy", "ProcSubset"}
+    assert breaking.isdisjoint(service)
+
+
+def test_the_readme_tells_what_each_file_is_for() -> None:
+    text = (DEPLOY / "README.md").read_text()
+    files = {file.name for file in DEPLOY.iterdir() if file.name[0] != "." and file.suffix not in (".md", ".env")}
+    assert {name for name in files if f"`{name}`" not in text} == set()

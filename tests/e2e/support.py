@@ -1,0 +1,49 @@
+"""The processes behind a server, and where the films lie."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+COMMAND = str(Path(sys.executable).parent / "pedcxr-serve")
+FILMS = Path(__file__).parents[3] / "shared/data/cxr/pediatric_png"
+
+
+def family(pid: int) -> set[int]:
+    """Process ids of a server and all that it started."""
+    found: set[int] = set()
+    frontier = {pid}
+    while frontier:
+        found |= frontier
+        frontier = {child for child, parent in _parents().items() if parent in frontier} - found
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of the processes that have not ended (a zombie has)."""
+    return {pid for pid in pids if _state(pid) not in ("", "Z")}
+
+
+def title(pid: int) -> str:
+    """What a process calls itself."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _parents() -> dict[int, int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    return parents
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
