@@ -7,6 +7,7 @@ import os
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +19,14 @@ import pytest
 from tests.fake_engine import REPORT, TEXT, Answer, FakeEngine
 from tests.gateway_server import BODY, CHAT, assert_openai_error, eventually, running
 
-from pedcxr_serve import audit, keys
+from pedcxr_serve import audit, config, keys
 from pedcxr_serve._errors import AuditError, ConfigError
+from pedcxr_serve.gateway import assemble
 from pedcxr_serve.gateway.admission import Admission
 from pedcxr_serve.gateway.book import Book
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.policy import Rules
+from pedcxr_serve.gateway.state import State
 from pedcxr_serve.gateway.usage import Spent, UsageStore
 
 SECRET = b"k" * 32
@@ -177,6 +180,28 @@ def test_the_line_is_served_in_turns(engine: FakeEngine, teams: Teams) -> None:
         assert all(flood.result() == 200 for flood in floods)
     order = [seen.headers["x-request-id"] for seen in engine.chats]
     assert order.index("rare") <= 3
+
+
+@pytest.mark.parametrize(("weight", "share"), [(1, 0.5), (3, 0.75)])
+def test_shares_over_sockets(engine: FakeEngine, teams: Teams, weight: int, share: float) -> None:
+    """Both wait all the time; one has twice as many clients."""
+    teams.add("team", f"weight = {weight}")
+    teams.add("flood")
+    engine.answer = Answer(gap=0.01, pieces=("x",) * 20)
+    store, end = UsageStore(None), time.monotonic() + 4
+    with serving(engine, teams, slots=3, usage=store) as gateway, ThreadPoolExecutor(18) as pool:
+
+        def keep_asking(name: str) -> None:
+            with gateway.client(teams.keys[name]) as client:
+                while time.monotonic() < end:
+                    client.post(CHAT, json=BODY | {"stream": True})
+
+        for name in ["team"] * 6 + ["flood"] * 12:
+            pool.submit(keep_asking, name)
+        eventually(lambda: sum(gateway.state.gate.admission.service().values()) > 0)
+        time.sleep(3.5)
+        service = gateway.state.gate.admission.service()
+        assert service["team"] / sum(service.values()) == pytest.approx(share, abs=0.06)
 
 
 def test_a_client_that_leaves_the_line_is_never_sent(engine: FakeEngine) -> None:
@@ -378,6 +403,32 @@ def test_the_audit_chain_shows_what_was_done_to_it(tmp_path: Path) -> None:
     path.write_bytes(b"".join(lines) + b'{"half')
     audit.AuditLog(path, SECRET).close()
     assert "to 39" in audit.verify(path, SECRET)
+
+
+def test_the_state_is_what_the_configuration_says(teams: Teams, tmp_path: Path) -> None:
+    teams.add("a")
+    flags = {
+        "gateway.tenants": str(teams.path),
+        "gateway.audit_log": str(tmp_path / "audit.jsonl"),
+        "gateway.body_limit_mib": 3,
+        "engine.max_new_tokens": 77,
+        "served_name": "named",
+    }
+    settings = config.load(None, flags)
+
+    def made(env: dict[str, str]) -> State:
+        with assemble.state(settings, tmp_path / "s", slots=2, image_tokens=64, demo=True, env=env) as state:
+            return state
+
+    state = made({audit.KEY_VARIABLE: "k" * 32})
+    assert (state.body_limit, state.rules.max_new_tokens, state.rules.model) == (3 << 20, 77, "named")
+    assert set(state.book.current.all) == {"a"} and state.image_tokens == 64
+    assert (tmp_path / "usage.sqlite").exists()
+    with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY"):
+        made({})
+    teams.path.unlink()
+    with pytest.raises(ConfigError, match=r"tenants\.toml"):
+        made({audit.KEY_VARIABLE: "k" * 32})
 
 
 def test_an_audit_log_needs_a_key() -> None:
