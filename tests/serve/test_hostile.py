@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -262,7 +261,7 @@ _HEADERS = st.dictionaries(
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_RAW, _HEADERS)
 def test_no_body_is_a_500(shared: Gateway, body: bytes, headers: dict[str, str]) -> None:
-    with httpx.Client(base_url=shared.root, timeout=10) as client:
+    with shared.client() as client:
         answer = client.post(CHAT, content=body, headers=headers)
     assert answer.status_code in (200, 400, 404, 415)
     if answer.status_code != 200:

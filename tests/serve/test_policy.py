@@ -51,7 +51,7 @@ def test_the_client_s_own_body() -> None:
     asked = film(model="m", max_tokens=400, temperature=0, stream=True, stream_options={"include_usage": True})
     accepted = accept(asked)
     assert sent(accepted) == asked | {"cache_salt": policy.cache_salt(b"s" * 32, "team")}
-    assert (accepted.stream, accepted.usage_asked, accepted.max_tokens) == (True, True, 400)
+    assert (accepted.stream, accepted.usage_wanted, accepted.max_tokens) == (True, True, 400)
     assert accepted.film is not None and bytes(accepted.film).decode() == FILM
     assert accepted.words == "Generate a report."
 

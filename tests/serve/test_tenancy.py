@@ -167,7 +167,7 @@ def test_a_full_line_is_503(engine: FakeEngine) -> None:
 def test_the_line_is_served_in_turns(engine: FakeEngine, teams: Teams) -> None:
     """One slot; one team floods, the other comes later and is next."""
     teams_with(teams, "flood", "rare")
-    engine.answer = Answer(first=0.1)
+    engine.answer = Answer(first=0.2)
     with serving(engine, teams, slots=1) as gateway, ThreadPoolExecutor(9) as pool:
 
         def ask(name: str) -> int:
@@ -175,11 +175,12 @@ def test_the_line_is_served_in_turns(engine: FakeEngine, teams: Teams) -> None:
                 return client.post(CHAT, json=BODY, headers={"X-Request-Id": name}).status_code
 
         floods = [pool.submit(ask, "flood") for _ in range(8)]
-        eventually(lambda: gateway.state.gate.admission.waiting == 7)
+        eventually(lambda: gateway.state.gate.admission.waiting >= 4)
+        before = len(engine.chats)
         assert pool.submit(ask, "rare").result() == 200
         assert all(flood.result() == 200 for flood in floods)
     order = [seen.headers["x-request-id"] for seen in engine.chats]
-    assert order.index("rare") <= 3
+    assert order.index("rare") <= before + 1
 
 
 @pytest.mark.parametrize(("weight", "share"), [(1, 0.5), (3, 0.75)])
@@ -239,12 +240,12 @@ def test_a_stream_without_its_end_ends_in_an_error(engine: FakeEngine) -> None:
         assert "engine_lost" in client.post(CHAT, json=BODY | {"stream": True}).text
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_the_counting_event_is_for_those_who_asked(engine: FakeEngine, asked: bool) -> None:
+@pytest.mark.parametrize("asked", [True, False, None])
+def test_the_counting_event_comes_unless_declined(engine: FakeEngine, asked: bool | None) -> None:
     body = BODY | {"stream": True, "stream_options": {"include_usage": asked}}
     with running(engine) as gateway, gateway.client() as client:
         answer = client.post(CHAT, json=body)
-        assert ('"usage"' in answer.text) is asked
+        assert ('"usage"' in answer.text) is (asked is not False)
         assert answer.text.endswith("data: [DONE]\n\n")
         eventually(gateway.usage)
         (today,) = gateway.usage().values()
@@ -342,7 +343,7 @@ def test_openai_s_own_client(engine: FakeEngine, teams: Teams) -> None:
             whole = client.chat.completions.create(model="fake", messages=WITH_FILM["messages"], max_tokens=400)
             assert whole.choices[0].message.content == TEXT
             pieces = client.chat.completions.create(model="fake", messages=WITH_FILM["messages"], stream=True)
-            assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces) == TEXT
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces if chunk.choices) == TEXT
         with (
             openai.OpenAI(base_url=gateway.listeners.url, api_key="wrong", max_retries=0) as client,
             pytest.raises(openai.AuthenticationError),

@@ -52,7 +52,7 @@ class Stream:
     """Reads along a stream of events.
 
     Attributes:
-        keep_usage: whether the client asked for the event that counts tokens; else it is left out.
+        keep_usage: whether the event that counts tokens is passed on.
         finish: of the answer, once it was told.
         aborted: the engine gave up; nothing of the event that says so is passed on, nor of what follows.
         failed: the engine sent an error as an event.

@@ -63,7 +63,12 @@ FIELDS: tuple[Field, ...] = (
     Field("", "max_completion_tokens", ("integer",), "the same, newer name; the smaller of the two counts", 1, 1e6),
     Field("", "stream", ("boolean",), "answer as server-sent events; for tenants that may stream"),
     Field("", "stream_options", ("object",), "only with `stream`"),
-    Field("stream_options", "include_usage", ("boolean",), "end the stream with an event that counts tokens"),
+    Field(
+        "stream_options",
+        "include_usage",
+        ("boolean",),
+        "false leaves out the event at the end of a stream that counts tokens",
+    ),
     Field("stream_options", "include_obfuscation", ("boolean",), "taken, without effect"),
     Field("", "n", ("integer",), "one answer a request", 1, 1),
     Field("", "stop", ("text", "list"), "what ends the answer; at most 4 texts", 1, 64),

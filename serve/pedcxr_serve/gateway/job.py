@@ -26,13 +26,13 @@ class Job:
         self._words_digest: str | None = None
         self._accepted: Accepted | None = None
         self._asked: dict[str, object] = {}
-        self.stream = self.usage_asked = False
+        self.stream = self.usage_wanted = False
         self.max_tokens = 0
 
     def accept(self, accepted: Accepted, state: State) -> None:
         """Take a checked request; estimates its prompt."""
         self._accepted = accepted
-        self.stream, self.usage_asked, self.max_tokens = accepted.stream, accepted.usage_asked, accepted.max_tokens
+        self.stream, self.usage_wanted, self.max_tokens = accepted.stream, accepted.usage_wanted, accepted.max_tokens
         self.record.image_tokens = state.image_tokens if accepted.film is not None else 0
         words = len(accepted.words) // _CHARS_A_TOKEN + _TEMPLATE_TOKENS
         self.prompt_tokens = self.record.image_tokens + words

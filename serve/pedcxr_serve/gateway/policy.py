@@ -55,7 +55,7 @@ class Accepted:
 
     Attributes:
         parts: its body; the film is a view of the client's.
-        usage_asked: whether the client wants the counting event of a stream.
+        usage_wanted: whether the client gets the counting event of a stream; all do but those who decline.
         max_tokens: of the answer, at most.
         film: its base64 text, or None.
         words: all texts, for a digest and an estimate of tokens; never for a log.
@@ -64,7 +64,7 @@ class Accepted:
     parts: tuple[bytes | memoryview, ...]
     model: str
     stream: bool
-    usage_asked: bool
+    usage_wanted: bool
     max_tokens: int
     temperature: float
     film: memoryview | None
@@ -101,7 +101,7 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> Accepted:
         refuse("only together with stream: true", "stream_options", "invalid_value")
     if "top_logprobs" in asked and not asked.get("logprobs"):
         refuse("only together with logprobs: true", "top_logprobs", "invalid_value")
-    usage_asked = bool(asked.get("stream_options", {}).get("include_usage"))
+    usage_wanted = bool(asked.get("stream_options", {}).get("include_usage", True))
     out = _rewritten(asked, tenant, rules, model)
     try:
         data = json.dumps(out, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
@@ -115,7 +115,7 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> Accepted:
         parts,
         model,
         stream,
-        usage_asked,
+        usage_wanted,
         out["max_tokens"],
         float(out.get("temperature", 0)),
         None if url is None else url[bytes(url[:80]).index(b",") + 1 :],

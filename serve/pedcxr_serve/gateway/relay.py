@@ -95,7 +95,7 @@ class Relay:
 
     async def _stream(self, job: Job, answer: aiohttp.ClientResponse, kind: str, send: Send) -> None:
         """Events, passed on as they come; whatever goes wrong from here on becomes an event too."""
-        record, reader = job.record, answers.Stream(job.usage_asked)
+        record, reader = job.record, answers.Stream(job.usage_wanted)
         await send(_start(answer, kind, demo=self._state.demo))
         charge = self._state.gate.admission.charge
         try:
