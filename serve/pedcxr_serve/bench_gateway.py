@@ -31,6 +31,9 @@ from .gateway import policy
 from .tenants import Tenant
 
 _EVENTS = 400
+_PACE = 30  # events a second
+_PACED_EVENTS = 120
+_PACED_STREAMS = 250
 _MIB = 1 << 20
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -112,8 +115,18 @@ class _Instant(asyncio.Protocol):
     def _answer(self) -> None:
         if b'"wait"' in self._tail:  # a stop text stands for "hold on to me"
             asyncio.get_running_loop().call_later(3, self._write, _WHOLE)
+        elif b'"pace"' in self._tail:
+            self._transport.write(_PACED)
+            self._pace(_PACED_EVENTS)
         else:
             self._write(_STREAM if b'"stream":true' in self._tail else _WHOLE)
+
+    def _pace(self, left: int) -> None:
+        if not left:
+            self._write(_END)
+        elif not self._transport.is_closing():
+            self._transport.write(_WORD)
+            asyncio.get_running_loop().call_later(1 / _PACE, self._pace, left - 1)
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -133,13 +146,10 @@ def _event(*choices: object, **more: object) -> bytes:
     return b"data: " + json.dumps({**_CHUNK, "choices": choices, **more}, separators=(",", ":")).encode() + b"\n\n"
 
 
-_STREAM = _http(
-    b"text/event-stream",
-    _event({"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None}) * _EVENTS
-    + _event({"index": 0, "delta": {}, "finish_reason": "stop"})
-    + _event(usage=_USAGE)
-    + b"data: [DONE]\n\n",
-)
+_WORD = _event({"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None})
+_END = _event({"index": 0, "delta": {}, "finish_reason": "stop"}) + _event(usage=_USAGE) + b"data: [DONE]\n\n"
+_STREAM = _http(b"text/event-stream", _WORD * _EVENTS + _END)
+_PACED = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 _CHOICE = {"index": 0, "message": {"role": "assistant", "content": "word " * _EVENTS}, "finish_reason": "stop"}
 _WHOLE = _http(b"application/json", json.dumps({**_CHUNK, "choices": [_CHOICE], "usage": _USAGE}).encode())
 
@@ -157,7 +167,7 @@ async def _gateway(folder: Path) -> None:
     flags = {"gateway.tenants": str(folder / "tenants.toml"), "gateway.audit_log": str(folder / "audit.jsonl")}
     settings = config.load(None, flags | {"gateway.port": 0, "gateway.admin_port": 0, "served_name": "bench"})
     env = {"PEDCXR_AUDIT_KEY": "bench" * 10}
-    made = assemble.state(settings, folder / "engine.sock", slots=64, image_tokens=256, demo=False, env=env)
+    made = assemble.state(settings, folder / "engine.sock", slots=_PACED_STREAMS, image_tokens=256, demo=False, env=env)
     with made as state, listen(settings.gateway) as listeners:
         async with app.engine_session(state) as engine, serve.serving(state, engine, listeners):
             state.set_ready(True, "ready")
@@ -197,10 +207,39 @@ async def _load(folder: Path, gateway: int, key: str, requests: int, streams: in
         )
         took, events = await send(body(10_000, stream=True), streams, 32), streams * _EVENTS
         print(f"events in bursts              {events / took.seconds:8.0f} /s, {events / took.processor:.0f} /core-s")
+        paced = json.dumps(json.loads(body(10_000, stream=True)) | {"stop": ["pace"]}).encode()
+        through, least = await _gaps(session, url, paced, _PACED_STREAMS), await _bare_gaps(folder, paced)
+        print(f"{_PACED_STREAMS} streams, {_PACE} events/s       {through:8.1f} ms, 99th percentile of gaps", end="")
+        print(f"; without the gateway {least:.1f}")
         idle = _memory(gateway, "VmRSS")
         large = json.loads(body(3_000_000)) | {"stop": ["wait"]}
         took = await send(json.dumps(large).encode(), 200, 200)
         print(f"200 bodies of 3 MB at once    {_memory(gateway, 'VmHWM'):8.0f} MiB at most, {idle:.0f} before")
+
+
+async def _gaps(session: aiohttp.ClientSession, url: str, data: bytes, streams: int) -> float:
+    """99th percentile of the time between events, in ms."""
+    gaps: list[float] = []
+
+    async def one() -> None:
+        async with session.post(url, data=data) as answer:
+            last = None
+            async for _ in answer.content.iter_any():
+                now = time.perf_counter()
+                if last is not None:
+                    gaps.append(now - last)
+                last = now
+
+    await asyncio.gather(*(one() for _ in range(streams)))
+    return 1e3 * statistics.quantiles(gaps, n=100)[98]
+
+
+async def _bare_gaps(folder: Path, data: bytes) -> float:
+    connector = aiohttp.UnixConnector(str(folder / "engine.sock"), limit=0, force_close=True)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        # The bare engine is given JSON without spaces, as the gateway gives it.
+        compact = json.dumps(json.loads(data), separators=(",", ":")).encode()
+        return await _gaps(session, "http://engine/v1/chat/completions", compact, _PACED_STREAMS)
 
 
 def _processor(pid: int) -> float:
