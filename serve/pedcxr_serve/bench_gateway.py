@@ -19,9 +19,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import aiohttp
 import uvloop
@@ -34,7 +33,6 @@ _EVENTS = 400
 _PACE = 30  # events a second
 _PACED_EVENTS = 120
 _PACED_STREAMS = 250
-_MIB = 1 << 20
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -176,8 +174,7 @@ async def _gateway(folder: Path) -> None:
             await asyncio.Event().wait()
 
 
-@dataclass(frozen=True, slots=True)
-class _Took:
+class _Took(NamedTuple):
     seconds: float
     processor: float
 
@@ -209,11 +206,10 @@ async def _load(folder: Path, gateway: int, key: str, requests: int, streams: in
         print(f"events in bursts              {events / took.seconds:8.0f} /s, {events / took.processor:.0f} /core-s")
         paced = json.dumps(json.loads(body(10_000, stream=True)) | {"stop": ["pace"]}).encode()
         through, least = await _gaps(session, url, paced, _PACED_STREAMS), await _bare_gaps(folder, paced)
-        print(f"{_PACED_STREAMS} streams, {_PACE} events/s       {through:8.1f} ms, 99th percentile of gaps", end="")
-        print(f"; without the gateway {least:.1f}")
+        print(f"{_PACED_STREAMS} streams, {_PACE} events/s       {through:8.1f} ms, 99 % of gaps; alone {least:.1f}")
         idle = _memory(gateway, "VmRSS")
         large = json.loads(body(3_000_000)) | {"stop": ["wait"]}
-        took = await send(json.dumps(large).encode(), 200, 200)
+        await send(json.dumps(large).encode(), 200, 200)
         print(f"200 bodies of 3 MB at once    {_memory(gateway, 'VmHWM'):8.0f} MiB at most, {idle:.0f} before")
 
 
@@ -237,8 +233,7 @@ async def _gaps(session: aiohttp.ClientSession, url: str, data: bytes, streams: 
 async def _bare_gaps(folder: Path, data: bytes) -> float:
     connector = aiohttp.UnixConnector(str(folder / "engine.sock"), limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector) as session:
-        # The bare engine is given JSON without spaces, as the gateway gives it.
-        compact = json.dumps(json.loads(data), separators=(",", ":")).encode()
+        compact = json.dumps(json.loads(data), separators=(",", ":")).encode()  # as the gateway gives it
         return await _gaps(session, "http://engine/v1/chat/completions", compact, _PACED_STREAMS)
 
 
@@ -248,8 +243,7 @@ def _processor(pid: int) -> float:
 
 
 def _memory(pid: int, name: str) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / _MIB
+    return int(Path(f"/proc/{pid}/status").read_text().partition(f"{name}:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":
