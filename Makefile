@@ -6,7 +6,7 @@ READY  := .venv/.ready
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench bench-films lint lock demo-checkpoint clean
+.PHONY: help setup demo test test-fast bench bench-films bench-gateway lint lock demo-checkpoint clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -38,6 +38,8 @@ bench: $(READY)  ## reports a second: the gateway, bare vLLM, transformers
 
 bench-films: $(READY)  ## milliseconds from a DICOM to wire bytes, and from the naive path
 	@$(RUN) tests/bench/films.py
+bench-gateway: $(READY)  ## what the gateway itself costs, in front of an engine that answers at once
+	@$(RUN) -m pedcxr_serve.bench_gateway
 
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .

@@ -6,6 +6,7 @@
     ├── ConfigError                2   usage or configuration: file, key, value, what is allowed
     │   ├── PortTaken              2   somebody listens on the address already
     │   └── AlreadyRunning         2   another server owns the socket folder
+    ├── AuditError                 3   the audit log is not whole: file and line
     ├── CheckpointError            3   the model folder was refused; it says what is missing and the remedy
     └── EngineError                4   vLLM: carries its last lines
         ├── EngineNotReady         4   did not answer a warm-up report in time
@@ -22,6 +23,7 @@ from typing import ClassVar
 
 __all__ = [
     "AlreadyRunning",
+    "AuditError",
     "CheckpointError",
     "ConfigError",
     "EngineDied",
@@ -50,6 +52,12 @@ class PortTaken(ConfigError):
 
 class AlreadyRunning(ConfigError):
     """Another server holds the socket folder."""
+
+
+class AuditError(ServeError):
+    """The audit log was changed, or lines of it are missing."""
+
+    exit_code = 3
 
 
 class CheckpointError(ServeError):

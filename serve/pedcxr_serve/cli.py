@@ -1,4 +1,4 @@
-"""The command ``pedcxr-serve``. Exit codes: 0 done, 2 usage or configuration, 3 checkpoint refused, 4 engine."""
+"""The command ``pedcxr-serve``. Exit codes: 0 done, 2 usage or configuration, 3 checkpoint or log refused, 4 engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-from . import checkpoint, config, device, hub, plan
+from . import checkpoint, config, device, hub, plan, records
 from ._errors import EngineError, ServeError
 
 _DRY_SOCKET = Path("/run/pedcxr/engine.sock")
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, extra = split(words)
     args = _parser().parse_args(own)
     try:
-        return _run(args, _settings(args, extra))
+        return _run(args, config.load(None, {}) if args.command in ("keys", "audit") else _settings(args, extra))
     except EngineError as error:
         for line in error.tail:
             print(f"engine | {line}", file=sys.stderr)
@@ -60,6 +60,9 @@ def _settings(args: argparse.Namespace, extra: list[str]) -> config.ServeConfig:
 
 
 def _run(args: argparse.Namespace, settings: config.ServeConfig) -> int:
+    if args.command in ("keys", "audit"):
+        print(records.run(args), end="")
+        return 0
     if args.command == "config":
         print(config.reference(), end="")
         return 0
@@ -117,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_settings(command)
         command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
+    records.add_commands(commands)
     return parser
 
 

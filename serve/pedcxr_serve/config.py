@@ -191,12 +191,14 @@ def _check_together(config: ServeConfig, where: Callable[[str], str]) -> None:
         raise ConfigError(
             f"{where('served_name')} = {config.served_name!r}: allowed are 1 to 128 of A-Z a-z 0-9 _ . : / -"
         )
-    if not _is_loopback(gateway.host):
+    if not gateway.tenants and not _is_loopback(gateway.host):
         raise ConfigError(
-            f"{where('gateway.host')} = {gateway.host!r}: allowed is loopback (127.0.0.1, ::1, localhost). This "
-            "version knows no tenants, so anybody who reaches the port could use it: bind to loopback and put your own "
-            "authenticated proxy in front."
+            f"{where('gateway.host')} = {gateway.host!r}: without tenants, allowed is loopback (127.0.0.1, ::1, "
+            "localhost), since anybody who reaches the port could use it. Make keys with `pedcxr-serve keys new NAME` "
+            "and set gateway.tenants, or put your own authenticated proxy in front of loopback."
         )
+    if gateway.host == "":
+        raise ConfigError(f"{where('gateway.host')} = '': allowed is an address; 0.0.0.0 is every IPv4 address.")
     if gateway.port and gateway.port == gateway.admin_port:
         raise ConfigError(
             f"{where('gateway.admin_port')} = {gateway.admin_port}: allowed is any port but gateway.port's."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -11,12 +12,10 @@ from . import checkpoint, config, console, device, hub, plan
 from ._errors import ConfigError
 from .demo import show
 from .engine import Engine
-from .gateway.state import State
+from .gateway import assemble
 from .listeners import listen
 from .runtime import socket_folder
 from .server import Server
-
-_MIB = 1 << 20
 
 
 def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
@@ -33,9 +32,20 @@ def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
     _require_kind(machine)
     _require_libnuma(machine)
     terminal = console.Console(console.level(settings.engine.log_level))
-    with listen(settings.gateway) as listeners, socket_folder(settings.engine.socket_dir) as socket:
+    with contextlib.ExitStack() as stack:
+        listeners = stack.enter_context(listen(settings.gateway))
+        socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         made = plan.make(found, machine, settings, model_dir=folder, socket=socket)
-        state = State(socket, demo=found.demo, body_limit=settings.gateway.body_limit_mib * _MIB)
+        state = stack.enter_context(
+            assemble.state(
+                settings,
+                socket,
+                slots=made.max_num_seqs,
+                image_tokens=found.shape.image_tokens if found.shape else 0,
+                demo=found.demo,
+                env=os.environ,
+            )
+        )
         server = Server(
             Engine(made.argv, dict(made.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}, terminal.engine),
             state,

@@ -30,7 +30,7 @@ def _setting(
 class GatewayConfig:
     """`[gateway]`: where the server listens and how long it waits."""
 
-    host: str = _setting("127.0.0.1", "address of the API; loopback only in this version")
+    host: str = _setting("127.0.0.1", "address of the API; any but loopback needs tenants")
     port: int = _setting(8000, "port of the API; 0 takes any free one", low=0, high=65535)
     admin_port: int = _setting(8001, "port of /metrics, always on loopback; 0 takes any free one", low=0, high=65535)
     body_limit_mib: int = _setting(16, "largest request body, MiB", low=1, high=1024)
@@ -38,6 +38,14 @@ class GatewayConfig:
     drain_s: float = _setting(
         60.0, "seconds that running reports get to finish when the server stops", low=0, high=3600
     )
+    tenants: str = _setting("", "file of the teams and their keys; empty = everybody, on loopback only")
+    max_waiting: int = _setting(1024, "requests that may wait for their turn", low=0, high=1_000_000)
+    max_wait_s: float = _setting(120.0, "a request that would wait longer is turned away", low=1, high=86400)
+    body_timeout_s: float = _setting(60.0, "seconds a client may take to send a request's body", low=1, high=3600)
+    bodies_mib: int = _setting(1024, "request bodies held in memory at once, MiB", low=16, high=1_048_576)
+    system_chars: int = _setting(8000, "longest system text of a request, characters", low=0, high=1_000_000)
+    usage_db: str = _setting("", "file that counts tokens by team and day; empty = beside the tenants file")
+    audit_log: str = _setting("", "file with a line a request, without content; needs PEDCXR_AUDIT_KEY; empty = none")
 
 
 @dataclass(frozen=True, slots=True)

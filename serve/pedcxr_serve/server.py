@@ -55,7 +55,7 @@ class Server:
             EngineDied: it ended by itself; carries its last lines.
         """
         stop, at_once = asyncio.Event(), asyncio.Event()
-        with _signals(stop, at_once):
+        with _signals(stop, at_once, self.state.book.reload):
             async with app.engine_session(self.state) as session, serve.serving(self.state, session, self.listeners):
                 try:
                     await self.engine.start()
@@ -134,8 +134,8 @@ async def _watched(engine: Engine) -> AsyncIterator[None]:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, at_once: asyncio.Event) -> Iterator[None]:
-    """SIGINT and SIGTERM set ``stop``; a second one sets ``at_once``."""
+def _signals(stop: asyncio.Event, at_once: asyncio.Event, hang_up: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM set ``stop``; a second one sets ``at_once``. SIGHUP calls ``hang_up``."""
     loop = asyncio.get_running_loop()
 
     def asked() -> None:
@@ -143,10 +143,11 @@ def _signals(stop: asyncio.Event, at_once: asyncio.Event) -> Iterator[None]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 

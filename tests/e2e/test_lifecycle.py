@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,9 +29,13 @@ pytestmark = pytest.mark.slow
 PREFIXED = 40
 
 
+OURS = re.compile(r"pedcxr-|vllm|torch|psm_|sem\.|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+"""How the files begin that a server, vLLM or torch may make in /tmp and /dev/shm; others belong to other programs."""
+
+
 def leftovers() -> set[str]:
     """Names where a server could leave something behind."""
-    return {path.name for folder in ("/tmp", "/dev/shm") for path in Path(folder).iterdir()}
+    return {path.name for folder in ("/tmp", "/dev/shm") for path in Path(folder).iterdir() if OURS.match(path.name)}
 
 
 def start(*flags: str, env: dict[str, str] | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -74,6 +74,32 @@ def test_mistakes_are_told_in_words(words: tuple[str, ...], status: int, told: s
     assert "Traceback" not in done.stderr
 
 
+def test_keys_are_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["--tenants", str(tmp_path / "tenants.toml")]
+    assert main(["keys", "new", "radiology", "--expires", "2999-12-31", *file]) == 0
+    key = capsys.readouterr().out.splitlines()[0]
+    assert main(["keys", "list", *file]) == 0
+    shown = capsys.readouterr().out
+    assert "radiology" in shown and "2999-12-31" in shown and key not in shown
+    assert main(["keys", "revoke", shown.splitlines()[1].split()[2], *file]) == 0
+    assert main(["keys", "revoke", "0123456789ab", *file]) == 2
+    assert main(["keys", "new", "Bad Name", *file]) == 2
+
+
+def test_an_audit_log_is_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "audit.jsonl"
+    monkeypatch.setenv("PEDCXR_AUDIT_KEY", "k" * 32)
+    log.write_text("")
+    assert main(["audit", "verify", str(log)]) == 0
+    log.write_text("{}\n")
+    assert main(["audit", "verify", str(log)]) == 3
+    assert "line 1" in capsys.readouterr().err
+    monkeypatch.delenv("PEDCXR_AUDIT_KEY")
+    assert main(["audit", "verify", str(log)]) == 2
+
+
 def test_an_unplanned_gpu_is_refused_at_start(capsys: pytest.CaptureFixture[str]) -> None:
     """A plan for another kind of machine can be printed, not started."""
     assert main(["start", "--gpu", "h200", "--port", "0", "--admin-port", "0"]) == 2

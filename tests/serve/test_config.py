@@ -131,6 +131,12 @@ def test_a_public_address_is_refused(host: str) -> None:
     assert "authenticated proxy" in message
 
 
+def test_a_public_address_is_accepted_with_tenants() -> None:
+    loaded = config.load(None, {"gateway.host": "0.0.0.0", "gateway.tenants": "tenants.toml"})
+    assert loaded.gateway.host == "0.0.0.0"
+    assert "an address" in refused(None, {"gateway.host": "", "gateway.tenants": "tenants.toml"})
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_is_accepted(host: str) -> None:
     assert config.load(None, {"gateway.host": host}).gateway.host == host

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from tests.fake_engine import REPORT, TEXT, Answer, FakeEngine
-
-from pedcxr_serve.config import GatewayConfig
-from pedcxr_serve.gateway import app
-from pedcxr_serve.gateway.serve import serving
-from pedcxr_serve.gateway.state import State
-from pedcxr_serve.listeners import Listeners, listen
-
-CHAT = "/v1/chat/completions"
-LIMIT = 1 << 20
-ERROR_KEYS = {"message", "type", "param", "code"}
-
-
-@dataclass
-class Gateway:
-    state: State
-    listeners: Listeners
-    engine: FakeEngine
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.listeners.url.removesuffix("/v1"), timeout=10)
+from tests.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
 
 @pytest.fixture
@@ -48,61 +25,23 @@ def gateway(engine: FakeEngine) -> Iterator[Gateway]:
         yield gateway
 
 
-@contextmanager
-def running(engine: FakeEngine, *, demo: bool = True) -> Iterator[Gateway]:
-    assert engine.uds is not None
-    state = State(engine.uds, demo=demo, body_limit=LIMIT)
-    state.set_ready(True, "ready")
-    up, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
-
-    async def serve() -> None:
-        async with app.engine_session(state) as session, serving(state, session, listeners):
-            up.set()
-            await stop.wait()
-
-    with listen(GatewayConfig(port=0, admin_port=0)) as listeners:
-        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-        thread.start()
-        up.wait(5)
-        try:
-            yield Gateway(state, listeners, engine)
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join()
-            loop.close()
-
-
-def assert_openai_error(answer: httpx.Response, status: int, code: object) -> None:
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], set(error)) == (status, code, ERROR_KEYS)
-    assert answer.headers["x-request-id"]
-
-
-def eventually(condition: object, seconds: float = 5) -> None:
-    end = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.01)
-
-
 def test_a_report_passes_through(gateway: Gateway) -> None:
-    body = b'{"messages": [], "odd":   "spacing stays"}'
     with gateway.client() as client:
-        answer = client.post(CHAT, content=body)
+        answer = client.post(CHAT, json=BODY)
     assert answer.json()["choices"][0]["message"]["content"] == TEXT
     assert answer.headers["x-pedcxr-demo"] == "1"
-    assert gateway.engine.chats[0].body == body
+    assert gateway.engine.chats[0].json["messages"] == BODY["messages"]
 
 
 def test_only_the_demo_is_marked_as_one(engine: FakeEngine) -> None:
     with running(engine, demo=False) as gateway, gateway.client() as client:
-        assert "x-pedcxr-demo" not in client.post(CHAT, content=b"{}").headers
+        assert "x-pedcxr-demo" not in client.post(CHAT, json=BODY).headers
 
 
 def test_a_stream_arrives_piece_by_piece(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(gap=0.1)
     arrived = []
-    with gateway.client() as client, client.stream("POST", CHAT, json={"stream": True}) as answer:
+    with gateway.client() as client, client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: {"):
                 arrived.append(time.monotonic())
@@ -144,7 +83,7 @@ def test_health(gateway: Gateway) -> None:
 def test_not_ready_is_503_with_the_stage(gateway: Gateway) -> None:
     gateway.state.set_ready(False, "loading weights")
     with gateway.client() as client:
-        for answer in (client.post(CHAT, content=b"{}"), client.get("/v1/models")):
+        for answer in (client.post(CHAT, json=BODY), client.get("/v1/models")):
             assert_openai_error(answer, 503, "not_ready")
             assert "loading weights" in answer.text
             assert answer.headers["retry-after"]
@@ -165,14 +104,14 @@ def test_a_body_over_the_cap(gateway: Gateway, announced: bool) -> None:
     with gateway.client() as client:
         answer = client.post(CHAT, content=body if announced else iter([body]))
         assert_openai_error(answer, 413, "body_too_large")
-        assert client.post(CHAT, content=b"{}").status_code == 200
+        assert client.post(CHAT, json=BODY).status_code == 200
     assert len(gateway.engine.chats) == 1
 
 
 def test_a_refusal_of_the_engine_passes_through(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(status=429, headers={"retry-after": "7"})
     with gateway.client() as client:
-        answer = client.post(CHAT, content=b"{}")
+        answer = client.post(CHAT, json=BODY)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
 
 
@@ -180,7 +119,7 @@ def test_request_ids(gateway: Gateway) -> None:
     with gateway.client() as client:
         given = client.get("/health/live", headers={"X-Request-Id": "my-id.1"})
         forged = client.get("/health/live", headers={"X-Request-Id": "a b\tc"})
-        client.post(CHAT, content=b"{}", headers={"X-Request-Id": "my-id.2"})
+        client.post(CHAT, json=BODY, headers={"X-Request-Id": "my-id.2"})
     assert given.headers["x-request-id"] == "my-id.1"
     assert forged.headers["x-request-id"] != "a b\tc"
     assert gateway.engine.chats[0].headers["x-request-id"] == "my-id.2"
@@ -190,7 +129,7 @@ def test_request_ids(gateway: Gateway) -> None:
 def test_a_client_that_leaves_ends_its_request(gateway: Gateway, stream: bool) -> None:
     gateway.engine.answer = Answer(first=30)
     with gateway.client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post(CHAT, json={"stream": stream}, timeout=0.5)
+        client.post(CHAT, json=BODY | {"stream": stream}, timeout=0.5)
     eventually(lambda: gateway.engine.chats)
     assert gateway.engine.chats[0].disconnected.wait(2)
     eventually(lambda: gateway.state.in_flight == 0)
@@ -199,14 +138,14 @@ def test_a_client_that_leaves_ends_its_request(gateway: Gateway, stream: bool) -
 def test_an_engine_lost_before_it_answered(gateway: Gateway) -> None:
     gateway.engine.__exit__()
     with gateway.client() as client:
-        assert_openai_error(client.post(CHAT, content=b"{}"), 502, "engine_lost")
+        assert_openai_error(client.post(CHAT, json=BODY), 502, "engine_lost")
         assert_openai_error(client.get("/v1/models"), 502, "engine_lost")
     gateway.engine.__enter__()
 
 
 def test_an_engine_lost_amid_a_stream_is_an_error_event(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(cut_after=3)
-    with gateway.client() as client, client.stream("POST", CHAT, json={"stream": True}) as answer:
+    with gateway.client() as client, client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
         events = [line for line in answer.iter_lines() if line.startswith("data: ")]
     assert answer.status_code == 200
     assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "engine_lost"
@@ -215,7 +154,7 @@ def test_an_engine_lost_amid_a_stream_is_an_error_event(gateway: Gateway) -> Non
 
 def test_metrics_are_on_the_admin_port_only(gateway: Gateway) -> None:
     with gateway.client() as client:
-        client.post(CHAT, content=b"{}")
+        client.post(CHAT, json=BODY)
         client.get("/made/up/path")
     page = httpx.get(gateway.listeners.metrics_url).text
     assert 'pedcxr_requests_total{route="/v1/chat/completions",status="200"} 1.0' in page

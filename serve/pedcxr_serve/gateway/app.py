@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import reply
-from .forward import ChatCompletions
+from .forward import ChatCompletions, authenticate
 from .state import State
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -50,8 +50,8 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
             {"status": "not ready", "stage": state.stage}, 503, {"Retry-After": str(reply.RETRY_AFTER_S)}
         )
 
-    async def models(_: Request) -> Response:
-        return await _models(state, engine)
+    async def models(request: Request) -> Response:
+        return await _models(state, engine, request)
 
     async def nothing(_request: Request, _error: Exception) -> Response:
         return reply.not_found()
@@ -75,19 +75,25 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
 
 def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
-    """The app of the admin port: ``/metrics``, the gateway's and the engine's in one page."""
+    """The app of the admin port: ``/metrics``, the gateway's and the engine's in one page, and ``/usage``."""
     from prometheus_client import generate_latest
 
     async def metrics(_: Request) -> Response:
+        state.meter.look(state.gate.admission.counts(), broken=state.book.broken is not None)
         return PlainTextResponse(
             generate_latest(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
         )
 
-    async def nothing(_request: Request, _error: Exception) -> Response:
-        return PlainTextResponse("there is /metrics here\n", 404)
+    async def usage(request: Request) -> Response:
+        """``?since=YYYY-MM-DD``, a day in UTC."""
+        return JSONResponse({"days": state.usage.days(request.query_params.get("since", ""))})
 
-    return Starlette(routes=[Route("/metrics", metrics)], exception_handlers={404: nothing, 405: nothing})
+    async def nothing(_request: Request, _error: Exception) -> Response:
+        return PlainTextResponse("there are /metrics and /usage here\n", 404)
+
+    routes = [Route("/metrics", metrics), Route("/usage", usage)]
+    return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing})
 
 
 class Observe:
@@ -115,7 +121,11 @@ class Observe:
         await self._app(scope, receive, observed)
 
 
-async def _models(state: State, engine: aiohttp.ClientSession) -> Response:
+async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> Response:
+    tenant = authenticate(state, request.headers)
+    if tenant is None:
+        state.meter.unauthenticated.inc()
+        return reply.unauthorized()
     if not state.ready:
         return reply.unavailable(state.stage)
     try:
@@ -125,7 +135,11 @@ async def _models(state: State, engine: aiohttp.ClientSession) -> Response:
         return reply.engine_failed()
     # The engine's own answer holds the path of the checkpoint's folder ("root").
     kept = ("id", "object", "created", "max_model_len")
-    data = [{key: model[key] for key in kept if key in model} | {"owned_by": "pedcxr"} for model in found]
+    data = [
+        {key: model[key] for key in kept if key in model} | {"owned_by": "pedcxr"}
+        for model in found
+        if tenant.may_use(model["id"])
+    ]
     headers = {"X-Pedcxr-Demo": "1"} if state.demo else None
     return JSONResponse({"object": "list", "data": data}, headers=headers)
 

@@ -1,89 +1,143 @@
-"""One request to the engine and its answer back: bytes pass through both ways, and so does a client that leaves."""
+"""One request: authenticate, policy, admit, forward, meter, audit, in this order, and the same end for all of them."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 
 import aiohttp
+from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from . import body, reply
+from ..tenants import Tenant
+from . import body, policy, reply
+from .admission import Rejected
+from .job import Job
+from .meter import Record, until_midnight
+from .relay import Relay
 from .state import State
-
-_EVENT_STREAM = "text/event-stream"
 
 
 class ChatCompletions:
     """ASGI endpoint of ``POST /v1/chat/completions``.
 
-    Backpressure: the engine is read only as fast as the client reads. A client that leaves ends its request in the
-    engine, whether it is queued there or running.
+    Backpressure: the engine is read only as fast as the client reads. A client that leaves ends its request at once,
+    whether it is being read, waits its turn, or is running in the engine.
     """
 
     def __init__(self, state: State, engine: aiohttp.ClientSession) -> None:
         self._state = state
-        self._engine = engine
+        self._relay = Relay(state, engine)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        tenant = authenticate(self._state, headers)
+        if tenant is None:
+            self._state.meter.unauthenticated.inc()
+            await reply.unauthorized()(scope, receive, send)
+            return
         if not self._state.ready:
             await reply.unavailable(self._state.stage)(scope, receive, send)
             return
-        try:
-            data = await body.read(receive, self._state.body_limit)
-        except body.TooLarge:
-            await reply.too_large(self._state.body_limit)(scope, receive, send)
-            return
-        except body.Disconnected:
-            return
-        self._state.in_flight += 1
-        self._state.metrics.in_flight.inc()
-        try:
-            await self._race(data, scope, receive, send)
-        finally:
-            self._state.in_flight -= 1
-            self._state.metrics.in_flight.dec()
+        record = Record(tenant, scope["state"]["request_id"])
+        async with self._opened(record) as opened:
+            refusal = opened if isinstance(opened, Response) else await self._accept(opened, headers, receive)
+            if refusal is None and isinstance(opened, Job):
+                await self._race(opened, scope, receive, send)
+            elif refusal is not None:
+                await refusal(scope, receive, send)
 
-    async def _race(self, data: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        relay = asyncio.create_task(self._relay(data, scope, receive, send))
+    @contextlib.asynccontextmanager
+    async def _opened(self, record: Record) -> AsyncIterator[Job | Response]:
+        """Count the request in and, however it ends, out; a refusal instead of a job if it may not come in."""
+        state = self._state
+        left = state.meter.tokens_left(record.tenant)
+        try:
+            ticket = state.gate.open(record.tenant, tokens_left=left, reset_s=until_midnight())
+        except Rejected as error:
+            try:
+                yield _rejected(record, error)
+            finally:
+                state.meter.count(record)
+            return
+        job = Job(record, ticket, body.Body(state.bodies))
+        try:
+            yield job
+        finally:
+            job.release()
+            state.gate.close(ticket)
+            job.settle(state.meter)
+            if state.audit is not None:
+                state.audit.write(job.audit_entry())
+
+    async def _accept(self, job: Job, headers: Headers, receive: Receive) -> Response | None:
+        """Read the body and apply the policy; a refusal, or None when the request may go on."""
+        state, record = self._state, job.record
+        refusal: Response
+        try:
+            if headers.get("content-encoding", "identity") != "identity":
+                raise policy.Refused("send the body as it is, not compressed", code="unsupported_encoding", status=415)
+            with record.stage("body"):
+                data = await job.body.read(receive, state.body_limit)
+            with record.stage("policy"):
+                job.accept(policy.apply(data, record.tenant, state.rules), state)
+            del data
+            if state.audit is not None and (film := job.film()) is not None:
+                job.film_digest = await asyncio.to_thread(state.audit.digest, film)
+                del film
+            if state.ready:
+                return None
+            record.refuse("not_ready", 503)  # it began to stop while the body came in
+            refusal = reply.unavailable(state.stage)
+        except policy.Refused as error:
+            record.refuse(error.code, error.status)
+            refusal = reply.refused(str(error), error.param, error.code, error.status)
+        except body.TooLarge:
+            record.refuse("body_too_large", 413)
+            refusal = reply.too_large(state.body_limit)
+        except body.TooSlow:
+            record.refuse("body_too_slow", 408)
+            refusal = reply.too_slow(state.bodies.timeout_s)
+        except body.NoRoom:
+            record.refuse("no_room", 503)
+            refusal = reply.no_room()
+        except body.Disconnected:
+            refusal = Response(status_code=499)  # goes nowhere
+        job.release()
+        return refusal
+
+    async def _race(self, job: Job, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward until the end or until the client leaves, whichever comes first."""
+        state = self._state
+        state.in_flight += 1
+        state.metrics.in_flight.inc()
+        relay = asyncio.create_task(self._relay(job, scope, receive, send))
         gone = asyncio.create_task(body.until_gone(receive))
         try:
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
             if relay.done():
                 relay.result()
+        except Rejected as error:
+            await _rejected(job.record, error)(scope, receive, send)
         finally:
             for task in (relay, gone):
                 task.cancel()
             await asyncio.gather(relay, gone, return_exceptions=True)
-
-    async def _relay(self, data: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        started = streaming = False
-        headers = {"Content-Type": "application/json", "X-Request-Id": scope["state"]["request_id"]}
-        try:
-            async with self._engine.post("/v1/chat/completions", data=data, headers=headers) as answer:
-                kind = answer.headers.get("Content-Type", "application/json")
-                streaming = kind.startswith(_EVENT_STREAM)
-                await send(_start(answer, kind, demo=self._state.demo))
-                started = True
-                async for chunk in answer.content.iter_any():
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except aiohttp.ClientError:
-            if not started:
-                await reply.engine_failed()(scope, receive, send)
-                return
-            if not streaming:
-                raise  # half a JSON body: a closed connection is the only honest end
-            event = reply.error_body(reply.ENGINE_LOST, kind="engine_error", code="engine_lost")
-            await send({"type": "http.response.body", "body": b"\n\ndata: " + event + b"\n\n", "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+            state.in_flight -= 1
+            state.metrics.in_flight.dec()
 
 
-def _start(answer: aiohttp.ClientResponse, kind: str, *, demo: bool) -> dict[str, object]:
-    headers = [(b"content-type", kind.encode())]
-    for name in ("Content-Length", "Retry-After"):
-        if name in answer.headers:
-            headers.append((name.lower().encode(), answer.headers[name].encode()))
-    if kind.startswith(_EVENT_STREAM):
-        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    if demo:
-        headers.append((b"x-pedcxr-demo", b"1"))
-    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+def authenticate(state: State, headers: Headers) -> Tenant | None:
+    """The tenant of the request's key; None if it opens nothing."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        key = ""
+    return state.book.current.owner(key.strip(), datetime.now(UTC))
+
+
+def _rejected(record: Record, error: Rejected) -> Response:
+    record.refuse(error.code, error.status)
+    return reply.rejected(str(error), error.code, error.status, error.retry_after)

@@ -39,6 +39,28 @@ def not_found() -> Response:
     )
 
 
+def unauthorized() -> Response:
+    """401 for a request without a key that opens anything."""
+    return error(
+        401,
+        "no key, or one that is not known or has expired; send it as `Authorization: Bearer KEY`",
+        kind="invalid_request_error",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def refused(message: str, param: str | None, code: str, status: int) -> Response:
+    """A request that the policy does not serve."""
+    return error(status, message, kind="invalid_request_error", code=code, param=param)
+
+
+def rejected(message: str, code: str, status: int, retry_after: int) -> Response:
+    """429 or 503 for a request that comes at the wrong time; ``retry_after`` in seconds."""
+    kind = "rate_limit_error" if status == 429 else "service_unavailable_error"
+    return error(status, message, kind=kind, code=code, headers={"Retry-After": str(retry_after)})
+
+
 def unavailable(stage: str) -> Response:
     """503 while no report is accepted."""
     return error(
@@ -61,9 +83,42 @@ def too_large(limit: int) -> Response:
     )
 
 
+def too_slow(timeout_s: float) -> Response:
+    """408; the connection is closed, since nobody knows what comes on it next."""
+    return error(
+        408,
+        f"the request body was not complete after {timeout_s:g} s; send the film smaller, or as JPEG",
+        kind="invalid_request_error",
+        code="body_too_slow",
+        headers={"Connection": "close"},
+    )
+
+
+def no_room() -> Response:
+    """503 while as many bodies are held as the memory allows."""
+    return error(
+        503,
+        "too many request bodies are being received; try again in a moment",
+        kind="service_unavailable_error",
+        code="no_room",
+        headers={"Retry-After": str(RETRY_AFTER_S), "Connection": "close"},
+    )
+
+
+def aborted() -> Response:
+    """502 for a report that the engine gave up; it may have said 200."""
+    return error(502, ENGINE_ABORTED, kind="engine_error", code="engine_aborted")
+
+
+def event(message: str, code: str) -> bytes:
+    """An error amid a stream."""
+    return b"\n\ndata: " + error_body(message, kind="engine_error", code=code) + b"\n\n"
+
+
 def engine_failed() -> Response:
     """502 when the engine went away before it had answered."""
     return error(502, ENGINE_LOST, kind="engine_error", code="engine_lost")
 
 
+ENGINE_ABORTED = "the engine gave the report up before it was complete; nothing of it may be used, send it again"
 ENGINE_LOST = "the engine stopped before the report was complete; nothing of it may be used, send the request again"

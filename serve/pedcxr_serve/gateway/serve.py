@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from ..listeners import Listeners
 from . import app
+from .connection import Connection
 from .state import State
 
 FLUSH_S = 2
@@ -26,12 +27,15 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
         (_Server(_uvicorn(app.admin(state, engine))), listeners.admin),
     ]
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
+    watch = asyncio.create_task(state.book.watch())
     try:
         yield
     finally:
+        watch.cancel()
         for server, _ in servers:
             server.should_exit = True
         await asyncio.gather(*tasks)
+        await asyncio.gather(watch, return_exceptions=True)
 
 
 class _Server(uvicorn.Server):
@@ -45,7 +49,7 @@ class _Server(uvicorn.Server):
 def _uvicorn(asgi: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         asgi,
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -8,6 +8,15 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from ..audit import AuditLog
+from .admission import Admission
+from .body import Bodies
+from .book import Book
+from .gate import Gate
+from .meter import Meter
+from .policy import Rules
+from .usage import UsageStore
+
 
 @dataclass(slots=True)
 class Metrics:
@@ -37,19 +46,37 @@ class State:
     socket: the engine's Unix socket.
     demo: whether the demo checkpoint answers, which every report is then marked with.
     body_limit: bytes of a request's body, at most.
+    rules: what a request may ask for.
+    book: the tenants.
+    gate: who is next.
+    bodies: how much memory requests may take.
+    usage: tokens by tenant and day.
+    audit: where a line a request is kept, or None.
+    image_tokens: that a film takes in the prompt.
     stage: what the server is doing, in words, until it is ready and when it stops.
     ready: whether reports are accepted.
-    in_flight: requests being forwarded.
+    in_flight: requests waiting their turn or being forwarded.
     """
 
     socket: Path
     demo: bool
     body_limit: int
+    rules: Rules = field(default_factory=lambda: Rules("pedcxr-demo", 500))
+    book: Book = field(default_factory=lambda: Book(None))
+    gate: Gate = field(default_factory=lambda: Gate(Admission(64, max_waiting=1024, max_wait_s=120)))
+    bodies: Bodies = field(default_factory=lambda: Bodies(1 << 30, timeout_s=60))
+    usage: UsageStore = field(default_factory=lambda: UsageStore(None))
+    audit: AuditLog | None = None
+    image_tokens: int = 256
     stage: str = "starting"
     ready: bool = False
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: Metrics = field(default_factory=Metrics.create)
+    meter: Meter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.metrics.registry, self.usage)
 
     def set_ready(self, ready: bool, stage: str) -> None:
         """Open or close the door; ``stage`` tells a refused client why."""

@@ -1,0 +1,63 @@
+"""The gateway's state, from the configuration."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .. import audit
+from ..config import ServeConfig
+from .admission import Admission
+from .body import Bodies
+from .book import Book
+from .gate import Gate
+from .policy import Rules
+from .state import State
+from .usage import UsageStore
+
+_MIB = 1 << 20
+
+
+@contextlib.contextmanager
+def state(
+    settings: ServeConfig, socket: Path, *, slots: int, image_tokens: int, demo: bool, env: Mapping[str, str]
+) -> Iterator[State]:
+    """Everything that requests share; files are opened, and closed at the end of the block.
+
+    Args:
+        slots: reports in work at once, the plan's ``max_num_seqs``.
+        image_tokens: that a film takes in the prompt.
+        env: holds the audit log's key.
+
+    Raises:
+        ConfigError: a file is broken or cannot be used; the message names it.
+    """
+    gateway = settings.gateway
+    tenants = Path(gateway.tenants).expanduser() if gateway.tenants else None
+    book = Book(tenants)
+    with contextlib.ExitStack() as stack:
+        usage = UsageStore(_usage_path(gateway.usage_db, tenants))
+        stack.callback(usage.close)
+        log = None
+        if gateway.audit_log:
+            log = audit.AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
+            stack.callback(log.close)
+        yield State(
+            socket,
+            demo=demo,
+            body_limit=gateway.body_limit_mib * _MIB,
+            rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
+            book=book,
+            gate=Gate(Admission(slots, max_waiting=gateway.max_waiting, max_wait_s=gateway.max_wait_s)),
+            bodies=Bodies(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
+            usage=usage,
+            audit=log,
+            image_tokens=image_tokens,
+        )
+
+
+def _usage_path(chosen: str, tenants: Path | None) -> Path | None:
+    if chosen:
+        return Path(chosen).expanduser()
+    return tenants.with_name("usage.sqlite") if tenants else None

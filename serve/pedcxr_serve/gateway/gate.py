@@ -1,0 +1,50 @@
+"""`Admission` for coroutines: a request waits here until it is its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from ..tenants import Tenant
+from .admission import Admission, Ticket
+
+
+class Gate:
+    """Wakes those whose turn it is; used from one event loop."""
+
+    def __init__(self, admission: Admission, clock: Callable[[], float] = time.monotonic) -> None:
+        self.admission = admission
+        self._clock = clock
+        self._turns: dict[Ticket, asyncio.Future[None]] = {}
+
+    def open(self, tenant: Tenant, *, tokens_left: float, reset_s: float) -> Ticket:
+        """Let a request in; every ticket must be given to `close` once.
+
+        Raises:
+            Rejected: as `Admission.open`.
+        """
+        return self.admission.open(tenant, self._clock(), tokens_left=tokens_left, reset_s=reset_s)
+
+    async def turn(self, ticket: Ticket, cost: float) -> None:
+        """Wait for the request's turn. Cancelled, it keeps its place, or slot, until `close`.
+
+        Raises:
+            Rejected: as `Admission.queue`.
+        """
+        self.admission.queue(ticket, cost)
+        turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
+        self._wake()
+        await turn
+
+    def close(self, ticket: Ticket) -> None:
+        """End a request and give its place to the next."""
+        self._turns.pop(ticket, None)
+        self.admission.close(ticket, self._clock())
+        self._wake()
+
+    def _wake(self) -> None:
+        while (ticket := self.admission.next(self._clock())) is not None:
+            turn = self._turns.pop(ticket)
+            if not turn.done():
+                turn.set_result(None)

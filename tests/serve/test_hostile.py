@@ -1,0 +1,274 @@
+"""Clients that mean no good, over real sockets: answered in OpenAI's shape or cut off, and nobody else harmed."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.fake_engine import Answer, FakeEngine
+from tests.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
+
+from pedcxr_serve.gateway import connection
+from pedcxr_serve.gateway.body import Bodies
+from pedcxr_serve.gateway.fields import FIELDS
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeEngine]:
+    with FakeEngine(uds=tmp_path_factory.mktemp("hostile") / "engine.sock") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def shared(engine: FakeEngine) -> Iterator[Gateway]:
+    with running(engine, bodies=Bodies(8 * LIMIT, timeout_s=1)) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(shared: Gateway) -> Iterator[Gateway]:
+    """Whatever a test did, an ordinary request is served after it, and nothing of it is left."""
+    shared.engine.reset()
+    yield shared
+    shared.engine.answer = Answer()
+    with shared.client() as client:
+        assert client.post(CHAT, json=BODY).status_code == 200
+    eventually(lambda: shared.state.bodies.held == 0 and shared.state.in_flight == 0)
+    admission = shared.state.gate.admission
+    eventually(lambda: (admission.running, admission.waiting) == (0, 0))
+
+
+@contextmanager
+def connected(gateway: Gateway) -> Iterator[socket.socket]:
+    with socket.create_connection(gateway.address, timeout=10) as plug:
+        yield plug
+
+
+def heard(plug: socket.socket) -> bytes:
+    """All until the server closes."""
+    parts = []
+    while True:
+        try:
+            part = plug.recv(65536)
+        except ConnectionResetError:
+            part = b""
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
+
+
+def head(length: object, *more: str) -> bytes:
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: x", f"Content-Length: {length}", *more, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def error_in(answer: bytes) -> Any:
+    return json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]
+
+
+def test_a_slow_body(gateway: Gateway) -> None:
+    with connected(gateway) as plug:
+        plug.sendall(head(1000) + b"{")
+        began = time.monotonic()
+        answer = heard(plug)
+    assert b" 408 " in answer and error_in(answer)["code"] == "body_too_slow"
+    assert time.monotonic() - began < 5
+
+
+def test_a_body_without_end(gateway: Gateway) -> None:
+    with connected(gateway) as plug:
+        plug.sendall(head(1)[: -len("Content-Length: 1\r\n\r\n")] + b"Transfer-Encoding: chunked\r\n\r\n")
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 100 * LIMIT:
+                plug.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                sent += 65536
+    assert sent < 30 * LIMIT, "it is cut off"
+    assert gateway.state.bodies.held <= LIMIT
+
+
+def test_half_a_body_and_gone(gateway: Gateway) -> None:
+    for _ in range(50):
+        with connected(gateway) as plug:
+            plug.sendall(head(500_000) + b"x" * 1000)
+
+
+def test_bodies_share_their_memory(engine: FakeEngine) -> None:
+    with running(engine, bodies=Bodies(LIMIT, timeout_s=5)) as gateway, connected(gateway) as plug:
+        plug.sendall(head(LIMIT) + b"x" * (LIMIT - 1000))
+        eventually(lambda: gateway.state.bodies.held > LIMIT // 2)
+        with gateway.client() as client:
+            answer = client.post(CHAT, content=b" " * (LIMIT // 2))
+            assert_openai_error(answer, 503, "no_room")
+            plug.close()
+            eventually(lambda: gateway.state.bodies.held == 0)
+            assert client.post(CHAT, json=BODY).status_code == 200
+
+
+def test_a_client_that_does_not_read(gateway: Gateway) -> None:
+    """It is held by its own socket; leaving frees the engine."""
+    gateway.engine.answer = Answer(pieces=("x" * 100_000,) * 200)
+    with connected(gateway) as plug:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps(BODY | {"stream": True}).encode()
+        plug.sendall(head(len(body)) + body)
+        eventually(lambda: gateway.engine.chats)
+        with gateway.client() as client:
+            assert client.get("/health/ready").status_code == 200
+    assert gateway.engine.chats[0].disconnected.wait(5)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: b"".join(b"X-%d: %s\r\n" % (number, b"y" * 1000) for number in range(1000)),
+        lambda: b"".join(b"X-%d: y\r\n" % number for number in range(10_000)),
+        lambda: b"X: " + b"y" * 1_000_000 + b"\r\n",
+    ],
+    ids=["large", "many", "long"],
+)
+def test_header_bombs(gateway: Gateway, made: Callable[[], bytes]) -> None:
+    with connected(gateway) as plug:
+        try:
+            plug.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + made() + b"\r\n")
+        except OSError:
+            return  # cut off while it wrote
+        answer = heard(plug)
+    assert answer == b"" or (b" 431 " in answer and error_in(answer)["code"] == "headers_too_large")
+
+
+def test_a_long_address(gateway: Gateway) -> None:
+    with connected(gateway) as plug:
+        plug.sendall(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 431 " in heard(plug)
+
+
+def test_headers_that_never_end(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEADERS_S", 0.3)
+    with running(engine) as gateway, connected(gateway) as silent, connected(gateway) as slow:
+        slow.sendall(b"GET /health/live HTTP/1.1\r\nX: ")
+        assert heard(silent) == heard(slow) == b""
+        with gateway.client() as client:  # a connection kept open between requests is another matter
+            client.get("/health/live")
+            time.sleep(0.5)
+            assert client.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [b"\x16\x03\x01\x02\x00" * 50, b"GET\r\n\r\n", b"\x00" * 5000, b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"],
+)
+def test_no_http(gateway: Gateway, noise: bytes) -> None:
+    with connected(gateway) as plug:
+        plug.sendall(noise)
+        answer = heard(plug)
+    assert answer == b"" or error_in(answer)["code"] == "invalid_http"
+
+
+def test_smuggling_is_refused(gateway: Gateway) -> None:
+    with connected(gateway) as plug:
+        plug.sendall(head(5, "Transfer-Encoding: chunked") + b"0\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n")
+        assert b" 400 " in heard(plug)
+
+
+def test_pipelined_requests_and_garbage_behind_them(gateway: Gateway) -> None:
+    with connected(gateway) as plug:
+        plug.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 20 + b"\x00garbage\r\n\r\n")
+        answer = heard(plug)
+    assert b"500" not in answer
+
+
+def test_an_upgrade_is_ignored(gateway: Gateway) -> None:
+    with connected(gateway) as plug:
+        plug.sendall(
+            b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
+        )
+        assert b"200 OK" in plug.recv(4096)
+
+
+def test_a_socket_half_closed_still_gets_its_answer_or_a_close(gateway: Gateway) -> None:
+    body = json.dumps(BODY).encode()
+    with connected(gateway) as plug:
+        plug.sendall(head(len(body), "Connection: close") + body)
+        plug.shutdown(socket.SHUT_WR)
+        answer = heard(plug)
+    assert answer == b"" or b" 200 " in answer
+
+
+def test_many_connections_opened_and_dropped(gateway: Gateway) -> None:
+    for _ in range(500):
+        socket.create_connection(gateway.address, timeout=10).close()
+
+
+def test_compressed_bodies_are_refused_unread(gateway: Gateway) -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    with gateway.client() as client:
+        answer = client.post(CHAT, content=bomb, headers={"Content-Encoding": "gzip"})
+    assert_openai_error(answer, 415, "unsupported_encoding")
+    assert gateway.engine.chats == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 500_000,
+        b'{"a":' * 100_000,
+        b'{"messages":[],"messages":[]}',
+        b'{"messages":[{"role":"user","content":"\\ud800"}]}',
+        b'{"temperature":NaN}',
+        b'{"temperature":1e99999}',
+        b"\xef\xbb\xbf{}",
+        "{}".encode("utf-16"),
+        b'"data:image/',
+        b'"data:image/png;base64,"' * 100,
+        b'{"seed":' + b"1" * 100_000 + b"}",
+        b"\xff" * 1000,
+    ],
+)
+def test_bodies_that_are_no_request(gateway: Gateway, body: bytes) -> None:
+    with gateway.client() as client:
+        answer = client.post(CHAT, content=body)
+    assert answer.status_code == 400
+    assert_openai_error(answer, 400, answer.json()["error"]["code"])
+    assert gateway.engine.chats == []
+
+
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+_KNOWN = st.sampled_from([field.name for field in FIELDS])
+_BODIES = st.dictionaries(_KNOWN | st.text(max_size=8), _VALUES, max_size=4).map(lambda more: BODY | more)
+_RAW = _BODIES.map(json.dumps).map(str.encode) | st.binary(max_size=200)
+_HEADERS = st.dictionaries(
+    st.sampled_from(["Authorization", "Content-Type", "Accept", "X-Request-Id", "Content-Encoding", "X-Vllm-Priority"]),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30),
+    max_size=3,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_RAW, _HEADERS)
+def test_no_body_is_a_500(shared: Gateway, body: bytes, headers: dict[str, str]) -> None:
+    with shared.client() as client:
+        answer = client.post(CHAT, content=body, headers=headers)
+    assert answer.status_code in (200, 400, 404, 415)
+    if answer.status_code != 200:
+        assert_openai_error(answer, answer.status_code, answer.json()["error"]["code"])
+
+
+def test_a_folder_of_files_is_not_served(gateway: Gateway, tmp_path: Path) -> None:
+    with gateway.client() as client:
+        for path in ("/../../etc/passwd", "/%2e%2e/etc/passwd", "/v1/chat/completions/../../metrics", "/v1//models"):
+            assert client.get(path).status_code == 404
