@@ -74,9 +74,9 @@ def env(device: Device, config: ServeConfig) -> tuple[tuple[str, str], ...]:
     if device.kind == "cpu":
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cpu_kv_cache_gib),
-            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
             # Three processes share the cores: a thread that spins at a barrier keeps the others from reaching theirs.
-            # Reports of the demo model one at a time went from 2.9 to 6.9 a second on 2 cores.
+            # With that, vLLM's own choice of one reserved core is the best on 2 cores: 8.4 reports of the demo model a
+            # second one at a time, against 6.9 with none reserved and 2.9 with threads that spin (make bench).
             "OMP_WAIT_POLICY": "PASSIVE",
         }
     return tuple(variables.items())
