@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._errors import ConfigError
+from ._errors import AlreadyRunning, ConfigError
 
 _SOCKET = "engine.sock"
 _LOCK = "lock"
@@ -27,7 +27,8 @@ def socket_folder(chosen: str = "") -> Iterator[Path]:
         chosen: a folder to use, made if absent; empty for a fresh one, removed at the end.
 
     Raises:
-        ConfigError: if another server holds the folder, it is another user's, or its path is too long for a socket.
+        AlreadyRunning: if another server holds the folder.
+        ConfigError: if it is another user's, can be entered by others, or its path is too long for a socket.
     """
     folder = Path(chosen).absolute() if chosen else Path(tempfile.mkdtemp(prefix="pedcxr-"))
     made = not chosen or not folder.exists()
@@ -61,7 +62,8 @@ def _held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _refused(folder, "is held by a server that runs; stop it, or choose another folder") from None
+            message = f"engine.socket_dir: {folder} is held by a server that runs; stop it, or choose another folder"
+            raise AlreadyRunning(message) from None
         yield
     finally:
         os.close(lock)
