@@ -11,9 +11,10 @@ from pathlib import Path
 from . import _intake, gate, image
 from ._errors import ConfigurationError, InputError
 from .facts import Fact, Facts
-from .gate import Asked, Check
+from .gate import Check
 from .image import EncodedImage
-from .preparation import Preparation
+from .order import Order
+from .prompt import Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -33,7 +34,7 @@ class Inspection:
     facts: Facts | None = None
     checks: tuple[Check, ...] = ()
     image: EncodedImage | None = None
-    prompt: str | None = None
+    prompt: Prompt | None = None
     error: str | None = None
 
     @property
@@ -59,19 +60,20 @@ class Inspection:
             "facts": None if self.facts is None else _plain(self.facts),
             "checks": [asdict(check) for check in self.checks],
             "image": None if self.image is None else _described(self.image),
-            "prompt": None if self.prompt is None else {"profile": "card", "text": self.prompt},
+            "prompt": None if self.prompt is None else _worded(self.prompt),
         }
 
 
-def inspect(file: str, asked: Asked, preparation: Preparation) -> Inspection:
+def inspect(file: str, order: Order) -> Inspection:
     """Look at one film; it is decoded even where its header blocks, so that all reasons come at once."""
+    asked = order.asked()
     try:
         film = image.read(file)
     except InputError as error:
         return Inspection(file=file, error=str(error))
-    words = _intake.words(film.facts, asked)
+    words, unworded = _words(film.facts, order)
     try:
-        radiograph = film.develop(preparation)
+        radiograph = film.develop(order.preparation)
     except InputError as error:
         if film.facts.kind == "image":  # what cannot be decoded and has no header is nothing we know of
             return Inspection(file=file, error=str(error))
@@ -83,6 +85,7 @@ def inspect(file: str, asked: Asked, preparation: Preparation) -> Inspection:
         checks=gate.check(film.facts, asked, radiograph.look),
         image=image.encode(radiograph),
         prompt=words,
+        error=unworded,
     )
 
 
@@ -99,7 +102,7 @@ def sheet(one: Inspection) -> str:
         lines.append(f"  image    {about['mime']}, {about['width']} x {about['height']}, {about['bytes']} bytes")
         lines += [f"           {note}" for note in one.image.how]
     if one.prompt is not None:
-        lines.append(f"  prompt   {one.prompt}")
+        lines.append(f"  prompt   {one.prompt.recorded}")
     if one.error is not None:
         lines.append(f"  error    {one.error}")
     return "\n".join([*lines, f"  verdict  {one.verdict}"])
@@ -137,6 +140,13 @@ def save(one: Inspection, path: str) -> None:
         raise ConfigurationError(f"--preview: cannot be written: {reason}") from error
 
 
+def _words(facts: Facts, order: Order) -> tuple[Prompt | None, str | None]:
+    try:
+        return _intake.words(facts, order), None
+    except InputError as error:
+        return None, str(error)
+
+
 def _row(one: Inspection) -> tuple[str, ...]:
     if one.facts is None:
         return one.file, one.verdict, "-", "-", "-", "-", "-", _why(one)
@@ -161,7 +171,7 @@ def _value(fact: Fact | None) -> str:
 
 
 def _age(facts: Facts) -> str:
-    return "-" if facts.age is None else f"{facts.age.value}{facts.age.unit.lower()}"
+    return "-" if facts.age is None else str(facts.age)
 
 
 def _in_words(facts: Facts) -> str:
@@ -177,6 +187,11 @@ def _plain(facts: Facts) -> dict[str, object]:
     names = ("modality", "sop_class", "intent", "body", "view", "burned_in", "quality_control", "not_human")
     coded = {name: fact.value if (fact := getattr(facts, name)) is not None else None for name in names}
     return {"kind": facts.kind, **coded, "age": None if facts.age is None else _age(facts), "sex": facts.sex}
+
+
+def _worded(prompt: Prompt) -> dict[str, object]:
+    profile = prompt.profile
+    return {"profile": profile.name, "version": profile.version, "sha256": profile.sha256, "text": prompt.recorded}
 
 
 def _described(encoded: EncodedImage) -> dict[str, object]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import gate, image, prompt
+from . import gate, image
+from .age import Age
 from .facts import Facts
 from .gate import Asked, Check
+from .order import Order
 from .preparation import Preparation
+from .prompt import Prompt, Sex
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -18,29 +21,49 @@ class Intake:
         image: the pixels.
         checks: all of them; none blocks that was not allowed.
         prompt: the words.
+        age, sex: of the child, as the words have them; None where not known.
+        view: ViewPosition as the header has it, None where it says nothing.
     """
 
     image: image.EncodedImage
     checks: tuple[Check, ...]
-    prompt: str
+    prompt: Prompt
+    age: Age | None
+    sex: Sex | None
+    view: str | None
 
 
-def take(film: image.Film, asked: Asked, preparation: Preparation) -> Intake:
-    """Take a film in.
+def take(order: Order, size: tuple[int, int] | None = None) -> Intake:
+    """Take a film in; ``size`` is the model's input as the server told it.
 
     Raises:
         BlockedFilm: if it is outside the intended use; what the header decides is decided before anything is decoded.
-        InputError: if it cannot be read.
+        InputError: if it cannot be read, or the age, the sex or the indication not be used.
+        ConfigurationError: if a check that is to be allowed is none.
     """
-    encoded = film if isinstance(film, image.EncodedImage) else _developed(film, asked, preparation)
+    film, asked = order.film, order.asked()
+    encoded = film if isinstance(film, image.EncodedImage) else _developed(film, asked, order.preparation.sized(size))
     checks = gate.check(encoded.facts, asked, encoded.look)
     gate.enforce(checks)
-    return Intake(encoded, checks, words(encoded.facts, asked))
+    view = encoded.facts.view
+    return Intake(
+        image=encoded,
+        checks=checks,
+        prompt=words(encoded.facts, order),
+        age=asked.age_of(encoded.facts),
+        sex=asked.sex_of(encoded.facts),
+        view=None if view is None else view.value or None,
+    )
 
 
-def words(facts: Facts, asked: Asked) -> str:
-    """The prompt: what the caller says goes before what the header says."""
-    return prompt.card(asked.age_of(facts), asked.sex_of(facts))
+def words(facts: Facts, order: Order) -> Prompt:
+    """The prompt: what the caller says goes before what the header says.
+
+    Raises:
+        InputError: if the age, the sex or the indication cannot be used.
+    """
+    asked = order.asked()
+    return order.prompt_profile.prompt(asked.age_of(facts), asked.sex_of(facts), indication=order.indication)
 
 
 def _developed(film: object, asked: Asked, preparation: Preparation) -> image.EncodedImage:

@@ -128,6 +128,8 @@ def _open(data: bytes, name: str) -> Image:
         raise _too_large(name) from error
     except UnidentifiedImageError as error:
         raise InputError(f"{name}: is not an image that can be read; give {', '.join(_FORMATS)} or DICOM") from error
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers let ValueError, SyntaxError, struct.error and others through
         raise _damaged(name) from error
 
@@ -151,6 +153,8 @@ def _decode(image: Image, name: str, *, deep: bool) -> tuple[Image, list[str]]:
         turned = image.getexif().get(_ORIENTATION) in range(2, 9)  # read first: a TIFF turns itself on loading
         image.load()
         upright = ImageOps.exif_transpose(image) if turned else image
+    except MemoryError:
+        raise
     except Exception as error:  # as in _open
         raise _damaged(name) from error
     if frames > 1:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
+
+from ._errors import InputError
 
 _TALKERS = ("pydicom", "pylibjpeg", "openjpeg")
+_T = TypeVar("_T")
 
 
 class _Ours(threading.local):
@@ -63,3 +67,15 @@ def _leave() -> None:
         if _inside == 0 and _filters is not None:
             _filters.__exit__(None, None, None)
             _filters = None
+
+
+def attempt(step: Callable[[], _T], message: str) -> _T:
+    """Run a step of pydicom's. Its errors quote the header, so that none of them is chained or kept."""
+    try:
+        return step()
+    except MemoryError:
+        raise
+    except Exception:
+        failed = True
+    assert failed
+    raise InputError(message)

@@ -50,6 +50,10 @@ class Age:
             )
         return cls(int(match[1]), cast("Unit", match[2].upper()))
 
+    def __str__(self) -> str:
+        """Such as ``"5y"``, which :meth:`parse` reads."""
+        return f"{self.value}{self.unit.lower()}"
+
     @property
     def words(self) -> str:
         """``"10-day-old"`` below 28 days, then weeks below 8 weeks, months below 24, and years."""

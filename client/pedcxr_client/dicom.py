@@ -6,31 +6,25 @@ then padding, modality LUT or rescaling, VOI LUT or window, one inversion, paddi
 
 from __future__ import annotations
 
-import importlib.util
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from . import _codestream, _deflated, _header
+from . import _deflated, _frame, _header
 from ._errors import InputError
+from ._frame import INSTALL as INSTALL
 from ._limits import MAX_PIXELS
-from ._quiet import quiet
+from ._quiet import attempt, quiet
 from .facts import Facts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from pydicom.uid import UID
 
-    from .display import Stored, Words
+    from .display import Stored
     from .preparation import Profile
 
-INSTALL = 'pip install "pedcxr[dicom]"'
-
 _DICOMDIR = "1.2.840.10008.1.3.10"
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-_RLE = "1.2.840.10008.1.2.5"
 _FIRST_ELEMENTS = (
     b"\x08\x00\x00\x00",
     b"\x08\x00\x05\x00",
@@ -38,7 +32,6 @@ _FIRST_ELEMENTS = (
     b"\x08\x00\x16\x00",
     b"\x02\x00\x00\x00",
 )
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -52,6 +45,11 @@ class DicomFilm:
     facts: Facts
     _name: str
     _header: Any
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its transfer syntax is none of those that Python alone reads."""
+        return _frame.is_compressed(self._header)
 
     def __repr__(self) -> str:
         return "<DicomFilm>"
@@ -76,11 +74,11 @@ def read(data: bytes, name: str = "the film") -> DicomFilm:
     _deflated.refuse_bomb(data, name)
     damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
     with quiet():
-        header = _attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
-        found = _attempt(lambda: _header.read(header), damaged)
-        if _attempt(lambda: header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
+        header = attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
+        found = attempt(lambda: _header.read(header), damaged)
+        if attempt(lambda: header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
             raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films it lists")
-        _attempt(lambda: _name_syntax(header), damaged)
+        attempt(lambda: _name_syntax(header), damaged)
     return DicomFilm(found, name, header)
 
 
@@ -102,7 +100,7 @@ def develop(film: DicomFilm, profile: Profile) -> tuple[NDArray[np.uint8], float
         with quiet():
             words = _check(header)
             aspect = _rendering.aspect(header)
-            pixels = _decode(header, words)
+            pixels = _frame.decode(header, words)
             if profile == "ped-train":
                 grey, notes = display.render_as_trained(pixels, words)
             else:
@@ -116,16 +114,6 @@ def develop(film: DicomFilm, profile: Profile) -> tuple[NDArray[np.uint8], float
     except display.AllPadding:
         raise InputError(f"{name}: every pixel is padding; there is no picture in it") from None
     return grey, aspect, notes
-
-
-def _attempt(step: Callable[[], _T], message: str) -> _T:
-    """Run a step of pydicom's. Its errors quote the header, so that none of them is chained or kept."""
-    try:
-        return step()
-    except Exception:
-        failed = True
-    assert failed
-    raise InputError(message)
 
 
 def _name_syntax(header: Any) -> None:
@@ -158,68 +146,3 @@ def _check(header: Any) -> Stored:
     if frames > 1:
         raise InputError(f"NumberOfFrames (0028,0008) is {frames}; give one film, one frame")
     return _rendering.stored(header)
-
-
-def _decode(header: Any, words: Stored) -> Words:
-    """The words of the one frame, of as many bits as are allocated, unsigned."""
-    import numpy as np
-    from pydicom.pixels.utils import pixel_array
-    from pydicom.uid import UID
-
-    syntax = _attempt(lambda: UID(str(header.file_meta.TransferSyntaxUID)), "TransferSyntaxUID (0002,0010) is damaged")
-    _check_decoder(syntax, words)
-    encapsulated = syntax.is_encapsulated
-    if encapsulated:
-        _check_frame(header, syntax)
-    damaged = "its pixels are damaged or cut short; export or copy the film again"
-    decoded = _attempt(
-        lambda: pixel_array(header, index=0, raw=True, view_only=True, correct_unused_bits=False), damaged
-    )
-    if decoded.shape != (header.Rows, header.Columns) or decoded.dtype.kind not in "iu":
-        raise InputError(damaged)
-    unsigned = decoded.astype(f"{decoded.dtype.kind}{decoded.itemsize}", copy=False)
-    unsigned = unsigned.view(f"u{unsigned.itemsize}").astype(f"u{words.allocated // 8}", copy=False)
-    if encapsulated and syntax != _RLE:  # RLE packs words as they are
-        low, high = words.range
-        ends = int(decoded.min()), int(decoded.max())
-        if not (low <= ends[0] and ends[1] <= high) and not (ends[0] >= 0 and ends[1] <= high - low):
-            raise InputError("its compressed pixels have more bits than BitsStored (0028,0101) says; export it again")
-        # A decoder hands out values, with nothing beside them in the word.
-        unsigned = np.left_shift(unsigned, words.high + 1 - words.stored)
-    return unsigned
-
-
-def _check_decoder(syntax: UID, words: Stored) -> None:
-    from pydicom.pixels.decoders.base import get_decoder
-
-    known = syntax.name if syntax.name != str(syntax) else str(syntax)[:64]
-    shown = known if str(syntax).replace(".", "").isdigit() else "not a UID"
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None:
-        raise InputError(
-            f"TransferSyntaxUID (0002,0010) is {shown}, which nothing here decodes; export it uncompressed"
-        )
-    if syntax == _JPEG_EXTENDED and words.stored > 8 and importlib.util.find_spec("libjpeg") is None:
-        raise InputError(
-            f"is compressed as {shown} of 12 bits, which only pylibjpeg-libjpeg (GPL-3, so that pedcxr does not depend "
-            "on it) decodes; export the film uncompressed"
-        )
-    if not decoder.is_available:
-        raise InputError(f"is compressed as {shown}, for which the decoder is missing: {INSTALL}")
-
-
-def _check_frame(header: Any, syntax: UID) -> None:
-    from pydicom.encaps import generate_frames
-
-    damaged = "its compressed pixels are damaged or cut short; export or copy the film again"
-    frame = _attempt(lambda: next(generate_frames(header.PixelData, number_of_frames=1)), damaged)
-    if syntax == _RLE:
-        return
-    if not _codestream.is_whole(frame):
-        raise InputError(damaged)
-    size = _codestream.size(frame)
-    if size is not None and size != (header.Rows, header.Columns):
-        raise InputError("its compressed pixels are of another size than Rows and Columns say; export it again")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from . import _finish, _plain, _png, dicom
 from ._errors import InputError
-from ._limits import MAX_BYTES, MAX_PIXELS
+from ._limits import MAX_BYTES, MAX_PIXELS, enough_memory
 from .facts import PLAIN, Facts
 from .look import Look, look
 from .preparation import DISPLAY, Preparation
@@ -112,9 +112,15 @@ class Undeveloped:
         Raises:
             InputError: as :func:`load` does.
         """
-        if isinstance(self._film, dicom.DicomFilm):
-            return _from_dicom(self._film, preparation)
-        return _from_plain(self._film, self._name, preparation)
+        with enough_memory(self._name):
+            if isinstance(self._film, dicom.DicomFilm):
+                return _from_dicom(self._film, preparation)
+            return _from_plain(self._film, self._name, preparation)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is DICOM whose pixels are compressed, which other people's C code decodes."""
+        return isinstance(self._film, dicom.DicomFilm) and self._film.compressed
 
     def __repr__(self) -> str:
         return f"<Undeveloped {self.facts.kind}>"
@@ -129,14 +135,15 @@ def read(film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any])
     name = "the film"
     if isinstance(film, (str, os.PathLike)):
         name = _shown(film)
-        film = _read(film)
+        film = read_file(film, name)
     elif not isinstance(film, bytes) and callable(getattr(film, "read", None)):
         film = _take(film)
     if isinstance(film, bytes):
         if not film:
             raise InputError(f"{name}: is empty; export the film again")
         if dicom.is_dicom(film):
-            opened = dicom.read(film, name)
+            with enough_memory(name):
+                opened = dicom.read(film, name)
             return Undeveloped(opened.facts, opened, name)
     return Undeveloped(PLAIN, film, name)
 
@@ -213,8 +220,12 @@ def _plain_pixels(film: Any, name: str) -> tuple[Image, bytes | None, list[str]]
     raise InputError(f"{name}: {type(film).__name__} is not a path, bytes, a file, a Pillow image or an array")
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
-    name = _shown(path)
+def read_file(path: str | os.PathLike[str], name: str) -> bytes:
+    """The bytes of a film's file, which ``name`` stands for in errors.
+
+    Raises:
+        InputError: if it is no regular file, cannot be read, or is larger than :data:`MAX_BYTES`.
+    """
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):

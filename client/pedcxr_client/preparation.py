@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeGuard
 
 from ._errors import ConfigurationError
 
@@ -26,7 +27,8 @@ class Preparation:
         pad_square: add black at the short side, half on each end, until the film is square.
         resize: ``"model"`` stretches the film to ``model_size`` with Pillow's bilinear filter and antialiasing, which
             is what the server's own processor does; the body becomes about six times as small.
-        model_size: width and height in pixels, 1 to 4096.
+        model_size: width and height in pixels, 1 to 4096; None takes what the server advertises, which a client asks
+            once, and 896 x 896 where nobody is asked or nothing is told.
 
     Raises:
         ConfigurationError: if a value cannot be used.
@@ -35,15 +37,39 @@ class Preparation:
     profile: Profile = "display"
     pad_square: bool = False
     resize: Literal["model"] | None = None
-    model_size: tuple[int, int] = MODEL_SIZE
+    model_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.profile not in ("display", "ped-train"):
             raise ConfigurationError("profile: is neither 'display' nor 'ped-train'")
         if self.resize not in ("model", None):
             raise ConfigurationError("resize: is not 'model'; leave it out to keep the film's size")
-        if not (len(self.model_size) == 2 and all(1 <= side <= _LARGEST_SIDE for side in self.model_size)):
+        if self.model_size is not None and not is_size(self.model_size):
             raise ConfigurationError(f"model_size: give width and height, 1 to {_LARGEST_SIDE} pixels each")
+
+    @property
+    def asks_size(self) -> bool:
+        """Whether the size is the server's to say."""
+        return self.resize == "model" and self.model_size is None
+
+    @property
+    def tag(self) -> str:
+        """All of it in a word, such as ``display`` or ``ped-train+square+896x896``."""
+        size = "x".join(map(str, self.model_size or ("model",))) if self.resize == "model" else None
+        return "+".join(filter(None, (self.profile, "square" if self.pad_square else None, size)))
+
+    def sized(self, told: tuple[int, int] | None) -> Preparation:
+        """The same with the size that the server told, if it is the server's to say."""
+        return replace(self, model_size=told) if self.asks_size else self
+
+
+def is_size(value: object) -> TypeGuard[Sequence[int]]:
+    """Whether a value is a width and a height that a film may be stretched to."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in value)
+    )
 
 
 DISPLAY = Preparation()

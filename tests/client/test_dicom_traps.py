@@ -22,6 +22,7 @@ pytest.importorskip("pydicom")
 from dicom_maker import dataset, film, jpeg_film, ramp, sequence, table, written
 from PIL import Image
 from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders import JPEG2000LosslessDecoder, JPEGBaseline8BitDecoder
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -321,6 +322,50 @@ def test_a_jpeg_film_and_what_is_cut_off_it():
     for cut in (1, 2, 50, 5000):
         with pytest.raises(InputError, match="cut short"):
             grey(jpeg_film(picture, cut=cut, **elements))
+
+
+def jpeg_damaged(at: bytes, new: bytes, *, skip: int = 0) -> bytes:
+    """A JPEG film with bytes put before a marker, or in place of as many from `skip` behind it."""
+    made = jpeg_film(Image.effect_noise((256, 256), 60), WindowCenter=128, WindowWidth=256)
+    place = made.index(at, made.index(b"\xff\xd8\xff")) + skip
+    return made[:place] + new + made[place + (len(new) if skip else 0) :]
+
+
+@pytest.mark.parametrize(
+    ("at", "new", "skip"),
+    [
+        (b"\xff\xda", b"\x55" * 180, 0),  # what stands between two markers
+        (b"\xff\xc0", b"\x0d", 4),  # 13 bits
+        (b"\xff\xc0", b"\x03", 9),  # three colours
+        (b"\xff\xc0", b"\xff\xc4", 1),  # no frame header
+        (b"\xff\xdb", b"\0\0", 2),  # a segment without its length
+    ],
+)
+def test_a_jpeg_stream_that_would_end_the_process_is_refused(at, new, skip):
+    """GDCM throws through C over streams like the first, which no except clause stops."""
+    with pytest.raises(InputError, match="pixels are damaged"):
+        grey(jpeg_damaged(at, new, skip=skip))
+
+
+def test_gdcm_decodes_what_nothing_else_does_only(monkeypatch):
+    """It throws through C over some damaged streams of JPEG baseline and JPEG 2000, and the process is gone."""
+    asked = []
+
+    def refuse(*_):
+        asked.append("GDCM")
+        raise RuntimeError
+
+    for decoder in (JPEGBaseline8BitDecoder, JPEG2000LosslessDecoder):
+        monkeypatch.setitem(decoder._available, "gdcm", refuse)
+    picture = Image.effect_noise((256, 256), 60)
+    assert grey(jpeg_film(picture)).shape == (256, 256)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG2000")
+    made = dataset(ramp(256, 256, 255, "uint8"), bits=8, syntax=JPEG2000Lossless)
+    made.PixelData = encapsulate([buffer.getvalue()])
+    made["PixelData"].is_undefined_length = True
+    assert grey(written(made)).shape == (256, 256)
+    assert not asked
 
 
 def test_a_stream_of_another_size_is_refused_before_it_is_decoded():

@@ -363,13 +363,46 @@ def test_files_that_cannot_be_read(tmp_path):
         assert str(caught.value).startswith(str(tmp_path)), "names the path the caller gave"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission(tmp_path):
+@pytest.fixture
+def nobody():
+    """Modes do not stop root; somebody else is asked then."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_file_without_permission(tmp_path, request):
     path = tmp_path / "film.png"
     path.write_bytes(saved(grey()))
     path.chmod(0)
+    request.getfixturevalue("nobody")
     with pytest.raises(InputError, match="Permission denied"):
         prepare(path)
+
+
+def test_memory_that_runs_out_is_the_films_error(tmp_path):
+    """49 million pixels, in a process that has room for a quarter of them."""
+    rows = zlib.compressobj(1)
+    body = b"".join([rows.compress(bytes(7001)) for _ in range(7000)]) + rows.flush()
+    header = struct.pack(">IIBBBBB", 7000, 7000, 8, 0, 0, 0, 0)
+    path = tmp_path / "film.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    code = (
+        "import re, resource, sys\n"
+        "from PIL import Image, PngImagePlugin\n"
+        "from pedcxr_client import image, InputError\n"
+        "now = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) << 10\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (now + (12 << 20),) * 2)\n"
+        "try: image.load(sys.argv[1])\n"
+        "except InputError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert "needs more memory than there is" in done.stdout
 
 
 def test_another_type_is_refused():

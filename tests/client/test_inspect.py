@@ -184,6 +184,8 @@ BAD = {
     "flat": saved(Image.new("L", (300, 300), 9), "PNG"),
     "cmyk 1x1": saved(Image.new("CMYK", (1, 1)), "JPEG"),
     "dicom 60000": dicom_film(Rows=60000, Columns=60000),
+    "sr": dicom_film(Modality="SR", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", PixelData=None),
+    "no pixels": dicom_film(PixelData=None),
     "rt": dicom_film(Modality="RTPLAN", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.5", PixelData=None),
 }
 
