@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import _failures
-from ._errors import AbortedReport, EmptyReport, ReportError, TruncatedReport
+from . import _defects, _failures
+from ._errors import (
+    AbortedReport,
+    EmptyReport,
+    LoopingReport,
+    NotText,
+    PromptEcho,
+    ReportError,
+    TruncatedReport,
+)
 from .report import Usage
 
 
@@ -52,20 +60,36 @@ class Builder:
         delta = choice.get("delta")
         return (_text(delta.get("content")) or "") if isinstance(delta, dict) else ""
 
-    def check(self) -> None:
-        """Raise unless the text is a report: ended by the model itself, and not empty.
+    def check(self, system: str | None = None) -> None:
+        """Raise unless the text is a report: ended by the model itself, and with words of its own.
+
+        Args:
+            system: the system text that was sent, to know it again.
 
         Raises:
-            TruncatedReport, AbortedReport, EmptyReport
+            TruncatedReport, AbortedReport, EmptyReport, LoopingReport, PromptEcho, NotText
         """
-        if self.finish_reason == "length":
-            self._refuse(TruncatedReport("the text was cut off at max_tokens and is no report; raise max_tokens"))
         if self.finish_reason is None:
             self._refuse(AbortedReport("the server ended the stream before the report was finished; try again"))
-        if self.finish_reason != "stop":
+        if self.finish_reason not in ("stop", "length"):
             self._refuse(AbortedReport("the server aborted the report; try again"))
+        if self.finish_reason == "stop":
+            self._check_words(system)
+        # A loop is called one even where it was cut off, since more tokens would only make it longer.
+        if _defects.is_loop(self.text):
+            self._refuse(LoopingReport("the model repeats itself and wrote no report; check the film and the prompt"))
+        if self.finish_reason == "length":
+            self._refuse(TruncatedReport("the text was cut off at max_tokens and is no report; raise max_tokens"))
+
+    def _check_words(self, system: str | None) -> None:
         if not self.text.strip():
             self._refuse(EmptyReport("the model wrote nothing; check the film"))
+        if _defects.is_not_text(self.text):
+            self._refuse(NotText("the model wrote something that is no text; is it the right checkpoint?"))
+        if _defects.is_echo(self.text, system):
+            self._refuse(
+                PromptEcho("the model repeats what it was asked and wrote no report; is it the right checkpoint?")
+            )
 
     def _refuse(self, error: ReportError) -> None:
         error.finish_reason = self.finish_reason

@@ -16,7 +16,10 @@ PedcxrError                        4
     └── ReportError                4  text came, but it is not a report
         ├── TruncatedReport        4  cut off at max_tokens
         ├── AbortedReport          4  ended by an error, an abort or a broken connection
-        └── EmptyReport            4  ended by itself without a word
+        ├── EmptyReport            4  ended by itself without a word
+        ├── LoopingReport          4  the same words over and over, however it ended
+        ├── PromptEcho             4  repeats the instruction, or holds marks of the chat template
+        └── NotText                4  control characters, hardly a letter, or special tokens alone
 """
 
 from __future__ import annotations
@@ -195,3 +198,21 @@ class EmptyReport(ReportError):
     """The model ended by itself without writing a word."""
 
     outcome = "empty"
+
+
+class LoopingReport(ReportError):
+    """The text repeats the same words over and over; ``finish_reason`` is ``"stop"`` or ``"length"``."""
+
+    outcome = "looping"
+
+
+class PromptEcho(ReportError):
+    """The text repeats what was asked, or holds marks of the chat template."""
+
+    outcome = "prompt_echo"
+
+
+class NotText(ReportError):
+    """The text is none: control or replacement characters, hardly a letter, or special tokens alone."""
+
+    outcome = "not_text"

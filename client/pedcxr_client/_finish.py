@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ._errors import InputError
 from ._limits import MAX_PIXELS
 from .look import Look, look
+from .preparation import MODEL_SIZE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,7 +41,7 @@ def finish(grey: Image, preparation: Preparation, aspect: float = 1.0) -> tuple[
         grey = _padded(grey)
         notes.append(f"padded with black to {grey.width} x {grey.height}")
     if preparation.resize == "model":
-        grey = _resized(grey, *preparation.model_size)
+        grey = _resized(grey, *(preparation.model_size or MODEL_SIZE))
         notes.append(f"stretched to the model's {grey.width} x {grey.height}")
     return grey, seen, notes
 

@@ -46,3 +46,15 @@ def parse(text: str) -> Sections:
         parts["findings"].append(text[: headings[0].start() if headings else len(text)].strip())
     findings, impression = ("\n".join(filter(None, part)) or None for part in parts.values())
     return Sections(findings, impression)
+
+
+def preface(text: str) -> str | None:
+    """What stands before the headings of a text that has a FINDINGS heading, which :func:`parse` leaves out.
+
+    >>> preface("Chest, one view. FINDINGS: Clear lungs.")
+    'Chest, one view.'
+    """
+    headings = list(_HEADING.finditer(text))
+    if not any(heading["name"].lower() == "findings" for heading in headings):
+        return None
+    return text[: headings[0].start()].strip() or None

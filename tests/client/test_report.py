@@ -62,6 +62,7 @@ def test_a_report_carries_all_that_is_known(engine, film, twin):
     assert (report.usage.prompt_tokens, report.usage.completion_tokens) == (300, len(REPORT))
     assert report.prompt == "Generate a radiology report for this chest X-ray of a 7-month-old child."
     assert report.prompt_profile == "card"
+    assert report.model_revision == "rev-1"
     assert report.image_sha256 == hashlib.sha256(film).hexdigest()
     assert report.image_how == ("original bytes",)
     assert report.disclaimer == DISCLAIMER

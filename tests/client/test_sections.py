@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pedcxr_client.sections import parse
+from pedcxr_client.sections import parse, preface
 
 LUNGS, NORMAL = "The lungs are clear.", "Normal chest."
 
@@ -65,3 +65,18 @@ def test_nothing_is_invented(text, findings, impression):
 
 def test_a_long_text_is_quick():
     assert parse("* " * 50_000 + "\n" * 50_000)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        (f"Chest, one view.\nFINDINGS: {LUNGS}\nIMPRESSION: {NORMAL}", "Chest, one view."),
+        (f"IMPRESSION: {NORMAL} FINDINGS: {LUNGS}", None),
+        (f"FINDINGS: {LUNGS}", None),
+        (f"{LUNGS}\nIMPRESSION: {NORMAL}", None),  # parse calls it findings
+        (LUNGS, None),
+        ("", None),
+    ],
+)
+def test_what_stands_before_the_headings(text, before):
+    assert preface(text) == before
