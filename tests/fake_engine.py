@@ -59,6 +59,7 @@ class Seen:
     path: str
     headers: dict[str, str]
     body: bytes
+    peer: tuple[str, int] | None = None  # address and port of the client's end; None over a Unix socket
     disconnected: threading.Event = field(default_factory=threading.Event)  # before the answer was complete
     answered: threading.Event = field(default_factory=threading.Event)
 
@@ -75,11 +76,12 @@ class FakeEngine:
     """A context manager that serves until its end.
 
     Args:
-        uds: listen on this Unix socket instead of a free port of 127.0.0.1.
+        uds: listen on this Unix socket instead of a port of 127.0.0.1.
+        port: of 127.0.0.1; 0 takes a free one.
     """
 
-    def __init__(self, *, uds: Path | None = None) -> None:
-        self.uds = uds
+    def __init__(self, *, uds: Path | None = None, port: int = 0) -> None:
+        self.uds, self._port = uds, port
         self.reset()
 
     def reset(self) -> None:
@@ -87,6 +89,7 @@ class FakeEngine:
         self.requests: list[Seen] = []
         self.answer = Answer()
         self.models: tuple[str, ...] = ("fake",)
+        self.details: Any = {"image_size": [896, 896], "revision": "rev-1", "demo": False}  # as pedcxr's gateway tells
         self.models_answer: Answer | None = None  # a misbehaving listing: its status, headers, error, raw
         self.health_status = 200
         self._orders: deque[Answer] = deque()
@@ -109,7 +112,8 @@ class FakeEngine:
         if self.uds is None:
             # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it events come 40 ms late.
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            self._socket.bind(("127.0.0.1", 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server that starts again
+            self._socket.bind(("127.0.0.1", self._port))
         else:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.bind(str(self.uds))
@@ -130,9 +134,8 @@ class FakeEngine:
             self.uds.unlink(missing_ok=True)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        seen = Seen(
-            scope["method"], scope["path"], {k.decode(): v.decode() for k, v in scope["headers"]}, await _body(receive)
-        )
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        seen = Seen(scope["method"], scope["path"], headers, await _body(receive), scope.get("client"))
         self.requests.append(seen)
         reply = _Reply(seen, receive, send)
         try:
@@ -150,7 +153,8 @@ class FakeEngine:
             case "GET", "/v1/models" if self.models_answer is not None:
                 await _refuse(self.models_answer, reply)
             case "GET", "/v1/models":
-                data = [{"id": name, "object": "model", "owned_by": "fake"} for name in self.models]
+                told = {} if self.details is None else {"pedcxr": self.details}
+                data = [{"id": name, "object": "model", "owned_by": "fake"} | told for name in self.models]
                 await reply.json(200, {"object": "list", "data": data})
             case "GET", "/health":
                 await reply.whole(self.health_status, b"", "text/plain")

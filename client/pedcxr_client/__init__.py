@@ -9,8 +9,11 @@ from ._errors import (
     ConnectionFailed,
     EmptyReport,
     InputError,
+    LoopingReport,
     NotFound,
+    NotText,
     PedcxrError,
+    PromptEcho,
     RateLimited,
     ReportError,
     RequestError,
@@ -21,13 +24,18 @@ from ._errors import (
 )
 from ._settings import Timeouts
 from .age import Age
-from .async_client import AsyncClient, AsyncReportStream
-from .client import Client, ReportStream
+from .async_client import AsyncClient
+from .async_stream import AsyncReportStream
+from .client import Client
 from .gate import Check
 from .hook import Hook, Outcome
 from .image import EncodedImage, Radiograph
+from .order import Order
 from .preparation import Preparation
 from .report import DISCLAIMER, Report, Timing, Usage
+from .result import Result
+from .served import ServedModel
+from .stream import ReportStream
 
 __version__ = "0.1.0"
 
@@ -48,16 +56,22 @@ __all__ = [
     "EncodedImage",
     "Hook",
     "InputError",
+    "LoopingReport",
     "NotFound",
+    "NotText",
+    "Order",
     "Outcome",
     "PedcxrError",
     "Preparation",
+    "PromptEcho",
     "Radiograph",
     "RateLimited",
     "Report",
     "ReportError",
     "ReportStream",
     "RequestError",
+    "Result",
+    "ServedModel",
     "ServerFailed",
     "TimedOut",
     "Timeouts",

@@ -6,61 +6,41 @@ long to wait, what an answer means and what to report to the hook is decided her
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from . import _failures, _intake, _wire, image
+from . import _failures, _intake, _wire
+from ._attempts import Attempts, Clock
 from ._builder import Builder
-from ._errors import ConfigurationError, PedcxrError, RequestError, TimedOut
-from ._retry import wait_before_retry
-from .gate import Asked
+from ._errors import PedcxrError, RequestError
 from .hook import Hook, Outcome
-from .preparation import Preparation
+from .order import Order
 from .report import Report, Timing
+from .served import ServedModel
 
 if TYPE_CHECKING:
-    import openai
-
     from ._settings import Settings
-
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Order:
-    """What the caller asked for, checked.
-
-    Raises:
-        ConfigurationError: if ``max_tokens`` is below 1.
-    """
-
-    film: image.Film
-    asked: Asked
-    preparation: Preparation
-    max_tokens: int
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigurationError(f"max_tokens: {self.max_tokens} must be 1 or more")
 
 
 class Exchange:
-    """The state of one call. Its deadline runs from its making."""
+    """The state of one call.
+
+    Attributes:
+        attempts: its deadline, which runs from the making, and its retries.
+    """
 
     def __init__(self, settings: Settings, order: Order, hook: Hook, clock: Clock = time.perf_counter) -> None:
-        self._settings, self._order, self._hook, self._clock = settings, order, hook, clock
+        self._url, self._order, self._hook, self._clock = settings.url, order, hook, clock
+        self.attempts = Attempts(settings, hook, clock)
         self._builder = Builder()
         self._intake: _intake.Intake | None = None
         self._scheduled = clock()
         self._encoded: float | None = None
         self._sent: float | None = None
         self._done: float | None = None
-        self._attempts = 1
-        self._model: str | None = None
+        self._model: ServedModel | None = None
         self._request_bytes = 0
         self._request_id: str | None = None
         self._demo = False
@@ -68,64 +48,34 @@ class Exchange:
 
     # Before sending
 
-    def prepare(self) -> None:
-        """Read, check and encode the film: the only part that is heavy, so the async twin runs it in a thread."""
-        self._intake = _intake.take(self._order.film, self._order.asked, self._order.preparation)
+    @property
+    def asks_size(self) -> bool:
+        """Whether the film is stretched to a size that the server has to tell first."""
+        return self._order.preparation.asks_size
+
+    def prepare(self, size: tuple[int, int] | None) -> None:
+        """Read, check and encode the film: the only part that is heavy, so the async twin runs it in a thread.
+
+        Args:
+            size: of the model's input as the server told it, None where it was not asked or did not tell.
+        """
+        self._intake = _intake.take(self._order, size)
         self._encoded = self._clock()
 
-    def remaining(self) -> float:
-        """Seconds to the deadline.
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the request."""
+        assert self._intake is not None
+        return _wire.headers(self._intake.prompt, self._intake.checks)
 
-        Raises:
-            TimedOut: if it has passed.
-        """
-        left = self._left()
-        if left <= 0:
-            raise self.expired()
-        return left
-
-    def _left(self) -> float:
-        return self._scheduled + self._settings.timeouts.total - self._clock()
-
-    def timeout(self) -> openai.Timeout:
-        """The timeouts of the next request, none of them beyond the deadline."""
-        import openai
-
-        left, phases = self.remaining(), self._settings.timeouts
-        return openai.Timeout(
-            connect=min(phases.connect, left), write=min(phases.write, left), read=min(phases.gap, left), pool=left
-        )
-
-    def body(self, model: str) -> bytes:
+    def body(self, model: ServedModel, *, stream: bool = True) -> bytes:
         """The request body. Marks the moment of sending, so that hand it to HTTP at once."""
         assert self._intake is not None
         self._model = model
-        body = _wire.payload(model, self._intake.prompt, self._intake.image, self._order.max_tokens)
+        body = _wire.payload(model.name, self._intake.prompt, self._intake.image, self._order.max_tokens, stream=stream)
         self._request_bytes = len(body)
         self._sent = self._clock()
         return body
-
-    def wait_after(self, error: Exception) -> float:
-        """Seconds to wait before the next attempt, after one that got no answer.
-
-        Raises:
-            RequestError: if there is to be none.
-        """
-        failure = _failures.before_answer(error, self._settings.url)
-        if isinstance(failure, TimedOut) and self._left() <= 0:
-            failure = self.expired()
-        wait = wait_before_retry(
-            failure,
-            attempt=self._attempts,
-            retries=self._settings.retries,
-            remaining=self._left(),
-            jitter=random.random(),
-        )
-        if wait is None:
-            raise failure from error
-        self._attempts += 1
-        self._hook.retrying(failure, wait)
-        return wait
 
     # While the answer comes
 
@@ -138,7 +88,7 @@ class Exchange:
         self._request_id = headers.get("x-request-id")
         self._demo = headers.get("x-pedcxr-demo") == "1"
         if not headers.get("content-type", "").startswith("text/event-stream"):
-            raise _failures.not_openai(self._settings.url)
+            raise _failures.not_openai(self._url)
 
     def add(self, event: object) -> str:
         """Take one event and return the text it brought.
@@ -148,25 +98,34 @@ class Exchange:
             TimedOut: if the deadline has passed.
         """
         piece = self._builder.add(event, self._clock())
-        self.remaining()
+        self.attempts.remaining()
         return piece
 
     def report(self) -> Report:
         """The report, after the last event.
 
         Raises:
-            TruncatedReport, AbortedReport, EmptyReport: if the text is none.
+            ReportError: if the text is none.
         """
-        self._builder.check()
-        assert self._intake is not None and self._model is not None and self._builder.finish_reason is not None
+        assert self._intake is not None and self._model is not None
+        prompt = self._intake.prompt
+        self._builder.check(prompt.profile.system)
+        assert self._builder.finish_reason is not None
         self._end("ok")
         return Report(
             text=self._builder.text,
             finish_reason=self._builder.finish_reason,
-            model=self._builder.model or self._model,
+            model=self._builder.model or self._model.name,
+            model_revision=self._model.revision,
             demo=self._demo,
-            prompt=self._intake.prompt,
-            prompt_profile="card",
+            age=self._intake.age,
+            sex=self._intake.sex,
+            view=self._intake.view,
+            prompt=prompt.recorded,
+            prompt_profile=prompt.profile.name,
+            prompt_version=prompt.profile.version,
+            prompt_sha256=prompt.profile.sha256,
+            indication_sha256=prompt.indication_sha256,
             image_sha256=self._intake.image.sha256,
             image_how=self._intake.image.how,
             image_profile=self._order.preparation.profile,
@@ -175,7 +134,7 @@ class Exchange:
             usage=self._builder.usage,
             timing=self._timing(),
             request_id=self._request_id,
-            attempts=self._attempts,
+            attempts=self.attempts.count,
             created=datetime.now(UTC),
         )
 
@@ -186,13 +145,9 @@ class Exchange:
         """Whether the call has ended, well or badly."""
         return self._done is not None
 
-    def expired(self) -> TimedOut:
-        """The error for a passed deadline."""
-        return TimedOut(f"not finished within {self._settings.timeouts.total:g} s; allow more time, or try again later")
-
     def broken(self, error: Exception) -> RequestError:
         """The error for an answer that broke off, to be chained to its cause."""
-        return self.expired() if self._left() <= 0 else _failures.amid_answer(error)
+        return self.attempts.expired() if self.attempts.left <= 0 else _failures.amid_answer(error)
 
     def give_up(self, error: BaseException | None) -> None:
         """Note that the call ended without a report, and put the evidence on the error; the first end counts."""
@@ -208,7 +163,7 @@ class Exchange:
         self._hook.finished(
             Outcome(
                 name=name,
-                model=self._model,
+                model=None if self._model is None else self._model.name,
                 timing=self._timing(),
                 usage=self._builder.usage,
                 request_bytes=self._request_bytes,

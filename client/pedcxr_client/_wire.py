@@ -1,20 +1,27 @@
-"""What goes over the wire, and what a listing of models says. Pure."""
+"""What goes over the wire. Pure."""
 
 from __future__ import annotations
 
 import json
+import os
 import ssl
 from typing import TYPE_CHECKING, cast
 
-from . import _failures, prompt
 from ._errors import ConfigurationError
+from .prompt import Prompt, messages
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import httpx2
+
+    from .gate import Check
     from .image import EncodedImage
 
-JSON_HEADERS = {"Content-Type": "application/json", "Accept": "text/event-stream"}
 NO_KEY = "none"  # the SDK insists on a key; a server without tenants does not look at it
+_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 _IMAGE_GOES_HERE = "data:image"
+_MARK = f'"url":"{_IMAGE_GOES_HERE}"'.encode()  # no text can hold it: within one, quotes are escaped
 
 
 def default_headers(api_key: str | None) -> dict[str, str]:
@@ -29,43 +36,53 @@ def default_headers(api_key: str | None) -> dict[str, str]:
     }
 
 
+def headers(prompt: Prompt, checks: Iterable[Check]) -> dict[str, str]:
+    """Headers of a chat completion; the server's audit log keeps the profile's tag and the checks set aside."""
+    noted = {"X-Pedcxr-Prompt": prompt.profile.tag}
+    if allowed := ",".join(check.name for check in checks if check.allowed):
+        noted["X-Pedcxr-Allow"] = allowed
+    return {"Content-Type": "application/json", "Accept": "text/event-stream"} | noted
+
+
 def trust(url: str) -> ssl.SSLContext | bool:
-    """Whose certificates to trust: for plain http nobody's, which saves reading them all (30 ms)."""
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if url.startswith("http://") else True
+    """Whose certificates to trust: for plain http nobody's, which saves reading them all (30 ms).
 
+    For https those of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, on loopback too, where the SDK reads no environment; if
+    neither is set, the system's.
 
-def payload(model: str, words: str, film: EncodedImage, max_tokens: int) -> bytes:
-    """The JSON of a chat completion, with the image spliced in: base64 needs no escaping, and json would walk it all.
-
-    The messages come first, so the first mark in the JSON is the image's and never a word of the caller's.
+    Raises:
+        ConfigurationError: if the file cannot be used.
     """
+    if url.startswith("http://"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
+    if file is None and folder is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=file, capath=folder)
+    except OSError as error:
+        raise ConfigurationError("SSL_CERT_FILE: give a readable PEM file of certificates to trust") from error
+
+
+def pool() -> httpx2.Limits:
+    """As many connections as there are requests at once, all kept for the next ones. What bounds them is the caller's
+    concurrency; the SDK's own pool keeps 100, and would open and close the others for every film."""
+    import httpx2
+
+    return httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+
+
+def payload(model: str, prompt: Prompt, film: EncodedImage, max_tokens: int, *, stream: bool = True) -> bytes:
+    """The JSON of a chat completion, with the image spliced in: base64 needs no escaping, json would walk it all."""
     frame = json.dumps(
         {
-            "messages": prompt.messages(words, _IMAGE_GOES_HERE),
+            "messages": messages(prompt.user, _IMAGE_GOES_HERE, system=prompt.profile.system),
             "model": model,
             "max_tokens": max_tokens,
             "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
+            **(_STREAMED if stream else {}),
         },
         separators=(",", ":"),
     ).encode()
-    head, _, tail = frame.partition(_IMAGE_GOES_HERE.encode())
-    return b"".join((head, b"data:", film.mime.encode(), b";base64,", film.base64, tail))
-
-
-def only_model(listing: object, url: str) -> str:
-    """The one model of a ``GET /v1/models`` answer.
-
-    Raises:
-        ConfigurationError: if there are several, or none.
-        ServerFailed: if it is no such answer.
-    """
-    entries = listing.get("data") if isinstance(listing, dict) else None
-    if not isinstance(entries, list):
-        raise _failures.not_openai(url)
-    names = [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
-    if len(names) != 1:
-        offered = ", ".join(sorted(names)[:10]) or "none"
-        raise ConfigurationError(f"model: name one (--model); {url} offers {_failures.clean(offered)}")
-    return str(names[0])
+    head, _, tail = frame.partition(_MARK)
+    return b"".join((head, b'"url":"data:', film.mime.encode(), b";base64,", film.base64, b'"', tail))

@@ -1,29 +1,33 @@
-"""The synchronous client. Its twin is async_client.py; what they share is in _exchange.py."""
+"""The synchronous client. Its twin is async_client.py; what they share is in _base.py and _exchange.py."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable
+from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from . import _wire
-from ._exchange import Exchange, Order
-from ._settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
-from ._watched import Watched
-from .age import Age
-from .gate import Asked
-from .hook import Hook, Silent
-from .image import Film
-from .preparation import DISPLAY, Preparation
-from .prompt import Sex
+from . import _many, _wire
+from ._attempts import Attempts
+from ._base import BaseClient
+from ._exchange import Exchange
+from .async_client import AsyncClient
+from .hook import Silent
+from .order import Order
 from .report import Report
+from .result import Result
+from .served import ServedModel, choose
+from .stream import ReportStream
 
 if TYPE_CHECKING:
     import openai
+    from openai import Stream
+
+T = TypeVar("T")
 
 
-class Client:
+class Client(BaseClient[Report, ReportStream, bytes]):
     """Asks a pedcxr server for draft reports; safe to share between threads.
 
     Args:
@@ -44,89 +48,41 @@ class Client:
         ...     print(client.report("film.png", age="5y", sex="M").text)
     """
 
-    def __init__(
-        self,
-        url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        model: str | None = None,
-        timeouts: Timeouts = DEFAULT_TIMEOUTS,
-        retries: int = 2,
-        insecure_http: bool = False,
-        metrics: Hook | None = None,
-    ) -> None:
-        self._settings = Settings(url, api_key, model, timeouts, retries, insecure_http)
-        self._hook: Hook = Silent() if metrics is None else metrics
-        self._model = model
-        self._openai = _connect(self._settings)
-
     @property
     def openai(self) -> openai.OpenAI:
         """The openai SDK's client beneath, for everything that this one does not do."""
         return self._openai
 
-    def report(
-        self,
-        film: Film,
-        *,
-        age: Age | str | None = None,
-        sex: Sex | None = None,
-        max_tokens: int = 500,
-        assume_chest: bool = False,
-        allow: Iterable[str] = (),
-        preparation: Preparation = DISPLAY,
-    ) -> Report:
-        """Write the report of one film.
-
-        Args:
-            film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
-            age: at the time of the film, as an Age or a text such as ``"5y"``; None takes that of a DICOM header.
-            sex: ``"M"`` or ``"F"``; None takes that of a DICOM header. What neither says is left out of the prompt.
-            max_tokens: 1 or more; a report that does not fit is an error.
-            assume_chest: it shows a chest, should its header not say what it shows.
-            allow: names of checks that must not block; see :mod:`pedcxr_client.gate`. Recorded in the report.
-            preparation: what is done to the pixels; an EncodedImage is sent as it is.
+    def model(self, *, anew: bool = False) -> ServedModel:
+        """The model that is asked, as the server describes it; the server is asked once, or ``anew``.
 
         Raises:
-            BlockedFilm: if the film is outside the intended use: an adult, an animal, another part of the body.
-            InputError: if the film, the age or the sex cannot be sent.
             RequestError: if the server could not be reached, refused or failed.
-            ReportError: if text came but is no report; the error carries it.
+            ConfigurationError: if it offers several models, or none, and none was named.
         """
-        with self.stream(
-            film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
-            preparation=preparation,
-        ) as stream:  # fmt: skip
-            for _ in stream:
-                pass
-            return stream.report
+        if anew:
+            self._model = None
+        return self._served(Attempts(self._settings, self._hook), listed=True)
 
-    def stream(
-        self,
-        film: Film,
-        *,
-        age: Age | str | None = None,
-        sex: Sex | None = None,
-        max_tokens: int = 500,
-        assume_chest: bool = False,
-        allow: Iterable[str] = (),
-        preparation: Preparation = DISPLAY,
-    ) -> ReportStream:
-        """Write the report of one film, piece by piece: iterate, then read ``.report``.
+    def reports(self, orders: Iterable[Order], *, concurrency: int = 8) -> Generator[Result, None, None]:
+        """Write reports of many films and give the results as they finish; one film's error never stops the others.
 
-        Takes and raises what :meth:`report` does, most of it on entering the ``with``; an unfinished report raises at
-        the end of the iteration. Leaving early closes the request on the server.
+        The requests run in a thread of their own. Leaving the loop early, or closing the generator, ends those that
+        are under way on the server too.
+
+        Args:
+            orders: may be endless: at most ``2 * concurrency`` are read ahead of the results taken.
+            concurrency: films under way at once, their reading and encoding included; as many connections are kept.
+
+        Raises:
+            ConfigurationError: if ``concurrency`` is below 1, or something else than an Order is given.
 
         Example:
-            >>> with client.stream("film.png", age="5y") as stream:  # doctest: +SKIP
-            ...     for piece in stream:
-            ...         print(piece, end="", flush=True)
-            ...     report = stream.report
+            >>> orders = (Order(path, age="5y", key=path.stem) for path in folder.glob("*.dcm"))  # doctest: +SKIP
+            >>> for result in client.reports(orders, concurrency=32):  # doctest: +SKIP
+            ...     print(result.order.key, result.report.text if result.report else result.error)
         """
-        asked = Asked(
-            age=Age.parse(age) if isinstance(age, str) else age, sex=sex, assume_chest=assume_chest, allow=allow
-        )
-        return ReportStream(self, Order(film, asked, preparation, max_tokens))
+        return _many.as_they_finish_in_a_thread(self._writer, orders, concurrency)
 
     def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""
@@ -140,112 +96,92 @@ class Client:
     ) -> None:
         self.close()
 
-    def _model_name(self, exchange: Exchange) -> str:
+    def _connect(self) -> None:
+        import openai
+
+        settings = self._settings
+        self._openai = openai.OpenAI(
+            base_url=settings.url,
+            api_key=settings.api_key or _wire.NO_KEY,
+            max_retries=0,
+            default_headers=_wire.default_headers(settings.api_key),
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,  # a film goes to the address given and nowhere else
+                trust_env=not settings.is_loopback,  # nor through a proxy to this very machine
+                verify=_wire.trust(settings.url),
+                limits=_wire.pool(),
+            ),
+        )
+
+    def _report(self, order: Order) -> Report:
+        with self._stream(order) as stream:
+            for _ in stream:
+                pass
+            return stream.report
+
+    def _stream(self, order: Order) -> ReportStream:
+        return ReportStream(self, order)
+
+    @asynccontextmanager
+    async def _writer(self) -> AsyncIterator[_many.Write]:
+        settings = self._settings
+        async with AsyncClient(
+            settings.url,
+            api_key=settings.api_key,
+            model=settings.model,
+            timeouts=settings.timeouts,
+            retries=settings.retries,
+            insecure_http=settings.insecure_http,
+            metrics=self._hook,
+        ) as client:
+            yield client._report
+
+    def _payload(self, order: Order, *, stream: bool) -> bytes:
+        exchange = Exchange(self._settings, order, Silent())
+        size = self._image_size(exchange)
+        exchange.prepare(size)
+        return exchange.body(self._served(exchange.attempts, listed=False), stream=stream)
+
+    def _post(self, exchange: Exchange) -> Stream[object]:
+        """Send the film, again if need be, until an answer begins."""
+        import openai
+
+        model = self._served(exchange.attempts, listed=False)
+        return _persist(
+            exchange.attempts,
+            lambda: self._openai.post(
+                "/chat/completions",
+                content=exchange.body(model),
+                cast_to=object,
+                options={"timeout": exchange.attempts.timeout(), "headers": exchange.headers},
+                stream=True,
+                stream_cls=openai.Stream[object],
+            ),
+        )
+
+    def _image_size(self, exchange: Exchange) -> tuple[int, int] | None:
+        return (self._served(exchange.attempts, listed=True)).image_size if exchange.asks_size else None
+
+    def _served(self, attempts: Attempts, *, listed: bool) -> ServedModel:
+        """The model to ask; ``listed``: as the server describes it, be it named or not."""
+        name = self._settings.model
+        if self._model is None and name is not None and not listed:
+            return ServedModel(name)
         if self._model is None:
-            listing = self._openai.get("/models", cast_to=object, options={"timeout": exchange.timeout()})
-            self._model = _wire.only_model(listing, self._settings.url)
+            listing = _persist(
+                attempts,
+                lambda: self._openai.get("/models", cast_to=object, options={"timeout": attempts.timeout()}),
+            )
+            self._model = choose(listing, self._settings.url, name)
         return self._model
 
 
-class ReportStream:
-    """A report as it is written: an iterator of text inside a ``with``; made by :meth:`Client.stream`."""
-
-    def __init__(self, client: Client, order: Order) -> None:
-        self._client, self._order = client, order
-        self._events: openai.Stream[object] | None = None
-        self._report: Report | None = None
-
-    @property
-    def report(self) -> Report:
-        """The report, once the iteration has ended.
-
-        Raises:
-            RuntimeError: before that.
-        """
-        if self._report is None:
-            raise RuntimeError("the report is not finished; iterate the stream to its end first")
-        return self._report
-
-    def __enter__(self) -> Self:
-        self._exchange = Exchange(self._client._settings, self._order, self._client._hook)
-        try:
-            self._exchange.prepare()
-            self._events = self._open()
-            self._exchange.answered(self._events.response.headers)
-            self._events.response = cast("Any", Watched(self._events.response, self._exchange.remaining))
-        except BaseException as error:
-            self._close(error)
-            raise
-        return self
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        import openai
-
-        if self._events is None:
-            raise RuntimeError("the stream is not open; use it in a with statement")
-        try:
-            while not self._exchange.is_over:
-                if (event := next(self._events, _END)) is _END:
-                    self._report = self._exchange.report()
-                elif piece := self._exchange.add(event):
-                    return piece
-        except (openai.OpenAIError, ValueError) as error:
-            failure = self._exchange.broken(error)
-            self._close(failure)
-            raise failure from error
-        except BaseException as error:
-            self._close(error)
-            raise
-        raise StopIteration
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close(error)
-
-    def _open(self) -> openai.Stream[object]:
-        import openai
-
-        exchange, client = self._exchange, self._client
-        while True:
-            try:
-                model = client._model_name(exchange)
-                options: openai.RequestOptions = {"timeout": exchange.timeout(), "headers": _wire.JSON_HEADERS}
-                return client.openai.post(
-                    "/chat/completions",
-                    content=exchange.body(model),
-                    cast_to=object,
-                    options=options,
-                    stream=True,
-                    stream_cls=openai.Stream[object],
-                )
-            except (openai.OpenAIError, ValueError) as error:
-                wait = exchange.wait_after(error)
-            time.sleep(wait)
-
-    def _close(self, error: BaseException | None) -> None:
-        self._exchange.give_up(error)
-        if self._events is not None:
-            self._events.close()
-
-
-_END = object()
-
-
-def _connect(settings: Settings) -> openai.OpenAI:
+def _persist(attempts: Attempts, ask: Callable[[], T]) -> T:
     import openai
 
-    return openai.OpenAI(
-        base_url=settings.url,
-        api_key=settings.api_key or _wire.NO_KEY,
-        max_retries=0,
-        default_headers=_wire.default_headers(settings.api_key),
-        http_client=openai.DefaultHttpxClient(
-            follow_redirects=False,  # a film goes to the address given and nowhere else
-            trust_env=not settings.is_loopback,  # nor through a proxy to this very machine
-            verify=_wire.trust(settings.url),
-        ),
-    )
+    while True:
+        try:
+            return ask()
+        except (openai.OpenAIError, ValueError) as error:
+            wait = attempts.wait_after(error)
+        time.sleep(wait)

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import sys
 from collections.abc import Iterator
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from pedcxr_client import AsyncClient, Client, Report
+from pedcxr_client import AsyncClient, Client, Report, Result
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -53,6 +55,10 @@ class Sync:
         with Client(url, **client or {}) as made:
             return made.report(film, **asked)
 
+    def payload(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> bytes:
+        with Client(url, **client or {}) as made:
+            return made.payload(film, **asked)
+
     def stream(self, url: str, film: Any, *, stop_after: int | None = None, **asked: Any) -> tuple[list[str], Any]:
         """The pieces and the report; the pieces read and None if `stop_after` is given."""
         pieces: list[str] = []
@@ -63,12 +69,26 @@ class Sync:
                     return pieces, None
             return pieces, stream.report
 
+    def reports(
+        self, url: str, orders: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
+    ) -> list[Result]:
+        """All results, or the first ones."""
+        with Client(url, **client) as made, closing(made.reports(orders, concurrency=concurrency)) as results:
+            return list(itertools.islice(results, stop_after))
+
 
 class Async:
     def report(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> Report:
         async def run() -> Report:
             async with AsyncClient(url, **client or {}) as made:
                 return await made.report(film, **asked)
+
+        return asyncio.run(run())
+
+    def payload(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> bytes:
+        async def run() -> bytes:
+            async with AsyncClient(url, **client or {}) as made:
+                return await made.payload(film, **asked)
 
         return asyncio.run(run())
 
@@ -81,6 +101,23 @@ class Async:
                     if len(pieces) == stop_after:
                         return pieces, None
                 return pieces, stream.report
+
+        return asyncio.run(run())
+
+    def reports(
+        self, url: str, orders: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
+    ) -> list[Result]:
+        async def run() -> list[Result]:
+            taken: list[Result] = []
+            async with (
+                AsyncClient(url, **client) as made,
+                aclosing(made.reports(orders, concurrency=concurrency)) as results,
+            ):
+                async for result in results:
+                    taken.append(result)
+                    if len(taken) == stop_after:
+                        break
+            return taken
 
         return asyncio.run(run())
 

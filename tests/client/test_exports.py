@@ -50,8 +50,8 @@ def test_the_error_tree_is_drawn_in_full():
 
 def test_the_twins_have_the_same_methods_and_arguments():
     for one, other in ((Client, AsyncClient), (ReportStream, AsyncReportStream)):
-        names = {name for name in vars(one) if not name.startswith("_")}
-        assert names == {name for name in vars(other) if not name.startswith("_")}
+        names = {name for name in dir(one) if not name.startswith("_")}
+        assert names == {name for name in dir(other) if not name.startswith("_")}
         for name in names - {"openai"}:
             if callable(getattr(one, name)):
                 mine, others = inspect.signature(getattr(one, name)), inspect.signature(getattr(other, name))
