@@ -40,6 +40,28 @@ class Hook(Protocol):
         """A call ended, well or badly; follows each ``started`` exactly once."""
 
 
+class Several:
+    """The hook that calls others, in order."""
+
+    def __init__(self, *hooks: Hook) -> None:
+        self._hooks = hooks
+
+    def started(self) -> None:
+        """A call began."""
+        for hook in self._hooks:
+            hook.started()
+
+    def retrying(self, error: RequestError, wait: float) -> None:
+        """An attempt failed."""
+        for hook in self._hooks:
+            hook.retrying(error, wait)
+
+    def finished(self, outcome: Outcome) -> None:
+        """A call ended."""
+        for hook in self._hooks:
+            hook.finished(outcome)
+
+
 class Silent:
     """The hook that does nothing."""
 

@@ -57,6 +57,9 @@ def test_a_good_report_is_timed_and_counted(engine, film, twin, registry):
 @pytest.mark.parametrize(
     ("answer", "outcome"),
     [
+        (Answer(pieces=("no ",) * 30), "looping"),
+        (Answer(pieces=("<end_of_turn>", "Clear.")), "prompt_echo"),
+        (Answer(pieces=("\ufffd",)), "not_text"),
         (Answer(finish="length"), "truncated"),
         (Answer(cut_after=1), "aborted"),
         (Answer(pieces=()), "empty"),
@@ -66,8 +69,9 @@ def test_a_good_report_is_timed_and_counted(engine, film, twin, registry):
 )
 def test_each_outcome_has_its_word(engine, film, twin, registry, answer, outcome):
     engine.answer = answer
+    gap = 0.1 if outcome == "timeout" else 30  # a busy machine takes long
     with pytest.raises(RequestError) as caught:
-        twin.report(engine.url, film, client={"metrics": Metrics(registry), "timeouts": Timeouts(gap=0.1)})
+        twin.report(engine.url, film, client={"metrics": Metrics(registry), "timeouts": Timeouts(gap=gap)})
     page = scrape(registry)
     assert page["gen_ai_client_operation_duration_seconds_count", outcome, "chat", "other"] == 1
     aborted = isinstance(caught.value, ReportError) or outcome == "timeout"
