@@ -60,10 +60,12 @@ def test_the_demo_model_says_so(engine, path, capsys):
     assert err == "demo model: synthetic, not a medical report\n" + DISCLAIMER + "\n"
 
 
-def test_what_a_terminal_cannot_show_is_escaped(engine, path, capsys):
-    engine.answer = Answer(raw=b'data: {"choices": [{"delta": {"content": "x\\ud800"}, "finish_reason": "stop"}]}\n\n')
-    assert main(["report", path, "--url", engine.url]) == 0
-    assert capsys.readouterr().out == "x\\ud800\n"
+def test_what_a_terminal_cannot_show_is_escaped(engine, path):
+    engine.answer = Answer(pieces=("Lungs: caf\u00e9.",))
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pedcxr_client", "report", path, "--url", engine.url]
+    done = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert done.stdout == b"Lungs: caf\\xe9.\n"
 
 
 @pytest.mark.parametrize(
