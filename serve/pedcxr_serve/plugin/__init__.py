@@ -7,6 +7,7 @@ piece                 seam                                                      
 `attention`           ``register_backend(AttentionBackendEnum.CPU_ATTN, ...)``    Gemma 3's image tokens see
                                                                                  each other on the CPU too
 `gemma3`              ``ModelRegistry.register_model``                            flat ``vision_tower.*`` names
+`quiet`               filters of `logging` on vLLM's loggers                     no prompt or pixel in a log
 ====================  =========================================================  ==========================
 
 Written for, and tested on, vLLM 0.32. On any other version `register` raises, which stops the engine: a report
@@ -16,11 +17,11 @@ from an engine whose internals have moved could be wrong without a sign of it.
 from __future__ import annotations
 
 VLLM_SERIES = "0.32"
-"""The vLLM series whose internals `attention`, `connector` and `gemma3` were written against."""
+"""The vLLM series whose internals `attention`, `connector`, `gemma3` and `quiet` were written against."""
 
 
 def register() -> None:
-    """Install the three pieces in this process; called by vLLM in every process it starts, and harmless twice.
+    """Install the pieces in this process; called by vLLM in every process it starts, and harmless twice.
 
     Raises:
         RuntimeError: on any vLLM but `VLLM_SERIES`.
@@ -32,8 +33,12 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    from . import connector  # noqa: F401  (registers itself by its decorator)
+    from . import (
+        connector,  # noqa: F401  (registers itself by its decorator)
+        quiet,
+    )
 
+    quiet.install()
     register_backend(AttentionBackendEnum.CPU_ATTN, "pedcxr_serve.plugin.attention.ImagePrefixCPUBackend")
     ModelRegistry.register_model(
         "Gemma3ForConditionalGeneration", "pedcxr_serve.plugin.gemma3:Gemma3ForConditionalGeneration"

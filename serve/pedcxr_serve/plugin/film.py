@@ -1,4 +1,4 @@
-"""Bytes of one film to 8-bit RGB pixels, refusing what would lose grey levels in silence. Pure Pillow.
+"""Bytes of one film to 8-bit RGB pixels, refusing what would lose grey levels in silence.
 
 vLLM 0.32 (``multimodal/image.py``) turns every image into RGB by ``Image.convert``: 16-bit grey is clipped at 255 and
 becomes white, transparency is composited on white, and neither is an error there.
@@ -10,6 +10,11 @@ import io
 
 from PIL import Image, ImageOps
 
+from . import dicom
+from .refused import FilmRefused
+
+__all__ = ["FORMATS", "FilmRefused", "decode"]
+
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 """What may be decoded: the fewer of Pillow's 37 formats a stranger can reach, the better."""
 
@@ -17,27 +22,23 @@ _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _RESEND = "window it to 8-bit grey and send that as PNG or JPEG"
 
 
-class FilmRefused(ValueError):
-    """The image cannot be used; the message says why and what to send instead, and nothing of its content."""
-
-
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """Decode one film.
 
     Args:
-        data: an encoded image, one frame.
+        data: an encoded image of one frame, or a DICOM film (`dicom.decode`).
         max_pixels: cap on width x height, applied to the header, before any pixel is decoded.
 
     Returns:
         An image of mode RGB, EXIF orientation applied.
 
     Raises:
-        FilmRefused: for anything but an opaque 8-bit image of one frame within the cap.
+        FilmRefused: for anything but an opaque 8-bit image of one frame within the cap, or a DICOM film of a chest.
     """
     if not data:
         raise FilmRefused("the image is empty (0 bytes); send the film as a base64 data URL")
-    if data[128:132] == b"DICM":
-        raise FilmRefused(f"the image is a DICOM file; {_RESEND}")
+    if dicom.is_dicom(data):
+        return dicom.decode(data, max_pixels=max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
