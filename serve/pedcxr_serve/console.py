@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -38,6 +39,13 @@ class Console:
         if line.level >= self._level:
             self.say(f"engine | {line.text}")
 
+    def follow(self, name: str) -> None:
+        """Pass the lines of a logger of ours through too: its warnings always, less if the level says so."""
+        level = min(self._level, logging.WARNING)
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(_Lines(self, level))
+
     async def progress(self, stage: Callable[[], str]) -> None:
         """Show ``stage()`` and the seconds since now until cancelled."""
         start = time.monotonic()
@@ -64,6 +72,17 @@ class Console:
         if self._drawn:
             self._out.write("\r\x1b[2K")
             self._drawn = False
+
+
+class _Lines(logging.Handler):
+    def __init__(self, console: Console, level: int) -> None:
+        super().__init__(level)
+        self._console = console
+        self.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(message)s", "%m-%d %H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs nobody a report
+            self._console.say(f"gateway | {self.format(record)}")
 
 
 def level(name: str) -> int:

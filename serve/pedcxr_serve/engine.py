@@ -9,14 +9,17 @@ import os
 import re
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _LINE = re.compile(r"^(?:\([^)]*\)\s*)?(DEBUG|INFO|WARNING|ERROR|CRITICAL)(?: \d\d-\d\d |:\s)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _LONGEST_LINE = 4096
 _TAIL = 40
+_TRACKER_S, _TRACKER_POLLS = 2.0, 20
 
 STAGES: tuple[tuple[str, str], ...] = (
     ("non-default args", "reading the model's configuration"),
@@ -50,22 +53,31 @@ def parse(text: str, previous: int) -> LogLine:
     return LogLine(getattr(logging, match[1]) if match else previous, text)
 
 
+def vllm(argv: Sequence[str]) -> tuple[str, ...]:
+    """The command that runs vLLM with these arguments, ``("serve", DIR, ...)``, and our plugin."""
+    # -P: a folder that holds a file named like a module must not break the engine.
+    return (sys.executable, "-P", "-m", "pedcxr_serve.vllm_main", *argv)
+
+
 class Engine:
     """vLLM in a process group of its own.
 
     Args:
-        argv: vLLM's arguments, ``("serve", DIR, ...)``.
-        env: variables set on top of this process's.
+        command: the program and its arguments; see `vllm`.
+        env: variables set on top of this process's, of which those named ``PEDCXR_*`` are left out.
         on_line: called with every line of its log, in order.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], on_line: Callable[[LogLine], None]) -> None:
-        self._argv = tuple(argv)
-        self._env = {**os.environ, **env, "PEDCXR_LAUNCHER_PID": str(os.getpid())}
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], on_line: Callable[[LogLine], None]) -> None:
+        self._command = tuple(command)
+        # The gateway's secrets are none of the engine's business.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PEDCXR_")}
+        self._env = {**inherited, **env, "PEDCXR_LAUNCHER_PID": str(os.getpid())}
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self.stage = "importing vLLM"
+        self.started = time.monotonic()
         self._stopping = False
         self.tail: deque[str] = deque(maxlen=_TAIL)
 
@@ -74,14 +86,15 @@ class Engine:
         """Process id, which is also the process group's; None before `start`."""
         return self._process.pid if self._process else None
 
+    @property
+    def status(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._process.returncode if self._process else None
+
     async def start(self) -> None:
         """Start the process; returns at once, long before it serves."""
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # a folder that holds a file named like a module must not break the engine
-            "-m",
-            "pedcxr_serve.vllm_main",
-            *self._argv,
+            *self._command,
             env=self._env,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -104,18 +117,30 @@ class Engine:
         if self._process is None:
             return
         self._stopping = True
-        if self._process.returncode is None:
+        if self._process.returncode is None and grace_s:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._end_group()
         await self._process.wait()
         if self._reader is not None:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
+
+    async def _end_group(self) -> None:
+        """Kill the processes that vLLM started; Python's resource tracker among them lives on to unlink what they
+        shared in /dev/shm, and ends by itself when they have."""
+        assert self._process is not None
+        for member in _members(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            for _ in range(_TRACKER_POLLS):
+                os.killpg(self._process.pid, 0)
+                await asyncio.sleep(_TRACKER_S / _TRACKER_POLLS)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _read(self) -> None:
         assert self._process is not None and self._process.stdout is not None
@@ -137,3 +162,15 @@ class Engine:
                 self.stage = stage
         if not self._stopping:  # vLLM 0.32 logs its own orderly end as an error with a traceback
             self._on_line(line)
+
+
+def _members(group: int) -> list[int]:
+    """Process ids of a group, less Python's resource tracker; none where there is no /proc."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) != group:
+                continue
+            if b"resource_tracker" not in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found

@@ -8,10 +8,10 @@ import os
 
 import uvloop
 
-from . import checkpoint, config, console, device, hub, plan
+from . import checkpoint, config, console, device, hub, plan, revision
 from ._errors import ConfigError
 from .demo import show
-from .engine import Engine
+from .engine import Engine, vllm
 from .gateway import assemble
 from .listeners import listen
 from .runtime import socket_folder
@@ -32,10 +32,13 @@ def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
     _require_kind(machine)
     _require_libnuma(machine)
     terminal = console.Console(console.level(settings.engine.log_level))
+    terminal.follow("pedcxr.gateway")
     with contextlib.ExitStack() as stack:
         listeners = stack.enter_context(listen(settings.gateway))
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         made = plan.make(found, machine, settings, model_dir=folder, socket=socket)
+        # The processor's own size: `checkpoint` blocks one that is not the vision tower's.
+        side = found.shape.vision.image_size if found.shape else 0
         state = stack.enter_context(
             assemble.state(
                 settings,
@@ -44,10 +47,13 @@ def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
                 image_tokens=found.shape.image_tokens if found.shape else 0,
                 demo=found.demo,
                 env=os.environ,
+                image_size=(side, side),
+                revision=revision.of(folder),
             )
         )
+        env = dict(made.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}
         server = Server(
-            Engine(made.argv, dict(made.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}, terminal.engine),
+            lambda: Engine(vllm(made.argv), env, terminal.engine),
             state,
             listeners,
             settings.gateway,
@@ -58,6 +64,11 @@ def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
         async def demonstration() -> None:
             await show.run(listeners.url)
 
+        if not settings.gateway.tls_cert and not config.is_loopback(settings.gateway.host):
+            terminal.say(
+                "warning: keys and films cross the network in plain text; set gateway.tls_cert and gateway.tls_key, "
+                "or put TLS in front"
+            )
         terminal.say(f"pedcxr: starting {settings.served_name} on {machine.name}")
         uvloop.run(server.run(demonstration if demo else None))
 

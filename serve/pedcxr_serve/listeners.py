@@ -13,15 +13,20 @@ from .config import GatewayConfig
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """The two bound sockets, taken before the engine loads: a taken port is told in milliseconds, not minutes."""
+    """The two bound sockets, taken before the engine loads: a taken port is told in milliseconds, not minutes.
+
+    Attributes:
+        scheme: of the public one, ``http`` or ``https``; the admin port speaks plain HTTP on loopback.
+    """
 
     public: socket.socket
     admin: socket.socket
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """Base URL for OpenAI clients."""
-        return f"http://{_address(self.public)}/v1"
+        return f"{self.scheme}://{_address(self.public)}/v1"
 
     @property
     def metrics_url(self) -> str:
@@ -39,7 +44,7 @@ def listen(config: GatewayConfig) -> Iterator[Listeners]:
     with contextlib.ExitStack() as stack:
         public = stack.enter_context(_bind(config.host, config.port, "gateway.port"))
         admin = stack.enter_context(_bind("127.0.0.1", config.admin_port, "gateway.admin_port"))
-        yield Listeners(public, admin)
+        yield Listeners(public, admin, "https" if config.tls_cert else "http")
 
 
 def _bind(host: str, port: int, key: str) -> socket.socket:

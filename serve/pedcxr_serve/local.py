@@ -17,7 +17,7 @@ from pathlib import Path
 from ._errors import EngineNotReady
 
 START_S = 600.0
-_SERVING = re.compile(r"API\s+(http://\S+)\s+metrics\s+(http://\S+)")
+_SERVING = re.compile(r"API\s+(https?://\S+)\s+metrics\s+(http://\S+)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ def socket_folder(chosen: str = "") -> Iterator[Path]:
     made = not chosen or not folder.exists()
     try:
         with _held(folder):
-            _clear(folder)  # a server killed by SIGKILL leaves its socket, on which the next cannot bind
+            clear(folder)  # a server killed by SIGKILL leaves its socket, on which the next cannot bind
             try:
                 yield folder / _SOCKET
             finally:
-                _clear(folder)
+                clear(folder)
     finally:
         if made:
             shutil.rmtree(folder, ignore_errors=True)
@@ -69,9 +69,10 @@ def _held(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
+    """Remove the sockets in a held folder."""
     for leftover in folder.iterdir():
-        if leftover.name != _LOCK and not leftover.is_dir():
+        if leftover.is_socket():  # nothing else: a folder may be named by mistake
             leftover.unlink(missing_ok=True)
 
 

@@ -40,6 +40,32 @@ async def healthy(engine: aiohttp.ClientSession) -> bool:
         return False
 
 
+async def names(engine: aiohttp.ClientSession) -> frozenset[str]:
+    """Of all models that the engine serves, adapters too.
+
+    Raises:
+        EngineNotReady: if it answers anything but 200.
+    """
+    async with engine.get("/v1/models") as answer:
+        body = await answer.json()
+    if answer.status != 200:
+        raise EngineNotReady(f"the engine answered {answer.status} when it was asked for its models")
+    return frozenset(model["id"] for model in body["data"])
+
+
+async def probe(engine: aiohttp.ClientSession, model: str) -> None:
+    """Have the engine write one token: proof that its scheduler and its model still step.
+
+    Raises:
+        EngineNotReady: if it answers anything but 200.
+    """
+    body = {"model": model, "messages": [{"role": "user", "content": "ok"}], "max_tokens": 1, "temperature": 0}
+    async with engine.post("/v1/chat/completions", json=body) as answer:
+        await answer.read()
+    if answer.status != 200:
+        raise EngineNotReady(f"the engine answered {answer.status} when it was asked for a token")
+
+
 async def report(engine: aiohttp.ClientSession, model: str) -> str:
     """Have the engine write of a drawn film; its words.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 
 import pytest
 
@@ -45,4 +46,19 @@ def test_the_plugin_refuses_any_other_vllm_loudly(version: str) -> None:
 
 
 def test_an_engine_that_was_never_started_can_be_stopped() -> None:
-    asyncio.run(Engine(("serve",), {}, lambda line: None).stop(1))
+    asyncio.run(Engine(engine.vllm(("serve",)), {}, lambda line: None).stop(1))
+
+
+def test_the_engine_does_not_get_the_secrets_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEDCXR_AUDIT_KEY", "secret")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    said: list[str] = []
+
+    async def work() -> None:
+        script = "import os; print(sorted(n for n in os.environ if n.startswith('PEDCXR_')), os.environ['LANG'])"
+        one = Engine((sys.executable, "-c", script), {}, lambda line: said.append(line.text))
+        await one.start()
+        assert await one.wait() == 0
+
+    asyncio.run(work())
+    assert said == ["['PEDCXR_LAUNCHER_PID'] C.UTF-8"]

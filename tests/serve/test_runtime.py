@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket as socketlib
 import stat
 from pathlib import Path
 
@@ -20,12 +21,18 @@ def test_a_fresh_folder_is_private_and_goes() -> None:
 
 def test_a_chosen_folder_stays_but_is_emptied(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    (tmp_path / "engine.sock").touch()  # of a server that was killed
+    (tmp_path / "notes.txt").touch()
+    leave_socket(tmp_path / "engine.sock")  # of a server that was killed
     with socket_folder(str(tmp_path)) as socket:
         assert not socket.exists()
-        socket.touch()
-        (tmp_path / "rpc").touch()
-    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        leave_socket(socket)
+        leave_socket(tmp_path / "rpc")
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "notes.txt"}
+
+
+def leave_socket(path: Path) -> None:
+    with socketlib.socket(socketlib.AF_UNIX) as bound:
+        bound.bind(str(path))
 
 
 def test_a_folder_that_was_not_there_goes_again(tmp_path: Path) -> None:
