@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import uvloop
 
 from pedcxr_serve.config import GatewayConfig
 from pedcxr_serve.gateway import app
@@ -59,14 +60,16 @@ def running(engine: FakeEngine, *, demo: bool = True, **more: Any) -> Iterator[G
     assert engine.uds is not None
     state = State(engine.uds, demo=demo, body_limit=LIMIT, **more)
     state.set_ready(True, "ready")
-    up, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
+    up, loop, stop = threading.Event(), uvloop.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
         async with app.engine_session(state) as session, serving(state, session, listeners):
             up.set()
             await stop.wait()
 
-    with listen(GatewayConfig(port=0, admin_port=0)) as listeners:
+    # Only its being there counts: the pair itself is the state's.
+    tls = "given" if state.tls is not None else ""
+    with listen(GatewayConfig(port=0, admin_port=0, tls_cert=tls, tls_key=tls)) as listeners:
         thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
         thread.start()
         up.wait(5)

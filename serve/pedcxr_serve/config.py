@@ -10,6 +10,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ._errors import ConfigError
 from ._vllm_flags import refuse as refuse_extra_args
@@ -20,6 +21,7 @@ __all__ = [
     "GatewayConfig",
     "Option",
     "ServeConfig",
+    "is_loopback",
     "load",
     "options",
     "reference",
@@ -191,7 +193,7 @@ def _check_together(config: ServeConfig, where: Callable[[str], str]) -> None:
         raise ConfigError(
             f"{where('served_name')} = {config.served_name!r}: allowed are 1 to 128 of A-Z a-z 0-9 _ . : / -"
         )
-    if not gateway.tenants and not _is_loopback(gateway.host):
+    if not gateway.tenants and not is_loopback(gateway.host):
         raise ConfigError(
             f"{where('gateway.host')} = {gateway.host!r}: without tenants, allowed is loopback (127.0.0.1, ::1, "
             "localhost), since anybody who reaches the port could use it. Make keys with `pedcxr-serve keys new NAME` "
@@ -199,6 +201,14 @@ def _check_together(config: ServeConfig, where: Callable[[str], str]) -> None:
         )
     if gateway.host == "":
         raise ConfigError(f"{where('gateway.host')} = '': allowed is an address; 0.0.0.0 is every IPv4 address.")
+    if _password(gateway.limits_url) and where("gateway.limits_url").startswith("command line"):
+        raise ConfigError(
+            f"{where('gateway.limits_url')}: a password on a command line is seen by everybody on this machine. "
+            "Allowed is a file given with --config, or PEDCXR_LIMITS_URL in the environment."
+        )
+    for given, missing in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(gateway, given) and not getattr(gateway, missing):
+            raise ConfigError(f"{where('gateway.' + given)}: allowed only together with gateway.{missing}.")
     if gateway.port and gateway.port == gateway.admin_port:
         raise ConfigError(
             f"{where('gateway.admin_port')} = {gateway.admin_port}: allowed is any port but gateway.port's."
@@ -214,7 +224,15 @@ def _check_together(config: ServeConfig, where: Callable[[str], str]) -> None:
         raise ConfigError(f"{where('engine.extra_args')}: {why}.")
 
 
-def _is_loopback(host: str) -> bool:
+def _password(url: str) -> str | None:
+    try:
+        return urlsplit(url).password
+    except ValueError:
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is one that other machines cannot reach."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -33,16 +33,32 @@ class GatewayConfig:
     host: str = _setting("127.0.0.1", "address of the API; any but loopback needs tenants")
     port: int = _setting(8000, "port of the API; 0 takes any free one", low=0, high=65535)
     admin_port: int = _setting(8001, "port of /metrics, always on loopback; 0 takes any free one", low=0, high=65535)
+    tls_cert: str = _setting("", "PEM file of the certificate and its chain; empty = plain HTTP")
+    tls_key: str = _setting("", "PEM file of its private key, without a passphrase")
     body_limit_mib: int = _setting(16, "largest request body, MiB", low=1, high=1024)
     start_timeout_s: float = _setting(900.0, "seconds the engine may take to become ready", low=1, high=86400)
+    restarts: int = _setting(
+        5, "starts in a row that may fail after an engine ended or hung; 0 = end with it", low=0, high=1000
+    )
+    restart_wait_s: float = _setting(30.0, "longest wait before the engine is started again", low=0, high=3600)
+    probe_every_s: float = _setting(
+        15.0, "seconds of silence after which the engine is asked for a token", low=1, high=3600
+    )
+    probe_timeout_s: float = _setting(
+        60.0, "seconds it may take for that, before it is taken to hang", low=1, high=3600
+    )
     drain_s: float = _setting(
         60.0, "seconds that running reports get to finish when the server stops", low=0, high=3600
     )
     tenants: str = _setting("", "file of the teams and their keys; empty = everybody, on loopback only")
+    limits_url: str = _setting(
+        "",
+        "Redis that counts requests a minute for several gateways, or PEDCXR_LIMITS_URL; empty = this one for itself",
+    )
     max_waiting: int = _setting(1024, "requests that may wait for their turn", low=0, high=1_000_000)
     max_wait_s: float = _setting(120.0, "a request that would wait longer is turned away", low=1, high=86400)
     body_timeout_s: float = _setting(60.0, "seconds a client may take to send a request's body", low=1, high=3600)
-    bodies_mib: int = _setting(1024, "request bodies held in memory at once, MiB", low=16, high=1_048_576)
+    bodies_mib: int = _setting(1024, "request bodies held at once, MiB; one team may fill 3/4", low=16, high=1_048_576)
     system_chars: int = _setting(8000, "longest system text of a request, characters", low=0, high=1_000_000)
     usage_db: str = _setting("", "file that counts tokens by team and day; empty = beside the tenants file")
     audit_log: str = _setting("", "file with a line a request, without content; needs PEDCXR_AUDIT_KEY; empty = none")
@@ -67,7 +83,9 @@ class EngineConfig:
     enforce_eager: bool | None = _setting(None, "true: neither compile nor capture graphs; default only on a CPU")
     max_image_pixels: int = _setting(50_000_000, "largest image, pixels", low=1, high=178_956_970)
     socket_dir: str = _setting("", "folder of the private socket; empty = a temporary folder of mode 0700")
-    log_level: str = _setting("error", "least important engine lines to show", choices=LOG_LEVELS)
+    log_level: str = _setting(
+        "error", "least important lines of engine and gateway to show; info: one a request", choices=LOG_LEVELS
+    )
     extra_args: tuple[str, ...] = _setting((), "more flags of `vllm serve`, as a list")
 
 

@@ -41,7 +41,8 @@ def argv(
     # Running and waiting together; the gateway keeps the engine's queue near empty, this only backs it up.
     words += ["--max-num-queued-reqs", str(2 * seqs)]
     words += ["--shutdown-timeout", str(int(min(45, config.gateway.drain_s))), "--sse-keep-alive-interval", "15"]
-    words += ["--enable-force-include-usage", "--enable-per-request-metrics", "--enable-prompt-tokens-details"]
+    # Not --enable-force-include-usage: it counts in every event of a stream (vLLM 0.32), and the gateway asks itself.
+    words += ["--enable-per-request-metrics", "--enable-prompt-tokens-details"]
     words += ["--enable-request-id-headers", "--disable-fastapi-docs"]
     words += ["--disable-access-log-for-endpoints", "/health,/metrics", "--uvicorn-log-level", engine.log_level]
     if cpu:
@@ -63,6 +64,9 @@ def env(device: Device, config: ServeConfig) -> tuple[tuple[str, str], ...]:
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_MAX_IMAGE_PIXELS": str(config.engine.max_image_pixels),
         "VLLM_SERVER_DEV_MODE": "0",
+        # Two requests with one id must stay two, and an answer is nobody's to log, whatever the launcher inherited.
+        "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "0",
+        "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         # The model is on disk: nothing shall look for it elsewhere.

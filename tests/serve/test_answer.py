@@ -44,11 +44,19 @@ def test_nothing_from_an_abort_on_is_passed_on(data: st.DataObject) -> None:
     assert reader.aborted and not reader.done
 
 
+def test_of_several_counts_the_last_holds() -> None:
+    early = b'data: {"choices":[{"delta":{}}],"usage":{"prompt_tokens":300,"completion_tokens":1}}\n\n'
+    reader = Stream(False)
+    assert reader.feed(early + event(finish="stop") + COUNT + DONE) == early + event(finish="stop") + DONE
+    assert reader.usage == Usage(300, 7)
+
+
 def test_an_error_of_the_engine_is_seen() -> None:
     reader = Stream(False)
     error = b'data: {"error": {"message": "out of memory"}}\n\n'
-    assert reader.feed(event("a") + error + DONE) == event("a") + error + DONE
-    assert reader.failed
+    assert reader.feed(event("a") + error + DONE) == event("a")
+    assert reader.feed(event("b")) == b""
+    assert (reader.failed, reader.done) == (True, False)
 
 
 def test_an_event_without_end() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 from tests.fake_engine import REPORT, TEXT, Answer, FakeEngine
 from tests.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
@@ -95,7 +96,18 @@ def test_models_do_not_show_where_the_checkpoint_lies(gateway: Gateway) -> None:
         content_type="application/json",
     )
     with gateway.client() as client:
-        assert client.get("/v1/models").json()["data"] == [{"id": "m", "object": "model", "owned_by": "pedcxr"}]
+        (model,) = client.get("/v1/models").json()["data"]
+    assert set(model) == {"id", "object", "owned_by", "pedcxr"}
+
+
+def test_models_tell_what_a_client_needs_to_prepare_a_film(engine: FakeEngine) -> None:
+    with running(engine, demo=False, image_size=(224, 336), revision="sha256:0") as gateway, gateway.client() as client:
+        (model,) = client.get("/v1/models").json()["data"]
+        told = {"image_size": [224, 336], "revision": "sha256:0", "demo": False}
+        assert model["pedcxr"] == told
+        with openai.OpenAI(base_url=gateway.listeners.url, api_key="none", max_retries=0) as sdk:
+            (parsed,) = sdk.models.list().data
+    assert parsed.id == "fake" and parsed.to_dict()["pedcxr"] == told
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -138,7 +150,9 @@ def test_a_client_that_leaves_ends_its_request(gateway: Gateway, stream: bool) -
 def test_an_engine_lost_before_it_answered(gateway: Gateway) -> None:
     gateway.engine.__exit__()
     with gateway.client() as client:
-        assert_openai_error(client.post(CHAT, json=BODY), 502, "engine_lost")
+        answer = client.post(CHAT, json=BODY)
+        assert_openai_error(answer, 503, "engine_restarting")  # never seen by the engine, so safe to send again
+        assert answer.headers["retry-after"]
         assert_openai_error(client.get("/v1/models"), 502, "engine_lost")
     gateway.engine.__enter__()
 
@@ -167,3 +181,17 @@ def test_metrics_without_an_engine(gateway: Gateway) -> None:
     gateway.engine.__exit__()
     assert "pedcxr_ready 1.0" in httpx.get(gateway.listeners.metrics_url).text
     gateway.engine.__enter__()
+
+
+def test_a_failure_of_the_gateway_is_told_by_id_and_place_alone(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pedcxr.gateway")
+    with running(engine, rules="Jane Doe") as gateway, gateway.client() as client:  # rules without any attribute
+        assert_openai_error(client.post(CHAT, json=BODY, headers={"X-Request-Id": "r-1"}), 500, "internal")
+        assert client.get("/health/live", headers={"X-Request-Id": "r-2"}).status_code == 200
+    lines = [record.getMessage() for record in caplog.records if record.name == "pedcxr.gateway"]
+    assert lines[0].startswith("request r-1: the gateway failed: AttributeError at policy.py:")
+    assert lines[1].startswith(f"request r-1: POST {CHAT}, anonymous, 500 after ")
+    assert lines[2].startswith("request r-2: GET /health/live, nobody, 200 after ")
+    assert len(lines) == 3 and "Doe" not in caplog.text

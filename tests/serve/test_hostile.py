@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tests.fake_engine import Answer, FakeEngine
 from tests.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
-from pedcxr_serve.gateway import connection
+from pedcxr_serve import keys
+from pedcxr_serve.gateway import connection, relay, room
 from pedcxr_serve.gateway.body import Bodies
-from pedcxr_serve.gateway.fields import FIELDS
+from pedcxr_serve.gateway.book import Book
+
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,13 @@ def head(length: object, *more: str) -> bytes:
     return "\r\n".join(lines).encode()
 
 
+def trickle(plug: socket.socket, *, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        plug.sendall(b"x" * 1000)
+        time.sleep(0.01)
+
+
 def error_in(answer: bytes) -> Any:
     return json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]
 
@@ -87,7 +96,7 @@ def test_a_slow_body(gateway: Gateway) -> None:
 
 def test_a_body_without_end(gateway: Gateway) -> None:
     with connected(gateway) as plug:
-        plug.sendall(head(1)[: -len("Content-Length: 1\r\n\r\n")] + b"Transfer-Encoding: chunked\r\n\r\n")
+        plug.sendall(CHUNKED)
         sent = 0
         with contextlib.suppress(OSError):
             while sent < 100 * LIMIT:
@@ -97,22 +106,67 @@ def test_a_body_without_end(gateway: Gateway) -> None:
     assert gateway.state.bodies.held <= LIMIT
 
 
+def test_a_body_in_crumbs(gateway: Gateway) -> None:
+    """A chunk for every byte is six bytes for one, and still one request."""
+    body = json.dumps(BODY).encode() + b" " * 100_000
+    crumbs = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    with connected(gateway) as plug:
+        plug.sendall(CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + crumbs)
+        assert heard(plug).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_chunk_whose_extension_has_no_end(gateway: Gateway) -> None:
+    """Bytes that are no body count for nothing but time."""
+    with connected(gateway) as plug:
+        plug.sendall(CHUNKED + b"1;")
+        with pytest.raises(OSError):  # noqa: PT011  (reset, or a broken pipe, by the system's timing)
+            trickle(plug, seconds=10)
+
+
 def test_half_a_body_and_gone(gateway: Gateway) -> None:
     for _ in range(50):
         with connected(gateway) as plug:
             plug.sendall(head(500_000) + b"x" * 1000)
 
 
-def test_bodies_share_their_memory(engine: FakeEngine) -> None:
-    with running(engine, bodies=Bodies(LIMIT, timeout_s=5)) as gateway, connected(gateway) as plug:
-        plug.sendall(head(LIMIT) + b"x" * (LIMIT - 1000))
-        eventually(lambda: gateway.state.bodies.held > LIMIT // 2)
-        with gateway.client() as client:
-            answer = client.post(CHAT, content=b" " * (LIMIT // 2))
-            assert_openai_error(answer, 503, "no_room")
-            plug.close()
-            eventually(lambda: gateway.state.bodies.held == 0)
+def test_one_teams_bodies_leave_room_for_another(engine: FakeEngine, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    greedy, other = keys.new(path, "greedy"), keys.new(path, "other")
+    with running(engine, bodies=Bodies(2 * LIMIT, timeout_s=5), book=Book(path)) as gateway:
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):
+                plug = stack.enter_context(connected(gateway))
+                plug.sendall(head(LIMIT, f"Authorization: Bearer {greedy}") + b"x" * int(0.7 * LIMIT))
+            eventually(lambda: gateway.state.bodies.held == 2 * int(0.7 * LIMIT))
+            with gateway.client(greedy) as client:
+                assert_openai_error(client.post(CHAT, content=b" " * (LIMIT // 4)), 503, "no_room")
+            with gateway.client(other) as client:
+                assert client.post(CHAT, json=BODY).status_code == 200
+        eventually(lambda: gateway.state.bodies.held == 0)
+        with gateway.client(greedy) as client:
             assert client.post(CHAT, json=BODY).status_code == 200
+
+
+def test_a_client_that_reads_a_little_now_and_then(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sip comes in time; all of them together may not keep a place in the engine for ever."""
+    monkeypatch.setattr(relay, "_STALL_S", 1.0)
+    monkeypatch.setattr(connection, "STALL_S", 2.0)
+    engine.reset()
+    engine.answer = Answer(pieces=("x" * 100_000,) * 1000)
+    with running(engine) as gateway, connected(gateway) as plug:
+        with gateway.client() as client:
+            assert client.get("/health/live").status_code == 200
+        files = len(os.listdir("/proc/self/fd"))  # of which one is the gateway's end of the plug
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps(BODY | {"stream": True}).encode()
+        plug.sendall(head(len(body)) + body)
+        end = time.monotonic() + 15
+        while not (engine.chats and engine.chats[0].disconnected.wait(0.05)):
+            assert time.monotonic() < end, "it is still there"
+            plug.recv(65536)
+        eventually(lambda: gateway.state.in_flight == 0)
+        eventually(lambda: len(os.listdir("/proc/self/fd")) < files)
+        assert 'pedcxr_rejections_total{reason="client_stalled"' in gateway.metrics()
 
 
 def test_a_client_that_does_not_read(gateway: Gateway) -> None:
@@ -164,6 +218,47 @@ def test_headers_that_never_end(engine: FakeEngine, monkeypatch: pytest.MonkeyPa
             assert client.get("/health/live").status_code == 200
 
 
+def test_an_answered_request_has_to_end(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """404 and 401 come before the body, of which the rest is thrown away, but not for ever."""
+    monkeypatch.setattr(connection, "HEADERS_S", 0.3)
+    with running(engine) as gateway, connected(gateway) as plug:
+        plug.sendall(head(1 << 30).replace(CHAT.encode(), b"/nowhere"))
+        assert b" 404 " in plug.recv(65536)
+        with pytest.raises(OSError):  # noqa: PT011  (reset, or a broken pipe, by the system's timing)
+            trickle(plug, seconds=5)
+        with gateway.client() as client:  # one that ends in time keeps its connection
+            assert client.post("/nowhere", content=b"x" * 300_000).status_code == 404
+            assert client.post(CHAT, json=BODY).status_code == 200
+
+
+def test_the_connection_that_waits_longest_gives_way(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CONNECTIONS", 20)
+    engine.answer = Answer(stall_after=1)
+    with running(engine) as gateway, gateway.client() as client, connected(gateway) as streaming:
+        body = json.dumps(BODY | {"stream": True}).encode()
+        streaming.sendall(head(len(body)) + body)
+        assert b" 200 " in streaming.recv(65536)
+        with contextlib.ExitStack() as stack:
+            plugs = [stack.enter_context(connected(gateway)) for _ in range(100)]
+            assert client.get("/health/ready").status_code == 200
+            assert all(heard(plug) == b"" for plug in plugs[:80]), "pushed out by the later ones"
+            assert gateway.state.in_flight == 1, "but never a request in work"
+            plugs[-1].sendall(head(5) + b"{")
+            eventually(lambda: gateway.state.bodies.held == 1)
+
+
+def test_more_requests_than_connections_are_told(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "CONNECTIONS", 16)
+    with running(engine) as gateway, contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(connected(gateway)).sendall(head(5) + b"{")
+        eventually(lambda: gateway.state.bodies.held == 16)
+        with connected(gateway) as plug:
+            answer = heard(plug)
+        assert b" 503 " in answer and b"retry-after: " in answer
+        assert error_in(answer)["code"] == "too_many_connections"
+
+
 @pytest.mark.parametrize(
     "noise",
     [b"\x16\x03\x01\x02\x00" * 50, b"GET\r\n\r\n", b"\x00" * 5000, b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n"],
@@ -175,25 +270,11 @@ def test_no_http(gateway: Gateway, noise: bytes) -> None:
     assert answer == b"" or error_in(answer)["code"] == "invalid_http"
 
 
-def test_smuggling_is_refused(gateway: Gateway) -> None:
-    with connected(gateway) as plug:
-        plug.sendall(head(5, "Transfer-Encoding: chunked") + b"0\r\n\r\nGET /metrics HTTP/1.1\r\n\r\n")
-        assert b" 400 " in heard(plug)
-
-
 def test_pipelined_requests_and_garbage_behind_them(gateway: Gateway) -> None:
     with connected(gateway) as plug:
         plug.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 20 + b"\x00garbage\r\n\r\n")
         answer = heard(plug)
     assert b"500" not in answer
-
-
-def test_an_upgrade_is_ignored(gateway: Gateway) -> None:
-    with connected(gateway) as plug:
-        plug.sendall(
-            b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n"
-        )
-        assert b"200 OK" in plug.recv(4096)
 
 
 def test_a_socket_half_closed_still_gets_its_answer_or_a_close(gateway: Gateway) -> None:
@@ -203,11 +284,6 @@ def test_a_socket_half_closed_still_gets_its_answer_or_a_close(gateway: Gateway)
         plug.shutdown(socket.SHUT_WR)
         answer = heard(plug)
     assert answer == b"" or b" 200 " in answer
-
-
-def test_many_connections_opened_and_dropped(gateway: Gateway) -> None:
-    for _ in range(500):
-        socket.create_connection(gateway.address, timeout=10).close()
 
 
 def test_compressed_bodies_are_refused_unread(gateway: Gateway) -> None:
@@ -241,31 +317,6 @@ def test_bodies_that_are_no_request(gateway: Gateway, body: bytes) -> None:
     assert answer.status_code == 400
     assert_openai_error(answer, 400, answer.json()["error"]["code"])
     assert gateway.engine.chats == []
-
-
-_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-_KNOWN = st.sampled_from([field.name for field in FIELDS])
-_BODIES = st.dictionaries(_KNOWN | st.text(max_size=8), _VALUES, max_size=4).map(lambda more: BODY | more)
-_RAW = _BODIES.map(json.dumps).map(str.encode) | st.binary(max_size=200)
-_HEADERS = st.dictionaries(
-    st.sampled_from(["Authorization", "Content-Type", "Accept", "X-Request-Id", "Content-Encoding", "X-Vllm-Priority"]),
-    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30),
-    max_size=3,
-)
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(_RAW, _HEADERS)
-def test_no_body_is_a_500(shared: Gateway, body: bytes, headers: dict[str, str]) -> None:
-    with shared.client() as client:
-        answer = client.post(CHAT, content=body, headers=headers)
-    assert answer.status_code in (200, 400, 404, 415)
-    if answer.status_code != 200:
-        assert_openai_error(answer, answer.status_code, answer.json()["error"]["code"])
 
 
 def test_a_folder_of_files_is_not_served(gateway: Gateway, tmp_path: Path) -> None:

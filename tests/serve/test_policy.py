@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import copy
+import dataclasses
+import hashlib
 import json
 import os
 from typing import Any
@@ -21,10 +24,15 @@ SAMPLER = Tenant("sampler", may_sample=True)
 FILM = base64.b64encode(b"\x89PNG not a film at all").decode()
 URL = "data:image/png;base64," + FILM
 IMAGE = {"type": "image_url", "image_url": {"url": URL}}
+DICOM = {"type": "image_url", "image_url": {"url": URL.replace("image/png", "application/dicom")}}
 
 
 def body(*content: object, **more: object) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": list(content) or "words"}], **more}
+
+
+def film_at(url: str) -> dict[str, Any]:
+    return body({"type": "image_url", "image_url": {"url": url}})
 
 
 def film(**more: object) -> dict[str, Any]:
@@ -40,6 +48,17 @@ def sent(accepted: Accepted) -> Any:
     return json.loads(b"".join(accepted.parts))
 
 
+def as_marked(asked: dict[str, Any], salt: str) -> dict[str, Any]:
+    """The request with the engine's name for the film in it."""
+    marked = copy.deepcopy(asked)
+    marked["messages"][0]["content"][0]["uuid"] = policy.film_id(salt, hashlib.sha256(base64.b64decode(FILM)).digest())
+    return marked
+
+
+def uuid_of(accepted: Accepted) -> str:
+    return str(sent(accepted)["messages"][0]["content"][0]["uuid"])
+
+
 def refused(asked: object, tenant: Tenant = TEAM) -> tuple[str, str | None]:
     with pytest.raises(Refused) as caught:
         accept(asked, tenant)
@@ -50,10 +69,21 @@ def refused(asked: object, tenant: Tenant = TEAM) -> tuple[str, str | None]:
 def test_the_client_s_own_body() -> None:
     asked = film(model="m", max_tokens=400, temperature=0, stream=True, stream_options={"include_usage": True})
     accepted = accept(asked)
-    assert sent(accepted) == asked | {"cache_salt": policy.cache_salt(b"s" * 32, "team")}
+    salt = policy.cache_salt(b"s" * 32, "team")
+    assert sent(accepted) == as_marked(asked, salt) | {"cache_salt": salt}
     assert (accepted.stream, accepted.usage_wanted, accepted.max_tokens) == (True, True, 400)
-    assert accepted.film is not None and bytes(accepted.film).decode() == FILM
+    assert accepted.film == hashlib.sha256(base64.b64decode(FILM)).digest()
     assert accepted.words == "Generate a report."
+
+
+@pytest.mark.parametrize("kind", ["image/png", "image/dicom", "application/dicom", "application/octet-stream"])
+@pytest.mark.parametrize("slash", ["/", "\\/"])  # PHP writes the latter
+def test_a_film_may_go_by_these_names(kind: str, slash: str) -> None:
+    url = f"data:{kind};base64,{FILM}"
+    asked = body({"type": "image_url", "image_url": {"url": url}})
+    accepted = accept(json.dumps(asked).replace(kind, kind.replace("/", slash)).encode())
+    assert accepted.film == hashlib.sha256(base64.b64decode(FILM)).digest()
+    assert sent(accepted)["messages"][0]["content"][0]["image_url"]["url"] == url
 
 
 def test_the_film_is_not_copied() -> None:
@@ -113,11 +143,27 @@ def test_salts_differ_by_tenant_and_are_stable() -> None:
         body(return_token_ids=True, tools=None, logit_bias=None),
         {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
         body({"type": "text", "text": "x"}),
-        film(stream=True, stream_options={"include_usage": False, "include_obfuscation": False}),
+        body(stream=True, stream_options={"include_usage": False, "include_obfuscation": False}),
     ],
 )
 def test_bodies_of_common_sdks_pass(asked: dict[str, Any]) -> None:
     assert sent(accept(asked))["messages"] == asked["messages"]
+
+
+def test_a_film_s_name_is_the_tenant_s_own() -> None:
+    """The same for the same bytes, however they are wrapped; another for another film, tenant or server."""
+    one = uuid_of(accept(film()))
+    assert len(one) == 64
+    url = "data:image/jpeg;base64," + FILM
+    assert uuid_of(accept(body({"type": "image_url", "image_url": {"url": url, "detail": "low"}}))) == one
+    other_film = "data:image/png;base64," + FILM[:-4] + "AAAA"
+    others = {
+        uuid_of(accept(film(), SAMPLER)),
+        uuid_of(accept(body({"type": "image_url", "image_url": {"url": other_film}}))),
+        uuid_of(policy.apply(json.dumps(film()).encode(), TEAM, Rules("m", 500))),
+        uuid_of(policy.apply(json.dumps(film()).encode(), TEAM, Rules("m", 500))),
+    }
+    assert len(others - {one}) == 4
 
 
 @pytest.mark.parametrize("escaped", [lambda url: url.replace("/", "\\/"), lambda url: url.replace("=", "\\u003d")])
@@ -155,6 +201,13 @@ def test_escapes_of_php_and_java_in_the_url_pass(escaped: Any) -> None:
         (body({**IMAGE, "uuid": "x"}), "unknown_field", "messages[0].content[0].uuid"),
         (body({"type": "image_url", "image_url": {"url": URL, "uuid": "x"}}), "unknown_field", None),
         (body(IMAGE, IMAGE), "too_many_images", "messages"),
+        (body(IMAGE, DICOM), "too_many_images", "messages"),
+        (body(DICOM, IMAGE), "too_many_images", "messages"),
+        (body(DICOM, DICOM), "too_many_images", "messages"),
+        (body({"type": "text", "text": DICOM["image_url"]["url"]}), "invalid_value", None),
+        (film_at("data:application/pdf;base64,AAAA"), "invalid_image_url", None),
+        (film_at("data:application/dicom,AAAA"), "invalid_image_url", None),
+        (film_at("data:application/dicom;base64,"), "invalid_base64", None),
         (body({"type": "image_url", "image_url": {"url": "https://x/y.png"}}), "invalid_image_url", None),
         (body({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), "invalid_image_url", None),
         (body({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}), "invalid_base64", None),
@@ -199,20 +252,41 @@ def test_what_is_refused(asked: object, code: str, param: str | None) -> None:
 def test_rights_of_the_tenant() -> None:
     assert refused(body(stream=True), Tenant("t", may_stream=False)) == ("stream_not_allowed", "stream")
     assert refused(body(model="other"), Tenant("t", models=("m",))) == ("model_not_found", "model")
-    assert accept(body(model="other"), Tenant("t", models=("other",))).model == "other"
+    other = Tenant("t", models=("other",))
+    assert refused(body(model="other"), other) == ("model_not_found", "model"), "the engine has no such model"
+    serving = dataclasses.replace(RULES, served=frozenset({"m", "other"}))
+    assert policy.apply(json.dumps(body(model="other")).encode(), other, serving).model == "other"
 
 
-def test_no_text_can_pose_as_the_film() -> None:
-    """A text that spells the stand-in would be swapped for the film; it is random, and refused where it is known."""
-    known = Rules("m", 500, stand_in="data:image/known")
-    spelt = json.dumps(film()).replace("Generate a report.", "\\u0064ata:image/known").encode()
-    with pytest.raises(Refused, match="image stands in a text"):
-        policy.apply(spelt, TEAM, known)
-    assert Rules("m", 500).stand_in != Rules("m", 500).stand_in
+@pytest.mark.parametrize("model", ["other", "Jane Doe", "M", "m ", "/models/m"])
+def test_models_that_are_not_served_are_refused_here(model: str) -> None:
+    with pytest.raises(Refused) as caught:
+        accept(body(model=model))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+    assert model not in str(caught.value).split()
+
+
+def test_no_text_can_pose_as_the_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that spells the stand-in, alone or within, would be swapped for the film."""
+    monkeypatch.setattr(policy.frame, "stand_in", lambda: "data:image/known")
+    for spelt in ("\\u0064ata:image/known", "see data:image/known"):
+        with pytest.raises(Refused, match="image stands in a text"):
+            accept(json.dumps(film()).replace("Generate a report.", spelt).encode())
+
+
+def test_a_stand_in_that_came_back_in_an_error_is_of_no_use() -> None:
+    """The film goes as a field's name, which the error repeats; then in a text, with what was learnt as the image."""
+    with pytest.raises(Refused) as told:
+        accept({URL: 1, "messages": []})
+    learnt = told.value.param
+    assert learnt is not None and learnt.startswith("data:image/") and learnt != URL
+    asked = body({"type": "text", "text": f'"{URL}'}, {"type": "image_url", "image_url": {"url": learnt}})
+    raw = json.dumps(asked).replace(f'"{learnt}"', f'"\\u0064{learnt[1:]}"')
+    assert refused(raw.encode())[0] == "invalid_value"
 
 
 def test_secrets_stay_out_of_repr() -> None:
-    assert "ssss" not in repr(RULES) and RULES.stand_in not in repr(RULES)
+    assert "ssss" not in repr(RULES)
 
 
 _JSON = st.recursive(

@@ -19,15 +19,16 @@ import pytest
 from tests.fake_engine import REPORT, TEXT, Answer, FakeEngine
 from tests.gateway_server import BODY, CHAT, assert_openai_error, eventually, running
 
-from pedcxr_serve import audit, config, keys
+from pedcxr_serve import audit, config, keys, refusals
 from pedcxr_serve._errors import AuditError, ConfigError
 from pedcxr_serve.gateway import assemble
-from pedcxr_serve.gateway.admission import Admission
+from pedcxr_serve.gateway.admission import OUTPUT_COST, Admission
 from pedcxr_serve.gateway.book import Book
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.policy import Rules
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.gateway.usage import Spent, UsageStore
+from pedcxr_serve.tenants import Tenant
 
 SECRET = b"k" * 32
 FILM = "data:image/png;base64," + "iVBORw0KGgoA" * 4
@@ -102,13 +103,16 @@ def test_the_engine_sees_what_the_policy_made(engine: FakeEngine, teams: Teams) 
         for name in ("a", "b", "a"):
             with gateway.client(teams.keys[name]) as client:
                 hidden = {"X-Vllm-Priority": "-9", "X-data-parallel-rank": "1", "X-Request-Id": "r1"}
+                hidden |= {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "age"}
                 assert client.post(CHAT, json=asked, headers=hidden).status_code == 200
     one, two, three = engine.chats
-    assert one.json["messages"] == WITH_FILM["messages"]
+    [image, text] = one.json["messages"][0]["content"]
+    assert len(image.pop("uuid")) == 64
+    assert [image, text] == WITH_FILM["messages"][0]["content"]
     assert (one.json["temperature"], two.json["temperature"], one.json["max_tokens"]) == (0, 0.8, 500)
     assert one.json["cache_salt"] == three.json["cache_salt"] != two.json["cache_salt"]
     assert "user" not in one.json
-    assert {"x-vllm-priority", "x-data-parallel-rank", "authorization", "cookie"}.isdisjoint(one.headers)
+    assert set(one.headers) <= {"host", "accept", "connection", "content-type", "content-length", "x-request-id"}
     assert one.headers["x-request-id"] == "r1"
     assert int(one.headers["content-length"]) == len(one.body)
 
@@ -121,6 +125,31 @@ def test_a_refusal_has_the_field(engine: FakeEngine, teams: Teams, more: dict[st
         assert answer.json()["error"]["param"] == next(iter(more))
         assert 'pedcxr_rejections_total{reason="' in gateway.metrics()
     assert engine.chats == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("code", refusals.STATUS)
+def test_a_film_that_the_engine_s_plugin_refuses(engine: FakeEngine, teams: Teams, code: str, stream: bool) -> None:
+    status = refusals.STATUS[code]
+    told = refusals.mark(code, "modality: Modality (0008,0060) is CT")
+    engine.answer = Answer(status=status, error={"message": told, "type": "X", "param": None, "code": status})
+    with serving(engine, teams_with(teams, "a")) as gateway, gateway.client(teams.keys["a"]) as client:
+        answer = client.post(CHAT, json=WITH_FILM | {"stream": stream})
+        assert_openai_error(answer, status, code)
+        assert answer.json()["error"]["message"] == "modality: Modality (0008,0060) is CT"
+        assert answer.json()["error"]["param"] == "messages[].content[].image_url.url"
+        page = gateway.metrics()
+    assert f'pedcxr_rejections_total{{reason="{code}",tenant="a"}} 1.0' in page
+    assert 'pedcxr_tenant_requests_total{outcome="refused",tenant="a"} 1.0' in page
+
+
+def test_another_error_of_the_engine_passes_as_it_is(engine: FakeEngine, teams: Teams) -> None:
+    error = {"message": "too many tokens: 9999", "type": "BadRequestError", "param": "input_tokens", "code": 400}
+    engine.answer = Answer(status=400, error=error)
+    with serving(engine, teams_with(teams, "a")) as gateway, gateway.client(teams.keys["a"]) as client:
+        answer = client.post(CHAT, json=WITH_FILM)
+        assert (answer.status_code, answer.json()["error"]) == (400, error)
+        assert 'outcome="engine_refused",tenant="a"} 1.0' in gateway.metrics()
 
 
 def teams_with(teams: Teams, *names: str) -> Teams:
@@ -145,7 +174,7 @@ def test_limits_answer_429_with_retry_after(engine: FakeEngine, teams: Teams) ->
             assert [client.post(CHAT, json=BODY).status_code for _ in range(2)] == [200, 200]
             answer = client.post(CHAT, json=BODY)
             assert_openai_error(answer, 429, "rate_limited")
-            assert 28 <= int(answer.headers["retry-after"]) <= 30
+            assert 58 <= int(answer.headers["retry-after"]) <= 60
         engine.answer = Answer(first=0.5)
         with gateway.client(teams.keys["busy"]) as client, ThreadPoolExecutor(1) as pool:
             first = pool.submit(client.post, CHAT, json=BODY)
@@ -176,8 +205,10 @@ def test_the_line_is_served_in_turns(engine: FakeEngine, teams: Teams) -> None:
 
         floods = [pool.submit(ask, "flood") for _ in range(8)]
         eventually(lambda: gateway.state.gate.admission.waiting >= 4)
-        before = len(engine.chats)
-        assert pool.submit(ask, "rare").result() == 200
+        rare = pool.submit(ask, "rare")
+        eventually(lambda: any(gateway.state.gate.admission.counts().get("rare", ())))
+        before = len(engine.chats)  # one more may be on its way
+        assert rare.result() == 200
         assert all(flood.result() == 200 for flood in floods)
     order = [seen.headers["x-request-id"] for seen in engine.chats]
     assert order.index("rare") <= before + 1
@@ -244,12 +275,12 @@ def test_a_stream_without_its_end_ends_in_an_error(engine: FakeEngine) -> None:
         assert "engine_lost" in client.post(CHAT, json=BODY | {"stream": True}).text
 
 
-@pytest.mark.parametrize("asked", [True, False, None])
-def test_the_counting_event_comes_unless_declined(engine: FakeEngine, asked: bool | None) -> None:
-    body = BODY | {"stream": True, "stream_options": {"include_usage": asked}}
+@pytest.mark.parametrize("asked", [True, False, None, "nothing"])
+def test_the_counting_event_comes_if_asked_for(engine: FakeEngine, asked: bool | str | None) -> None:
+    body = BODY | {"stream": True} | ({} if asked == "nothing" else {"stream_options": {"include_usage": asked}})
     with running(engine) as gateway, gateway.client() as client:
         answer = client.post(CHAT, json=body)
-        assert ('"usage"' in answer.text) is (asked is not False)
+        assert ('"usage"' in answer.text) is (asked is True)
         assert answer.text.endswith("data: [DONE]\n\n")
         eventually(gateway.usage)
         (today,) = gateway.usage().values()
@@ -296,6 +327,19 @@ def test_who_leaves_before_the_count_is_charged_for_what_it_saw(engine: FakeEngi
         assert today["anonymous"]["reports"] == 0
 
 
+def test_a_stream_is_charged_while_it_runs(engine: FakeEngine) -> None:
+    """Or a team could begin many long reports before the first of them counts."""
+    engine.answer = Answer(stall_after=4)
+    with running(engine) as gateway, gateway.client() as client:
+        with client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            for _ in range(7):  # four events and the empty lines between them
+                next(lines)
+            charged = gateway.state.gate.admission.service()["anonymous"]
+        prompt = len("Generate a report.") // 4 + 10
+        assert charged == prompt + OUTPUT_COST * 4
+
+
 def test_metrics_by_tenant(engine: FakeEngine, teams: Teams) -> None:
     teams.add("a")
     with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
@@ -310,10 +354,16 @@ def test_metrics_by_tenant(engine: FakeEngine, teams: Teams) -> None:
         'pedcxr_time_to_first_token_seconds_count{tenant="a"} 1.0',
         'pedcxr_time_per_output_token_seconds_count{tenant="a"} 1.0',
         'pedcxr_e2e_seconds_count{tenant="a"} 1.0',
-        'pedcxr_service_cost_total{tenant="a"} 312.0',
+        'pedcxr_tenant_service_cost_total{tenant="a"} 312.0',
+        'pedcxr_tenant_service_share{tenant="a"} 1.0',
+        'pedcxr_writes_failed{file="audit"} 0.0',
+        'pedcxr_tenant_waiting{tenant="a"} 0.0',
         'pedcxr_tenant_in_flight{tenant="a"} 0.0',
         "pedcxr_tenants_broken 0.0",
-        *(f'pedcxr_stage_seconds_count{{stage="{stage}",tenant="a"}} 1.0' for stage in ("body", "policy", "engine")),
+        *(
+            f'pedcxr_stage_seconds_count{{stage="{stage}",tenant="a"}} 1.0'
+            for stage in ("body", "policy", "queue", "engine", "stream")
+        ),
     ):
         assert line in page, line
 
@@ -362,12 +412,15 @@ def test_nothing_identifying_is_kept(
     caplog.set_level(0)
     path = tmp_path / "audit.jsonl"
     log = audit.AuditLog(path, SECRET)
-    with serving(engine, teams, audit=log) as gateway, gateway.client(key) as client:
-        client.post(CHAT, json=WITH_FILM | {"user": "Jane Doe"})
-        client.post(CHAT, json=WITH_FILM | {"Jane Doe": 1})
+    told = {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "body-part,age"}
+    names = {"X-Pedcxr-Prompt": "card/1:Jane Doe", "X-Pedcxr-Allow": "age,Jane Doe"}
+    with serving(engine, teams, audit=log, revision="sha256:0123") as gateway, gateway.client(key) as client:
+        client.post(CHAT, json=WITH_FILM | {"user": "Jane Doe"}, headers=told)
+        client.post(CHAT, json=WITH_FILM | {"Jane Doe": 1}, headers=names)
         client.post(CHAT, content=b'{"Jane Doe": ')
+        assert_openai_error(client.post(CHAT, json=WITH_FILM | {"model": "Jane Doe"}), 404, "model_not_found")
         client.post(CHAT, json=WITH_FILM, headers={"Authorization": "Bearer Jane Doe"})
-        eventually(lambda: path.read_text().count("\n") == 3)
+        eventually(lambda: path.read_text().count("\n") == 4)
         kept = path.read_text() + gateway.metrics() + json.dumps(gateway.usage())
         kept += "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
     log.close()
@@ -376,7 +429,17 @@ def test_nothing_identifying_is_kept(
     (first,) = [entry for entry in map(json.loads, path.read_text().splitlines()) if entry["outcome"] == "ok"]
     assert first["tenant"] == "a" and len(first["film"]) == len(first["prompt"]) == 64
     assert (first["prompt_tokens"], first["output_tokens"], first["finish_reason"]) == (300, 6, "stop")
+    assert (first["model"], first["revision"]) == ("fake", "sha256:0123")
+    assert (first["prompt_profile"], first["overrides"]) == ("card/1:0123456789ab", ["body-part", "age"])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_who_comes_before_it_is_ready_is_counted(engine: FakeEngine, teams: Teams) -> None:
+    teams.add("a")
+    with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
+        gateway.state.set_ready(False, "loading weights")
+        assert_openai_error(client.post(CHAT, json=BODY), 503, "not_ready")
+        assert 'pedcxr_rejections_total{reason="not_ready",tenant="a"} 1.0' in gateway.metrics()
 
 
 def test_the_audit_chain_shows_what_was_done_to_it(tmp_path: Path) -> None:
@@ -434,6 +497,28 @@ def test_the_state_is_what_the_configuration_says(teams: Teams, tmp_path: Path) 
     teams.path.unlink()
     with pytest.raises(ConfigError, match=r"tenants\.toml"):
         made({audit.KEY_VARIABLE: "k" * 32})
+
+
+@pytest.mark.parametrize(("several", "at_once", "in_work"), [(False, 32, 32), (True, 8, 30)])
+def test_with_tenants_few_start_at_once_and_places_are_spare(
+    teams: Teams, tmp_path: Path, several: bool, at_once: int, in_work: int
+) -> None:
+    teams.add("a")
+    settings = config.load(None, {"gateway.tenants": str(teams.path)} if several else {})
+    with assemble.state(settings, tmp_path / "s", slots=32, image_tokens=64, demo=True, env={}) as state:
+        line, sent = state.gate.admission, []
+        for _ in range(50):
+            line.queue(line.open(Tenant("a"), 0), 300)
+        while len(sent) < 50 and (ticket := line.next(0)) is not None:
+            sent.append(ticket)
+        assert len(sent) == at_once
+        for ticket in sent:  # grows: each that begins lets another start
+            line.began(ticket)
+            if (another := line.next(0)) is not None:
+                sent.append(another)
+        assert len(sent) == in_work
+        line.queue(line.open(Tenant("b"), 0), 300)
+        assert (line.next(0) is not None) == several
 
 
 def test_an_audit_log_needs_a_key() -> None:

@@ -3,10 +3,14 @@
 Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), Algorithm 2: every tenant has a counter of the
 service it got, divided by its weight; the tenant with the smallest counter among those that wait is next; a tenant
 that comes back is lifted to the others, so that nobody saves up. While two tenants wait without a pause, their service
-differs by at most twice the cost of the tokens that a full batch holds (Theorem 4.4). Nothing is held back while
-there is a free slot (work conservation).
+differs by at most twice the cost of the tokens that a full batch holds (Theorem 4.4).
 
-A request's life: ``open`` (counted, its body unread) ─▶ ``queue`` ─▶ ``next`` gives it out ─▶ ``charge``* ─▶ ``close``.
+What was sent waits in the engine's own line until its first word, and nobody can be put first there. So only a few may
+start at once, enough to keep the engine busy, and whoever has nothing in work need not wait for the others to begin or
+to end. Nothing else is held back while there is a free slot (work conservation).
+
+A request's life: ``open`` (counted, its body unread) ─▶ ``queue`` ─▶ ``next`` gives it out ─▶ ``began`` ─▶ ``charge``*
+─▶ ``close``.
 """
 
 from __future__ import annotations
@@ -22,7 +26,6 @@ OUTPUT_COST = 2.0
 """Cost of a token of an answer, in tokens of a prompt: w_q / w_p of the paper, and of most price lists."""
 
 _MEMORY = 0.1  # of the running mean of a request's seconds
-_MINUTE = 60.0
 
 
 class Rejected(Exception):
@@ -47,6 +50,7 @@ class Ticket:
         tenant: as it was when the request came.
         stage: ``open``, ``waiting``, ``running`` or ``closed``.
         service: cost charged so far.
+        begun: whether its answer has begun.
     """
 
     tenant: Tenant
@@ -54,6 +58,7 @@ class Ticket:
     stage: str = "open"
     service: float = 0.0
     started: float = 0.0
+    begun: bool = False
 
 
 @dataclass(slots=True)
@@ -63,24 +68,29 @@ class _Account:
     opened: int = 0
     running: int = 0
     waiting: dict[Ticket, None] = field(default_factory=dict)
-    refilled: float = -math.inf  # when the bucket of a minute's requests is full again
 
 
 class Admission:
     """The state of it all.
 
     Args:
-        slots: requests in work at once; the engine's ``max-num-seqs``, so that its own queue stays empty.
+        slots: requests in work at once; with ``spare`` the engine's ``max-num-seqs``, so that its queue stays empty.
         max_waiting: requests waiting at once, of all tenants.
         max_wait_s: a request that would wait longer is turned away at once.
+        starts: requests in work whose answers have not begun, at once.
+        spare: how many more, in work and starting, if they are the only ones of their tenants.
     """
 
-    def __init__(self, slots: int, *, max_waiting: int, max_wait_s: float) -> None:
-        self._slots, self._max_waiting, self._max_wait_s = slots, max_waiting, max_wait_s
+    def __init__(
+        self, slots: int, *, max_waiting: int, max_wait_s: float, starts: float = math.inf, spare: int = 0
+    ) -> None:
+        self._slots, self._starts, self._spare = slots, starts, spare
+        self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
         self._last_left = 0.0  # counter of the tenant that left the queue last
         self._seconds: float | None = None  # running mean of a request in work
         self.running = 0
+        self.starting = 0
         self.waiting = 0
 
     def open(self, tenant: Tenant, now: float, *, tokens_left: float = math.inf, reset_s: float = 0) -> Ticket:
@@ -99,13 +109,6 @@ class Admission:
         if account.opened >= tenant.max_concurrent:
             message = f"{tenant.max_concurrent} requests are open, as many as allowed; wait for one to end"
             raise Rejected(429, "too_many_concurrent", message, self._seconds or 1)
-        if tenant.requests_per_minute is not None:
-            gap = _MINUTE / tenant.requests_per_minute
-            full = max(account.refilled, now) + gap
-            if full - now > _MINUTE + 1e-6:
-                message = f"{tenant.requests_per_minute} requests a minute are allowed; slow down"
-                raise Rejected(429, "rate_limited", message, full - now - _MINUTE)
-            account.refilled = full
         account.opened += 1
         return Ticket(tenant)
 
@@ -133,17 +136,28 @@ class Admission:
         ticket.stage, ticket.cost = "waiting", cost
 
     def next(self, now: float) -> Ticket | None:
-        """The request to send to the engine now; None if there is no slot or nobody waits. Call until None."""
-        if self.running >= self._slots or not self.waiting:
+        """The request to send to the engine now; None if there is no place or nobody waits. Call until None."""
+        if not self.waiting:
             return None
-        account = min((one for one in self._accounts.values() if one.waiting), key=lambda one: one.counter)
+        line = (one for one in self._accounts.values() if one.waiting)
+        account = min(line, key=lambda one: (one.counter, one.running))  # level after a lift: the one without work
+        more = 0 if account.running else self._spare
+        if self.running >= self._slots + more or self.starting >= self._starts + more:
+            return None
         ticket = next(iter(account.waiting))
         self._leave(account, ticket)
         ticket.stage, ticket.started = "running", now
         account.running += 1
         self.running += 1
+        self.starting += 1
         self.charge(ticket, ticket.cost)
         return ticket
+
+    def began(self, ticket: Ticket) -> None:
+        """The engine writes its answer; harmless when it was told before, or when the request has ended."""
+        if ticket.stage == "running" and not ticket.begun:
+            ticket.begun = True
+            self.starting -= 1
 
     def charge(self, ticket: Ticket, cost: float) -> None:
         """Count service; a negative cost corrects an estimate."""
@@ -160,12 +174,19 @@ class Admission:
         if ticket.stage == "waiting":
             self._leave(account, ticket)
         elif ticket.stage == "running":
+            self.began(ticket)  # or will not any more
             account.running -= 1
             self.running -= 1
             took = now - ticket.started
             self._seconds = took if self._seconds is None else self._seconds + _MEMORY * (took - self._seconds)
         account.opened -= 1
         ticket.stage = "closed"
+
+    @property
+    def start_s(self) -> float:
+        """Seconds after which an answer that does not show its beginning counts as begun: half of what would hold a
+        full engine back, 0 until a request has ended."""
+        return (self._seconds or 0.0) * min(1.0, self._starts / self._slots) / 2
 
     def expected_wait(self, tenant: Tenant) -> float:
         """Seconds until a request of the tenant that comes now would begin; 0 until a request has ended."""

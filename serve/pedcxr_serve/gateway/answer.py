@@ -55,7 +55,7 @@ class Stream:
         keep_usage: whether the event that counts tokens is passed on.
         finish: of the answer, once it was told.
         aborted: the engine gave up; nothing of the event that says so is passed on, nor of what follows.
-        failed: the engine sent an error as an event.
+        failed: the engine sent an error as an event; treated alike.
         done: the stream ended as it should.
         events: how many so far, about one a token.
     """
@@ -75,7 +75,7 @@ class Stream:
         Raises:
             Endless: an event is larger than any that can be meant.
         """
-        if self.aborted:
+        if self.aborted or self.failed:
             return b""
         data = self._rest + chunk if self._rest else chunk
         cut = data.rfind(_END) + len(_END)
@@ -91,10 +91,11 @@ class Stream:
             if self.finish == "abort":
                 self.aborted = True
                 return block[: _start(block, finish.start())]
-        if usage := _USAGE.search(block):
-            block = self._count(block, usage.start())
-        if b'data: {"error"' in block:
+        if found := list(_USAGE.finditer(block)):  # the last counts, should an engine count in every event
+            block = self._count(block, found[-1].start())
+        if (failure := block.find(b'data: {"error"')) >= 0:
             self.failed = True
+            return block[:failure]
         if b"\ndata: [DONE]" in block or block.startswith(b"data: [DONE]"):
             self.done = True
         return block

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import uuid
-
 import aiohttp
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import reply
 from .forward import ChatCompletions, authenticate
+from .observe import Observe
 from .state import State
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/health/live", "/health/ready")
 
 
 def engine_session(state: State) -> aiohttp.ClientSession:
@@ -56,9 +49,6 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
     async def nothing(_request: Request, _error: Exception) -> Response:
         return reply.not_found()
 
-    async def broken(_request: Request, _error: Exception) -> Response:
-        return reply.error(500, "the gateway failed; its log has the request id", kind="server_error", code="internal")
-
     served = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatCompletions(state, engine), methods=["POST"]),
@@ -68,7 +58,7 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
             Route("/health", ready),
         ],
         middleware=[Middleware(Observe, state=state)],
-        exception_handlers={404: nothing, 405: nothing, Exception: broken},
+        exception_handlers={404: nothing, 405: nothing},
     )
     served.router.redirect_slashes = False
     return served
@@ -79,7 +69,8 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
     from prometheus_client import generate_latest
 
     async def metrics(_: Request) -> Response:
-        state.meter.look(state.gate.admission.counts(), broken=state.book.broken is not None)
+        unaudited = 0 if state.audit is None else state.audit.failures
+        state.meter.look(state.gate.admission, broken=state.book.broken is not None, unaudited=unaudited)
         return PlainTextResponse(
             generate_latest(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
@@ -96,31 +87,6 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
     return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing})
 
 
-class Observe:
-    """Gives every request an id, returns it as ``X-Request-Id``, and counts the answer."""
-
-    def __init__(self, app: ASGIApp, state: State) -> None:
-        self._app = app
-        self._requests = state.metrics.requests
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        route = scope["path"] if scope["path"] in _ROUTES else "other"
-
-        async def observed(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-                self._requests.labels(route, message["status"]).inc()
-            await send(message)
-
-        await self._app(scope, receive, observed)
-
-
 async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> Response:
     tenant = authenticate(state, request.headers)
     if tenant is None:
@@ -135,11 +101,11 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
         return reply.engine_failed()
     # The engine's own answer holds the path of the checkpoint's folder ("root").
     kept = ("id", "object", "created", "max_model_len")
-    data = [
-        {key: model[key] for key in kept if key in model} | {"owned_by": "pedcxr"}
-        for model in found
-        if tenant.may_use(model["id"])
-    ]
+    ours = {
+        "owned_by": "pedcxr",
+        "pedcxr": {"image_size": list(state.image_size), "revision": state.revision, "demo": state.demo},
+    }
+    data = [{key: model[key] for key in kept if key in model} | ours for model in found if tenant.may_use(model["id"])]
     headers = {"X-Pedcxr-Demo": "1"} if state.demo else None
     return JSONResponse({"object": "list", "data": data}, headers=headers)
 

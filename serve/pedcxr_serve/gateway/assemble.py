@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .. import audit
-from ..config import ServeConfig
+from ..config import GatewayConfig, ServeConfig
+from . import rate
 from .admission import Admission
 from .body import Bodies
 from .book import Book
 from .gate import Gate
 from .policy import Rules
+from .rate import Rate
 from .state import State
+from .tls import Tls
 from .usage import UsageStore
 
 _MIB = 1 << 20
@@ -21,14 +25,23 @@ _MIB = 1 << 20
 
 @contextlib.contextmanager
 def state(
-    settings: ServeConfig, socket: Path, *, slots: int, image_tokens: int, demo: bool, env: Mapping[str, str]
+    settings: ServeConfig,
+    socket: Path,
+    *,
+    slots: int,
+    image_tokens: int,
+    demo: bool,
+    env: Mapping[str, str],
+    image_size: tuple[int, int] = (896, 896),
+    revision: str | None = None,
 ) -> Iterator[State]:
     """Everything that requests share; files are opened, and closed at the end of the block.
 
     Args:
         slots: reports in work at once, the plan's ``max_num_seqs``.
         image_tokens: that a film takes in the prompt.
-        env: holds the audit log's key.
+        env: holds the audit log's key, and Redis' address if the settings do not.
+        image_size, revision: what clients are told of the model, see `State`.
 
     Raises:
         ConfigError: a file is broken or cannot be used; the message names it.
@@ -43,18 +56,37 @@ def state(
         if gateway.audit_log:
             log = audit.AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
             stack.callback(log.close)
+        limits = rate.url_from(gateway.limits_url, env)
+        tls = Tls(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser()) if gateway.tls_cert else None
         yield State(
             socket,
             demo=demo,
             body_limit=gateway.body_limit_mib * _MIB,
             rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
             book=book,
-            gate=Gate(Admission(slots, max_waiting=gateway.max_waiting, max_wait_s=gateway.max_wait_s)),
+            gate=Gate(_admission(gateway, slots)),
+            rate=Rate(rate.pool_of(limits) if limits else None),
             bodies=Bodies(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,
+            tls=tls,
             image_tokens=image_tokens,
+            image_size=image_size,
+            revision=revision,
         )
+
+
+def _admission(gateway: GatewayConfig, slots: int) -> Admission:
+    """With several tenants few requests start at once and some slots are kept for whoever has none in work."""
+    several = bool(gateway.tenants)
+    spare = min(8, slots // 16) if several else 0
+    return Admission(
+        slots - spare,
+        max_waiting=gateway.max_waiting,
+        max_wait_s=gateway.max_wait_s,
+        starts=max(4, slots // 4) if several else math.inf,
+        spare=spare,
+    )
 
 
 def _usage_path(chosen: str, tenants: Path | None) -> Path | None:

@@ -6,6 +6,7 @@ import asyncio
 
 from starlette.types import Receive
 
+_SHARE = 3
 _DISCARD_S = 10.0
 _DISCARD = 4  # times the cap
 
@@ -27,7 +28,11 @@ class Disconnected(Exception):
 
 
 class Bodies:
-    """The memory of all bodies together.
+    """The memory of all bodies together, shared such that no tenant can take it all.
+
+    A tenant may hold up to `_SHARE` times what is still free: alone three quarters of the whole, and two that want
+    everything three sevenths each, so that there is always room for one more (Choudhury and Hahne, "Dynamic Queue
+    Length Thresholds for Shared-Memory Packet Switches", 1998).
 
     Args:
         limit: bytes, at most.
@@ -37,13 +42,31 @@ class Bodies:
     def __init__(self, limit: int, *, timeout_s: float) -> None:
         self.limit, self.timeout_s = limit, timeout_s
         self.held = 0
+        self._of: dict[str, int] = {}
+
+    def take(self, tenant: str, size: int) -> None:
+        """Hold so many bytes more for a tenant.
+
+        Raises:
+            NoRoom: that is more than its share.
+        """
+        of = self._of.get(tenant, 0) + size
+        if of > _SHARE * (self.limit - self.held - size):
+            raise NoRoom
+        self._of[tenant] = of
+        self.held += size
+
+    def give_back(self, tenant: str, size: int) -> None:
+        """Hold so many less."""
+        self._of[tenant] = self._of.get(tenant, 0) - size
+        self.held -= size
 
 
 class Body:
     """One body; `release` it when it was sent on."""
 
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
+    def __init__(self, bodies: Bodies, tenant: str) -> None:
+        self._bodies, self._tenant = bodies, tenant
         self._size = 0
 
     async def read(self, receive: Receive, limit: int) -> bytearray:
@@ -55,7 +78,7 @@ class Body:
         Raises:
             TooLarge: over ``limit`` bytes, whether or not a length was announced.
             TooSlow: not complete in time.
-            NoRoom: all bodies together are over their limit.
+            NoRoom: the tenant's bodies together are over their share.
             Disconnected: cut off.
         """
         data = bytearray()
@@ -73,18 +96,17 @@ class Body:
         except TimeoutError:
             raise TooSlow from None
         data.clear()
+        self.release()
         await _discard(receive, more, _DISCARD * limit)
         raise TooLarge
 
     def release(self) -> None:
         """Give the memory back; harmless when it was."""
-        self._bodies.held -= self._size
+        self._bodies.give_back(self._tenant, self._size)
         self._size = 0
 
     def _take(self, size: int) -> None:
-        if self._bodies.held + size > self._bodies.limit:
-            raise NoRoom
-        self._bodies.held += size
+        self._bodies.take(self._tenant, size)
         self._size += size
 
 

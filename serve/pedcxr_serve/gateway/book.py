@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from pathlib import Path
@@ -11,7 +10,6 @@ from .. import tenants
 from .._errors import ConfigError
 from ..tenants import Tenants
 
-_POLL_S = 1.0
 _log = logging.getLogger("pedcxr.gateway")
 
 
@@ -52,12 +50,6 @@ class Book:
         """Reload if the file is another than the one last read."""
         if self._path is not None and _stamp(self._path) != self._seen:
             self.reload()
-
-    async def watch(self) -> None:
-        """Look every second until cancelled."""
-        while True:
-            await asyncio.sleep(_POLL_S)
-            self.look()
 
 
 def _stamp(path: Path | None) -> tuple[int, ...] | None:

@@ -67,7 +67,7 @@ FIELDS: tuple[Field, ...] = (
         "stream_options",
         "include_usage",
         ("boolean",),
-        "false leaves out the event at the end of a stream that counts tokens",
+        "whether an event at the end of a stream counts tokens",
     ),
     Field("stream_options", "include_obfuscation", ("boolean",), "taken, without effect"),
     Field("", "n", ("integer",), "one answer a request", 1, 1),
@@ -88,7 +88,13 @@ FIELDS: tuple[Field, ...] = (
     Field(PART, "type", ("text",), "", choices=("text", "image_url"), required=True),
     Field(PART, "text", ("text",), "of a part of type `text`"),
     Field(PART, "image_url", ("object",), "of a part of type `image_url`; one image a request, from the user"),
-    Field(IMAGE, "url", ("text",), "`data:image/TYPE;base64,...`; never an address", required=True),
+    Field(
+        IMAGE,
+        "url",
+        ("text",),
+        "`data:image/TYPE;base64,...` or `data:application/dicom;base64,...`; never an address",
+        required=True,
+    ),
     Field(IMAGE, "detail", ("text",), "no effect on this model", choices=("auto", "low", "high")),
 )
 

@@ -14,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 
 from ..tenants import Tenant
 from . import body, policy, reply
-from .admission import Rejected
+from .admission import Rejected, Ticket
 from .job import Job
 from .meter import Record, until_midnight
+from .note import Note
 from .relay import Relay
 from .state import State
 
@@ -39,10 +40,13 @@ class ChatCompletions:
             self._state.meter.unauthenticated.inc()
             await reply.unauthorized()(scope, receive, send)
             return
+        scope["state"]["tenant"] = tenant.name
+        record = Record(tenant, scope["state"]["request_id"], Note.of(headers))
         if not self._state.ready:
+            record.refuse("not_ready", 503)
+            self._state.meter.count(record)
             await reply.unavailable(self._state.stage)(scope, receive, send)
             return
-        record = Record(tenant, scope["state"]["request_id"])
         async with self._opened(record) as opened:
             refusal = opened if isinstance(opened, Response) else await self._accept(opened, headers, receive)
             if refusal is None and isinstance(opened, Job):
@@ -54,16 +58,15 @@ class ChatCompletions:
     async def _opened(self, record: Record) -> AsyncIterator[Job | Response]:
         """Count the request in and, however it ends, out; a refusal instead of a job if it may not come in."""
         state = self._state
-        left = state.meter.tokens_left(record.tenant)
         try:
-            ticket = state.gate.open(record.tenant, tokens_left=left, reset_s=until_midnight())
+            ticket = await self._ticket(record.tenant)
         except Rejected as error:
             try:
                 yield _rejected(record, error)
             finally:
                 state.meter.count(record)
             return
-        job = Job(record, ticket, body.Body(state.bodies))
+        job = Job(record, ticket, body.Body(state.bodies, record.tenant.name))
         try:
             yield job
         finally:
@@ -71,7 +74,23 @@ class ChatCompletions:
             state.gate.close(ticket)
             job.settle(state.meter)
             if state.audit is not None:
-                state.audit.write(job.audit_entry())
+                state.audit.write(job.audit_entry(state.revision))
+
+    async def _ticket(self, tenant: Tenant) -> Ticket:
+        """A place for a request that its tenant may send now.
+
+        Raises:
+            Rejected: 429, with what the tenant has too much of.
+        """
+        state = self._state
+        left = state.meter.tokens_left(tenant)
+        ticket = state.gate.open(tenant, tokens_left=left, reset_s=until_midnight())
+        try:
+            await state.rate.take(tenant)
+        except BaseException:
+            state.gate.close(ticket)
+            raise
+        return ticket
 
     async def _accept(self, job: Job, headers: Headers, receive: Receive) -> Response | None:
         """Read the body and apply the policy; a refusal, or None when the request may go on."""
@@ -85,9 +104,6 @@ class ChatCompletions:
             with record.stage("policy"):
                 job.accept(policy.apply(data, record.tenant, state.rules), state)
             del data
-            if state.audit is not None and (film := job.film()) is not None:
-                job.film_digest = await asyncio.to_thread(state.audit.digest, film)
-                del film
             if state.ready:
                 return None
             record.refuse("not_ready", 503)  # it began to stop while the body came in

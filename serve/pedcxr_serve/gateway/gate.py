@@ -37,6 +37,15 @@ class Gate:
         self._wake()
         await turn
 
+    def began(self, ticket: Ticket) -> None:
+        """The engine writes a request's answer: another may start."""
+        self.admission.began(ticket)
+        self._wake()
+
+    def begins_unseen(self, ticket: Ticket) -> None:
+        """A request was sent whose answer comes in one piece: take it as begun in a while."""
+        asyncio.get_running_loop().call_later(self.admission.start_s, self.began, ticket)
+
     def close(self, ticket: Ticket) -> None:
         """End a request and give its place to the next."""
         self._turns.pop(ticket, None)

@@ -22,7 +22,7 @@ class Job:
         self.record, self.ticket, self.body = record, ticket, body
         self.prompt_tokens = 0
         self.events = 0
-        self.film_digest: str | None = None
+        self._film_digest: str | None = None
         self._words_digest: str | None = None
         self._accepted: Accepted | None = None
         self._asked: dict[str, object] = {}
@@ -43,15 +43,13 @@ class Job:
             "stream": accepted.stream,
         }
         if state.audit is not None:
+            if accepted.film is not None:
+                self._film_digest = state.audit.digest(accepted.film)
             self._words_digest = state.audit.digest(accepted.words.encode("utf-8", "surrogatepass"))
 
     def parts(self) -> tuple[bytes | memoryview, ...]:
         """The body for the engine."""
         return self._accepted.parts if self._accepted else ()
-
-    def film(self) -> memoryview | None:
-        """The film's base64 text."""
-        return self._accepted.film if self._accepted else None
 
     def release(self) -> None:
         """Let go of the body."""
@@ -63,7 +61,7 @@ class Job:
         record = self.record
         if record.usage is None and record.outcome == "client_left" and self.ticket.service:
             record.usage = Usage(self.prompt_tokens, self.events)
-        meter.service.labels(record.tenant.name).inc(max(0.0, self.ticket.service))
+        meter.service_cost.labels(record.tenant.name).inc(max(0.0, self.ticket.service))
         meter.count(record)
 
     def true_cost(self) -> float:
@@ -71,8 +69,12 @@ class Job:
         usage = self.record.usage
         return self.ticket.service if usage is None else usage.prompt_tokens + OUTPUT_COST * usage.output
 
-    def audit_entry(self) -> Mapping[str, object]:
-        """The line of the audit log: nothing of film, prompt or report but digests under a key."""
+    def audit_entry(self, revision: str | None) -> Mapping[str, object]:
+        """The line of the audit log: nothing of film, prompt or report but digests under a key.
+
+        Args:
+            revision: of the checkpoint that serves.
+        """
         record = self.record
         usage = record.usage or Usage()
         return {
@@ -81,9 +83,12 @@ class Job:
             "outcome": record.outcome,
             "reason": record.reason or None,
             "status": record.status,
-            "film": self.film_digest,
+            "film": self._film_digest,
             "prompt": self._words_digest,
+            "prompt_profile": record.note.prompt_profile,
+            "overrides": record.note.overrides,
             **self._asked,
+            "revision": revision,
             "prompt_tokens": usage.prompt_tokens,
             "output_tokens": usage.output,
             "finish_reason": record.finish,

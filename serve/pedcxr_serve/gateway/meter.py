@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,10 @@ from time import monotonic
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ..tenants import Tenant
+from .admission import Admission
 from .answer import Usage
+from .note import Note
+from .share import Shares
 from .usage import Spent, UsageStore
 
 __all__ = ["Meter", "Record", "until_midnight"]
@@ -34,6 +37,7 @@ class Record:
 
     tenant: Tenant
     request_id: str
+    note: Note = field(default_factory=Note)
     outcome: str = "client_left"
     reason: str = ""
     status: int = 0
@@ -90,7 +94,7 @@ class Meter:
         self._requests = count("tenant_requests", "Requests by outcome.", "outcome")
         self._rejections = count("rejections", "Requests refused by the gateway, by reason.", "reason")
         self._tokens = count("tokens", "Tokens, of prompt, image and output.", "kind")
-        self.service = count("service_cost", "Cost of service: image + prompt + 2 x output tokens; rates give shares.")
+        self.service_cost = count("tenant_service_cost", "Cost of service: image + prompt + 2 x output tokens.")
         self._queue = seconds("queue_wait", "From the line's end to its front.", _SECONDS)
         self._first = seconds("time_to_first_token", "From the request's first byte to its first token.", _SECONDS)
         self._gap = seconds("time_per_output_token", "Mean gap between tokens of a stream.", _TOKEN)
@@ -99,16 +103,28 @@ class Meter:
         labels = ("tenant",)
         self.running = Gauge("pedcxr_tenant_in_flight", "Requests in work.", labels, registry=registry)
         self.waiting = Gauge("pedcxr_tenant_waiting", "Requests waiting their turn.", labels, registry=registry)
+        self._share = Gauge("pedcxr_tenant_service_share", "Of the last minute's service.", labels, registry=registry)
+        self._shares = Shares()
         self.unauthenticated = Counter(
             "pedcxr_unauthenticated", "Requests without a key that counts.", registry=registry
         )
+        self._lost = Gauge("pedcxr_writes_failed", "Writes of a file that failed.", ("file",), registry=registry)
         self.tenants_broken = Gauge("pedcxr_tenants_broken", "1 while tenants.toml cannot be used.", registry=registry)
 
-    def look(self, counts: Mapping[str, tuple[int, int]], *, broken: bool) -> None:
-        """Set the gauges: requests waiting and in work by tenant, and whether tenants.toml cannot be used."""
-        for name, (waiting, running) in counts.items():
+    def look(self, admission: Admission, *, broken: bool, unaudited: int) -> None:
+        """Set the gauges.
+
+        Args:
+            broken: whether tenants.toml cannot be used.
+            unaudited: lines that the audit log lacks.
+        """
+        for name, (waiting, running) in admission.counts().items():
             self.waiting.labels(name).set(waiting)
             self.running.labels(name).set(running)
+        for name, share in self._shares.since(monotonic(), admission.service()).items():
+            self._share.labels(name).set(share)
+        self._lost.labels("audit").set(unaudited)
+        self._lost.labels("usage").set(self.store.failures)
         self.tenants_broken.set(int(broken))
 
     def tokens_left(self, tenant: Tenant) -> float:

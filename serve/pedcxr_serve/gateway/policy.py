@@ -13,7 +13,7 @@ from . import fields, frame
 from .fields import Field
 from .frame import IMAGE_URL, NO_ADDRESS, Refused, refuse
 
-__all__ = ["Accepted", "Refused", "Rules", "apply", "cache_salt"]
+__all__ = ["Accepted", "Refused", "Rules", "apply", "cache_salt", "film_id"]
 
 _TABLE = fields.by_parent()
 _TYPES: dict[str, type | tuple[type, ...]] = {
@@ -33,12 +33,12 @@ class Rules:
     """What the server's configuration allows everybody.
 
     Attributes:
-        model: the name put in where a request has none.
+        model: the name put in where a request has none; always served.
         max_new_tokens: of an answer, at most.
         system_chars: of all system texts together, at most.
         text_chars: of all texts together, at most.
         secret: key of the cache salts.
-        stand_in: takes the film's place while the rest is parsed; not to be guessed, or a text could pose as it.
+        served: names that the engine serves besides, such as adapters'.
     """
 
     model: str
@@ -46,7 +46,7 @@ class Rules:
     system_chars: int = 8_000
     text_chars: int = 32_000
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    stand_in: str = field(default_factory=lambda: "data:image/" + secrets.token_hex(16), repr=False)
+    served: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Accepted:
 
     Attributes:
         parts: its body; the film is a view of the client's.
-        usage_wanted: whether the client gets the counting event of a stream; all do but those who decline.
+        usage_wanted: whether the client gets the counting event of a stream.
         max_tokens: of the answer, at most.
-        film: its base64 text, or None.
+        film: SHA-256 of its bytes, or None.
         words: all texts, for a digest and an estimate of tokens; never for a log.
     """
 
@@ -67,7 +67,7 @@ class Accepted:
     usage_wanted: bool
     max_tokens: int
     temperature: float
-    film: memoryview | None
+    film: bytes | None
     words: str
 
     @property
@@ -82,17 +82,19 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> Accepted:
     Raises:
         Refused: with the field and the remedy; never with text of the request beyond a field's name.
     """
-    text, url = frame.cut(body, rules.stand_in, 8 * rules.text_chars + 65_536)
+    stand_in = frame.stand_in()
+    text, film = frame.cut(body, stand_in, 8 * rules.text_chars + 65_536)
     asked = _object(frame.parse(text), "", "")
-    words, urls, system = _messages(asked["messages"], rules.stand_in)
-    if urls != (0 if url is None else 1):
+    words, urls, system = _messages(asked["messages"], stand_in)
+    if urls != (0 if film is None else 1):
         refuse("at most one image, as the `url` of an `image_url` part", "messages", "too_many_images")
     if system > rules.system_chars:
         refuse(f"system texts of {system:,} characters; allowed are {rules.system_chars:,}", "messages", "too_long")
     if len(words) > rules.text_chars:
         refuse(f"texts of {len(words):,} characters; allowed are {rules.text_chars:,}", "messages", "too_long")
     model = asked.get("model", rules.model)
-    if not tenant.may_use(model):
+    # Here, not by the engine's 404: what a client calls a model may be a patient's name, and `model` is audited.
+    if model not in {rules.model, *rules.served} or not tenant.may_use(model):
         refuse("no such model; GET /v1/models lists them", "model", "model_not_found", 404)
     stream = asked.get("stream", False)
     if stream and not tenant.may_stream:
@@ -101,16 +103,18 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> Accepted:
         refuse("only together with stream: true", "stream_options", "invalid_value")
     if "top_logprobs" in asked and not asked.get("logprobs"):
         refuse("only together with logprobs: true", "top_logprobs", "invalid_value")
-    usage_wanted = bool(asked.get("stream_options", {}).get("include_usage", True))
+    usage_wanted = bool(asked.get("stream_options", {}).get("include_usage", False))
     out = _rewritten(asked, tenant, rules, model)
+    if film is not None:
+        _identify(out, film_id(out["cache_salt"], film.sha256))
     try:
         data = json.dumps(out, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
         refuse("a text holds half of a surrogate pair; send whole characters", "messages", "invalid_text")
     parts: tuple[bytes | memoryview, ...] = (data,)
-    if url is not None:
-        head, _, tail = data.partition(rules.stand_in.encode())
-        parts = (head, url, tail)
+    if film is not None:
+        head, _, tail = data.partition(stand_in.encode())
+        parts = (head, film.url, tail)
     return Accepted(
         parts,
         model,
@@ -118,7 +122,7 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> Accepted:
         usage_wanted,
         out["max_tokens"],
         float(out.get("temperature", 0)),
-        None if url is None else url[bytes(url[:80]).index(b",") + 1 :],
+        None if film is None else film.sha256,
         words,
     )
 
@@ -126,6 +130,16 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> Accepted:
 def cache_salt(secret: bytes, tenant: str) -> str:
     """A word that keeps a tenant's cached prefixes from all others; hex."""
     return hmac.digest(secret, tenant.encode(), "sha256").hex()
+
+
+def film_id(salt: str, sha256: bytes) -> str:
+    """The engine's name for a film, which no other tenant can have; hex.
+
+    vLLM 0.32 keys its caches of prepared films and of their embeddings by the image alone, so that one tenant would see
+    by the time it takes what another has sent; ``cache_salt`` covers the KV cache only. A ``uuid`` is taken in place of
+    vLLM's own hash (``multimodal/processing/inputs.py``), and spares it hashing the pixels.
+    """
+    return hmac.digest(salt.encode(), sha256, "sha256").hex()
 
 
 def _object(value: object, parent: str, at: str) -> dict[str, Any]:
@@ -197,9 +211,16 @@ def _content(message: dict[str, Any], stand_in: str, at: str) -> list[str]:
 
 
 def _text(text: str, stand_in: str, at: str) -> str:
-    if text == stand_in:
+    if stand_in in text:
         refuse("an image stands in a text; send it as an `image_url` part", at, "invalid_value")
     return text
+
+
+def _identify(out: dict[str, Any], uuid: str) -> None:
+    for message in out["messages"]:
+        for part in message["content"]:
+            if isinstance(part, dict) and part["type"] == "image_url":
+                part["uuid"] = uuid
 
 
 def _rewritten(asked: dict[str, Any], tenant: Tenant, rules: Rules, model: str) -> dict[str, Any]:

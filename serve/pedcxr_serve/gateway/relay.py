@@ -9,15 +9,17 @@ from time import monotonic
 import aiohttp
 from starlette.types import Receive, Scope, Send
 
+from .. import refusals
 from . import answer as answers
 from . import reply
-from .admission import OUTPUT_COST
+from .admission import OUTPUT_COST, Rejected
 from .job import Job
 from .state import State
 
 _EVENT_STREAM = "text/event-stream"
-_STALL_S = 60.0  # that a client may take to read some kilobytes
+_STALL_S = 60.0  # that a client may keep its answer waiting, in all: meanwhile it holds a place in the engine
 _MEMORY = 0.1
+_RESTART_S = 10.0
 
 
 class Relay:
@@ -37,7 +39,11 @@ class Relay:
         record, gate = job.record, self._state.gate
         with record.stage("queue"):
             await gate.turn(job.ticket, job.prompt_tokens)
+        await self._state.pulse.settled()
+        if not self._state.engine_up:
+            raise _restarting()
         if not job.stream:
+            gate.begins_unseen(job.ticket)
             gate.admission.charge(job.ticket, OUTPUT_COST * self._expected(job))
         try:
             await self._exchange(job, scope, receive, send)
@@ -66,7 +72,11 @@ class Relay:
                         await self._stream(job, answer, kind, send)
                 else:
                     await self._whole(job, answer, kind, scope, receive, send)
+        except aiohttp.ClientConnectorError as error:
+            self._state.pulse.doubt()
+            raise _restarting() from error
         except (aiohttp.ClientError, answers.Endless):
+            self._state.pulse.doubt()
             if "stream" not in record.stages:  # of which the end was told already
                 record.outcome, record.status = "engine_lost", 502
                 await reply.engine_failed()(scope, receive, send)
@@ -79,9 +89,20 @@ class Relay:
         """An answer in one piece: nothing of it is sent before it is known to be whole."""
         record = job.record
         data = await answer.read()
+        if answer.status != 200 and (refusal := refusals.read(data)) is not None:
+            record.refuse(refusal.code, refusal.status)
+            await reply.film_refused(refusal)(scope, receive, send)
+            return
+        if answer.status >= 500 and answer.status != 503:
+            # Not passed on: vLLM's own words would be those of a traceback, and its code a number.
+            self._state.pulse.doubt()
+            record.outcome, record.status = "engine_lost", 502
+            await reply.engine_failed()(scope, receive, send)
+            return
         if answer.status != 200:
             record.outcome = "engine_refused"
         else:
+            self._state.pulse.beat()
             record.finish, record.usage = answers.whole(data)
             if record.finish == "abort":
                 record.outcome, record.status = "aborted", 502
@@ -91,38 +112,42 @@ class Relay:
             if record.usage is not None:
                 self._learn(record.tenant.name, record.usage.output)
         await send(_start(answer, kind, demo=self._state.demo, length=len(data)))
-        await _send(send, data, more=False)
+        await _Reader(send).take(data, more=False)
 
     async def _stream(self, job: Job, answer: aiohttp.ClientResponse, kind: str, send: Send) -> None:
         """Events, passed on as they come; whatever goes wrong from here on becomes an event too."""
         record, reader = job.record, answers.Stream(job.usage_wanted)
         await send(_start(answer, kind, demo=self._state.demo))
+        client = _Reader(send)
         charge = self._state.gate.admission.charge
         try:
             async for chunk in answer.content.iter_any():
                 block = reader.feed(chunk)
                 if new := reader.events - job.events:
                     record.last = monotonic()
-                    record.first = record.first or record.last
+                    if record.first is None:
+                        record.first = record.last
+                        self._state.gate.began(job.ticket)
                     job.events = reader.events
                     charge(job.ticket, OUTPUT_COST * new)
+                    self._state.pulse.beat()
                 record.finish, record.usage = reader.finish, reader.usage
-                if reader.done and not reader.failed:
+                if reader.done:
                     record.outcome = "length" if reader.finish == "length" else "ok"
                 if block:
-                    await _send(send, block)
-                if reader.aborted:
+                    await client.take(block)
+                if reader.aborted or reader.failed:
                     break
         except (aiohttp.ClientError, answers.Endless):
             pass  # told below: the stream is not done
         if reader.aborted:
             record.outcome = "aborted"
-            await _send(send, reply.event(reply.ENGINE_ABORTED, "engine_aborted"))
+            await client.take(reply.event(reply.ENGINE_ABORTED, "engine_aborted"))
         elif reader.failed or not reader.done:
+            self._state.pulse.doubt()
             record.outcome = "engine_lost"
-            if not reader.failed:
-                await _send(send, reply.event(reply.ENGINE_LOST, "engine_lost"))
-        await _send(send, b"", more=False)
+            await client.take(reply.event(reply.ENGINE_LOST, "engine_lost"))
+        await client.take(b"", more=False)
 
     def _expected(self, job: Job) -> float:
         return min(job.max_tokens, self._typical.get(job.record.tenant.name, job.max_tokens / 2))
@@ -132,15 +157,33 @@ class Relay:
         self._typical[tenant] = typical + _MEMORY * (tokens - typical)
 
 
+def _restarting() -> Rejected:
+    """For a request that the engine has not seen: it is safe to send again, which 502 does not say."""
+    return Rejected(503, "engine_restarting", "the engine is being started again; try again in a moment", _RESTART_S)
+
+
 async def _chunks(parts: tuple[bytes | memoryview, ...]) -> AsyncIterator[bytes | memoryview]:
     for part in parts:
         if part:
             yield part
 
 
-async def _send(send: Send, data: bytes, *, more: bool = True) -> None:
-    async with asyncio.timeout(_STALL_S):
-        await send({"type": "http.response.body", "body": data, "more_body": more})
+class _Reader:
+    """A client that may be slow, but not for ever by reading a little now and then."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._left = send, _STALL_S
+
+    async def take(self, data: bytes, *, more: bool = True) -> None:
+        """Give it some, once it has read enough of what came before.
+
+        Raises:
+            TimeoutError: its time is up.
+        """
+        began = monotonic()
+        async with asyncio.timeout(self._left):
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._left -= monotonic() - began
 
 
 def _start(answer: aiohttp.ClientResponse, kind: str, *, demo: bool, length: int | None = None) -> dict[str, object]:

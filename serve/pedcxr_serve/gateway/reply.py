@@ -7,6 +7,9 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
+from ..refusals import Refusal
+from .frame import IMAGE_URL
+
 RETRY_AFTER_S = 2
 
 
@@ -53,6 +56,12 @@ def unauthorized() -> Response:
 def refused(message: str, param: str | None, code: str, status: int) -> Response:
     """A request that the policy does not serve."""
     return error(status, message, kind="invalid_request_error", code=code, param=param)
+
+
+def film_refused(refusal: Refusal) -> Response:
+    """A film that the engine's plugin does not take."""
+    kind = "invalid_request_error" if refusal.status < 500 else "server_error"
+    return error(refusal.status, refusal.message, kind=kind, code=refusal.code, param=IMAGE_URL)
 
 
 def rejected(message: str, code: str, status: int, retry_after: int) -> Response:
@@ -103,6 +112,11 @@ def no_room() -> Response:
         code="no_room",
         headers={"Retry-After": str(RETRY_AFTER_S), "Connection": "close"},
     )
+
+
+def failed() -> Response:
+    """500, which nobody should ever see."""
+    return error(500, "the gateway failed; its log has the request id", kind="server_error", code="internal")
 
 
 def aborted() -> Response:

@@ -15,6 +15,9 @@ from .book import Book
 from .gate import Gate
 from .meter import Meter
 from .policy import Rules
+from .pulse import Pulse
+from .rate import Rate
+from .tls import Tls
 from .usage import UsageStore
 
 
@@ -26,6 +29,7 @@ class Metrics:
     requests: Counter
     in_flight: Gauge
     ready: Gauge
+    restarts: Counter
 
     @classmethod
     def create(cls) -> Metrics:
@@ -37,6 +41,7 @@ class Metrics:
             Counter("pedcxr_requests", "Requests answered, by route and HTTP status.", labels, registry=registry),
             Gauge("pedcxr_requests_in_flight", "Requests being forwarded to the engine.", registry=registry),
             Gauge("pedcxr_ready", "1 while reports are accepted.", registry=registry),
+            Counter("pedcxr_engine_restarts", "Engines that ended or hung.", ("reason",), registry=registry),
         )
 
 
@@ -49,12 +54,18 @@ class State:
     rules: what a request may ask for.
     book: the tenants.
     gate: who is next.
+    rate: requests a minute.
     bodies: how much memory requests may take.
     usage: tokens by tenant and day.
     audit: where a line a request is kept, or None.
+    tls: certificate and key of the public port, or None for plain HTTP.
     image_tokens: that a film takes in the prompt.
+    image_size: width and height that the model's processor stretches a film to.
+    revision: of the checkpoint (`pedcxr_serve.revision`), or None where nobody said.
     stage: what the server is doing, in words, until it is ready and when it stops.
     ready: whether reports are accepted.
+    engine_up: whether those accepted can be sent on; stays true while the server drains.
+    pulse: the engine's signs of life.
     in_flight: requests waiting their turn or being forwarded.
     """
 
@@ -64,12 +75,18 @@ class State:
     rules: Rules = field(default_factory=lambda: Rules("pedcxr-demo", 500))
     book: Book = field(default_factory=lambda: Book(None))
     gate: Gate = field(default_factory=lambda: Gate(Admission(64, max_waiting=1024, max_wait_s=120)))
+    rate: Rate = field(default_factory=Rate)
     bodies: Bodies = field(default_factory=lambda: Bodies(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
+    tls: Tls | None = None
     image_tokens: int = 256
+    image_size: tuple[int, int] = (896, 896)
+    revision: str | None = None
     stage: str = "starting"
     ready: bool = False
+    engine_up: bool = True
+    pulse: Pulse = field(default_factory=Pulse)
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: Metrics = field(default_factory=Metrics.create)
@@ -77,8 +94,23 @@ class State:
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.metrics.registry, self.usage)
+        self.rate.register(self.metrics.registry)
+        if self.tls is not None:
+            self.tls.register(self.metrics.registry)
 
     def set_ready(self, ready: bool, stage: str) -> None:
         """Open or close the door; ``stage`` tells a refused client why."""
         self.ready, self.stage = ready, stage
         self.metrics.ready.set(int(ready))
+
+    def reload(self) -> None:
+        """Read tenants and certificate again, as SIGHUP asks; what is broken stays as it was."""
+        self.book.reload()
+        if self.tls is not None:
+            self.tls.reload()
+
+    def look(self) -> None:
+        """Read those again whose files have changed."""
+        self.book.look()
+        if self.tls is not None:
+            self.tls.look()
