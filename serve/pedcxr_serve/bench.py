@@ -11,9 +11,7 @@ import argparse
 import asyncio
 import base64
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,12 +26,15 @@ from tqdm import tqdm
 
 from pedcxr_client import prompt
 
-from . import checkpoint, cli, device, plan, warmup
+from . import bench_starts, cli
+from .bench_load import Films, Sender, one
+from .bench_process import processor_s
 from .demo import CHECKPOINT, MODEL_NAME, phantom, quick_start, report
 from .local import LocalServer, server
 
 _FIRST_SEED = 8_000_000  # training draws from lower seeds
 _CHAT = "/v1/chat/completions"
+_LARGE = (810, 730)  # a phantom of that size makes a body of 0.5 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One load: the medians over its rounds."""
+    """One load: the medians over its rounds; ``processor_ms`` of the gateway's processor time a report."""
 
     in_flight: int
     gateway: float
     bare: float
     right: float
+    processor_ms: float
 
     @property
     def ratio(self) -> float:
@@ -74,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pedcxr_serve.bench", description=__doc__)
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 32, 64], help="reports in flight at once")
     parser.add_argument("--rounds", type=int, default=5, help="rounds a load, gateway and bare engine in turns")
+    parser.add_argument("--pairs", type=int, default=60, help="streams to compare the times to the first word of")
     parser.add_argument("--starts", type=int, default=2, help="starts to compare with bare vLLM's; 0 leaves it out")
     parser.add_argument("--skip-quick-start", action="store_true", help="leave transformers out")
     args = parser.parse_args(own)
@@ -82,12 +85,13 @@ def main() -> None:
         cards = [] if args.skip_quick_start else [quick_start_run(seeds, Path(folder))]
         sockets = Path(folder, "run")
         with server("--socket-dir", str(sockets), *flags) as running:
-            rows = uvloop.run(_rows(running, sockets, seeds, args.loads, args.rounds))
+            rows, waits = uvloop.run(_measured(running, sockets, seeds, args))
             ready = [running.seconds]
         cards += [] if args.skip_quick_start else [quick_start_run(seeds, Path(folder))]
         _print_rows(rows, cards)
+        _print_waits(waits)
         if args.starts:
-            _print_starts(_starts(args.starts, Path(folder), flags), ready)
+            bench_starts.show(bench_starts.pairs(args.starts, Path(folder), flags), ready)
 
 
 def films(seeds: Iterator[int], number: int) -> list[Film]:
@@ -133,9 +137,9 @@ def quick_start_run(seeds: Iterator[int], folder: Path, number: int = 40) -> Run
     return Run(number / answers.seconds, right, number)
 
 
-async def _rows(
-    running: LocalServer, folder: Path, seeds: Iterator[int], loads: Sequence[int], rounds: int
-) -> list[Row]:
+async def _measured(
+    running: LocalServer, folder: Path, seeds: Iterator[int], args: argparse.Namespace
+) -> tuple[list[Row], list[tuple[float, float]]]:
     bare = aiohttp.UnixConnector(str(folder / "engine.sock"), limit=0)
     public = aiohttp.TCPConnector(limit=0)
     async with (
@@ -143,86 +147,74 @@ async def _rows(
         aiohttp.ClientSession("http://engine", connector=bare) as engine,
     ):
         await measure(gateway, films(seeds, 64), 32)  # the first requests at a batch size are slower
-        rows = []
-        with tqdm(total=2 * rounds * len(loads), unit="run", disable=None) as bar:
-            for in_flight in loads:
-                number = max(12, 3 * in_flight)
-                runs: dict[aiohttp.ClientSession, list[Run]] = {gateway: [], engine: []}
-                for turn in range(rounds):
-                    for session in (gateway, engine) if turn % 2 else (engine, gateway):
-                        runs[session].append(await measure(session, films(seeds, number), in_flight))
-                        bar.update()
-                rows.append(_row(in_flight, runs[gateway], runs[engine]))
-        return rows
+        rows = await _rows(gateway, engine, running.process.pid, seeds, args.loads, args.rounds)
+        return rows, await _waits(gateway, engine, Films([next(seeds)], size=_LARGE), args.pairs)
 
 
-def _row(in_flight: int, gateway: list[Run], bare: list[Run]) -> Row:
-    runs = gateway + bare
-    right = sum(run.right for run in runs) / sum(run.count for run in runs)
-    middle = [statistics.median(run.per_second for run in path) for path in (gateway, bare)]
-    return Row(in_flight, middle[0], middle[1], right)
+async def _rows(
+    gateway: aiohttp.ClientSession,
+    engine: aiohttp.ClientSession,
+    pid: int,
+    seeds: Iterator[int],
+    loads: Sequence[int],
+    rounds: int,
+) -> list[Row]:
+    rows = []
+    with tqdm(total=2 * rounds * len(loads), unit="run", disable=None) as bar:
+        for in_flight in loads:
+            number = max(12, 3 * in_flight)
+            runs: dict[aiohttp.ClientSession, list[Run]] = {gateway: [], engine: []}
+            before = processor_s(pid)
+            for turn in range(rounds):
+                for session in (gateway, engine) if turn % 2 else (engine, gateway):
+                    runs[session].append(await measure(session, films(seeds, number), in_flight))
+                    bar.update()
+            spent = (processor_s(pid) - before) / (rounds * number)
+            rows.append(_row(in_flight, runs[gateway], runs[engine], spent))
+    return rows
 
 
-def _starts(number: int, folder: Path, flags: Sequence[str]) -> list[tuple[float, float]]:
-    """Seconds from start to ready, of pedcxr-serve and of bare vLLM with the same arguments, in turns."""
-    found = []
-    for _ in tqdm(range(number), desc="starts", unit="pair", disable=None):
-        with server(*flags) as running:
-            ours = running.seconds
-        found.append((ours, _bare_start(folder, flags)))
+async def _waits(
+    gateway: aiohttp.ClientSession, engine: aiohttp.ClientSession, large: Films, pairs: int
+) -> list[tuple[float, float]]:
+    """Seconds to the first word of streams with bodies of 0.5 MB, one at a time: gateway and bare engine in turns."""
+    asked, found = Sender("bench", key="", max_tokens=8), []
+    for turn in tqdm(range(pairs), "first words", unit="pair", disable=None):
+        order = (gateway, engine) if turn % 2 else (engine, gateway)
+        took = {session: (await one(session, asked, large)).ttft for session in order}
+        found.append((took[gateway], took[engine]))
     return found
 
 
-def _bare_start(folder: Path, flags: Sequence[str]) -> float:
-    """Seconds until stock vLLM answers /health: no plugin, no supervisor, no gateway, no warm-up report."""
-    socket = folder / "bare.sock"
-    made = plan.make(
-        checkpoint.inspect(CHECKPOINT),
-        device.detect(),
-        cli.parse(["start", *flags]),
-        model_dir=CHECKPOINT,
-        socket=socket,
-    )
-    env = {**os.environ, **dict(made.env), "VLLM_PLUGINS": ""}
-    del env["VLLM_MEDIA_CONNECTOR"]
-    code = "import sys; from pedcxr_serve.vllm_main import stock; stock(sys.argv[1:])"
-    command = [sys.executable, "-c", code, *made.argv]
-    start = time.perf_counter()
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # noqa: S603
-        try:
-            uvloop.run(_answers(socket))
-            return time.perf_counter() - start
-        finally:
-            process.terminate()
-
-
-async def _answers(socket: Path) -> None:
-    async with aiohttp.ClientSession("http://engine", connector=aiohttp.UnixConnector(str(socket))) as session:
-        while not await warmup.healthy(session):
-            await asyncio.sleep(0.1)
+def _row(in_flight: int, gateway: list[Run], bare: list[Run], spent_s: float) -> Row:
+    runs = gateway + bare
+    right = sum(run.right for run in runs) / sum(run.count for run in runs)
+    middle = [statistics.median(run.per_second for run in path) for path in (gateway, bare)]
+    return Row(in_flight, middle[0], middle[1], right, 1e3 * spent_s)
 
 
 def _print_rows(rows: Sequence[Row], cards: Sequence[Run]) -> None:
     base = statistics.mean(card.per_second for card in cards) if cards else None
-    print("\nreports a second; medians, gateway and bare engine in turns")
-    print(f"{'at once':>8} {'gateway':>9} {'bare':>9} {'gateway/bare':>13} {'x quick start':>14} {'as drawn':>9}")
+    print("\nreports a second; medians, gateway and bare engine in turns; processor time of the gateway a report")
+    names = ("gateway", "bare", "gateway/bare", "x quick start", "as drawn", "gateway ms")
+    print(f"{'at once':>8}", *(f"{name:>{len(name) + 2}}" for name in names))
     for row in rows:
+        rate, bare, ratio = f"{row.gateway:.1f}", f"{row.bare:.1f}", f"{row.ratio:.2f}"
         times = f"{row.gateway / base:.1f}" if base else "-"
-        print(
-            f"{row.in_flight:>8} {row.gateway:>9.1f} {row.bare:>9.1f} {row.ratio:>13.2f} {times:>14} {row.right:>9.1%}"
-        )
+        found = (rate, bare, ratio, times, f"{row.right:.1%}", f"{row.processor_ms:.2f}")
+        print(f"{row.in_flight:>8}", *(f"{value:>{len(name) + 2}}" for value, name in zip(found, names, strict=True)))
     for card, when in zip(cards, ("before", "after"), strict=False):
         print(
             f"transformers' quick start, {when}: {card.per_second:.2f} a second, {card.right} of {card.count} as drawn"
         )
 
 
-def _print_starts(pairs: Sequence[tuple[float, float]], first: Sequence[float]) -> None:
-    print("\nseconds from start to ready: pedcxr-serve, with a warm-up report; bare vLLM, to its first /health")
-    for seconds in first:
-        print(f"{seconds:>8.1f}        -")
-    for ours, bare in pairs:
-        print(f"{ours:>8.1f} {bare:>8.1f}")
+def _print_waits(waits: Sequence[tuple[float, float]]) -> None:
+    if not waits:
+        return
+    gateway, bare = (1e3 * statistics.median(path) for path in zip(*waits, strict=True))
+    print(f"time to the first word with bodies of 0.5 MB, one at a time, medians of {len(waits)}, in ms")
+    print(f"    gateway {gateway:.1f}, bare {bare:.1f}: {gateway - bare:+.1f}, at most 3 wanted")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""An engine that answers at once, for measuring what stands before it: HTTP by hand, so that it costs next to nothing.
+
+A text among the request's ``stop`` tells it how to answer: ``pace`` streams events at a set rate, ``idle`` one every
+ten seconds, ``wait`` answers in one piece after three seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import cast
+
+EVENTS = 400
+"""Of a stream in one burst."""
+PACE = 30
+"""Events a second of a paced stream."""
+PACED_EVENTS = 120
+_WAIT_S = 3.0
+_IDLE_S = 10.0
+
+
+async def serve(socket: Path) -> None:
+    """Answer on a Unix socket until cancelled."""
+    server = await asyncio.get_running_loop().create_unix_server(_Instant, socket, backlog=2048)
+    socket.with_suffix(".up").touch()
+    await server.serve_forever()
+
+
+class _Instant(asyncio.Protocol):
+    """Answers when the last byte of a body is in."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self._head, self._missing = b"", -1
+
+    def data_received(self, data: bytes) -> None:
+        if self._missing < 0:
+            self._head += data
+            head, end, rest = self._head.partition(b"\r\n\r\n")
+            if not end:
+                return
+            self._missing = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+            self._tail, data = b"", rest
+        self._missing -= len(data)
+        self._tail = (self._tail + data)[-2000:]
+        if self._missing == 0:
+            self._answer()
+
+    def _answer(self) -> None:
+        if b'"wait"' in self._tail:
+            asyncio.get_running_loop().call_later(_WAIT_S, self._write, _WHOLE)
+        elif b'"pace"' in self._tail:
+            self._transport.write(_OPEN)
+            self._pace(PACED_EVENTS, 1 / PACE)
+        elif b'"idle"' in self._tail:
+            self._transport.write(_OPEN)
+            self._pace(PACED_EVENTS, _IDLE_S)
+        else:
+            self._write(_STREAM if b'"stream":true' in self._tail else _WHOLE)
+
+    def _pace(self, left: int, gap_s: float) -> None:
+        if not left:
+            self._write(_END)
+        elif not self._transport.is_closing():
+            self._transport.write(_WORD)
+            asyncio.get_running_loop().call_later(gap_s, self._pace, left - 1, gap_s)
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+        self._transport.close()
+
+
+def _http(kind: bytes, data: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    return head % (kind, len(data)) + data
+
+
+_USAGE = {"prompt_tokens": 300, "completion_tokens": EVENTS, "total_tokens": 300 + EVENTS}
+_CHUNK = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1, "model": "bench"}
+
+
+def _event(*choices: object, **more: object) -> bytes:
+    return b"data: " + json.dumps({**_CHUNK, "choices": choices, **more}, separators=(",", ":")).encode() + b"\n\n"
+
+
+_WORD = _event({"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None})
+_END = _event({"index": 0, "delta": {}, "finish_reason": "stop"}) + _event(usage=_USAGE) + b"data: [DONE]\n\n"
+_STREAM = _http(b"text/event-stream", _WORD * EVENTS + _END)
+_OPEN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
+_CHOICE = {"index": 0, "message": {"role": "assistant", "content": "word " * EVENTS}, "finish_reason": "stop"}
+_WHOLE = _http(b"application/json", json.dumps({**_CHUNK, "choices": [_CHOICE], "usage": _USAGE}).encode())

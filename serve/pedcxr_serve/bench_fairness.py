@@ -1,0 +1,204 @@
+"""``make bench-fairness``: how a real engine is shared, beside first come first served, in turns in one run.
+
+First come first served is the same engine under the same load behind a second gateway that has no tenants.
+Service is image + prompt + 2 x output tokens by the engine's count, of requests that ended in the window, which begins
+when the first of them are through. A benchmark says what it found and fails for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import aiohttp
+import uvloop
+from tqdm import tqdm
+
+from . import bench_line, checkpoint, cli, device, keys, plan
+from .bench_load import Films, Sample, Sender, run
+from .demo import CHECKPOINT
+from .local import LocalServer, server
+
+_SEEDS = range(8_200_000, 8_200_064)  # training draws from lower ones
+_LEAD_S = 4.0
+_SHORT, _LONG = 15, 500  # a report has 29 to 79 tokens, 45 in the mean; three times 15
+_EVERY_S = 2.0
+_WEIGHTS = {"team": 1, "flood": 1, "triple": 3, "light": 1}
+
+
+@dataclass(slots=True)
+class Found:
+    """What every window gave."""
+
+    equal: list[float] = field(default_factory=list)  # the share of the one who sends less
+    equal_first_come: list[float] = field(default_factory=list)
+    triple: list[float] = field(default_factory=list)
+    rate: list[float] = field(default_factory=list)  # service a second of all
+    rate_first_come: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)  # seconds to the first word of the light tenant
+    flooded: list[float] = field(default_factory=list)
+    flooded_first_come: list[float] = field(default_factory=list)
+    least_waiting: float = float("inf")  # of either sender, at any look while shares were measured
+    cache_hits: float = 0.0  # must be 0: no film is sent twice
+
+
+def main() -> None:
+    """Run the benchmark and print its table. Words after ``--`` go to ``pedcxr-serve start``."""
+    own, flags = cli.split(sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="python -m pedcxr_serve.bench_fairness", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all windows")
+    parser.add_argument("--seconds", type=float, default=20, help="of a window")
+    args = parser.parse_args(own)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shown = _tenants(folder / "tenants.toml")
+        socket = folder / "run" / "engine.sock"
+        with server("--tenants", str(folder / "tenants.toml"), "--socket-dir", str(socket.parent), *flags) as running:
+            slots = plan.make(
+                checkpoint.inspect(CHECKPOINT),
+                device.detect(),
+                cli.parse(["start", *flags]),
+                model_dir=CHECKPOINT,
+                socket=socket,
+            ).max_num_seqs
+            with bench_line.first_come(socket, slots, folder) as line:
+                before = os.getloadavg()
+                found = uvloop.run(_measure(running, line, shown, args.rounds, args.seconds))
+    _print(found, before)
+
+
+def _tenants(path: Path) -> dict[str, str]:
+    """Write a tenants file; its keys by name."""
+    shown = {name: keys.new(path, name) for name in _WEIGHTS}
+    text = path.read_text()
+    for name, weight in _WEIGHTS.items():
+        text = text.replace(f"[tenant.{name}]\n", f"[tenant.{name}]\nweight = {weight}\nmax_concurrent = 1024\n")
+    path.write_text(text)
+    return shown
+
+
+async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], rounds: int, seconds: float) -> Found:
+    team = Sender("team", shown["team"], at_once=96, max_tokens=_SHORT)
+    triple = replace(team, key=shown["triple"])
+    flood = Sender("flood", shown["flood"], at_once=384, max_tokens=_LONG)
+    light = Sender("light", shown["light"], every_s=_EVERY_S, max_tokens=_LONG)
+    films, found = Films(_SEEDS), Found()
+    async with (
+        aiohttp.ClientSession(running.root, connector=aiohttp.TCPConnector(limit=0)) as fair,
+        aiohttp.ClientSession(line_url, connector=aiohttp.TCPConnector(limit=0)) as line,
+    ):
+        bar = tqdm(total=6 * rounds, unit="window", disable=None)
+
+        async def window(session: aiohttp.ClientSession, *senders: Sender) -> list[Sample]:
+            begun = time.perf_counter() + _LEAD_S
+            samples = await run(session, senders, films, _LEAD_S + seconds)
+            bar.update()
+            return [sample for sample in samples if sample.done >= begun]
+
+        async def backlogged(one: Sender, other: Sender) -> list[Sample]:
+            tenants = [name for name, key in shown.items() if key in (one.key, other.key)]
+            watch = asyncio.create_task(_watch(fair, running.metrics_url, tenants, found))
+            samples = await window(fair, one, other)
+            watch.cancel()
+            return samples
+
+        await run(fair, [team], films, _LEAD_S)  # the first requests at a batch size are slower
+        before = _cache_hits(await _page(fair, running.metrics_url))
+        for _ in range(rounds):
+            samples = await backlogged(team, flood)
+            found.equal.append(_share(samples))
+            found.rate.append(_service(samples) / seconds)
+            samples = await window(line, team, flood)
+            found.equal_first_come.append(_share(samples))
+            found.rate_first_come.append(_service(samples) / seconds)
+            found.triple.append(_share(await backlogged(triple, flood)))
+            found.alone += _waits(await window(fair, light))
+            found.flooded += _waits(await window(fair, light, flood))
+            found.flooded_first_come += _waits(await window(line, light, flood))
+        found.cache_hits = _cache_hits(await _page(fair, running.metrics_url)) - before
+        bar.close()
+    return found
+
+
+async def _watch(session: aiohttp.ClientSession, url: str, tenants: Sequence[str], found: Found) -> None:
+    """Look now and then whether all of them wait."""
+    await asyncio.sleep(_LEAD_S)
+    while True:
+        page = await _page(session, url)
+        for tenant in tenants:
+            (waiting,) = re.findall(rf'^pedcxr_tenant_waiting{{tenant="{tenant}"}} (\S+)$', page, re.MULTILINE)
+            found.least_waiting = min(found.least_waiting, float(waiting))
+        await asyncio.sleep(2)
+
+
+async def _page(session: aiohttp.ClientSession, url: str) -> str:
+    async with session.get(url) as answer:
+        return await answer.text()
+
+
+def _cache_hits(page: str) -> float:
+    return sum(map(float, re.findall(r"^vllm:(?:mm|prefix)_cache_hits_total\S* (\S+)$", page, re.MULTILINE)))
+
+
+def _service(samples: Sequence[Sample]) -> float:
+    return sum(sample.cost for sample in samples)
+
+
+def _share(samples: Sequence[Sample]) -> float:
+    return _service([sample for sample in samples if sample.who == "team"]) / _service(samples)
+
+
+def _waits(samples: Sequence[Sample]) -> list[float]:
+    return [sample.ttft for sample in samples if sample.who == "light"]
+
+
+def _p95(seconds: Sequence[float]) -> float:
+    return statistics.quantiles(seconds, n=20, method="inclusive")[18] if len(seconds) > 1 else float("nan")
+
+
+def _print(found: Found, before: tuple[float, float, float]) -> None:
+    median = statistics.median
+    alone, flooded, first_come = _p95(found.alone), _p95(found.flooded), _p95(found.flooded_first_come)
+    ratios = [fair / line for fair, line in zip(found.rate, found.rate_first_come, strict=True)]
+    print(f"\n{'':58}{'target':>12}{'measured':>10}{'first come first served':>26}")
+    for name, target, value, other in (
+        ("share of service, the other sends 4 x as many, 3 x as long", "50 +- 5 %", f"{median(found.equal):.1%}",
+         f"{median(found.equal_first_come):.1%}"),
+        ("the same with three times its weight", "75 +- 5 %", f"{median(found.triple):.1%}", "-"),
+        ("p95 TTFT of a film every 2 s under a flood, x its own", "<= 2", f"{flooded / alone:.2f}",
+         f"{first_come / alone:.2f}"),
+        ("throughput, x first come first served", ">= 0.97", f"{median(ratios):.3f}", "1"),
+    ):  # fmt: skip
+        print(f"{name:58}{target:>12}{value:>10}{other:>26}")
+    print(
+        f"\nlight tenant's TTFT, median and p95 in ms: alone {1e3 * median(found.alone):.0f} and {1e3 * alone:.0f}, "
+        f"flooded {1e3 * median(found.flooded):.0f} and {1e3 * flooded:.0f}, first come first served "
+        f"{1e3 * median(found.flooded_first_come):.0f} and {1e3 * first_come:.0f}; "
+        f"{len(found.alone)}, {len(found.flooded)} and {len(found.flooded_first_come)} films"
+    )
+    for name, values in (
+        ("share", found.equal),
+        ("share, first come first served", found.equal_first_come),
+        ("share at 3:1", found.triple),
+        ("throughput, x first come first served", ratios),
+        ("service a second", found.rate),
+    ):
+        print(f"each round: {name:40}", *(f"{value:.4g}" for value in values))
+    print(
+        f"least requests waiting, of either, while shares were measured: {found.least_waiting:.0f} (0: no backlog); "
+        f"cache hits: {found.cache_hits:.0f} (none is meant to be)"
+    )
+    print(f"load average before and after: {before[0]:.1f}, {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    main()
