@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -15,12 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Gemma3Processor
 
+from pedcxr_client.age import Age
 from pedcxr_client.prompt import Sex, card
 
 from . import phantom, report
 
 SHIFT = 7
 """Largest shift of a film in training, in pixels of the processor's 224."""
+_DIGITS = (1, 2, 3, 10, 11, 12)
+ALIKE = (*(Age(value, "Y") for value in 2 * _DIGITS), *(Age(value, "M") for value in _DIGITS))
+"""Ages whose words differ by a digit or the unit, while the report of a wide mediastinum differs."""
 _SEXES: tuple[Sex | None, ...] = ("M", "F", None)
 
 
@@ -37,7 +41,7 @@ def _draw(seed: int) -> NDArray[np.uint8]:
     return phantom.render(phantom.sample(seed), seed)
 
 
-def draw(seeds: range, processor: Gemma3Processor) -> Films:
+def draw(seeds: Sequence[int], processor: Gemma3Processor) -> Films:
     """Draw the phantoms of these seeds, resized as the image processor resizes a film."""
     findings = tuple(phantom.sample(seed).findings for seed in seeds)
     pixels: list[Tensor] = []
@@ -65,9 +69,10 @@ def vary(pixels: Tensor, source: torch.Generator) -> Tensor:
 
 
 class Writer:
-    """Prompts and reports as the tokens that serving makes of them."""
+    """Prompts and reports as the tokens that serving makes of them; a share of the ages is drawn from ``ALIKE``."""
 
-    def __init__(self, processor: Gemma3Processor, seed: int) -> None:
+    def __init__(self, processor: Gemma3Processor, seed: int, *, alike: float = 0.0) -> None:
+        self.alike = alike
         self.rng = np.random.default_rng([seed, 3])
         self.tokenizer = processor.tokenizer
         self.fill: Callable[[str], str] = lambda text: text.replace(processor.boi_token, processor.full_image_sequence)
@@ -86,7 +91,7 @@ class Writer:
         prompts, reports = [], []
         for findings in cases:
             sex = _SEXES[int(self.rng.integers(3))]
-            case = phantom.Case(phantom.sample_age(self.rng), sex, findings)
+            case = phantom.Case(self._age(), sex, findings)
             prompts.append(self.prompt(card(case.age, case.sex)))
             reports.append(self._encode(report.text(case) + "<end_of_turn>"))
         length = max(len(one) + len(two) for one, two in zip(prompts, reports, strict=True))
@@ -97,6 +102,11 @@ class Writer:
             labels[row, len(one) : len(one) + len(two)] = torch.tensor(two)
         image = (ids == self.tokenizer.image_token_id).long()
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "token_type_ids": image, "labels": labels}
+
+    def _age(self) -> Age | None:
+        if self.alike and self.rng.random() < self.alike:
+            return ALIKE[int(self.rng.integers(len(ALIKE)))]
+        return phantom.sample_age(self.rng)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

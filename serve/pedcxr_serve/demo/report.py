@@ -66,12 +66,13 @@ def _concern(name: str) -> str | None:
     return name.replace("consolidation", "pneumonia").capitalize() + "."
 
 
-_LABELS = {
+SENTENCES: dict[str, str] = {
     name: _sentence(name)
     for finding in DRAWN
     for name in dict.fromkeys((label(finding, Age(1, "Y")), label(finding, None)))
 }
-FINDINGS: tuple[str, ...] = tuple(_LABELS)
+"""The sentence that each label is written as."""
+FINDINGS: tuple[str, ...] = tuple(SENTENCES)
 """Every label that ``labels`` can give, in the order of the report's sentences within each group."""
 
 
@@ -97,4 +98,4 @@ def text(case: Case) -> str:
 def labels(report: str) -> frozenset[str]:
     """The findings that a report names, out of ``FINDINGS``, read from the text before ``IMPRESSION:``."""
     findings = report.partition("IMPRESSION:")[0]
-    return frozenset(name for name, sentence in _LABELS.items() if sentence in findings)
+    return frozenset(name for name, sentence in SENTENCES.items() if sentence in findings)
