@@ -21,7 +21,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from pedcxr_serve import cli, config, server
+from pedcxr_serve import cli, config, supervisor
 from pedcxr_serve._errors import CheckpointError, ConfigError
 from pedcxr_serve.gateway.serve import FLUSH_S
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 GATEWAY = config.GatewayConfig()
-STOP_S = GATEWAY.drain_s + server._STOP_GRACE_S + 2 * FLUSH_S
+STOP_S = GATEWAY.drain_s + supervisor._STOP_GRACE_S + 2 * FLUSH_S
 CONFIG = "/etc/pedcxr/serve.toml"
 HOME = "/var/lib/pedcxr"
 DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]

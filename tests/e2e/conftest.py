@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
 from pedcxr_client import prompt
 from pedcxr_client.age import Age
+from pedcxr_serve import audit, keys
 from pedcxr_serve.demo import CHECKPOINT, phantom, quick_start
 from pedcxr_serve.local import LocalServer, server
 
-from .support import FILMS
+from .support import FILMS, family, title
 
 PHANTOMS = 100
 UNSEEN = 9_000_000  # training and its own evaluation draw from lower seeds
@@ -39,6 +42,77 @@ def running() -> Iterator[LocalServer]:
     """The one server that most tests share."""
     with server() as ready:
         yield ready
+
+
+TEAMS = """
+[tenant.ward]
+[tenant.clinic]
+may_sample = true
+[tenant.narrow]
+models = ["another"]
+[tenant.small]
+tokens_per_day = 100
+"""
+
+
+@dataclass(frozen=True)
+class Teams:
+    """A server with tenants, everything told at DEBUG, and its files.
+
+    Attributes:
+        keys: by tenant.
+        folder: holds tenants.toml, usage.sqlite and audit.jsonl.
+    """
+
+    server: LocalServer
+    keys: dict[str, str]
+    folder: Path
+    audit_key: str
+
+    def client(self, tenant: str) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.keys[tenant]}"}
+        return httpx.Client(base_url=self.server.root, headers=headers, timeout=120, verify=False, trust_env=False)
+
+    def metrics(self) -> str:
+        return httpx.get(self.server.metrics_url, timeout=30).text
+
+
+@pytest.fixture(scope="session")
+def shared_by_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teams]:
+    """The one server of all tests of tenants; blocks of 32, so that a film and its prompt fill some."""
+    folder = tmp_path_factory.mktemp("teams")
+    path = folder / "tenants.toml"
+    path.write_text(TEAMS)
+    made = {name: keys.new(path, name) for name in ("ward", "clinic", "narrow", "small")}
+    secret = os.urandom(32).hex()
+    flags = ("--tenants", str(path), "--audit-log", str(folder / "audit.jsonl"), "--log-level", "debug")
+    with server(*flags, "--block-size", "32", env={audit.KEY_VARIABLE: secret}) as ready:
+        yield Teams(ready, made, folder, secret)
+
+
+@pytest.fixture(scope="session")
+def engine(shared_by_two: Teams) -> Iterator[httpx.Client]:
+    """The way past the gateway, which only the server's own user has: the private socket."""
+    [path] = {
+        words[words.index("--uds") + 1]
+        for pid in family(shared_by_two.server.process.pid)
+        if "--uds" in (words := title(pid).split("\0"))
+    }
+    assert Path(path).is_socket()
+    assert Path(path).parent.stat().st_mode & 0o777 == 0o700
+    with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://engine", timeout=120) as client:
+        yield client
+
+
+@pytest.fixture
+def ending(shared_by_two: Teams) -> Teams:
+    """The same, for the tests that end it, which run last."""
+    return shared_by_two
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the server of tenants last, and of them last those that end it: no more than two engines at once."""
+    items.sort(key=lambda item: sum(name in getattr(item, "fixturenames", ()) for name in ("shared_by_two", "ending")))
 
 
 @pytest.fixture(scope="session")

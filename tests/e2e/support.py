@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 COMMAND = str(Path(sys.executable).parent / "pedcxr-serve")
@@ -30,6 +34,32 @@ def title(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return ""
+
+
+@contextmanager
+def held_still(pid: int) -> Iterator[None]:
+    """The engine of a server, stopped in its tracks for the length of the block: nothing in work can end meanwhile."""
+    [core] = [child for child in family(pid) if "EngineCore" in title(child)]
+    os.kill(core, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(core, signal.SIGCONT)
+
+
+def listening(pids: set[int]) -> list[str]:
+    """Addresses, as /proc/net/tcp writes them, on which any of the processes listens."""
+    sockets = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                sockets.add(fd.readlink().name)
+            except OSError:
+                continue
+    lines = [
+        line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
 
 
 def _parents() -> dict[int, int]:

@@ -19,6 +19,7 @@ import pytest
 from pedcxr_serve.demo import CHECKPOINT
 from pedcxr_serve.local import LocalServer, server
 
+from . import drill
 from .conftest import Study, reference, served, token_ids
 from .flat import save_flat
 from .support import COMMAND, alive, family, title
@@ -97,9 +98,24 @@ def _cached_prefix_inside_the_image(running: LocalServer, phantoms: list[Study])
     assert [token_ids(answer) for answer in served(running.url, again, 1)] == expected
 
 
-def test_an_engine_that_dies_takes_the_server_down() -> None:
+def test_an_engine_that_dies_is_started_again() -> None:
+    """And, once no restart is left, takes the server down. `make drill` does it ten times."""
     before = leftovers()
-    with server() as running:
+    with server("--restart-wait-s", "1") as running:
+        [one] = drill.rounds(running, 1)
+        print(one.row(1))
+        assert one.failures == []
+        metrics = httpx.get(running.metrics_url).text
+        assert 'pedcxr_engine_restarts_total{reason="ended"} 1.0' in metrics
+        pids = family(running.process.pid)
+        assert running.stop(signal.SIGTERM) == 0
+    assert alive(pids) == set()
+    assert leftovers() - before == set()
+
+
+def test_an_engine_that_dies_takes_the_server_down_if_so_wanted() -> None:
+    before = leftovers()
+    with server("--restarts", "0") as running:
         pids = family(running.process.pid)
         [engine] = [pid for pid in pids if "EngineCore" in title(pid)]
         os.kill(engine, signal.SIGKILL)
@@ -107,7 +123,7 @@ def test_an_engine_that_dies_takes_the_server_down() -> None:
         assert "the engine ended by itself" in running.log.read_text()
         assert "engine | " in running.log.read_text()
     assert alive(pids) == set()
-    assert not [name for name in leftovers() - before if name.startswith("pedcxr-")]
+    assert leftovers() - before == set()
 
 
 def test_a_server_killed_outright_takes_its_engine_with_it() -> None:

@@ -44,7 +44,7 @@ def run(command: list[str], text: str, folder: Path, running: LocalServer) -> st
 
 
 def test_curl(running: LocalServer, folder: Path) -> None:
-    assert RIGHT.replace("\n", "\\n") in run(["bash"], block("sh", "curl -s"), folder, running)
+    assert RIGHT.replace("\n", "\\n") in run(["bash"], block("sh", "# curl"), folder, running)
 
 
 def test_plain_openai(running: LocalServer, folder: Path) -> None:
