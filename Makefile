@@ -6,7 +6,7 @@ READY  := .venv/.ready
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench bench-films bench-gateway lint lock demo-checkpoint clean
+.PHONY: help setup demo test test-fast bench bench-batch bench-client bench-fairness bench-films bench-gateway drill lint lock demo-checkpoint fuzz clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,10 +36,23 @@ test-fast: $(READY)  ## the tests that need no vLLM, in under three minutes
 bench: $(READY)  ## reports a second: the gateway, bare vLLM, transformers
 	@$(RUN) -m pedcxr_serve.bench
 
+bench-fairness: $(READY)  ## how two teams share a real engine, and the wait of a light one under a flood
+	@$(RUN) -m pedcxr_serve.bench_fairness
+
 bench-films: $(READY)  ## milliseconds from a DICOM to wire bytes, and from the naive path
 	@$(RUN) tests/bench/films.py
+
+bench-batch: $(READY)  ## memory of `pedcxr batch` up to 100,000 films
+	@$(RUN) tests/bench/batch.py
+
+bench-client: $(READY)  ## CPU a request of the client, and of the plain SDK
+	@$(RUN) tests/bench/client.py
+
 bench-gateway: $(READY)  ## what the gateway itself costs, in front of an engine that answers at once
 	@$(RUN) -m pedcxr_serve.bench_gateway
+
+drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
+	@$(RUN) -m tests.e2e.drill
 
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .
@@ -50,11 +63,15 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --n
            --custom-compile-command 'make lock'
 lock: $(UV)  ## renew locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
-	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt locks/dev.in -o locks/dev.txt
+	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
 
-demo-checkpoint: $(READY)  ## train the demo checkpoint anew (at most 40 minutes on 2 cores)
+demo-checkpoint: $(READY)  ## train the demo checkpoint anew (less than an hour on 2 cores)
 	@$(RUN) -m pedcxr_serve.demo.train --out serve/pedcxr_serve/demo/checkpoint
+
+MINUTES ?= 10
+fuzz: $(READY)  ## damaged films for MINUTES=10, in a child of 1 GiB: no crash, no hang
+	@$(RUN) tests/client/fuzz.py --minutes $(MINUTES)
 
 clean:  ## remove .venv and caches
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build
