@@ -36,7 +36,9 @@ def argv(
     words = ["serve", str(model_dir), "--uds", str(socket), "--served-model-name", config.served_name]
     words += ["--dtype", dtype, "--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(seqs)]
     words += ["--max-num-batched-tokens", str(batched), "--api-server-count", str(servers)]
-    words += ["--limit-mm-per-prompt", _compact({"image": 1}), "--mm-processor-cache-gb", "1"]
+    # Without the processor's cache: it takes a film as sent to the engine before it is, so that a client that leaves in
+    # between makes the next request for the film fail (vLLM 0.32, MultiModalCacheMissError, which nobody sends again).
+    words += ["--limit-mm-per-prompt", _compact({"image": 1}), "--mm-processor-cache-gb", "0"]
     words += ["--override-generation-config", _compact(generation), "--custom-histogram-buckets", _compact(buckets)]
     # Running and waiting together; the gateway keeps the engine's queue near empty, this only backs it up.
     words += ["--max-num-queued-reqs", str(2 * seqs)]

@@ -18,7 +18,8 @@ from .films import CHAT, Film, body, fresh
 
 pytestmark = pytest.mark.slow
 
-COUNTERS = ("prefix_cache_hits", "prefix_cache_queries", "mm_cache_hits", "mm_cache_queries")
+LEAVERS = 24
+COUNTERS = ("prefix_cache_hits", "prefix_cache_queries")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def clinic(shared_by_two: Teams) -> Iterator[httpx.Client]:
 
 
 def counted(teams: Teams) -> dict[str, float]:
-    """vLLM's own counters, of all its caches that have one."""
+    """vLLM's own counters; its cache of prepared films is off, and that of encoded ones counts nothing."""
     page = teams.metrics()
     return {name: float(re.search(rf"^vllm:{name}_total\{{.*\}} (\S+)$", page, re.M)[1]) for name in COUNTERS}  # type: ignore[index]
 
@@ -57,15 +58,15 @@ def report_of(client: httpx.Client, asked: dict[str, Any] | bytes) -> str:
 
 
 def test_a_film_is_cached_for_its_tenant_alone(shared_by_two: Teams, ward: httpx.Client, clinic: httpx.Client) -> None:
-    """The same bytes, replayed with another key, find nothing; with their own they find both caches warm."""
+    """The same bytes, replayed with another key, find nothing; with their own they find the cache warm."""
     film = fresh()
     asked = json.dumps(film.body()).encode()
     first, cold = moved(shared_by_two, ward, asked)
-    assert (cold["mm_cache_queries"], cold["mm_cache_hits"], cold["prefix_cache_hits"]) == (1, 0, 0)
+    assert cold["prefix_cache_hits"] == 0
     others, replayed = moved(shared_by_two, clinic, asked)
-    assert (replayed["mm_cache_queries"], replayed["mm_cache_hits"], replayed["prefix_cache_hits"]) == (1, 0, 0)
+    assert replayed["prefix_cache_hits"] == 0
     again, warm = moved(shared_by_two, ward, asked)
-    assert warm["mm_cache_hits"] == 1 and warm["prefix_cache_hits"] >= 64
+    assert warm["prefix_cache_hits"] >= 64
     assert first == others == again == film.report
 
 
@@ -87,11 +88,8 @@ def test_nor_by_the_same_film_in_other_wrappings(
     else:
         report_of(clinic, asked)
     after = counted(shared_by_two)
-    assert after["mm_cache_queries"] == before["mm_cache_queries"] + 1
-    assert (after["mm_cache_hits"], after["prefix_cache_hits"]) == (
-        before["mm_cache_hits"],
-        before["prefix_cache_hits"],
-    )
+    assert after["prefix_cache_queries"] > before["prefix_cache_queries"]
+    assert after["prefix_cache_hits"] == before["prefix_cache_hits"]
 
 
 def test_a_prompt_is_cached_for_its_tenant_alone(
@@ -103,12 +101,12 @@ def test_a_prompt_is_cached_for_its_tenant_alone(
     assert moved(shared_by_two, ward, asked)[1]["prefix_cache_hits"] >= 32
 
 
-def test_without_the_gateway_both_caches_are_everybody_s(shared_by_two: Teams, engine: httpx.Client) -> None:
+def test_without_the_gateway_the_cache_is_everybody_s(shared_by_two: Teams, engine: httpx.Client) -> None:
     """What the tests above would see if the gateway named nothing and salted nothing."""
     asked = fresh().body(model="pedcxr-demo", max_tokens=4)
     report_of(engine, asked)
     hits = moved(shared_by_two, engine, asked)[1]
-    assert hits["mm_cache_hits"] == 1 and hits["prefix_cache_hits"] >= 64
+    assert hits["prefix_cache_hits"] >= 64
 
 
 def test_forged_names_and_salts_are_refused(clinic: httpx.Client, ward: httpx.Client) -> None:
@@ -147,6 +145,7 @@ def test_one_request_id_for_two_tenants(shared_by_two: Teams) -> None:
             headers = {"X-Request-Id": "the-same"}
             if not leave:
                 answer = client.post(CHAT, json=film.body(), headers=headers)
+                assert answer.status_code == 200, answer.text
                 text: str = answer.json()["choices"][0]["message"]["content"]
                 return text
             with client.stream("POST", CHAT, json=film.body(stream=True), headers=headers) as answer:
@@ -157,7 +156,17 @@ def test_one_request_id_for_two_tenants(shared_by_two: Teams) -> None:
         for film in films:
             pool.submit(ask, "clinic", film, leave=True)
         texts = [one.result() for one in kept]
-    assert texts == [film.report for film in films for _ in range(2)]
+    assert texts == [text for film in films for text in [ask("ward", film, leave=False)] * 2]
+    assert len(set(texts)) == len(films)
+
+
+def test_who_leaves_while_his_film_is_prepared_costs_the_next_nothing(shared_by_two: Teams, ward: httpx.Client) -> None:
+    """Whatever the engine had done with a film when its sender left, the same film sent again is reported."""
+    for number in range(LEAVERS):
+        film = fresh(number)
+        with shared_by_two.client("ward") as gone, pytest.raises(httpx.ReadTimeout):
+            gone.post(CHAT, json=film.body(), timeout=0.004 * (number + 1))
+        assert report_of(ward, film.body())
 
 
 def test_models_are_those_a_tenant_may_use(shared_by_two: Teams) -> None:
