@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,8 @@ def vllm(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 class Engine:
-    """vLLM in a process group of its own.
+    """vLLM in a process group of its own, with a folder for temporary files that goes when the group does: of a worker
+    that is killed, vLLM 0.32 leaves its rendezvous there (``network_utils.get_file_store_init_method``).
 
     Args:
         command: the program and its arguments; see `vllm`.
@@ -72,7 +74,10 @@ class Engine:
         self._command = tuple(command)
         # The gateway's secrets are none of the engine's business.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PEDCXR_")}
-        self._env = {**inherited, **env, "PEDCXR_LAUNCHER_PID": str(os.getpid())}
+        # Compiled code outlives the folder of temporary files, where torch 2.13 would put it.
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
+        self._env = {**compiled, **inherited, **env, "PEDCXR_LAUNCHER_PID": str(os.getpid())}
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -93,9 +98,10 @@ class Engine:
 
     async def start(self) -> None:
         """Start the process; returns at once, long before it serves."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="pedcxr-engine-", ignore_cleanup_errors=True)
         self._process = await asyncio.create_subprocess_exec(
             *self._command,
-            env=self._env,
+            env=self._env | {"TMPDIR": self._scratch.name},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -128,6 +134,8 @@ class Engine:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
+        if self._scratch is not None:
+            self._scratch.cleanup()
 
     async def _end_group(self) -> None:
         """Kill the processes that vLLM started; Python's resource tracker among them lives on to unlink what they

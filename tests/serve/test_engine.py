@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,27 @@ def test_an_engine_that_was_never_started_can_be_stopped() -> None:
     asyncio.run(Engine(engine.vllm(("serve",)), {}, lambda line: None).stop(1))
 
 
+def test_temporary_files_of_a_process_that_is_killed_go_with_it() -> None:
+    said: list[str] = []
+    script = (
+        "import os, tempfile, time; open(os.path.join(tempfile.gettempdir(), 'left'), 'w');"
+        "print(tempfile.gettempdir(), os.environ['TORCHINDUCTOR_CACHE_DIR'], flush=True); time.sleep(60)"
+    )
+
+    async def work() -> None:
+        one = Engine((sys.executable, "-c", script), {}, lambda line: said.append(line.text))
+        await one.start()
+        while not said:
+            await asyncio.sleep(0.01)
+        scratch, compiled = said[0].split()
+        assert Path(scratch, "left").exists() and Path(scratch).stat().st_mode & 0o777 == 0o700
+        assert not compiled.startswith(scratch)
+        await one.stop(0)
+        assert not Path(scratch).exists()
+
+    asyncio.run(work())
+
+
 def test_the_engine_does_not_get_the_secrets_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEDCXR_AUDIT_KEY", "secret")
     monkeypatch.setenv("LANG", "C.UTF-8")
@@ -59,6 +81,7 @@ def test_the_engine_does_not_get_the_secrets_of_the_gateway(monkeypatch: pytest.
         one = Engine((sys.executable, "-c", script), {}, lambda line: said.append(line.text))
         await one.start()
         assert await one.wait() == 0
+        await one.stop(0)
 
     asyncio.run(work())
     assert said == ["['PEDCXR_LAUNCHER_PID'] C.UTF-8"]
