@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +198,14 @@ def test_what_the_server_failed_at_is_tried_again_by_the_next_run(engine, films,
     assert sum(reported(out).values()) == 11
 
 
-def start(source: Path, out: Path, url: str, *more: str, **options: Any) -> subprocess.Popen[bytes]:
+@contextmanager
+def start(source: Path, out: Path, url: str, *more: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     line = [sys.executable, "-W", "error", "-m", "pedcxr_client", "batch", str(source), "-o", str(out), "--url", url]
-    return subprocess.Popen([*line, "--concurrency", "3", *more], stderr=subprocess.PIPE, **options)
+    with subprocess.Popen([*line, "--concurrency", "3", *more], stderr=subprocess.PIPE, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:

@@ -63,7 +63,7 @@ def test_javascript(running: LocalServer, folder: Path) -> None:
 
 
 def test_the_command(running: LocalServer, folder: Path) -> None:
-    line = next(line for line in block("sh", "pedcxr report demo-films").splitlines() if "pedcxr report" in line)
+    line = next(line for line in block("sh", "pedcxr-serve start\n").splitlines() if "pedcxr report" in line)
     line = line.replace(".venv/bin/", "") + f" --url {running.url}"
     assert run(["bash"], line, folder, running).strip() == RIGHT
 
