@@ -20,7 +20,7 @@ _CASES = tuple(
     for finding in (
         Finding(Kind.CONSOLIDATION, "right", "lower"),
         Finding(Kind.EFFUSION, "left"),
-        Finding(Kind.CONSOLIDATION, "left", "upper"),
+        Finding(Kind.PNEUMOTHORAX, "left"),
         Finding(Kind.PNEUMOTHORAX, "right"),
     )
 )
