@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from base64 import b64encode
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from . import _finish, _plain, _png, dicom
+from . import _file, _finish, _plain, _png, dicom
 from ._errors import InputError
 from ._limits import MAX_BYTES, MAX_PIXELS, enough_memory
 from .facts import PLAIN, Facts
@@ -134,10 +132,10 @@ def read(film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any])
     """
     name = "the film"
     if isinstance(film, (str, os.PathLike)):
-        name = _shown(film)
-        film = read_file(film, name)
+        name = _file.shown(film)
+        film = _file.read(film, name)
     elif not isinstance(film, bytes) and callable(getattr(film, "read", None)):
-        film = _take(film)
+        film = _file.take(film)
     if isinstance(film, bytes):
         if not film:
             raise InputError(f"{name}: is empty; export the film again")
@@ -218,41 +216,3 @@ def _plain_pixels(film: Any, name: str) -> tuple[Image, bytes | None, list[str]]
     if hasattr(film, "dtype") and hasattr(film, "__array_interface__"):
         return _plain.from_array(film, name)
     raise InputError(f"{name}: {type(film).__name__} is not a path, bytes, a file, a Pillow image or an array")
-
-
-def read_file(path: str | os.PathLike[str], name: str) -> bytes:
-    """The bytes of a film's file, which ``name`` stands for in errors.
-
-    Raises:
-        InputError: if it is no regular file, cannot be read, or is larger than :data:`MAX_BYTES`.
-    """
-    try:
-        found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
-            raise InputError(f"{name}: is a folder; give one image file")
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(f"{name}: is not a regular file; give one image file")
-        if found.st_size > MAX_BYTES:
-            raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "cannot be opened"
-        raise InputError(f"{name}: {reason}; check the path and its permissions") from error
-
-
-def _take(file: Any) -> bytes:
-    """All that an open file has left."""
-    try:
-        data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise InputError("the film: cannot be read from the file given; open it in binary mode") from error
-    if not isinstance(data, bytes):
-        raise InputError("the film: the file given is open for text; open it in binary mode")
-    if len(data) > MAX_BYTES:
-        raise InputError(f"the film: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
-    return data
-
-
-def _shown(path: str | os.PathLike[str]) -> str:
-    """A path fit for a message: bytes that are no UTF-8 are escaped."""
-    return os.fspath(path).encode(errors="backslashreplace").decode()

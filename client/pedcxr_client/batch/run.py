@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
 
-from .. import image
+from .. import _file
 from .._errors import (
     AbortedReport,
     AuthenticationFailed,
@@ -225,7 +225,7 @@ class _Bytes:
 
 def _read(entry: Entry) -> _Bytes:
     try:
-        data = image.read_file(entry.path, "the film")  # its path stays out of the output, where the id stands
+        data = _file.read(entry.path, "the film")  # its path stays out of the output, where the id stands
     except InputError as error:
         return _Bytes(b"", "", error)
     return _Bytes(data, sha256(data).hexdigest())
