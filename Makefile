@@ -19,8 +19,10 @@ $(UV):
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
+# Compiled here, once: three processes of vLLM import torch at every start, and where PYTHONDONTWRITEBYTECODE is set each of
+# them would compile it anew.
 $(READY): $(UV) pyproject.toml locks/cpu.txt locks/dev.txt
-	@$(UV) pip sync --python $(RUN) --require-hashes locks/cpu.txt locks/dev.txt
+	@$(UV) pip sync --python $(RUN) --require-hashes --compile-bytecode locks/cpu.txt locks/dev.txt
 	@$(UV) pip install --python $(RUN) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
