@@ -9,6 +9,7 @@ import http.client
 import os
 import socket
 import threading
+import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -160,5 +161,8 @@ def repeating(
 def _as_oserror() -> Iterator[None]:
     try:
         yield
+    except urllib.error.HTTPError as error:
+        error.close()  # prometheus_client 0.26 leaves the connection open
+        raise
     except (http.client.HTTPException, ValueError) as error:
         raise OSError(f"the answer is not HTTP ({type(error).__name__})") from error

@@ -74,9 +74,10 @@ class Engine:
         self._command = tuple(command)
         # The gateway's secrets are none of the engine's business.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PEDCXR_")}
-        # Compiled code outlives the folder of temporary files, where torch 2.13 would put it.
-        compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"}
-        self._env = {**compiled, **inherited, **env, "PEDCXR_LAUNCHER_PID": str(os.getpid())}
+        # Compiled code outlives the folder of temporary files, where torch 2.13 would put it. Not the first variable:
+        # torch sets it anew, and setproctitle 1.3 finds no place for the names of processes when the first has moved.
+        inherited.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
+        self._env = {**inherited, **env, "PEDCXR_LAUNCHER_PID": str(os.getpid())}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None

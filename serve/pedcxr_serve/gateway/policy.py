@@ -135,9 +135,9 @@ def cache_salt(secret: bytes, tenant: str) -> str:
 def film_id(salt: str, sha256: bytes) -> str:
     """The engine's name for a film, which no other tenant can have; hex.
 
-    vLLM 0.32 keys its caches of prepared films and of their embeddings by the image alone, so that one tenant would see
-    by the time it takes what another has sent; ``cache_salt`` covers the KV cache only. A ``uuid`` is taken in place of
-    vLLM's own hash (``multimodal/processing/inputs.py``), and spares it hashing the pixels.
+    vLLM 0.32 keys its cache of embeddings by the image alone, so that one tenant would see by the time it takes what
+    another has sent; ``cache_salt`` covers the KV cache only. A ``uuid`` is taken in place of vLLM's own hash
+    (``multimodal/processing/inputs.py``), and spares it hashing the pixels.
     """
     return hmac.digest(salt.encode(), sha256, "sha256").hex()
 
