@@ -159,8 +159,8 @@ def test_what_the_gpu_image_installs_depends_on_neither_torch_nor_vllm() -> None
 
 def test_the_cpu_image_installs_the_lock_and_nothing_else() -> None:
     runs = " ; ".join(of("Dockerfile.cpu", "RUN"))
-    assert "uv pip sync --no-cache --require-hashes /src/locks/cpu.txt" in runs
-    assert "uv pip install --no-cache --no-deps --build-constraint /src/locks/dev.txt /src" in runs
+    assert "uv pip sync --no-cache --require-hashes --compile-bytecode /src/locks/cpu.txt" in runs
+    assert "uv pip install --no-cache --no-deps --compile-bytecode --build-constraint /src/locks/dev.txt /src" in runs
 
 
 class _Health(http.server.BaseHTTPRequestHandler):
