@@ -170,6 +170,7 @@ ORDINARY = st.fixed_dictionaries(
 BODY_OF = ORDINARY | WITH_VALUE | WITH_TOKEN | DAMAGED | st.binary(max_size=80)
 
 
+@pytest.mark.slow
 def test_five_thousand_bodies(gateway: Gateway, hostile: Caller, other: Caller) -> None:
     seen: dict[int, int] = {}
     count, memory = itertools.count(), [0.0]
