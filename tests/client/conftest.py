@@ -48,6 +48,14 @@ def film() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture
+def path(tmp_path: Path, film: bytes) -> str:
+    """That film in a file."""
+    path = tmp_path / "film.png"
+    path.write_bytes(film)
+    return str(path)
+
+
 class Sync:
     """Drives Client; its twin drives AsyncClient, so that each test runs against both."""
 

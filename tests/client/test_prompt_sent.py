@@ -19,13 +19,6 @@ SECRET = "fever since Sunday"
 
 
 @pytest.fixture
-def path(tmp_path, film) -> str:
-    path = tmp_path / "film.png"
-    path.write_bytes(film)
-    return str(path)
-
-
-@pytest.fixture
 def system(tmp_path) -> str:
     path = tmp_path / "system.txt"
     path.write_text(SYSTEM)

@@ -22,13 +22,6 @@ from pedcxr_client.formats import COLUMNS
 
 
 @pytest.fixture
-def path(tmp_path, film) -> str:
-    path = tmp_path / "film.png"
-    path.write_bytes(film)
-    return str(path)
-
-
-@pytest.fixture
 def dicom(tmp_path) -> str:
     path = tmp_path / "film.dcm"
     path.write_bytes(

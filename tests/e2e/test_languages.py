@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,6 +11,7 @@ import openai
 import pytest
 
 from pedcxr_serve.local import LocalServer
+from tests.gateway_server import eventually
 
 from .languages import installed, javascript
 from .support import held_still
@@ -26,13 +25,6 @@ LEAVERS = 48
 def gauge(running: LocalServer, name: str) -> float:
     page = httpx.get(running.metrics_url).text
     return sum(float(value) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", page, re.MULTILINE))
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 async def first_word(client: openai.AsyncOpenAI) -> None:
@@ -53,14 +45,14 @@ def test_who_leaves_a_stream_stops_the_engine(running: LocalServer) -> None:
                 ends = await asyncio.gather(*asked, return_exceptions=True)
                 assert None in ends and {type(end) for end in ends} <= {type(None), asyncio.CancelledError}
                 await client.close()
-                await asyncio.to_thread(eventually, lambda: gauge(running, "pedcxr_requests_in_flight") == 0)
+                await asyncio.to_thread(eventually, lambda: gauge(running, "pedcxr_requests_in_flight") == 0, 10)
 
     with openai.OpenAI(base_url=running.url, api_key="none", max_retries=0) as client:
         whole = client.chat.completions.create(**ASKED)
         assert whole.usage is not None
         before = gauge(running, "vllm:generation_tokens_total")
         asyncio.run(all_of_them())
-        eventually(lambda: gauge(running, "vllm:num_requests_running") == 0)
+        eventually(lambda: gauge(running, "vllm:num_requests_running") == 0, 10)
         written = gauge(running, "vllm:generation_tokens_total") - before
         assert written < 0.5 * LEAVERS * whole.usage.completion_tokens
         again = client.chat.completions.create(**ASKED)
@@ -75,4 +67,4 @@ def test_javascript(running: LocalServer, tmp_path: Path) -> None:
     assert streamed["events"] > 5 and streamed["usage"]["completion_tokens"] > 5
     left = javascript(script, "abort", running.url, "none")
     assert left["aborted"] and whole["text"].startswith(left["text"])
-    eventually(lambda: gauge(running, "vllm:num_requests_running") == 0)
+    eventually(lambda: gauge(running, "vllm:num_requests_running") == 0, 10)
