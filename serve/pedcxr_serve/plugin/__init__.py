@@ -8,6 +8,8 @@ piece                 seam                                                      
                                                                                  each other on the CPU too
 `gemma3`              ``ModelRegistry.register_model``                            flat ``vision_tower.*`` names
 `quiet`               filters of `logging` on vLLM's loggers                     no prompt or pixel in a log
+`waiting`             ``shm_broadcast.sched_yield``, on the CPU only             a process that waits leaves the
+                                                                                 core to one that works
 ====================  =========================================================  ==========================
 
 Written for, and tested on, vLLM 0.32. On any other version `register` raises, which stops the engine: a report
@@ -17,7 +19,7 @@ from an engine whose internals have moved could be wrong without a sign of it.
 from __future__ import annotations
 
 VLLM_SERIES = "0.32"
-"""The vLLM series whose internals `attention`, `connector`, `gemma3` and `quiet` were written against."""
+"""The vLLM series whose internals `attention`, `connector`, `gemma3`, `quiet` and `waiting` were written against."""
 
 
 def register() -> None:
@@ -31,6 +33,7 @@ def register() -> None:
     require_series(vllm.__version__)  # before anything that another version may have moved
 
     from vllm import ModelRegistry
+    from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from . import (
@@ -39,6 +42,10 @@ def register() -> None:
     )
 
     quiet.install()
+    if current_platform.is_cpu():
+        from . import waiting
+
+        waiting.install()
     register_backend(AttentionBackendEnum.CPU_ATTN, "pedcxr_serve.plugin.attention.ImagePrefixCPUBackend")
     ModelRegistry.register_model(
         "Gemma3ForConditionalGeneration", "pedcxr_serve.plugin.gemma3:Gemma3ForConditionalGeneration"
