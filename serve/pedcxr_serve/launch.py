@@ -44,6 +44,8 @@ def start(settings: config.ServeConfig, *, demo: bool = False) -> None:
                 settings,
                 socket,
                 slots=made.max_num_seqs,
+                preparing=made.max_preparing,
+                starting=made.max_starting,
                 image_tokens=found.shape.image_tokens if found.shape else 0,
                 demo=found.demo,
                 env=os.environ,

@@ -22,6 +22,9 @@ DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 # Above 512 sequences vLLM decodes without CUDA graphs (config/vllm.py, default_max_graph_size).
 SATURATION = 512
 CPU_MAX_NUM_SEQS = 64
+# On 2 cores the demo model writes about a fifth more reports a second with 64 at once than with 32, but a light tenant
+# waits 3.3 x its own time for the first word under a flood, not 2 x (bench_fairness -- --max-num-seqs 64).
+CPU_SEQS_A_CORE = 16
 FILMS_A_PROCESS = 45  # films a second that one API process prepares, measured with an 896 px processor
 SOCKET_LIMIT = 107  # bytes of a Unix socket's path (sockaddr_un.sun_path less the final zero)
 
@@ -43,6 +46,9 @@ class EnginePlan:
         tokens_per_report: Prompt and answer that a report is counted with.
         reports_at_once: How many such reports fit into the KV cache.
         max_num_seqs: How many the engine will work on at once, and `limited_by` says why not more.
+        max_preparing: Of those, how many may be sent before the first one's film is prepared, where tenants share:
+            enough to keep the engine busy, so few that nobody waits long behind them.
+        max_starting: How many may be sent before the first one's answer begins; with the former.
         floor: The roofline at the best number in flight.
         expected: The same at `max_num_seqs`.
     """
@@ -62,6 +68,8 @@ class EnginePlan:
     limited_by: str
     max_num_batched_tokens: int
     api_server_count: int
+    max_preparing: int
+    max_starting: int
     floor: Floor
     expected: Floor
 
@@ -102,6 +110,7 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     best = min(at_once, seqs if engine.max_num_seqs else roofline.FLOOR_IN_FLIGHT)
     floor = roofline.floor(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
     servers = engine.api_server_count or _api_servers(device, floor)
+    preparing, prefilling = (servers, 4) if device.kind == "cpu" else (4 * servers, 8)
     argv = vllm_command.argv(
         device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers
     )
@@ -121,6 +130,8 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
         limited_by=limit,
         max_num_batched_tokens=batched,
         api_server_count=servers,
+        max_preparing=preparing,
+        max_starting=preparing + prefilling,
         floor=floor,
         expected=roofline.floor(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
     )
@@ -161,7 +172,12 @@ def _max_num_seqs(shape: Shape, device: Device, config: ServeConfig, at_once: in
     if engine.max_num_seqs:
         return engine.max_num_seqs, "engine.max_num_seqs"
     if device.kind == "cpu":
-        limits = [(at_once, "KV cache"), (CPU_MAX_NUM_SEQS, "default for a CPU")]
+        cores = CPU_SEQS_A_CORE * max(1, device.cores)
+        limits = [
+            (at_once, "KV cache"),
+            (CPU_MAX_NUM_SEQS, "default for a CPU"),
+            (cores, f"{CPU_SEQS_A_CORE} for each CPU core"),
+        ]
     else:
         by_itl = roofline.reports_within(
             shape, device, engine.target_itl_ms / 1e3, dtype_bytes=size, new_tokens=engine.max_new_tokens
@@ -220,6 +236,7 @@ def render(plan: EnginePlan) -> str:
         ("max-num-seqs", f"{plan.max_num_seqs} (limited by {plan.limited_by})"),
         ("max-num-batched-tokens", str(plan.max_num_batched_tokens)),
         ("api-server-count", str(plan.api_server_count)),
+        ("starting at once", f"{plan.max_starting}, {plan.max_preparing} with films to prepare; with several tenants"),
         ("at best", f"{_rate(floor)}; bound by {floor.bound_by}"),
         ("as planned", _rate(expected)),
         ("counted with", f"{roofline.PROMPT_TOKENS} prompt and {plan.new_tokens} new tokens a report"),

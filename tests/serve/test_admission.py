@@ -24,10 +24,13 @@ def admission(
     slots: int = 2,
     max_waiting: int = 10_000,
     max_wait_s: float = 1e9,
+    prepares: float = math.inf,
     starts: float = math.inf,
     spare: int = 0,
 ) -> Admission:
-    return Admission(slots, max_waiting=max_waiting, max_wait_s=max_wait_s, starts=starts, spare=spare)
+    return Admission(
+        slots, max_waiting=max_waiting, max_wait_s=max_wait_s, prepares=prepares, starts=starts, spare=spare
+    )
 
 
 @dataclass
@@ -131,6 +134,46 @@ def test_few_start_at_once_so_that_a_newcomer_is_put_before_the_others() -> None
     assert [gate.next(1), gate.next(1)] == [flood[2], None]
 
 
+def test_a_film_is_sent_when_the_engine_has_prepared_the_one_before() -> None:
+    gate = admission(8, prepares=1, starts=3)
+    flood = [gate.open(Tenant("flood"), 0) for _ in range(5)]
+    for ticket in flood:
+        gate.queue(ticket, 300)
+    sent = [gate.next(0), gate.next(0)]
+    assert sent == [flood[0], None]
+    rare = gate.open(FREE, 1)
+    gate.queue(rare, 300)
+    gate.prepared(flood[0])
+    gate.prepared(flood[0])
+    assert [gate.next(1), gate.next(1)] == [rare, None], "whoever comes waits for one film, not for those in line"
+    gate.prepared(rare)
+    assert [gate.next(1), gate.next(1)] == [flood[1], None]
+    gate.began(flood[1])  # its first word, though nothing was heard of its film
+    assert (gate.preparing, gate.starting) == (0, 2)
+    assert [gate.next(1), gate.next(1)] == [flood[2], None]
+    gate.prepared(flood[2])
+    assert gate.next(1) is None, "three start: two films are ready, but their answers have not begun"
+    gate.close(rare, 2)  # the client left before a word
+    assert [gate.next(2), gate.preparing] == [flood[3], 1]
+    gate.close(flood[3], 2)  # and another while its film was prepared
+    assert [gate.next(2), gate.preparing] == [flood[4], 1]
+
+
+def test_spare_places_are_for_whoever_has_little_in_work() -> None:
+    gate = admission(4, spare=2)
+    flood = [gate.open(Tenant("flood"), 0) for _ in range(4)]
+    for ticket in flood:
+        gate.queue(ticket, 300)
+    assert [gate.next(0) for _ in range(4)] == flood
+    rare = [gate.open(FREE, 0) for _ in range(3)]
+    for ticket in rare:
+        gate.queue(ticket, 1)
+    assert gate.next(0) is rare[0]
+    assert gate.next(0) is None, "with one in work it may take one of the two, and one is taken"
+    gate.close(flood[0], 1)
+    assert [gate.next(1), gate.next(1)] == [rare[1], None]
+
+
 def test_whoever_was_idle_has_saved_nothing_up() -> None:
     late = Tenant("late", max_concurrent=10_000)
     engine = Engine(8, {"free": (FREE, 20, lambda: 300, lambda: 30)})
@@ -181,14 +224,15 @@ def test_the_bound_of_the_paper(slots: int, weights: list[float], seed: int, beg
 @settings(max_examples=300, deadline=None)
 @given(
     slots=st.integers(1, 4),
+    prepares=st.sampled_from([1, 2, math.inf]),
     starts=st.sampled_from([1, 2, math.inf]),
     spare=st.integers(0, 2),
-    orders=st.lists(st.tuples(st.sampled_from("oqbcx"), st.integers(0, 30)), max_size=80),
+    orders=st.lists(st.tuples(st.sampled_from("oqpbcx"), st.integers(0, 30)), max_size=80),
 )
 def test_no_slot_is_lost_or_doubled_and_none_idles(
-    slots: int, starts: float, spare: int, orders: list[tuple[str, int]]
+    slots: int, prepares: float, starts: float, spare: int, orders: list[tuple[str, int]]
 ) -> None:
-    gate = admission(slots, starts=starts, spare=spare)
+    gate = admission(slots, prepares=prepares, starts=starts, spare=spare)
     teams = [Tenant(name, weight=weight, max_concurrent=5) for name, weight in (("a", 1), ("b", 2), ("c", 0.5))]
     tickets: list[Ticket] = []
     given_out: set[int] = set()
@@ -205,6 +249,8 @@ def test_no_slot_is_lost_or_doubled_and_none_idles(
                 tickets.append(gate.open(teams[number % 3], now))
         elif order == "q" and chosen is not None and chosen.stage == "open":
             gate.queue(chosen, 10)
+        elif order == "p" and chosen is not None:
+            gate.prepared(chosen)
         elif order == "b" and chosen is not None:
             gate.began(chosen)
         elif order == "c" and chosen is not None and chosen.stage == "running":
@@ -213,14 +259,17 @@ def test_no_slot_is_lost_or_doubled_and_none_idles(
             gate.close(chosen, now)
         pump(now)
         stages = [ticket.stage for ticket in tickets]
-        assert gate.running == stages.count("running") <= slots + spare
+        running = [ticket for ticket in tickets if ticket.stage == "running"]
+        assert gate.running == len(running) <= slots + spare
         assert gate.waiting == stages.count("waiting")
-        assert gate.starting == sum(one.stage == "running" and not one.begun for one in tickets) <= starts + spare
-        assert gate.running >= slots or gate.starting >= starts or gate.waiting == 0, "work conservation"
+        assert gate.preparing == sum(not one.prepared for one in running) <= prepares + spare
+        assert gate.starting == sum(not one.begun for one in running) <= starts + spare
+        full = gate.running >= slots or gate.preparing >= prepares or gate.starting >= starts
+        assert full or gate.waiting == 0, "work conservation"
     for ticket in tickets:
         gate.close(ticket, 100)
         pump(100)
-    assert (gate.running, gate.starting, gate.waiting) == (0, 0, 0)
+    assert (gate.running, gate.preparing, gate.starting, gate.waiting) == (0, 0, 0, 0)
     assert all(counts == (0, 0) for counts in gate.counts().values())
     for team in teams:
         for _ in range(5):
@@ -279,9 +328,10 @@ def test_whoever_leaves_frees_its_place() -> None:
     asyncio.run(scene())
 
 
-def test_an_answer_in_one_piece_counts_as_begun_after_a_while() -> None:
+@pytest.mark.parametrize("limit", ["prepares", "starts"])
+def test_an_answer_in_one_piece_counts_as_begun_after_a_while(limit: str) -> None:
     async def scene() -> None:
-        gate = Gate(admission(8, starts=1))
+        gate = Gate(admission(8, prepares=1) if limit == "prepares" else admission(8, starts=1))
         first, second = (gate.open(FREE, tokens_left=1, reset_s=0) for _ in range(2))
         await gate.turn(first, 1)
         waits = asyncio.create_task(gate.turn(second, 1))

@@ -116,7 +116,9 @@ def test_a_gpu_gets_no_cpu_flags_and_the_other_way_round(models: dict[str, Check
     assert "--gpu-memory-utilization" not in cpu.argv
     assert dict(cpu.env)["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert "VLLM_CPU_KVCACHE_SPACE" not in dict(gpu.env)
-    assert (cpu.max_num_seqs, cpu.max_num_batched_tokens) == (64, 2048)
+    assert (cpu.max_num_seqs, cpu.limited_by, cpu.max_num_batched_tokens) == (32, "16 for each CPU core", 2048)
+    assert (cpu.max_preparing, cpu.max_starting) == (1, 5)
+    assert (gpu.max_preparing, gpu.max_starting) == (8, 16)
 
 
 def test_settings_win_over_the_plan(models: dict[str, Checkpoint]) -> None:

@@ -499,24 +499,26 @@ def test_the_state_is_what_the_configuration_says(teams: Teams, tmp_path: Path) 
         made({audit.KEY_VARIABLE: "k" * 32})
 
 
-@pytest.mark.parametrize(("several", "at_once", "in_work"), [(False, 32, 32), (True, 8, 30)])
+@pytest.mark.parametrize(("several", "at_once", "ready", "in_work"), [(False, 32, 32, 32), (True, 2, 6, 30)])
 def test_with_tenants_few_start_at_once_and_places_are_spare(
-    teams: Teams, tmp_path: Path, several: bool, at_once: int, in_work: int
+    teams: Teams, tmp_path: Path, several: bool, at_once: int, ready: int, in_work: int
 ) -> None:
     teams.add("a")
     settings = config.load(None, {"gateway.tenants": str(teams.path)} if several else {})
-    with assemble.state(settings, tmp_path / "s", slots=32, image_tokens=64, demo=True, env={}) as state:
+    limits = {"slots": 32, "preparing": 2, "starting": 6}
+    with assemble.state(settings, tmp_path / "s", **limits, image_tokens=64, demo=True, env={}) as state:
         line, sent = state.gate.admission, []
         for _ in range(50):
             line.queue(line.open(Tenant("a"), 0), 300)
         while len(sent) < 50 and (ticket := line.next(0)) is not None:
             sent.append(ticket)
         assert len(sent) == at_once
-        for ticket in sent:  # grows: each that begins lets another start
-            line.began(ticket)
-            if (another := line.next(0)) is not None:
-                sent.append(another)
-        assert len(sent) == in_work
+        for happens, most in ((line.prepared, ready), (line.began, in_work)):
+            for ticket in sent:  # grows: each lets another start
+                happens(ticket)
+                while (another := line.next(0)) is not None:
+                    sent.append(another)
+            assert len(sent) == most
         line.queue(line.open(Tenant("b"), 0), 300)
         assert (line.next(0) is not None) == several
 

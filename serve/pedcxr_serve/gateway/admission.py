@@ -5,12 +5,13 @@ service it got, divided by its weight; the tenant with the smallest counter amon
 that comes back is lifted to the others, so that nobody saves up. While two tenants wait without a pause, their service
 differs by at most twice the cost of the tokens that a full batch holds (Theorem 4.4).
 
-What was sent waits in the engine's own line until its first word, and nobody can be put first there. So only a few may
-start at once, enough to keep the engine busy, and whoever has nothing in work need not wait for the others to begin or
-to end. Nothing else is held back while there is a free slot (work conservation).
+What was sent waits in the engine's own lines until its first word: for its film to be prepared, one after the other,
+and for a step that takes its prompt. Nobody can be put first there. So only as many are sent as keep both busy, and
+some places are for those alone who have little in work, so that they need not wait for the others to begin or to end.
+Nothing else is held back while there is a free slot (work conservation).
 
-A request's life: ``open`` (counted, its body unread) ─▶ ``queue`` ─▶ ``next`` gives it out ─▶ ``began`` ─▶ ``charge``*
-─▶ ``close``.
+A request's life: ``open`` (counted, its body unread) ─▶ ``queue`` ─▶ ``next`` gives it out ─▶ ``prepared`` ─▶ ``began``
+─▶ ``charge``* ─▶ ``close``.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Ticket:
         tenant: as it was when the request came.
         stage: ``open``, ``waiting``, ``running`` or ``closed``.
         service: cost charged so far.
+        prepared: whether the engine has read it and prepared its film.
         begun: whether its answer has begun.
     """
 
@@ -58,6 +60,7 @@ class Ticket:
     stage: str = "open"
     service: float = 0.0
     started: float = 0.0
+    prepared: bool = False
     begun: bool = False
 
 
@@ -77,19 +80,28 @@ class Admission:
         slots: requests in work at once; with ``spare`` the engine's ``max-num-seqs``, so that its queue stays empty.
         max_waiting: requests waiting at once, of all tenants.
         max_wait_s: a request that would wait longer is turned away at once.
-        starts: requests in work whose answers have not begun, at once.
-        spare: how many more, in work and starting, if they are the only ones of their tenants.
+        prepares: requests in work whose films the engine has not prepared, at once.
+        starts: requests in work whose answers have not begun, at once; with the former.
+        spare: how many more of each, less those that the tenant has in work already.
     """
 
     def __init__(
-        self, slots: int, *, max_waiting: int, max_wait_s: float, starts: float = math.inf, spare: int = 0
+        self,
+        slots: int,
+        *,
+        max_waiting: int,
+        max_wait_s: float,
+        prepares: float = math.inf,
+        starts: float = math.inf,
+        spare: int = 0,
     ) -> None:
-        self._slots, self._starts, self._spare = slots, starts, spare
+        self._slots, self._prepares, self._starts, self._spare = slots, prepares, starts, spare
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
         self._last_left = 0.0  # counter of the tenant that left the queue last
         self._seconds: float | None = None  # running mean of a request in work
         self.running = 0
+        self.preparing = 0
         self.starting = 0
         self.waiting = 0
 
@@ -141,20 +153,32 @@ class Admission:
             return None
         line = (one for one in self._accounts.values() if one.waiting)
         account = min(line, key=lambda one: (one.counter, one.running))  # level after a lift: the one without work
-        more = 0 if account.running else self._spare
-        if self.running >= self._slots + more or self.starting >= self._starts + more:
+        more = max(0, self._spare - account.running)
+        if (
+            self.running >= self._slots + more
+            or self.preparing >= self._prepares + more
+            or self.starting >= self._starts + more
+        ):
             return None
         ticket = next(iter(account.waiting))
         self._leave(account, ticket)
         ticket.stage, ticket.started = "running", now
         account.running += 1
         self.running += 1
+        self.preparing += 1
         self.starting += 1
         self.charge(ticket, ticket.cost)
         return ticket
 
+    def prepared(self, ticket: Ticket) -> None:
+        """The engine has its film ready; harmless when it was told before, or when the request has ended."""
+        if ticket.stage == "running" and not ticket.prepared:
+            ticket.prepared = True
+            self.preparing -= 1
+
     def began(self, ticket: Ticket) -> None:
         """The engine writes its answer; harmless when it was told before, or when the request has ended."""
+        self.prepared(ticket)
         if ticket.stage == "running" and not ticket.begun:
             ticket.begun = True
             self.starting -= 1
@@ -183,10 +207,15 @@ class Admission:
         ticket.stage = "closed"
 
     @property
+    def prepare_s(self) -> float:
+        """Seconds after which a request that does not show it counts as prepared: half of what would hold a full engine
+        back, 0 until a request has ended."""
+        return self._unseen_s(self._prepares)
+
+    @property
     def start_s(self) -> float:
-        """Seconds after which an answer that does not show its beginning counts as begun: half of what would hold a
-        full engine back, 0 until a request has ended."""
-        return (self._seconds or 0.0) * min(1.0, self._starts / self._slots) / 2
+        """Seconds after which an answer that does not show its beginning counts as begun, by the same measure."""
+        return self._unseen_s(self._starts)
 
     def expected_wait(self, tenant: Tenant) -> float:
         """Seconds until a request of the tenant that comes now would begin; 0 until a request has ended."""
@@ -205,6 +234,9 @@ class Admission:
     def counts(self) -> dict[str, tuple[int, int]]:
         """Requests waiting and in work, by tenant."""
         return {name: (len(account.waiting), account.running) for name, account in self._accounts.items()}
+
+    def _unseen_s(self, places: float) -> float:
+        return (self._seconds or 0.0) * min(1.0, places / self._slots) / 2
 
     def _leave(self, account: _Account, ticket: Ticket) -> None:
         del account.waiting[ticket]

@@ -29,6 +29,8 @@ def state(
     socket: Path,
     *,
     slots: int,
+    preparing: float = math.inf,
+    starting: float = math.inf,
     image_tokens: int,
     demo: bool,
     env: Mapping[str, str],
@@ -39,6 +41,7 @@ def state(
 
     Args:
         slots: reports in work at once, the plan's ``max_num_seqs``.
+        preparing, starting: of those, see the plan's ``max_preparing`` and ``max_starting``; for several tenants.
         image_tokens: that a film takes in the prompt.
         env: holds the audit log's key, and Redis' address if the settings do not.
         image_size, revision: what clients are told of the model, see `State`.
@@ -64,7 +67,7 @@ def state(
             body_limit=gateway.body_limit_mib * _MIB,
             rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
             book=book,
-            gate=Gate(_admission(gateway, slots)),
+            gate=Gate(_admission(gateway, slots, preparing, starting)),
             rate=Rate(rate.pool_of(limits) if limits else None),
             bodies=Bodies(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
@@ -76,15 +79,16 @@ def state(
         )
 
 
-def _admission(gateway: GatewayConfig, slots: int) -> Admission:
-    """With several tenants few requests start at once and some slots are kept for whoever has none in work."""
+def _admission(gateway: GatewayConfig, slots: int, preparing: float, starting: float) -> Admission:
+    """With several tenants few requests start at once and some slots are kept for whoever has little in work."""
     several = bool(gateway.tenants)
     spare = min(8, slots // 16) if several else 0
     return Admission(
         slots - spare,
         max_waiting=gateway.max_waiting,
         max_wait_s=gateway.max_wait_s,
-        starts=max(4, slots // 4) if several else math.inf,
+        prepares=preparing if several else math.inf,
+        starts=starting if several else math.inf,
         spare=spare,
     )
 

@@ -8,6 +8,8 @@ import uuid
 from typing import Any
 
 import httptools
+from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from . import reply
@@ -22,6 +24,7 @@ that came before the end of its request, as 401 does, to that end."""
 STALL_S = 90.0
 """Seconds that an answer may wait to be read; then the connection is dropped, with what was not read."""
 
+_EXTENSION = "pedcxr"
 _ONCE = (b"host", b"authorization", b"content-encoding")  # of which two readers might take two different ones
 _REASONS = {
     400: b"Bad Request",
@@ -102,6 +105,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {_EXTENSION: {"flow": self.flow}}
         self._head, self._in_body = 0, False
         self._wait()
 
@@ -186,6 +190,12 @@ class Connection(HttpToolsProtocol):
             cycle.disconnected = True  # or it might answer too, before the connection is lost
             cycle.message_event.set()
         self.close()
+
+
+def flow_of(scope: Scope) -> FlowControl | None:
+    """Of a request's connection: while it is not ``write_paused``, sending does not wait. None under another server."""
+    flow = scope.get("extensions", {}).get(_EXTENSION, {}).get("flow")
+    return flow if isinstance(flow, FlowControl) else None
 
 
 class _TooMuch(Exception):

@@ -37,14 +37,21 @@ class Gate:
         self._wake()
         await turn
 
+    def prepared(self, ticket: Ticket) -> None:
+        """The engine has a request's film ready: another may be sent."""
+        self.admission.prepared(ticket)
+        self._wake()
+
     def began(self, ticket: Ticket) -> None:
         """The engine writes a request's answer: another may start."""
         self.admission.began(ticket)
         self._wake()
 
     def begins_unseen(self, ticket: Ticket) -> None:
-        """A request was sent whose answer comes in one piece: take it as begun in a while."""
-        asyncio.get_running_loop().call_later(self.admission.start_s, self.began, ticket)
+        """A request was sent whose answer comes in one piece: take it as prepared, and as begun, in a while."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.admission.prepare_s, self.prepared, ticket)
+        loop.call_later(self.admission.start_s, self.began, ticket)
 
     def close(self, ticket: Ticket) -> None:
         """End a request and give its place to the next."""

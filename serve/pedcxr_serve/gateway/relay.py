@@ -13,6 +13,7 @@ from .. import refusals
 from . import answer as answers
 from . import reply
 from .admission import OUTPUT_COST, Rejected
+from .connection import flow_of
 from .job import Job
 from .state import State
 
@@ -68,8 +69,9 @@ class Relay:
                 record.status = answer.status
                 kind = answer.headers.get("Content-Type", "application/json")
                 if answer.status == 200 and kind.startswith(_EVENT_STREAM):
+                    self._state.gate.prepared(job.ticket)  # vLLM 0.32 answers once it has handed the film on
                     with record.stage("stream"):
-                        await self._stream(job, answer, kind, send)
+                        await self._stream(job, answer, kind, scope, send)
                 else:
                     await self._whole(job, answer, kind, scope, receive, send)
         except aiohttp.ClientConnectorError as error:
@@ -112,13 +114,13 @@ class Relay:
             if record.usage is not None:
                 self._learn(record.tenant.name, record.usage.output)
         await send(_start(answer, kind, demo=self._state.demo, length=len(data)))
-        await _Reader(send).take(data, more=False)
+        await _Reader(scope, send).take(data, more=False)
 
-    async def _stream(self, job: Job, answer: aiohttp.ClientResponse, kind: str, send: Send) -> None:
+    async def _stream(self, job: Job, answer: aiohttp.ClientResponse, kind: str, scope: Scope, send: Send) -> None:
         """Events, passed on as they come; whatever goes wrong from here on becomes an event too."""
         record, reader = job.record, answers.Stream(job.usage_wanted)
         await send(_start(answer, kind, demo=self._state.demo))
-        client = _Reader(send)
+        client = _Reader(scope, send)
         charge = self._state.gate.admission.charge
         try:
             async for chunk in answer.content.iter_any():
@@ -171,8 +173,8 @@ async def _chunks(parts: tuple[bytes | memoryview, ...]) -> AsyncIterator[bytes 
 class _Reader:
     """A client that may be slow, but not for ever by reading a little now and then."""
 
-    def __init__(self, send: Send) -> None:
-        self._send, self._left = send, _STALL_S
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._flow, self._send, self._left = flow_of(scope), send, _STALL_S
 
     async def take(self, data: bytes, *, more: bool = True) -> None:
         """Give it some, once it has read enough of what came before.
@@ -180,9 +182,13 @@ class _Reader:
         Raises:
             TimeoutError: its time is up.
         """
+        message = {"type": "http.response.body", "body": data, "more_body": more}
+        if self._flow is not None and not self._flow.write_paused:
+            await self._send(message)  # waits for nobody, and a timer would be a sixth of an event's processor time
+            return
         began = monotonic()
         async with asyncio.timeout(self._left):
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+            await self._send(message)
         self._left -= monotonic() - began
 
 
