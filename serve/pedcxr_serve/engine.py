@@ -100,14 +100,18 @@ class Engine:
     async def start(self) -> None:
         """Start the process; returns at once, long before it serves."""
         self._scratch = tempfile.TemporaryDirectory(prefix="pedcxr-engine-", ignore_cleanup_errors=True)
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command,
-            env=self._env | {"TMPDIR": self._scratch.name},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in a terminal is the launcher's to handle
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._env | {"TMPDIR": self._scratch.name},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in a terminal is the launcher's to handle
+            )
+        except BaseException:  # cancelled, too: then asyncio has ended the process, and `stop` finds none
+            self._scratch.cleanup()
+            raise
         self._reader = asyncio.create_task(self._read())
 
     async def wait(self) -> int:
