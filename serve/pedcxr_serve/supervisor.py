@@ -105,7 +105,11 @@ class Supervisor:
             await self._restart(what)
 
     async def stop(self, at_once: asyncio.Event) -> None:
-        """End the engine, in order, or with little ado when ``at_once`` is set or comes; harmless when it has ended."""
+        """End the engine, in order, or with little ado when ``at_once`` is set or comes; harmless when it has ended.
+
+        Whoever still waits a turn is told when it comes, and costs no time: there may be many of them.
+        """
+        self._state.engine_up = False
         leaving = asyncio.create_task(self._engine.stop(_STOP_GRACE_S))
         hurry = asyncio.create_task(at_once.wait())
         try:

@@ -40,7 +40,8 @@ class Relay:
         record, gate = job.record, self._state.gate
         with record.stage("queue"):
             await gate.turn(job.ticket, job.prompt_tokens)
-        await self._state.pulse.settled()
+        if self._state.engine_up:
+            await self._state.pulse.settled()
         if not self._state.engine_up:
             raise _restarting()
         if not job.stream:
