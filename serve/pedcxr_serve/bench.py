@@ -140,7 +140,8 @@ def quick_start_run(seeds: Iterator[int], folder: Path, number: int = 40) -> Run
 async def _measured(
     running: LocalServer, folder: Path, seeds: Iterator[int], args: argparse.Namespace
 ) -> tuple[list[Row], list[tuple[float, float]]]:
-    bare = aiohttp.UnixConnector(str(folder / "engine.sock"), limit=0)
+    # A connection a request, as the gateway does: reuse races with the engine closing idle ones.
+    bare = aiohttp.UnixConnector(str(folder / "engine.sock"), limit=0, force_close=True)
     public = aiohttp.TCPConnector(limit=0)
     async with (
         aiohttp.ClientSession(running.root, connector=public) as gateway,
