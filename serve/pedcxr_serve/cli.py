@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-from . import checkpoint, config, device, hub, plan, records
+from . import checkpoint, config, device, hub, plan, plan_page, records
 from ._errors import EngineError, ServeError
 
 _DRY_SOCKET = Path("/run/pedcxr/engine.sock")
@@ -84,7 +84,7 @@ def _plan(settings: config.ServeConfig) -> int:
     found = checkpoint.inspect(folder)
     checkpoint.require_ready(found)
     machine = device.detect(settings.engine.device)
-    print(plan.render(plan.make(found, machine, settings, model_dir=folder, socket=_DRY_SOCKET)))
+    print(plan_page.render(plan.make(found, machine, settings, model_dir=folder, socket=_DRY_SOCKET)))
     return 0
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from . import roofline, vllm_command
@@ -16,14 +15,14 @@ from .device import Device
 from .roofline import Floor
 from .shape import Shape
 
-__all__ = ["EnginePlan", "as_json", "make", "render"]
+__all__ = ["EnginePlan", "make"]
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 # Above 512 sequences vLLM decodes without CUDA graphs (config/vllm.py, default_max_graph_size).
 SATURATION = 512
 CPU_MAX_NUM_SEQS = 64
-# On 2 cores the demo model writes about a fifth more reports a second with 64 at once than with 32, but a light tenant
-# waits 3.3 x its own time for the first word under a flood, not 2 x (bench_fairness -- --max-num-seqs 64).
+# On 2 cores 64 at once write more reports a second than 32, but a light tenant then waits 3.3 x its own time for the
+# first word under a flood, not 2 x (bench_fairness -- --max-num-seqs 64, docs/tenants.md).
 CPU_SEQS_A_CORE = 16
 FILMS_A_PROCESS = 45  # films a second that one API process prepares, measured with an 896 px processor
 SOCKET_LIMIT = 107  # bytes of a Unix socket's path (sockaddr_un.sun_path less the final zero)
@@ -214,38 +213,3 @@ def _api_servers(device: Device, floor: Floor) -> int:
         return 1
     wanted = min(4, math.ceil(2 * floor.reports_per_s / FILMS_A_PROCESS))
     return min(wanted, max(1, device.cores // 4)) if device.cores else wanted
-
-
-def as_json(plan: EnginePlan) -> str:
-    """The plan as one JSON object, for scripts."""
-    return json.dumps(asdict(plan), indent=2)
-
-
-def render(plan: EnginePlan) -> str:
-    """The plan for people: a table, then the command that can be pasted into a shell."""
-    device, floor, expected = plan.device, plan.floor, plan.expected
-    gb, tera = 1e9, 1e12
-    figures = f"{device.memory_bytes / gb:.0f} GB, {device.bandwidth_bytes_s / gb:,.0f} GB/s"
-    figures += f", {device.peak_flops / tera:.3g} TFLOP/s"
-    rough = " (a rule of thumb: right to the order of magnitude)" if device.kind == "cpu" else ""
-    rows = (
-        ("device", f"{device.name}, {figures}{rough}"),
-        ("weights", f"{plan.weights_bytes / gb:.3f} GB in {plan.dtype}"),
-        ("KV cache", f"{plan.kv_capacity_bytes / gb:.1f} GB at {plan.kv_bytes_per_token:,} B a token"),
-        ("fits at once", f"{plan.reports_at_once:,} reports of {plan.tokens_per_report} tokens"),
-        ("max-num-seqs", f"{plan.max_num_seqs} (limited by {plan.limited_by})"),
-        ("max-num-batched-tokens", str(plan.max_num_batched_tokens)),
-        ("api-server-count", str(plan.api_server_count)),
-        ("starting at once", f"{plan.max_starting}, {plan.max_preparing} with films to prepare; with several tenants"),
-        ("at best", f"{_rate(floor)}; bound by {floor.bound_by}"),
-        ("as planned", _rate(expected)),
-        ("counted with", f"{roofline.PROMPT_TOKENS} prompt and {plan.new_tokens} new tokens a report"),
-    )
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {value}" for name, value in rows]
-    return "\n".join([*lines, "", vllm_command.shell(plan.argv, plan.env)])
-
-
-def _rate(floor: Floor) -> str:
-    full, less = floor.reports_per_s, floor.reports_per_s_at_60
-    return f"{full:.3g} reports/s with {floor.in_flight} at once, {less:.3g} at 60 % of bandwidth"

@@ -16,7 +16,7 @@ from pathlib import Path
 import checkpoint_folders as folders
 import pytest
 
-from pedcxr_serve import _vllm_flags, checkpoint, config, device, plan, roofline
+from pedcxr_serve import _vllm_flags, checkpoint, config, device, plan, plan_page, roofline
 from pedcxr_serve._errors import CheckpointError, ConfigError
 from pedcxr_serve.checkpoint import Checkpoint
 from pedcxr_serve.plan import EnginePlan
@@ -93,7 +93,7 @@ def test_operations_of_one_report_are_those_of_the_table(models: dict[str, Check
 
 @pytest.mark.parametrize(("name", "model", "key"), CASES, ids=[case[0] for case in CASES])
 def test_plans_are_as_in_the_golden_files(models: dict[str, Checkpoint], name: str, model: str, key: str) -> None:
-    assert plan.render(planned(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
+    assert plan_page.render(planned(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
 
 
 def test_the_floor_holds_for_what_is_planned(models: dict[str, Checkpoint]) -> None:
@@ -201,7 +201,7 @@ def test_a_checkpoint_without_a_config_is_refused(tmp_path: Path) -> None:
 def test_a_plan_is_json_too(models: dict[str, Checkpoint]) -> None:
     made = planned(models["4b"], "h200")
 
-    assert json.loads(plan.as_json(made))["argv"] == list(made.argv)
+    assert json.loads(plan_page.as_json(made))["argv"] == list(made.argv)
 
 
 def test_no_planned_flag_can_be_given_twice(models: dict[str, Checkpoint]) -> None:
@@ -261,4 +261,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         found = inspected(Path(name))
         for case, model, key in CASES:
-            (GOLDEN / f"plan-{case}.txt").write_text(plan.render(planned(found[model], key)) + "\n")
+            (GOLDEN / f"plan-{case}.txt").write_text(plan_page.render(planned(found[model], key)) + "\n")
