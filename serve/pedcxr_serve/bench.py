@@ -30,6 +30,7 @@ from . import bench_starts, cli
 from .bench_load import Films, Sender, one
 from .bench_process import processor_s
 from .demo import CHECKPOINT, MODEL_NAME, phantom, quick_start, report
+from .gateway import app
 from .local import LocalServer, server
 
 _FIRST_SEED = 8_000_000  # training draws from lower seeds
@@ -140,8 +141,7 @@ def quick_start_run(seeds: Iterator[int], folder: Path, number: int = 40) -> Run
 async def _measured(
     running: LocalServer, folder: Path, seeds: Iterator[int], args: argparse.Namespace
 ) -> tuple[list[Row], list[tuple[float, float]]]:
-    # A connection a request, as the gateway does: reuse races with the engine closing idle ones.
-    bare = aiohttp.UnixConnector(str(folder / "engine.sock"), limit=0, force_close=True)
+    bare = app.engine_connector(folder / "engine.sock")
     public = aiohttp.TCPConnector(limit=0)
     async with (
         aiohttp.ClientSession(running.root, connector=public) as gateway,

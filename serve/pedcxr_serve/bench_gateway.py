@@ -25,7 +25,7 @@ import uvloop
 from . import bench_process
 from .bench_engine import EVENTS, PACE
 from .bench_process import ENGINE_SOCKET, Gateway
-from .gateway import policy
+from .gateway import app, policy
 from .tenants import Tenant
 
 _PACED_STREAMS = 250
@@ -156,7 +156,7 @@ async def _load(folder: Path, gateway: Gateway, requests: int, streams: int) -> 
 
 
 async def _bare_gaps_ms(folder: Path, data: bytes) -> float:
-    connector = aiohttp.UnixConnector(str(folder / ENGINE_SOCKET), limit=0, force_close=True)
+    connector = app.engine_connector(folder / ENGINE_SOCKET)
     async with aiohttp.ClientSession(connector=connector) as session:
         compact = json.dumps(json.loads(data), separators=(",", ":")).encode()  # as the gateway gives it
         return await _gaps_ms(session, f"http://engine/v1{_CHAT}", compact)

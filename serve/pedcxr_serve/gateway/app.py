@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import aiohttp
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -15,15 +17,17 @@ from .observe import Observe
 from .state import State
 
 
-def engine_session(state: State) -> aiohttp.ClientSession:
-    """A session to the engine's socket; must be made in, and closed by, the event loop that uses it.
+def engine_connector(socket: Path) -> aiohttp.UnixConnector:
+    """A connection a request to the engine: reuse would race with the engine closing idle ones and lose a report for
+    0.1 ms, and several API servers on one socket share new ones out evenly (vLLM 0.32, ``launchers/launcher.py``)."""
+    return aiohttp.UnixConnector(str(socket), limit=0, force_close=True)
 
-    A connection a request: reuse would race with the engine closing idle ones and lose a report for 0.1 ms, and
-    several API servers on one socket share new connections out evenly (vLLM 0.32, ``launchers/launcher.py``).
-    """
+
+def engine_session(state: State) -> aiohttp.ClientSession:
+    """A session to the engine's socket; must be made in, and closed by, the event loop that uses it."""
     return aiohttp.ClientSession(
         "http://engine",
-        connector=aiohttp.UnixConnector(str(state.socket), limit=0, force_close=True),
+        connector=engine_connector(state.socket),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
         auto_decompress=False,
         skip_auto_headers=("User-Agent", "Accept-Encoding"),
