@@ -24,12 +24,17 @@ def admission(
     slots: int = 2,
     max_waiting: int = 10_000,
     max_wait_s: float = 1e9,
-    prepares: float = math.inf,
-    starts: float = math.inf,
+    max_preparing: float = math.inf,
+    max_starting: float = math.inf,
     spare: int = 0,
 ) -> Admission:
     return Admission(
-        slots, max_waiting=max_waiting, max_wait_s=max_wait_s, prepares=prepares, starts=starts, spare=spare
+        slots,
+        max_waiting=max_waiting,
+        max_wait_s=max_wait_s,
+        max_preparing=max_preparing,
+        max_starting=max_starting,
+        spare=spare,
     )
 
 
@@ -102,7 +107,7 @@ def test_a_rare_request_does_not_wait_behind_a_flood() -> None:
 
 def test_a_rare_request_does_not_wait_at_all_where_slots_are_spare() -> None:
     engine = Engine(4, {"flood": (Tenant("flood", max_concurrent=10_000), 100, lambda: 300, lambda: 50)})
-    engine.gate = admission(3, starts=1, spare=1)
+    engine.gate = admission(3, max_starting=1, spare=1)
     for _ in range(500):
         engine.step()
         for ticket in engine.left:
@@ -118,7 +123,7 @@ def test_a_rare_request_does_not_wait_at_all_where_slots_are_spare() -> None:
 
 
 def test_few_start_at_once_so_that_a_newcomer_is_put_before_the_others() -> None:
-    gate = admission(8, starts=2)
+    gate = admission(8, max_starting=2)
     flood = [gate.open(Tenant("flood"), 0) for _ in range(6)]
     for ticket in flood:
         gate.queue(ticket, 300)
@@ -135,7 +140,7 @@ def test_few_start_at_once_so_that_a_newcomer_is_put_before_the_others() -> None
 
 
 def test_a_film_is_sent_when_the_engine_has_prepared_the_one_before() -> None:
-    gate = admission(8, prepares=1, starts=3)
+    gate = admission(8, max_preparing=1, max_starting=3)
     flood = [gate.open(Tenant("flood"), 0) for _ in range(5)]
     for ticket in flood:
         gate.queue(ticket, 300)
@@ -224,15 +229,15 @@ def test_the_bound_of_the_paper(slots: int, weights: list[float], seed: int, beg
 @settings(max_examples=300, deadline=None)
 @given(
     slots=st.integers(1, 4),
-    prepares=st.sampled_from([1, 2, math.inf]),
-    starts=st.sampled_from([1, 2, math.inf]),
+    max_preparing=st.sampled_from([1, 2, math.inf]),
+    max_starting=st.sampled_from([1, 2, math.inf]),
     spare=st.integers(0, 2),
     orders=st.lists(st.tuples(st.sampled_from("oqpbcx"), st.integers(0, 30)), max_size=80),
 )
 def test_no_slot_is_lost_or_doubled_and_none_idles(
-    slots: int, prepares: float, starts: float, spare: int, orders: list[tuple[str, int]]
+    slots: int, max_preparing: float, max_starting: float, spare: int, orders: list[tuple[str, int]]
 ) -> None:
-    gate = admission(slots, prepares=prepares, starts=starts, spare=spare)
+    gate = admission(slots, max_preparing=max_preparing, max_starting=max_starting, spare=spare)
     teams = [Tenant(name, weight=weight, max_concurrent=5) for name, weight in (("a", 1), ("b", 2), ("c", 0.5))]
     tickets: list[Ticket] = []
     given_out: set[int] = set()
@@ -262,9 +267,9 @@ def test_no_slot_is_lost_or_doubled_and_none_idles(
         running = [ticket for ticket in tickets if ticket.stage == "running"]
         assert gate.running == len(running) <= slots + spare
         assert gate.waiting == stages.count("waiting")
-        assert gate.preparing == sum(not one.prepared for one in running) <= prepares + spare
-        assert gate.starting == sum(not one.begun for one in running) <= starts + spare
-        full = gate.running >= slots or gate.preparing >= prepares or gate.starting >= starts
+        assert gate.preparing == sum(not one.prepared for one in running) <= max_preparing + spare
+        assert gate.starting == sum(not one.begun for one in running) <= max_starting + spare
+        full = gate.running >= slots or gate.preparing >= max_preparing or gate.starting >= max_starting
         assert full or gate.waiting == 0, "work conservation"
     for ticket in tickets:
         gate.close(ticket, 100)
@@ -328,10 +333,10 @@ def test_whoever_leaves_frees_its_place() -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("limit", ["prepares", "starts"])
+@pytest.mark.parametrize("limit", ["max_preparing", "max_starting"])
 def test_an_answer_in_one_piece_counts_as_begun_after_a_while(limit: str) -> None:
     async def scene() -> None:
-        gate = Gate(admission(8, prepares=1) if limit == "prepares" else admission(8, starts=1))
+        gate = Gate(admission(8, max_preparing=1) if limit == "max_preparing" else admission(8, max_starting=1))
         first, second = (gate.open(FREE, tokens_left=1, reset_s=0) for _ in range(2))
         await gate.turn(first, 1)
         waits = asyncio.create_task(gate.turn(second, 1))

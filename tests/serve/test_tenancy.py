@@ -505,7 +505,7 @@ def test_with_tenants_few_start_at_once_and_places_are_spare(
 ) -> None:
     teams.add("a")
     settings = config.load(None, {"gateway.tenants": str(teams.path)} if several else {})
-    limits = {"slots": 32, "preparing": 2, "starting": 6}
+    limits = {"slots": 32, "max_preparing": 2, "max_starting": 6}
     with assemble.state(settings, tmp_path / "s", **limits, image_tokens=64, demo=True, env={}) as state:
         line, sent = state.gate.admission, []
         for _ in range(50):

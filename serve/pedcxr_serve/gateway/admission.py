@@ -80,8 +80,8 @@ class Admission:
         slots: requests in work at once; with ``spare`` the engine's ``max-num-seqs``, so that its queue stays empty.
         max_waiting: requests waiting at once, of all tenants.
         max_wait_s: a request that would wait longer is turned away at once.
-        prepares: requests in work whose films the engine has not prepared, at once.
-        starts: requests in work whose answers have not begun, at once; with the former.
+        max_preparing: requests in work whose films the engine has not prepared, at once.
+        max_starting: requests in work whose answers have not begun, at once; with the former.
         spare: how many more of each, less those that the tenant has in work already.
     """
 
@@ -91,11 +91,12 @@ class Admission:
         *,
         max_waiting: int,
         max_wait_s: float,
-        prepares: float = math.inf,
-        starts: float = math.inf,
+        max_preparing: float = math.inf,
+        max_starting: float = math.inf,
         spare: int = 0,
     ) -> None:
-        self._slots, self._prepares, self._starts, self._spare = slots, prepares, starts, spare
+        self._slots, self._spare = slots, spare
+        self._max_preparing, self._max_starting = max_preparing, max_starting
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
         self._last_left = 0.0  # counter of the tenant that left the queue last
@@ -156,8 +157,8 @@ class Admission:
         more = max(0, self._spare - account.running)
         if (
             self.running >= self._slots + more
-            or self.preparing >= self._prepares + more
-            or self.starting >= self._starts + more
+            or self.preparing >= self._max_preparing + more
+            or self.starting >= self._max_starting + more
         ):
             return None
         ticket = next(iter(account.waiting))
@@ -210,12 +211,12 @@ class Admission:
     def prepare_s(self) -> float:
         """Seconds after which a request that does not show it counts as prepared: half of what would hold a full engine
         back, 0 until a request has ended."""
-        return self._unseen_s(self._prepares)
+        return self._unseen_s(self._max_preparing)
 
     @property
     def start_s(self) -> float:
         """Seconds after which an answer that does not show its beginning counts as begun, by the same measure."""
-        return self._unseen_s(self._starts)
+        return self._unseen_s(self._max_starting)
 
     def expected_wait(self, tenant: Tenant) -> float:
         """Seconds until a request of the tenant that comes now would begin; 0 until a request has ended."""

@@ -29,8 +29,8 @@ def state(
     socket: Path,
     *,
     slots: int,
-    preparing: float = math.inf,
-    starting: float = math.inf,
+    max_preparing: float = math.inf,
+    max_starting: float = math.inf,
     image_tokens: int,
     demo: bool,
     env: Mapping[str, str],
@@ -41,7 +41,7 @@ def state(
 
     Args:
         slots: reports in work at once, the plan's ``max_num_seqs``.
-        preparing, starting: of those, see the plan's ``max_preparing`` and ``max_starting``; for several tenants.
+        max_preparing, max_starting: of those, the plan's; for several tenants.
         image_tokens: that a film takes in the prompt.
         env: holds the audit log's key, and Redis' address if the settings do not.
         image_size, revision: what clients are told of the model, see `State`.
@@ -67,7 +67,7 @@ def state(
             body_limit=gateway.body_limit_mib * _MIB,
             rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
             book=book,
-            gate=Gate(_admission(gateway, slots, preparing, starting)),
+            gate=Gate(_admission(gateway, slots, max_preparing, max_starting)),
             rate=Rate(rate.pool_of(limits) if limits else None),
             bodies=Bodies(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
@@ -79,7 +79,7 @@ def state(
         )
 
 
-def _admission(gateway: GatewayConfig, slots: int, preparing: float, starting: float) -> Admission:
+def _admission(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> Admission:
     """With several tenants few requests start at once and some slots are kept for whoever has little in work."""
     several = bool(gateway.tenants)
     spare = min(8, slots // 16) if several else 0
@@ -87,8 +87,8 @@ def _admission(gateway: GatewayConfig, slots: int, preparing: float, starting: f
         slots - spare,
         max_waiting=gateway.max_waiting,
         max_wait_s=gateway.max_wait_s,
-        prepares=preparing if several else math.inf,
-        starts=starting if several else math.inf,
+        max_preparing=max_preparing if several else math.inf,
+        max_starting=max_starting if several else math.inf,
         spare=spare,
     )
 

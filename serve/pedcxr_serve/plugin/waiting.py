@@ -3,7 +3,7 @@
 vLLM 0.32 hands every step from the scheduler's process to the worker's and back through shared memory, and whoever
 waits there spins on ``sched_yield`` until nothing came for a second
 (``distributed/device_communicators/shm_broadcast.py``, ``SpinCondition``). Beside a GPU that costs a core which has
-nothing else to do. Here two full cores are all there is, and requests stood still for 0.3 to 1.3 s every now and then.
+nothing else to do. Here two full cores are all there is, and requests now and then stood still for up to a second.
 To wait for a message at once, as ``SpinCondition`` does after that second, is no way out: tried with its
 ``busy_loop_s`` at 0, a step took five seconds.
 """
@@ -15,7 +15,7 @@ import time
 from vllm.distributed.device_communicators import shm_broadcast
 
 _LONGEST_S = 0.0005
-_PART = 16  # of the wait so far is a nap: a constant one of 0.5 ms made a single stream's report take 30 % longer
+_PART = 16  # of the wait so far is a nap, so that a single stream, whose waits are short, is hardly held up
 _PAUSE_S = 0.0001  # between two calls, which ends a wait; the loop around them takes a tenth of it
 
 _began = _ended = 0.0
