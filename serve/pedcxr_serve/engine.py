@@ -120,7 +120,8 @@ class Engine:
         status = await self._process.wait()
         # A grandchild that lives on keeps the pipe open.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._reader), 2)
+            async with asyncio.timeout(2):
+                await asyncio.shield(self._reader)
         return status
 
     async def stop(self, grace_s: float) -> None:
@@ -132,7 +133,8 @@ class Engine:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await self._process.wait()
         await self._end_group()
         await self._process.wait()
         if self._reader is not None:

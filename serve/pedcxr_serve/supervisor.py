@@ -186,7 +186,8 @@ class Supervisor:
         pulse, config = self._state.pulse, self._config
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(pulse.doubted.wait(), max(_POLL_S, config.probe_every_s - pulse.age))
+                async with asyncio.timeout(max(_POLL_S, config.probe_every_s - pulse.age)):
+                    await pulse.doubted.wait()
             if pulse.doubted.is_set():
                 if not await warmup.healthy(self._session):
                     return "ended", EngineDied("the engine says it is dead; its last lines say why", tail=self._tail)

@@ -45,6 +45,8 @@ class Pulse:
         """Wait, a second at most, until a doubt has been looked into: whoever is next in line after a request that lost
         the engine would lose it too, and could not be told that it is safe to ask again."""
         try:
-            await asyncio.wait_for(self._looked.wait(), _LOOK_S)
+            # Not wait_for: on Python 3.11 it loses a cancellation that comes together with the result.
+            async with asyncio.timeout(_LOOK_S):
+                await self._looked.wait()
         except TimeoutError:
             self.settle()
