@@ -27,11 +27,14 @@ STAGES: tuple[tuple[str, str], ...] = (
     ("Resolved architecture", "starting the engine's process"),
     ("Initializing a V1 LLM engine", "starting the worker's process"),
     ("Starting to load model", "loading weights"),
+    ("Loading model from scratch", "loading weights"),
     ("Loading weights took", "warming up the model"),
+    ("Model loading took", "warming up the model"),
     ("Starting vLLM server", "opening the socket"),
     ("Application startup complete", "engine is up"),
 )
-"""Text in a log line of vLLM 0.32, and the stage that it begins."""
+"""Text in a log line of vLLM 0.32, on a CPU or on a GPU, and the stage that it begins; those before it are over, though
+several processes write into one log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Engine:
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        self.stage = "importing vLLM"
+        self.stage, self._reached = "importing vLLM", -1
         self.started = time.monotonic()
         self._stopping = False
         self.tail: deque[str] = deque(maxlen=_TAIL)
@@ -172,9 +175,9 @@ class Engine:
         if not line.text:
             return
         self.tail.append(line.text)
-        for mark, stage in STAGES:
-            if mark in line.text:
-                self.stage = stage
+        for place, (mark, stage) in enumerate(STAGES):
+            if mark in line.text and place > self._reached:
+                self._reached, self.stage = place, stage
         if not self._stopping:  # vLLM 0.32 logs its own orderly end as an error with a traceback
             self._on_line(line)
 

@@ -46,6 +46,36 @@ def test_the_plugin_refuses_any_other_vllm_loudly(version: str) -> None:
         require_series(version)
 
 
+def test_the_stages_of_a_start_on_a_gpu_never_go_back() -> None:
+    """Its engine reports to one log with two API servers, which read the model's configuration after it has."""
+    lines = (
+        "(MainProcess pid=1) INFO 11-26 16:35:27 [api_utils.py:286] non-default args: {'model_tag': 'm'}",
+        "(MainProcess pid=1) INFO 11-26 16:35:46 [model.py:733] Resolved architecture: Gemma3ForConditionalGeneration",
+        "(EngineCore pid=2) INFO 11-26 16:36:04 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: ...",
+        "(ApiServer_0 pid=3) INFO 11-26 16:36:05 [model.py:733] Resolved architecture: Gemma3ForConditionalGeneration",
+        "(EngineCore pid=2) INFO 11-26 16:36:07 [model_runner.py:392] Loading model from scratch...",
+        "(ApiServer_1 pid=4) INFO 11-26 16:36:08 [model.py:733] Resolved architecture: Gemma3ForConditionalGeneration",
+        "(EngineCore pid=2) INFO 11-26 16:36:10 [model_runner.py:424] Model loading took 8.2 GiB memory and 3 s",
+    )
+    stages: list[str] = []
+
+    async def work() -> None:
+        script = "import sys; print(*sys.argv[1:], sep='\\n')"
+        one = Engine((sys.executable, "-c", script, *lines), {}, lambda line: stages.append(one.stage))
+        await one.start()
+        await one.wait()
+        await one.stop(0)
+
+    asyncio.run(work())
+    assert stages == [
+        "reading the model's configuration",
+        "starting the engine's process",
+        *["starting the worker's process"] * 2,
+        *["loading weights"] * 2,
+        "warming up the model",
+    ]
+
+
 def test_an_engine_that_was_never_started_can_be_stopped() -> None:
     asyncio.run(Engine(engine.vllm(("serve",)), {}, lambda line: None).stop(1))
 
