@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import os
 import re
 import statistics
@@ -17,23 +18,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import uvloop
 from tqdm import tqdm
 
-from . import bench_line, checkpoint, cli, device, keys, plan
+from . import bench_line, checkpoint, cli, device, hub, keys, plan
 from .bench_load import Films, Sample, Sender, run
-from .demo import CHECKPOINT
+from .demo import phantom
 from .local import LocalServer, server
 
 _SEEDS = range(8_200_000, 8_200_064)  # training draws from lower ones
-_LEAD_S = 4.0
-_SHORT, _LONG = 15, 500  # a report has 29 to 79 tokens, 45 in the mean; three times 15
-_EVERY_S = 2.0
 _WEIGHTS = {"team": 1, "flood": 1, "triple": 3, "light": 1}
+
+
+def _option(default: float, meaning: str) -> Any:
+    return field(default=default, metadata={"help": f"{meaning} (default %(default)s)"})
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent, and for how long. The defaults suit two cores and the demo model, whose reports have 29 to 79
+    tokens, 45 in the mean."""
+
+    rounds: int = _option(3, "rounds of all windows")
+    seconds: float = _option(20.0, "seconds of a window")
+    lead: float = _option(4.0, "seconds before it, until the first requests are through")
+    team: int = _option(96, "requests that the one who sends less keeps open")
+    flood: int = _option(384, "requests that the other keeps open")
+    short: int = _option(15, "tokens of the longest answer to the one")
+    long: int = _option(500, "tokens of the longest answer to the other")
+    every: float = _option(2.0, "seconds between the light tenant's films")
+    light: int = _option(500, "tokens of the longest answer to it")
+    side: int = _option(0, "pixels of a square film's side; 0: the drawings' own size")
 
 
 @dataclass(slots=True)
@@ -48,32 +68,38 @@ class Found:
     alone: list[float] = field(default_factory=list)  # seconds to the first word of the light tenant
     flooded: list[float] = field(default_factory=list)
     flooded_first_come: list[float] = field(default_factory=list)
-    least_waiting: float = float("inf")  # of either sender, at any look while shares were measured
+    least_waiting: float = math.inf  # of either sender, at any look while shares were measured
     cache_hits: float = 0.0  # must be 0: no film is sent twice
 
 
 def main() -> None:
-    """Run the benchmark and print its table. Words after ``--`` go to ``pedcxr-serve start``."""
+    """Run the benchmark and print its table. Words after ``--`` go to ``pedcxr-serve start``: ``-- --model DIR``."""
     own, flags = cli.split(sys.argv[1:])
     parser = argparse.ArgumentParser(prog="python -m pedcxr_serve.bench_fairness", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of all windows")
-    parser.add_argument("--seconds", type=float, default=20, help="of a window")
-    args = parser.parse_args(own)
+    for one in fields(Load):
+        parser.add_argument(f"--{one.name}", type=type(one.default), default=one.default, **one.metadata)
+    load = Load(**vars(parser.parse_args(own)))
+    settings = cli.parse(["start", *flags])
+    folder = hub.resolve(settings.model, settings.revision)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        shown = _tenants(folder / "tenants.toml")
-        socket = folder / "run" / "engine.sock"
-        with server("--tenants", str(folder / "tenants.toml"), "--socket-dir", str(socket.parent), *flags) as running:
-            slots = plan.make(
-                checkpoint.inspect(CHECKPOINT),
-                device.detect(),
-                cli.parse(["start", *flags]),
-                model_dir=CHECKPOINT,
-                socket=socket,
-            ).max_num_seqs
-            with bench_line.first_come(socket, slots, folder) as line:
-                before = os.getloadavg()
-                found = uvloop.run(_measure(running, line, shown, args.rounds, args.seconds))
+        scratch = Path(name)
+        shown = _tenants(scratch / "tenants.toml")
+        socket = scratch / "run" / "engine.sock"
+        made = plan.make(
+            checkpoint.inspect(folder),
+            device.detect(settings.engine.device),
+            settings,
+            model_dir=folder,
+            socket=socket,
+        )
+        side = load.side
+        films = Films(_SEEDS, size=(side, side) if side else phantom.SIZE, model=settings.served_name)
+        with (
+            server("--tenants", str(scratch / "tenants.toml"), "--socket-dir", str(socket.parent), *flags) as running,
+            bench_line.first_come(socket, made.max_num_seqs, settings.served_name, scratch) as line,
+        ):
+            before = os.getloadavg()
+            found = uvloop.run(_measure(running, line, shown, films, load))
     _print(found, before)
 
 
@@ -87,23 +113,23 @@ def _tenants(path: Path) -> dict[str, str]:
     return shown
 
 
-async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], rounds: int, seconds: float) -> Found:
-    team = Sender("team", shown["team"], at_once=96, max_tokens=_SHORT)
+async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], films: Films, load: Load) -> Found:
+    team = Sender("team", shown["team"], at_once=load.team, max_tokens=load.short)
     triple = replace(team, key=shown["triple"])
-    flood = Sender("flood", shown["flood"], at_once=384, max_tokens=_LONG)
-    light = Sender("light", shown["light"], every_s=_EVERY_S, max_tokens=_LONG)
-    films, found = Films(_SEEDS), Found()
+    flood = Sender("flood", shown["flood"], at_once=load.flood, max_tokens=load.long)
+    light = Sender("light", shown["light"], every_s=load.every, max_tokens=load.light)
+    seconds, found = load.seconds, Found()
     async with (
         aiohttp.ClientSession(running.root, connector=aiohttp.TCPConnector(limit=0)) as fair,
         aiohttp.ClientSession(line_url, connector=aiohttp.TCPConnector(limit=0)) as line,
     ):
-        bar = tqdm(total=6 * rounds, unit="window", disable=None)
+        bar = tqdm(total=6 * load.rounds, unit="window", disable=None)
 
         async def timed(
             session: aiohttp.ClientSession, senders: Sequence[Sender], length: float
         ) -> tuple[float, list[Sample]]:
-            begun = time.perf_counter() + _LEAD_S
-            samples = await run(session, senders, films, _LEAD_S + length)
+            begun = time.perf_counter() + load.lead
+            samples = await run(session, senders, films, load.lead + length)
             bar.update()
             return begun, samples
 
@@ -117,14 +143,14 @@ async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], r
 
         async def backlogged(one: Sender, other: Sender) -> list[Sample]:
             tenants = [name for name, key in shown.items() if key in (one.key, other.key)]
-            watch = asyncio.create_task(_watch(fair, running.metrics_url, tenants, found))
+            watch = asyncio.create_task(_watch(fair, running.metrics_url, tenants, load.lead, found))
             samples = await window(fair, one, other)
             watch.cancel()
             return samples
 
-        await run(fair, [team], films, _LEAD_S)  # the first requests at a batch size are slower
+        await run(fair, [team], films, load.lead)  # the first requests at a batch size are slower
         before = _cache_hits(await _page(fair, running.metrics_url))
-        for _ in range(rounds):
+        for _ in range(load.rounds):
             samples = await backlogged(team, flood)
             found.equal.append(_share(samples))
             found.rate.append(_service(samples) / seconds)
@@ -140,9 +166,9 @@ async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], r
     return found
 
 
-async def _watch(session: aiohttp.ClientSession, url: str, tenants: Sequence[str], found: Found) -> None:
+async def _watch(session: aiohttp.ClientSession, url: str, tenants: Sequence[str], lead: float, found: Found) -> None:
     """Look now and then whether all of them wait."""
-    await asyncio.sleep(_LEAD_S)
+    await asyncio.sleep(lead)
     while True:
         page = await _page(session, url)
         for tenant in tenants:
@@ -165,31 +191,39 @@ def _service(samples: Sequence[Sample]) -> float:
 
 
 def _share(samples: Sequence[Sample]) -> float:
-    return _service([sample for sample in samples if sample.who == "team"]) / _service(samples)
+    return _ratio(_service([sample for sample in samples if sample.who == "team"]), _service(samples))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
 
 
 def _p95(seconds: Sequence[float]) -> float:
-    return statistics.quantiles(seconds, n=20, method="inclusive")[18] if len(seconds) > 1 else float("nan")
+    return statistics.quantiles(seconds, n=20, method="inclusive")[18] if len(seconds) > 1 else math.nan
 
 
 def _print(found: Found, before: tuple[float, float, float]) -> None:
-    median = statistics.median
+    """A window in which nothing came to an end gives nan, not an error: it may be the finding."""
     alone, flooded, first_come = _p95(found.alone), _p95(found.flooded), _p95(found.flooded_first_come)
-    ratios = [fair / line for fair, line in zip(found.rate, found.rate_first_come, strict=True)]
+    ratios = [_ratio(fair, line) for fair, line in zip(found.rate, found.rate_first_come, strict=True)]
     print(f"\n{'':58}{'target':>12}{'measured':>10}{'first come first served':>26}")
     for name, target, value, other in (
-        ("share of service, the other sends 4 x as many, 3 x as long", "50 +- 5 %", f"{median(found.equal):.1%}",
-         f"{median(found.equal_first_come):.1%}"),
-        ("the same with three times its weight", "75 +- 5 %", f"{median(found.triple):.1%}", "-"),
-        ("p95 TTFT of a film every 2 s under a flood, x its own", "<= 2", f"{flooded / alone:.2f}",
+        ("share of service, the other sends more and longer", "50 +- 5 %", f"{_median(found.equal):.1%}",
+         f"{_median(found.equal_first_come):.1%}"),
+        ("the same with three times its weight", "75 +- 5 %", f"{_median(found.triple):.1%}", "-"),
+        ("p95 TTFT of a light tenant's film under a flood, x its own", "<= 2", f"{flooded / alone:.2f}",
          f"{first_come / alone:.2f}"),
-        ("throughput, x first come first served", ">= 0.97", f"{median(ratios):.3f}", "1"),
+        ("throughput, x first come first served", ">= 0.97", f"{_median(ratios):.3f}", "1"),
     ):  # fmt: skip
         print(f"{name:58}{target:>12}{value:>10}{other:>26}")
     print(
-        f"\nlight tenant's TTFT, median and p95 in ms: alone {1e3 * median(found.alone):.0f} and {1e3 * alone:.0f}, "
-        f"flooded {1e3 * median(found.flooded):.0f} and {1e3 * flooded:.0f}, first come first served "
-        f"{1e3 * median(found.flooded_first_come):.0f} and {1e3 * first_come:.0f}; "
+        f"\nlight tenant's TTFT, median and p95 in ms: alone {1e3 * _median(found.alone):.0f} and {1e3 * alone:.0f}, "
+        f"flooded {1e3 * _median(found.flooded):.0f} and {1e3 * flooded:.0f}, first come first served "
+        f"{1e3 * _median(found.flooded_first_come):.0f} and {1e3 * first_come:.0f}; "
         f"{len(found.alone)}, {len(found.flooded)} and {len(found.flooded_first_come)} films"
     )
     for name, values in (

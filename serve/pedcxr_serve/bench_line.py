@@ -13,25 +13,26 @@ from pathlib import Path
 import uvloop
 
 from . import config
-from .demo import MODEL_NAME
 from .gateway import app, assemble, serve
 from .listeners import listen
 
 
 @contextmanager
-def first_come(engine: Path, slots: int, folder: Path) -> Iterator[str]:
+def first_come(engine: Path, slots: int, model: str, folder: Path) -> Iterator[str]:
     """Run one in a process of its own until the end of the block; its address, without ``/v1``.
 
     Args:
         engine: the socket.
         slots: the engine's ``max-num-seqs``.
+        model: its name.
         folder: for a file of the two.
 
     Raises:
         SystemExit: it ended by itself.
     """
     up = folder / "first-come"
-    with subprocess.Popen([sys.executable, "-m", __name__, str(engine), str(slots), str(up)]) as process:  # noqa: S603
+    command = [sys.executable, "-m", __name__, str(engine), str(slots), model, str(up)]
+    with subprocess.Popen(command) as process:  # noqa: S603
         try:
             while not up.exists():
                 if process.poll() is not None:
@@ -42,8 +43,8 @@ def first_come(engine: Path, slots: int, folder: Path) -> Iterator[str]:
             process.terminate()
 
 
-async def _main(engine: Path, slots: int, up: Path) -> None:
-    settings = config.load(None, {"gateway.port": 0, "gateway.admin_port": 0, "served_name": MODEL_NAME})
+async def _main(engine: Path, slots: int, model: str, up: Path) -> None:
+    settings = config.load(None, {"gateway.port": 0, "gateway.admin_port": 0, "served_name": model})
     with (
         assemble.state(settings, engine, slots=slots, image_tokens=0, demo=True, env={}) as state,
         listen(settings.gateway) as listeners,
@@ -57,4 +58,4 @@ async def _main(engine: Path, slots: int, up: Path) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])))
+    uvloop.run(_main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])))

@@ -57,11 +57,12 @@ class Films:
     Args:
         seeds: of the phantoms.
         size: height and width of a film, in pixels.
+        model: that the requests name.
     """
 
-    def __init__(self, seeds: Sequence[int], *, size: tuple[int, int] = phantom.SIZE) -> None:
+    def __init__(self, seeds: Sequence[int], *, size: tuple[int, int] = phantom.SIZE, model: str = MODEL_NAME) -> None:
         self._films: list[tuple[bytes, bytes, bytes]] = []  # before the film, the film, after it
-        with Client("http://127.0.0.1/v1", model=MODEL_NAME) as client:
+        with Client("http://127.0.0.1/v1", model=model) as client:
             for seed in seeds:
                 case = phantom.sample(seed)
                 film = phantom.encode_png(phantom.render(case, seed, size=size))
