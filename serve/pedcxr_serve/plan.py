@@ -109,7 +109,7 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     best = min(at_once, seqs if engine.max_num_seqs else roofline.FLOOR_IN_FLIGHT)
     floor = roofline.floor(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
     servers = engine.api_server_count or _api_servers(device, floor)
-    preparing, prefilling = (servers, 4) if device.kind == "cpu" else (4 * servers, 8)
+    preparing, starting = _starting(device, config, servers)
     argv = vllm_command.argv(
         device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers
     )
@@ -130,7 +130,7 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
         max_num_batched_tokens=batched,
         api_server_count=servers,
         max_preparing=preparing,
-        max_starting=preparing + prefilling,
+        max_starting=starting,
         floor=floor,
         expected=roofline.floor(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
     )
@@ -205,6 +205,18 @@ def _max_num_batched_tokens(shape: Shape, device: Device, config: ServeConfig, s
             f"each of {seqs} reports and a whole image ({shape.image_tokens} tokens)."
         )
     return wanted
+
+
+def _starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, int]:
+    """How many may be sent whose films are not prepared, and whose reports have not begun.
+
+    On a CPU by measurement. On a GPU a step is scheduled while the one before runs and its tokens are read during the
+    next, so that two films a step need eight prompts on their way; docs/tenants.md has what an H200 gave.
+    """
+    gateway = config.gateway
+    preparing, prompts = (servers, 4) if device.kind == "cpu" else (2 * servers, 8)
+    preparing = gateway.max_preparing or preparing
+    return preparing, gateway.max_starting or preparing + prompts
 
 
 def _api_servers(device: Device, floor: Floor) -> int:

@@ -56,6 +56,12 @@ class GatewayConfig:
         "Redis that counts requests a minute for several gateways, or PEDCXR_LIMITS_URL; empty = this one for itself",
     )
     max_waiting: int = _setting(1024, "requests that may wait for their turn", low=0, high=1_000_000)
+    max_preparing: int | None = _setting(
+        None, "requests sent whose films the engine still prepares; with several tenants", low=1, high=4096
+    )
+    max_starting: int | None = _setting(
+        None, "requests sent whose reports have not begun, with the former; with several tenants", low=1, high=4096
+    )
     max_wait_s: float = _setting(120.0, "a request that would wait longer is turned away", low=1, high=86400)
     body_timeout_s: float = _setting(60.0, "seconds a client may take to send a request's body", low=1, high=3600)
     bodies_mib: int = _setting(1024, "request bodies held at once, MiB; one team may fill 3/4", low=16, high=1_048_576)

@@ -118,7 +118,7 @@ def test_a_gpu_gets_no_cpu_flags_and_the_other_way_round(models: dict[str, Check
     assert "VLLM_CPU_KVCACHE_SPACE" not in dict(gpu.env)
     assert (cpu.max_num_seqs, cpu.limited_by, cpu.max_num_batched_tokens) == (32, "16 for each CPU core", 2048)
     assert (cpu.max_preparing, cpu.max_starting) == (1, 5)
-    assert (gpu.max_preparing, gpu.max_starting) == (8, 16)
+    assert (gpu.max_preparing, gpu.max_starting) == (4, 12)
 
 
 def test_settings_win_over_the_plan(models: dict[str, Checkpoint]) -> None:
@@ -144,6 +144,19 @@ def test_settings_win_over_the_plan(models: dict[str, Checkpoint]) -> None:
     assert json.loads(value(made, "--override-generation-config")) == {"temperature": 0, "max_new_tokens": 200}
     assert made.argv[-2:] == ("--seed", "7")
     assert dict(made.env)["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_how_many_may_start_is_the_users_to_choose(models: dict[str, Checkpoint]) -> None:
+    def starting(**settings: int) -> tuple[int, int]:
+        chosen = config.load(None, {f"gateway.{name}": value for name, value in settings.items()})
+        model, socket = Path("/models/m"), Path("/run/pedcxr/engine.sock")
+        made = plan.make(models["4b"], device.KNOWN["h200"], chosen, model_dir=model, socket=socket)
+        return made.max_preparing, made.max_starting
+
+    assert starting() == (4, 12)
+    assert starting(max_preparing=8) == (8, 16)
+    assert starting(max_starting=6) == (4, 6)
+    assert starting(max_preparing=2, max_starting=6) == (2, 6)
 
 
 def test_a_tighter_itl_target_means_fewer_reports_at_once(models: dict[str, Checkpoint]) -> None:
