@@ -210,8 +210,8 @@ def _max_num_batched_tokens(shape: Shape, device: Device, config: ServeConfig, s
 def _starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, int]:
     """How many may be sent whose films are not prepared, and whose reports have not begun.
 
-    On a CPU by measurement. On a GPU a step is scheduled while the one before runs and its tokens are read during the
-    next, so that two films a step need eight prompts on their way; docs/tenants.md has what an H200 gave.
+    On a CPU by measurement. An H200 needed two films a step for its highest rate, and a prompt was about four steps on
+    its way through the engine to its first word: hence eight. docs/tenants.md has what was measured there.
     """
     gateway = config.gateway
     preparing, prompts = (servers, 4) if device.kind == "cpu" else (2 * servers, 8)
