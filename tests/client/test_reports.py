@@ -77,7 +77,7 @@ def test_an_endless_iterable_is_not_read_far_ahead(engine, film, twin):
 
 def test_leaving_early_closes_what_is_under_way(engine, film, twin):
     engine.answer = Answer(stall_after=1)
-    engine.reply(Answer())
+    engine.reply(Answer(first=1))  # meanwhile the others are asked
     results = twin.reports(engine.url, (Order(film) for _ in range(100)), concurrency=4, stop_after=1)
     assert [result.report.text for result in results] == [TEXT]
     stalled = [seen for seen in engine.chats if not seen.answered.is_set()]
