@@ -37,9 +37,9 @@ def inspected(folder: Path) -> dict[str, Checkpoint]:
     }
 
 
-def planned(found: Checkpoint, key: str, **settings: object) -> EnginePlan:
+def planned(found: Checkpoint, key: str, *, table: str = "engine", **settings: object) -> EnginePlan:
     served = "pedcxr-demo" if found.parameters < 1e9 else "medgemma-4b-it-ped"
-    loaded = config.load(None, {"served_name": served} | {f"engine.{name}": value for name, value in settings.items()})
+    loaded = config.load(None, {"served_name": served} | {f"{table}.{name}": value for name, value in settings.items()})
     socket = Path("/run/pedcxr/engine.sock")
     return plan.make(found, device.KNOWN[key], loaded, model_dir=Path("/models") / served, socket=socket)
 
@@ -148,9 +148,7 @@ def test_settings_win_over_the_plan(models: dict[str, Checkpoint]) -> None:
 
 def test_how_many_may_start_is_the_users_to_choose(models: dict[str, Checkpoint]) -> None:
     def starting(**settings: int) -> tuple[int, int]:
-        chosen = config.load(None, {f"gateway.{name}": value for name, value in settings.items()})
-        model, socket = Path("/models/m"), Path("/run/pedcxr/engine.sock")
-        made = plan.make(models["4b"], device.KNOWN["h200"], chosen, model_dir=model, socket=socket)
+        made = planned(models["4b"], "h200", table="gateway", **settings)
         return made.max_preparing, made.max_starting
 
     assert starting() == (4, 12)

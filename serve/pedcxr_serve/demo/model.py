@@ -109,18 +109,12 @@ def save_processor(folder: Path) -> Gemma3Processor:
     return processor
 
 
-def name_of(name: str) -> str:
-    """A tensor's name in the published checkpoints, from the one that it has in transformers' module.
+def save(model: Gemma3ForConditionalGeneration, folder: Path) -> None:
+    """Write config, generation config and bfloat16 weights, named as in the published checkpoints.
 
     transformers 5.8 and later name the tower ``vision_tower.encoder``; vLLM 0.32 and the published files say
     ``vision_tower.vision_model.encoder``.
     """
-    old = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
-    return _PREFIXES[old] + name.removeprefix(old)
-
-
-def save(model: Gemma3ForConditionalGeneration, folder: Path) -> None:
-    """Write config, generation config and bfloat16 weights, named as in the published checkpoints."""
     _write(folder / "config.json", _plain(model.config.to_dict()) | {"dtype": "bfloat16", DEMO_KEY: True})
     place = tokenizer.SPECIAL.index
     generation = {
@@ -136,7 +130,8 @@ def save(model: Gemma3ForConditionalGeneration, folder: Path) -> None:
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight":
             continue  # tied to the embedding
-        weights[name_of(name)] = weight.to(torch.bfloat16).contiguous()
+        old = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+        weights[_PREFIXES[old] + name.removeprefix(old)] = weight.to(torch.bfloat16).contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
 
