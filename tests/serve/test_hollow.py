@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from tests.bench import hollow
 
 from pedcxr_serve import checkpoint, roofline
-
-SCRIPT = Path(__file__).parents[1] / "bench/hollow.py"
-
-pytestmark = pytest.mark.slow  # imports torch
 
 
 def test_it_is_as_large_as_the_published_model_and_can_be_served(tmp_path: Path) -> None:
     folder = tmp_path / "hollow"
-    subprocess.run([sys.executable, SCRIPT, folder], check=True, capture_output=True)
+    hollow.main(folder)
     found = checkpoint.inspect(folder)
     assert found.ready and found.demo and not found.problems
     assert found.parameters == 4_300_079_472
