@@ -36,25 +36,25 @@ test-fast: $(READY)  ## the tests that need no vLLM, in under three minutes
 	@$(RUN) -m pytest -m 'not slow' $(PYTEST)
 
 bench: $(READY)  ## reports a second: the gateway, bare vLLM, transformers
-	@$(RUN) -m pedcxr_serve.bench
+	@$(RUN) -m tests.benchmarks.throughput
 
 bench-fairness: $(READY)  ## how two teams share a real engine, and the wait of a light one under a flood
-	@$(RUN) -m pedcxr_serve.bench_fairness
+	@$(RUN) -m tests.benchmarks.fairness
 
 bench-films: $(READY)  ## milliseconds from a DICOM to wire bytes, and from the naive path
-	@$(RUN) tests/bench/films.py
+	@$(RUN) -m tests.benchmarks.films
 
 bench-batch: $(READY)  ## memory of `pedcxr batch` up to 100,000 films
-	@$(RUN) tests/bench/batch.py
+	@$(RUN) -m tests.benchmarks.batch_memory
 
 bench-client: $(READY)  ## CPU a request of the client, and of the plain SDK
-	@$(RUN) tests/bench/client.py
+	@$(RUN) -m tests.benchmarks.client_cpu
 
 bench-gateway: $(READY)  ## what the gateway itself costs, in front of an engine that answers at once
-	@$(RUN) -m pedcxr_serve.bench_gateway
+	@$(RUN) -m tests.benchmarks.gateway
 
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
-	@$(RUN) -m tests.e2e.drill
+	@$(RUN) -m tests.benchmarks.kill_drill
 
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .
@@ -69,11 +69,11 @@ lock: $(UV)  ## renew locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint anew (less than an hour on 2 cores)
-	@$(RUN) -m pedcxr_serve.demo.train --out serve/pedcxr_serve/demo/checkpoint
+	@$(RUN) -m demo_training.train --out serve/pedcxr_serve/demo/checkpoint
 
 MINUTES ?= 10
 fuzz: $(READY)  ## damaged films for MINUTES=10, in a child of 1 GiB: no crash, no hang
-	@$(RUN) tests/client/fuzz.py --minutes $(MINUTES)
+	@$(RUN) -m tests.benchmarks.film_fuzz --minutes $(MINUTES)
 
 clean:  ## remove .venv and caches
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build

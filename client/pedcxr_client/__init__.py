@@ -1,6 +1,10 @@
 """pedcxr_client: draft reports of paediatric chest films from a pedcxr server. Research use only."""
 
-from ._errors import (
+from pedcxr_client.async_client import AsyncClient
+from pedcxr_client.async_stream import AsyncReportStream
+from pedcxr_client.checks.rules import Check
+from pedcxr_client.client import Client
+from pedcxr_client.errors import (
     AbortedReport,
     AuthenticationFailed,
     BadRequest,
@@ -22,22 +26,17 @@ from ._errors import (
     TruncatedReport,
     Unavailable,
 )
-from ._settings import Timeouts
-from .age import Age
-from .async_client import AsyncClient
-from .async_stream import AsyncReportStream
-from .client import Client
-from .gate import Check
-from .hook import Hook, Outcome
-from .image import EncodedImage, Radiograph
-from .order import Order
-from .preparation import Preparation
-from .report import DISCLAIMER, Report, Timing, Usage
-from .result import Result
-from .served import ServedModel
-from .stream import ReportStream
-
-__version__ = "0.1.0"
+from pedcxr_client.films.age import Age
+from pedcxr_client.films.film import EncodedImage, Radiograph
+from pedcxr_client.films.preparation import Preparation
+from pedcxr_client.metrics.hooks import Hook, Outcome
+from pedcxr_client.reports.report import DISCLAIMER, Report, Timing, Usage
+from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.result import Result
+from pedcxr_client.request.served_model import ServedModel
+from pedcxr_client.request.settings import Timeouts
+from pedcxr_client.stream import ReportStream
+from pedcxr_client.types import __version__
 
 __all__ = [
     "DISCLAIMER",

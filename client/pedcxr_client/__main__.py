@@ -1,6 +1,6 @@
 """``python -m pedcxr_client`` is ``pedcxr``."""
 
-from .cli import main
+from pedcxr_client.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

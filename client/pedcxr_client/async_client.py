@@ -7,16 +7,16 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from . import _many, _wire
-from ._attempts import Attempts
-from ._base import BaseClient
-from ._exchange import Exchange
-from .async_stream import AsyncReportStream
-from .hook import Silent
-from .order import Order
-from .report import Report
-from .result import Result
-from .served import ServedModel, choose
+from pedcxr_client.async_stream import AsyncReportStream
+from pedcxr_client.metrics.hooks import Silent
+from pedcxr_client.reports.report import Report
+from pedcxr_client.request import concurrent, payload
+from pedcxr_client.request.base_client import BaseClient
+from pedcxr_client.request.call import Exchange
+from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.result import Result
+from pedcxr_client.request.retry import Attempts
+from pedcxr_client.request.served_model import ServedModel, choose
 
 if TYPE_CHECKING:
     import openai
@@ -66,7 +66,7 @@ class AsyncClient(BaseClient[Coroutine[Any, Any, Report], AsyncReportStream, Cor
             ...     async for result in results:
             ...         print(result.order.key, result.report.text if result.report else result.error)
         """
-        return _many.as_they_finish(self._report, orders, concurrency)
+        return concurrent.as_they_finish(self._report, orders, concurrency)
 
     async def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""
@@ -86,14 +86,14 @@ class AsyncClient(BaseClient[Coroutine[Any, Any, Report], AsyncReportStream, Cor
         settings = self._settings
         self._openai = openai.AsyncOpenAI(
             base_url=settings.url,
-            api_key=settings.api_key or _wire.NO_KEY,
+            api_key=settings.api_key or payload.NO_KEY,
             max_retries=0,
-            default_headers=_wire.default_headers(settings.api_key),
+            default_headers=payload.default_headers(settings.api_key),
             http_client=openai.DefaultAsyncHttpxClient(
                 follow_redirects=False,  # a film goes to the address given and nowhere else
                 trust_env=not settings.is_loopback,  # nor through a proxy to this very machine
-                verify=_wire.trust(settings.url),
-                limits=_wire.pool(),
+                verify=payload.trust(settings.url),
+                limits=payload.pool(),
             ),
         )
 

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ._exchange import Exchange
-from .order import Order
-from .report import Report
+from pedcxr_client.reports.report import Report
+from pedcxr_client.request.call import Exchange
+from pedcxr_client.request.film_request import Order
 
 if TYPE_CHECKING:
     import openai
 
-    from .async_client import AsyncClient
+    from pedcxr_client.async_client import AsyncClient
 
 
 class AsyncReportStream:

@@ -8,17 +8,17 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from . import _many, _wire
-from ._attempts import Attempts
-from ._base import BaseClient
-from ._exchange import Exchange
-from .async_client import AsyncClient
-from .hook import Silent
-from .order import Order
-from .report import Report
-from .result import Result
-from .served import ServedModel, choose
-from .stream import ReportStream
+from pedcxr_client.async_client import AsyncClient
+from pedcxr_client.metrics.hooks import Silent
+from pedcxr_client.reports.report import Report
+from pedcxr_client.request import concurrent, payload
+from pedcxr_client.request.base_client import BaseClient
+from pedcxr_client.request.call import Exchange
+from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.result import Result
+from pedcxr_client.request.retry import Attempts
+from pedcxr_client.request.served_model import ServedModel, choose
+from pedcxr_client.stream import ReportStream
 
 if TYPE_CHECKING:
     import openai
@@ -38,7 +38,7 @@ class Client(BaseClient[Report, ReportStream, bytes]):
         retries: how often to try again after a failed connection, 429 or 503 that does not say when to come back;
             one that does is obeyed until the deadline. 0 turns both off. Nothing is tried again once an answer began.
         insecure_http: allow plain http to another machine.
-        metrics: told how each call went, such as :class:`pedcxr_client.metrics.Metrics`.
+        metrics: told how each call went, such as :class:`pedcxr_client.metrics.prometheus.Metrics`.
 
     Raises:
         ConfigurationError: if a value cannot be used.
@@ -82,7 +82,7 @@ class Client(BaseClient[Report, ReportStream, bytes]):
             >>> for result in client.reports(orders, concurrency=32):  # doctest: +SKIP
             ...     print(result.order.key, result.report.text if result.report else result.error)
         """
-        return _many.as_they_finish_in_a_thread(self._writer, orders, concurrency)
+        return concurrent.as_they_finish_in_a_thread(self._writer, orders, concurrency)
 
     def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""
@@ -102,14 +102,14 @@ class Client(BaseClient[Report, ReportStream, bytes]):
         settings = self._settings
         self._openai = openai.OpenAI(
             base_url=settings.url,
-            api_key=settings.api_key or _wire.NO_KEY,
+            api_key=settings.api_key or payload.NO_KEY,
             max_retries=0,
-            default_headers=_wire.default_headers(settings.api_key),
+            default_headers=payload.default_headers(settings.api_key),
             http_client=openai.DefaultHttpxClient(
                 follow_redirects=False,  # a film goes to the address given and nowhere else
                 trust_env=not settings.is_loopback,  # nor through a proxy to this very machine
-                verify=_wire.trust(settings.url),
-                limits=_wire.pool(),
+                verify=payload.trust(settings.url),
+                limits=payload.pool(),
             ),
         )
 
@@ -123,7 +123,7 @@ class Client(BaseClient[Report, ReportStream, bytes]):
         return ReportStream(self, order)
 
     @asynccontextmanager
-    async def _writer(self) -> AsyncIterator[_many.Write]:
+    async def _writer(self) -> AsyncIterator[concurrent.Write]:
         settings = self._settings
         async with AsyncClient(
             settings.url,

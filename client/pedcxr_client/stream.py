@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from ._exchange import Exchange
-from ._watched import Watched
-from .order import Order
-from .report import Report
+from pedcxr_client.reports.report import Report
+from pedcxr_client.request.call import Exchange
+from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.watched import Watched
 
 if TYPE_CHECKING:
     import openai
 
-    from .client import Client
+    from pedcxr_client.client import Client
 
 
 class ReportStream:

@@ -10,8 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-from . import checkpoint, config, device, hub, plan, plan_page, records
-from ._errors import EngineError, ServeError
+from pedcxr_serve import cli_records
+from pedcxr_serve.checkpoint import download, inspect
+from pedcxr_serve.config import load
+from pedcxr_serve.errors import EngineError, ServeError
+from pedcxr_serve.planner import devices, plan, plan_page
 
 _DRY_SOCKET = Path("/run/pedcxr/engine.sock")
 
@@ -22,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, extra = split(words)
     args = _parser().parse_args(own)
     try:
-        return _run(args, config.load(None, {}) if args.command in ("keys", "audit") else _settings(args, extra))
+        return _run(args, load.load(None, {}) if args.command in ("keys", "audit") else _settings(args, extra))
     except EngineError as error:
         for line in error.tail:
             print(f"engine | {line}", file=sys.stderr)
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def parse(words: Sequence[str]) -> config.ServeConfig:
+def parse(words: Sequence[str]) -> load.ServeConfig:
     """The settings that a command line stands for.
 
     Raises:
@@ -54,17 +57,17 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
-def _settings(args: argparse.Namespace, extra: list[str]) -> config.ServeConfig:
+def _settings(args: argparse.Namespace, extra: list[str]) -> load.ServeConfig:
     flags = {key: value for key, value in vars(args).items() if key not in ("command", "config", "dry_run")}
-    return config.load(getattr(args, "config", None), flags | ({"engine.extra_args": extra} if extra else {}))
+    return load.load(getattr(args, "config", None), flags | ({"engine.extra_args": extra} if extra else {}))
 
 
-def _run(args: argparse.Namespace, settings: config.ServeConfig) -> int:
+def _run(args: argparse.Namespace, settings: load.ServeConfig) -> int:
     if args.command in ("keys", "audit"):
-        print(records.run(args), end="")
+        print(cli_records.run(args), end="")
         return 0
     if args.command == "config":
-        print(config.reference(), end="")
+        print(load.reference(), end="")
         return 0
     if args.command == "check":
         return _check(settings)
@@ -73,27 +76,27 @@ def _run(args: argparse.Namespace, settings: config.ServeConfig) -> int:
     return _start(settings, demo=args.command == "demo")
 
 
-def _check(settings: config.ServeConfig) -> int:
-    found = checkpoint.inspect(hub.resolve(settings.model, settings.revision))
-    print(checkpoint.table(found))
+def _check(settings: load.ServeConfig) -> int:
+    found = inspect.inspect(download.resolve(settings.model, settings.revision))
+    print(inspect.table(found))
     return 0 if found.ready else 3
 
 
-def _plan(settings: config.ServeConfig) -> int:
-    folder = hub.resolve(settings.model, settings.revision)
-    found = checkpoint.inspect(folder)
-    checkpoint.require_ready(found)
-    machine = device.detect(settings.engine.device)
+def _plan(settings: load.ServeConfig) -> int:
+    folder = download.resolve(settings.model, settings.revision)
+    found = inspect.inspect(folder)
+    inspect.require_ready(found)
+    machine = devices.detect(settings.engine.device)
     print(plan_page.render(plan.make(found, machine, settings, model_dir=folder, socket=_DRY_SOCKET)))
     return 0
 
 
-def _start(settings: config.ServeConfig, *, demo: bool) -> int:
+def _start(settings: load.ServeConfig, *, demo: bool) -> int:
     # What follows imports the servers, which `check` and `plan` do without.
-    from . import launch
+    from pedcxr_serve.launcher import start
 
     signal.signal(signal.SIGTERM, _leave)  # until the event loop has handlers of its own
-    launch.start(settings, demo=demo)
+    start.start(settings, demo=demo)
     return 0
 
 
@@ -120,13 +123,13 @@ def _parser() -> argparse.ArgumentParser:
         _add_settings(command)
         command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
-    records.add_commands(commands)
+    cli_records.add_commands(commands)
     return parser
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; `pedcxr-serve config` prints one")
-    for option in config.options():
+    for option in load.options():
         if option.kind == "list":
             continue
         names = [option.flag, "--gpu"] if option.key == "engine.device" else [option.flag]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
-import sys
 from collections.abc import Iterator
 from contextlib import aclosing, closing
 from pathlib import Path
@@ -13,12 +12,10 @@ import pytest
 from PIL import Image
 
 from pedcxr_client import AsyncClient, Client, Report, Result
+from tests.support.fake_engine import FakeEngine
+from tests.support.paths import REAL_FILMS
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from fake_engine import FakeEngine
-
-FILMS = Path(__file__).parents[2].parent / "shared/data/cxr"
+FILMS = REAL_FILMS
 
 
 @pytest.fixture(scope="session")

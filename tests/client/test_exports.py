@@ -40,7 +40,7 @@ def test_the_error_tree_is_drawn_in_full():
     errors = {
         value for value in vars(pedcxr_client).values() if inspect.isclass(value) and issubclass(value, Exception)
     }
-    drawing = pedcxr_client._errors.__doc__
+    drawing = pedcxr_client.errors.__doc__
     for error in errors:
         line = next(line for line in drawing.splitlines() if f" {error.__name__} " in f" {line} ")
         assert f" {error.exit_code}  " in line + "  ", error

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 UV = Path(sys.executable).with_name("uv")
 NOT_INSTALLED = ("torch", "vllm", "transformers", "starlette", "numpy")
 

@@ -21,14 +21,16 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from pedcxr_serve import cli, config, supervisor
-from pedcxr_serve._errors import CheckpointError, ConfigError
-from pedcxr_serve.gateway.serve import FLUSH_S
+from pedcxr_serve import cli
+from pedcxr_serve.config import load
+from pedcxr_serve.engine import supervisor
+from pedcxr_serve.errors import CheckpointError, ConfigError
+from pedcxr_serve.gateway.http.server import FLUSH_S
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-GATEWAY = config.GatewayConfig()
+GATEWAY = load.GatewayConfig()
 STOP_S = GATEWAY.drain_s + supervisor._STOP_GRACE_S + 2 * FLUSH_S
 CONFIG = "/etc/pedcxr/serve.toml"
 HOME = "/var/lib/pedcxr"
@@ -79,7 +81,7 @@ def seconds(text: str) -> float:
 
 
 def test_the_example_configuration_loads() -> None:
-    settings = config.load(DEPLOY / "serve.toml", {})
+    settings = load.load(DEPLOY / "serve.toml", {})
     assert settings.gateway == GATEWAY  # the other files rely on its addresses and times
     assert settings.served_name == Path(settings.model).name
 
@@ -234,7 +236,7 @@ def test_compose_gives_the_gpu_and_the_model_of_the_example_configuration() -> N
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     mounts = {mount["target"]: mount["source"] for mount in service["volumes"] if isinstance(mount, dict)}
     assert (DEPLOY / mounts[CONFIG]).samefile(DEPLOY / "serve.toml")
-    model = Path(config.load(DEPLOY / "serve.toml", {}).model)
+    model = Path(load.load(DEPLOY / "serve.toml", {}).model)
     assert str(model.parent) in mounts and str(model.parent) in mounts[str(model.parent)]
 
 

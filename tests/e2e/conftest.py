@@ -13,13 +13,14 @@ import httpx
 import openai
 import pytest
 
-from pedcxr_client import prompt
-from pedcxr_client.age import Age
-from pedcxr_serve import audit, keys
-from pedcxr_serve.demo import CHECKPOINT, phantom, quick_start
-from pedcxr_serve.local import LocalServer, server
-
-from .support import FILMS, family, title
+from pedcxr_client.films.age import Age
+from pedcxr_client.request import prompts as prompt
+from pedcxr_serve.demo import CHECKPOINT, drawing
+from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.auth import api_keys as keys
+from tests.benchmarks import transformers_baseline
+from tests.benchmarks.local_server import LocalServer, server
+from tests.support.live_server import FILMS, family, title
 
 PHANTOMS = 100
 UNSEEN = 9_000_000  # training and its own evaluation draw from lower seeds
@@ -121,9 +122,9 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Study]:
     folder = tmp_path_factory.mktemp("phantoms")
     studies = []
     for seed in range(UNSEEN, UNSEEN + PHANTOMS):
-        case = phantom.sample(seed)
+        case = drawing.sample(seed)
         film = folder / f"{seed}.png"
-        film.write_bytes(phantom.encode_png(phantom.render(case, seed)))
+        film.write_bytes(drawing.encode_png(drawing.render(case, seed)))
         studies.append(Study(film, prompt.card(case.age, case.sex)))
     return studies
 
@@ -140,7 +141,9 @@ def children() -> list[Study]:
 
 def reference(studies: Sequence[Study]) -> list[list[int]]:
     """Token ids that the model card's own code writes of them."""
-    return quick_start.ask(CHECKPOINT, [quick_start.Question(str(study.film), study.prompt) for study in studies]).ids
+    return transformers_baseline.ask(
+        CHECKPOINT, [transformers_baseline.Question(str(study.film), study.prompt) for study in studies]
+    ).ids
 
 
 def served(url: str, studies: Sequence[Study], in_flight: int) -> list[openai.types.chat.ChatCompletion]:

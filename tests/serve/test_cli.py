@@ -27,7 +27,7 @@ def test_check_of_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--gpu", "h200"]) == 0
     out = capsys.readouterr().out
-    assert "pedcxr_serve.vllm_main serve" in out
+    assert "pedcxr_serve.engine.vllm_main serve" in out
     assert "--uds" in out
 
 

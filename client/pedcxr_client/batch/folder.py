@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from .. import dicom
-from .._errors import InputError
-from .entry import Entry, LeftOut
+from pedcxr_client.batch.entry import Entry, LeftOut
+from pedcxr_client.errors import InputError
+from pedcxr_client.films import dicom
 
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM", b"GIF8", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 _DICOMDIR = b"1.2.840.10008.1.3.10\0"  # Media Storage Directory Storage (PS3.4 annex B), in the file meta information

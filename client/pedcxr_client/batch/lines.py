@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from .._errors import PedcxrError, ReportError, RequestError
-from ..formats.records import SCHEMA, one_line
-from ..report import Report
+from pedcxr_client.errors import PedcxrError, ReportError, RequestError
+from pedcxr_client.reports.json_lines import SCHEMA, one_line
+from pedcxr_client.reports.report import Report
 
 ERROR_SCHEMA = "pedcxr-error/1"
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from typing import TextIO
 
-from .._errors import InputError
-from .entry import Entry
+from pedcxr_client.batch.entry import Entry
+from pedcxr_client.errors import InputError
 
 COLUMNS = ("path", "id", "age", "sex", "assume_chest", "allow")
 """What a column may be; only ``path`` has to be there. Letter case and blanks around do not matter."""

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 
-from .._errors import ConnectionFailed, RateLimited, RequestError, ServerFailed, TimedOut, Unavailable
+from pedcxr_client.errors import ConnectionFailed, RateLimited, RequestError, ServerFailed, TimedOut, Unavailable
 
 AWAY = (ConnectionFailed, Unavailable, RateLimited)
 """The server is not there, or asks to come back later; says nothing about a film."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from .._errors import ConfigurationError
+from pedcxr_client.errors import ConfigurationError
 
 Score = Callable[[Sequence[str], Sequence[str]], dict[str, float]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ._needs import need
+from pedcxr_client.evaluation.extras import need
 
 CONFIDENCE = 0.95
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
-from .agreement import Agreement, Rate
-from .table import interval
+from pedcxr_client.evaluation.agreement import Agreement, Rate
+from pedcxr_client.evaluation.text_tables import interval
 
 _ROW, _TOP, _NAMES, _PLOT, _GAP, _FIGURES = 26, 58, 250, 250, 28, 150
 _SERIES = (("sensitivity", "#0b5394"), ("specificity", "#b45309"))

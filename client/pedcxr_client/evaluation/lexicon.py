@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from .._errors import InputError
+from pedcxr_client.errors import InputError
 
 SHIPPED = Path(__file__).with_name("lexicon.toml")
 # Between words, whatever stands around marks such as "?" and ",".

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from . import strata
-from .agreement import Agreement, Rate, agreement
-from .compare import Difference, compare
-from .lexicon import Lexicon
-from .mentions import Said, read
-from .overlap import Overlap, overlap
-from .reference import Reference, Right
-from .run_file import Run
+from pedcxr_client.evaluation import subgroups
+from pedcxr_client.evaluation.agreement import Agreement, Rate, agreement
+from pedcxr_client.evaluation.lexicon import Lexicon
+from pedcxr_client.evaluation.negation import Said, read
+from pedcxr_client.evaluation.references import Reference, Right
+from pedcxr_client.evaluation.runs import Run
+from pedcxr_client.evaluation.statistics import Difference, compare
+from pedcxr_client.evaluation.text_overlap import Overlap, overlap
 
 ANY = "any abnormality"
 """The row of whether a film shows anything abnormal at all: what a screening would ask."""
@@ -168,9 +168,9 @@ def _share(flags: Iterable[bool]) -> Rate:
 
 
 _GROUPINGS: dict[str, tuple[Callable[[str | None], str], tuple[str, ...]]] = {
-    "age": (strata.age_group, strata.AGE_GROUPS),
-    "sex": (strata.sex, strata.SEXES),
-    "view": (strata.view, strata.VIEWS),
+    "age": (subgroups.age_group, subgroups.AGE_GROUPS),
+    "sex": (subgroups.sex, subgroups.SEXES),
+    "view": (subgroups.view, subgroups.VIEWS),
 }
 
 

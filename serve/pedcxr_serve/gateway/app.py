@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from . import reply
-from .forward import ChatCompletions, authenticate
-from .observe import Observe
-from .state import State
+from pedcxr_serve.gateway import error_responses
+from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
+from pedcxr_serve.gateway.http.access_log import Observe
+from pedcxr_serve.gateway.state import State
 
 
 def engine_connector(socket: Path) -> aiohttp.UnixConnector:
@@ -44,14 +44,14 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         if state.ready:
             return JSONResponse({"status": "ready"})
         return JSONResponse(
-            {"status": "not ready", "stage": state.stage}, 503, {"Retry-After": str(reply.RETRY_AFTER_S)}
+            {"status": "not ready", "stage": state.stage}, 503, {"Retry-After": str(error_responses.RETRY_AFTER_S)}
         )
 
     async def models(request: Request) -> Response:
         return await _models(state, engine, request)
 
     async def nothing(_request: Request, _error: Exception) -> Response:
-        return reply.not_found()
+        return error_responses.not_found()
 
     served = Starlette(
         routes=[
@@ -95,14 +95,14 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
     tenant = authenticate(state, request.headers)
     if tenant is None:
         state.meter.unauthenticated.inc()
-        return reply.unauthorized()
+        return error_responses.unauthorized()
     if not state.ready:
-        return reply.unavailable(state.stage)
+        return error_responses.unavailable(state.stage)
     try:
         async with engine.get("/v1/models") as answer:
             found = (await answer.json())["data"]
     except aiohttp.ClientError:
-        return reply.engine_failed()
+        return error_responses.engine_failed()
     # The engine's own answer holds the path of the checkpoint's folder ("root").
     kept = ("id", "object", "created", "max_model_len")
     ours = {

@@ -7,18 +7,18 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .. import audit
-from ..config import GatewayConfig, ServeConfig
-from . import rate
-from .admission import Admission
-from .body import Bodies
-from .book import Book
-from .gate import Gate
-from .policy import Rules
-from .rate import Rate
-from .state import State
-from .tls import Tls
-from .usage import UsageStore
+from pedcxr_serve.config.load import GatewayConfig, ServeConfig
+from pedcxr_serve.gateway import rate_limit
+from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.accounting.usage import UsageStore
+from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.gate import Gate
+from pedcxr_serve.gateway.http.tls import Tls
+from pedcxr_serve.gateway.rate_limit import Rate
+from pedcxr_serve.gateway.request.body import Bodies
+from pedcxr_serve.gateway.request.validation import Rules
+from pedcxr_serve.gateway.scheduler import Admission
+from pedcxr_serve.gateway.state import State
 
 _MIB = 1 << 20
 
@@ -59,7 +59,7 @@ def state(
         if gateway.audit_log:
             log = audit.AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
             stack.callback(log.close)
-        limits = rate.url_from(gateway.limits_url, env)
+        limits = rate_limit.url_from(gateway.limits_url, env)
         tls = Tls(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser()) if gateway.tls_cert else None
         yield State(
             socket,
@@ -68,7 +68,7 @@ def state(
             rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
             book=book,
             gate=Gate(_admission(gateway, slots, max_preparing, max_starting)),
-            rate=Rate(rate.pool_of(limits) if limits else None),
+            rate=Rate(rate_limit.pool_of(limits) if limits else None),
             bodies=Bodies(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from ..tenants import Tenant
-from .admission import Admission, Ticket
+from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.scheduler import Admission, Ticket
 
 
 class Gate:

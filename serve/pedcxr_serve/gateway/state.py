@@ -8,17 +8,17 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from ..audit import AuditLog
-from .admission import Admission
-from .body import Bodies
-from .book import Book
-from .gate import Gate
-from .meter import Meter
-from .policy import Rules
-from .pulse import Pulse
-from .rate import Rate
-from .tls import Tls
-from .usage import UsageStore
+from pedcxr_serve.engine.heartbeat import Pulse
+from pedcxr_serve.gateway.accounting.audit import AuditLog
+from pedcxr_serve.gateway.accounting.metrics import Meter
+from pedcxr_serve.gateway.accounting.usage import UsageStore
+from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.gate import Gate
+from pedcxr_serve.gateway.http.tls import Tls
+from pedcxr_serve.gateway.rate_limit import Rate
+from pedcxr_serve.gateway.request.body import Bodies
+from pedcxr_serve.gateway.request.validation import Rules
+from pedcxr_serve.gateway.scheduler import Admission
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class State:
     tls: certificate and key of the public port, or None for plain HTTP.
     image_tokens: that a film takes in the prompt.
     image_size: width and height that the model's processor stretches a film to.
-    revision: of the checkpoint (`pedcxr_serve.revision`), or None where nobody said.
+    revision: of the checkpoint (`pedcxr_serve.checkpoint.revision`), or None where nobody said.
     stage: what the server is doing, in words, until it is ready and when it stops.
     ready: whether reports are accepted.
     engine_up: whether those accepted can be sent on; stays true while the server drains.

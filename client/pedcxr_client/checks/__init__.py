@@ -1,0 +1,1 @@
+"""Checks of the intended use, applied before anything is sent."""

@@ -1,0 +1,81 @@
+"""The command ``pedcxr``: parses, dispatches, and turns errors into exit codes.
+
+What was asked for, and nothing else, goes to stdout; everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from pedcxr_client.cli import batch, evaluate, inspect, metrics_options, probe, report
+from pedcxr_client.errors import ConnectionFailed, PedcxrError, RequestError, TruncatedReport
+from pedcxr_client.types import __version__
+
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+
+_COMMANDS = (report, batch, inspect, evaluate, probe)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``pedcxr`` and return its exit code: 0 done, 2 usage or configuration, 3 input, 4 server, 130 Ctrl-C."""
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a model may write what the terminal cannot show
+    try:
+        return _guarded(lambda: _run(options))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "pedcxr",
+        description="Draft reports of paediatric chest films. Research use only, not for diagnosis.",
+        epilog="exit codes: 0 done; 2 usage or configuration; 3 a film or a prompt was refused; 4 the server failed; "
+        "130 interrupted; COMMAND --help says more",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"pedcxr {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    with metrics_options.published(options) as options.watch:
+        code: int = options.run(options)
+        sys.stdout.flush()  # the report does not wait for its metrics to be taken
+    return code
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """Run a command: no traceback, and quiet where nobody reads on."""
+    try:
+        code = command()
+        sys.stdout.flush()
+    except PedcxrError as error:
+        print(f"pedcxr: {error}", file=sys.stderr)
+        for line in _more(error):
+            print(f"pedcxr: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on its way out, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return code
+
+
+def _more(error: PedcxrError) -> list[str]:
+    if isinstance(error, TruncatedReport):
+        return ["--max-tokens sets it, and --stream shows the unfinished text"]
+    if isinstance(error, RequestError) and not isinstance(error, ConnectionFailed) and error.request_id:
+        return [f"request id {error.request_id}"]
+    return []

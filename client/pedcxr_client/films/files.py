@@ -1,0 +1,53 @@
+"""The bytes of a film's file, by its path or as it is open."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from pedcxr_client.errors import InputError
+from pedcxr_client.films.limits import MAX_BYTES
+
+
+def read(path: str | os.PathLike[str], name: str) -> bytes:
+    """The bytes of a film's file, which ``name`` stands for in errors.
+
+    Raises:
+        InputError: if it is no regular file, cannot be read, or is larger than :data:`MAX_BYTES`.
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise InputError(f"{name}: is a folder; give one image file")
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{name}: is not a regular file; give one image file")
+        if found.st_size > MAX_BYTES:
+            raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "cannot be opened"
+        raise InputError(f"{name}: {reason}; check the path and its permissions") from error
+
+
+def take(file: Any) -> bytes:
+    """All that an open file has left.
+
+    Raises:
+        InputError: if it cannot be read, is open for text, or holds more than :data:`MAX_BYTES`.
+    """
+    try:
+        data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InputError("the film: cannot be read from the file given; open it in binary mode") from error
+    if not isinstance(data, bytes):
+        raise InputError("the film: the file given is open for text; open it in binary mode")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"the film: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
+    return data
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path fit for a message: bytes that are no UTF-8 are escaped."""
+    return os.fspath(path).encode(errors="backslashreplace").decode()

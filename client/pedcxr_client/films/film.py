@@ -1,0 +1,218 @@
+"""Films: from a file, bytes, a Pillow image or an array to what is sent. Only pixels leave the client."""
+
+from __future__ import annotations
+
+import os
+from base64 import b64encode
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from pedcxr_client.errors import InputError
+from pedcxr_client.films import dicom, files, geometry, plain_images, png
+from pedcxr_client.films.facts import PLAIN, Facts
+from pedcxr_client.films.limits import MAX_BYTES, MAX_PIXELS, enough_memory
+from pedcxr_client.films.pixel_stats import Look, look
+from pedcxr_client.films.preparation import DISPLAY, Preparation
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "EncodedImage", "Film", "Radiograph", "encode", "load", "prepare", "read"]
+
+
+class Readable(Protocol):
+    """A file that is open for reading bytes."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes."""
+
+
+Film: TypeAlias = (
+    "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
+)
+"""A path, the bytes of a film or an image, a file open for reading bytes, a Pillow image, an 8-bit or 16-bit array, or
+what :func:`encode` made of one before."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Radiograph:
+    """A film ready to be encoded.
+
+    Attributes:
+        pixels: 8-bit grey, or the RGB of an original that is sent as it is.
+        original: the file's own bytes where they can be sent as they are, else None.
+        mime: of the original, else ``"image/png"``.
+        how: short notes on what was done to the film.
+        facts: what its header says; :data:`pedcxr_client.films.facts.PLAIN` where it has none.
+        look: what was measured on its pixels.
+    """
+
+    pixels: Image
+    original: bytes | None
+    mime: str
+    how: tuple[str, ...]
+    facts: Facts
+    look: Look
+
+    def __repr__(self) -> str:
+        return f"<Radiograph {self.pixels.width}x{self.pixels.height}>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class EncodedImage:
+    """An image as it goes on the wire.
+
+    Attributes:
+        mime: ``"image/png"`` or ``"image/jpeg"``.
+        base64: the image file in base64.
+        sha256: digest of the image file, not of the base64.
+        width, height: in pixels.
+        how: short notes on how it was made.
+        facts, look: as of the :class:`Radiograph`; they stay on this machine.
+    """
+
+    mime: str
+    base64: bytes
+    sha256: str
+    width: int
+    height: int
+    how: tuple[str, ...]
+    facts: Facts = PLAIN
+    look: Look | None = None
+
+    @property
+    def data_url(self) -> str:
+        """The ``data:`` URL that an OpenAI message carries."""
+        return f"data:{self.mime};base64,{self.base64.decode()}"
+
+    def __repr__(self) -> str:
+        return f"<EncodedImage {self.mime} {self.width}x{self.height}>"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Undeveloped:
+    """A film whose header was read and whose pixels were not decoded: what the gate looks at first.
+
+    Attributes:
+        facts: what its header says.
+    """
+
+    facts: Facts
+    _film: Any
+    _name: str
+
+    def develop(self, preparation: Preparation = DISPLAY) -> Radiograph:
+        """Decode the pixels and make them ready to be sent.
+
+        Raises:
+            InputError: as :func:`load` does.
+        """
+        with enough_memory(self._name):
+            if isinstance(self._film, dicom.DicomFilm):
+                return _from_dicom(self._film, preparation)
+            return _from_plain(self._film, self._name, preparation)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is DICOM whose pixels are compressed, which other people's C code decodes."""
+        return isinstance(self._film, dicom.DicomFilm) and self._film.compressed
+
+    def __repr__(self) -> str:
+        return f"<Undeveloped {self.facts.kind}>"
+
+
+def read(film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any]) -> Undeveloped:
+    """Read a film's header, and decode nothing yet.
+
+    Raises:
+        InputError: if it is missing, empty or larger than :data:`MAX_BYTES`, or DICOM that cannot be read.
+    """
+    name = "the film"
+    if isinstance(film, (str, os.PathLike)):
+        name = files.shown(film)
+        film = files.read(film, name)
+    elif not isinstance(film, bytes) and callable(getattr(film, "read", None)):
+        film = files.take(film)
+    if isinstance(film, bytes):
+        if not film:
+            raise InputError(f"{name}: is empty; export the film again")
+        if dicom.is_dicom(film):
+            with enough_memory(name):
+                opened = dicom.read(film, name)
+            return Undeveloped(opened.facts, opened, name)
+    return Undeveloped(PLAIN, film, name)
+
+
+def load(
+    film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any], preparation: Preparation = DISPLAY
+) -> Radiograph:
+    """Read a film and make it safe to send. Whether it is one that the model was made for, :mod:`.gate` says.
+
+    An 8-bit grey or RGB PNG or JPEG that holds nothing but pixels keeps its bytes; anything else becomes 8-bit grey,
+    upright as its EXIF says, and ``how`` says so. 16-bit grey without a header is shown by its percentiles 1-99, DICOM
+    as its header says (PS3.3 C.11).
+
+    Raises:
+        InputError: if it is missing, empty, damaged or no image; float, transparent or of several frames; or larger
+            than :data:`MAX_PIXELS` or :data:`MAX_BYTES`.
+    """
+    return read(film).develop(preparation)
+
+
+def encode(radiograph: Radiograph) -> EncodedImage:
+    """Encode a film for the wire: its original bytes, or a PNG without metadata."""
+    data = radiograph.original
+    if data is None:
+        data = png.write(radiograph.pixels)
+    width, height = radiograph.pixels.size
+    digest = sha256(data).hexdigest()
+    return EncodedImage(
+        radiograph.mime, b64encode(data), digest, width, height, radiograph.how, radiograph.facts, radiograph.look
+    )
+
+
+def prepare(film: Film, preparation: Preparation = DISPLAY) -> EncodedImage:
+    """:func:`load` and :func:`encode`; what is encoded already passes through.
+
+    Raises:
+        InputError: as :func:`load` does.
+    """
+    return film if isinstance(film, EncodedImage) else encode(load(film, preparation))
+
+
+def _from_dicom(film: dicom.DicomFilm, preparation: Preparation) -> Radiograph:
+    from PIL import Image
+
+    grey, aspect, notes = dicom.develop(film, preparation.profile)
+    pixels, seen, more = geometry.finish(Image.fromarray(grey), preparation, aspect)
+    return Radiograph(pixels, None, "image/png", (*notes, *more), film.facts, seen)
+
+
+def _from_plain(film: Any, name: str, preparation: Preparation) -> Radiograph:
+    pixels, original, notes = _plain_pixels(film, name)
+    if preparation == DISPLAY:
+        mime = "image/jpeg" if original is not None and not original.startswith(b"\x89PNG") else "image/png"
+        return Radiograph(pixels, original, mime, tuple(notes), PLAIN, look(pixels))
+    if original is not None:
+        pixels, more = plain_images.to_grey(pixels, name)
+        notes = ["re-encoded as 8-bit grey PNG without metadata", *more]
+    if preparation.profile == "ped-train":
+        pixels, more = geometry.stretch_as_trained(pixels)
+        notes = [*notes, *more]
+    pixels, seen, more = geometry.finish(pixels, preparation)
+    return Radiograph(pixels, None, "image/png", (*notes, *more), PLAIN, seen)
+
+
+def _plain_pixels(film: Any, name: str) -> tuple[Image, bytes | None, list[str]]:
+    from PIL.Image import Image as PillowImage
+
+    if isinstance(film, bytes):
+        return plain_images.from_bytes(film, name)
+    if isinstance(film, PillowImage):
+        return plain_images.from_pillow(film, name)
+    if hasattr(film, "dtype") and hasattr(film, "__array_interface__"):
+        return plain_images.from_array(film, name)
+    raise InputError(f"{name}: {type(film).__name__} is not a path, bytes, a file, a Pillow image or an array")

@@ -1,0 +1,1 @@
+"""Metrics of the client: hooks, a Prometheus implementation, and its exporters."""

@@ -1,0 +1,126 @@
+"""Prometheus metrics of a client. Imported only when asked for; starts no server and no thread.
+
+Names are OpenTelemetry's for generative AI where it has one. Labels hold words from closed sets only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from pedcxr_client.errors import RequestError
+    from pedcxr_client.metrics.hooks import Outcome
+
+_DURATION = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300, 600)
+_FIRST_CHUNK = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60, 120)
+_PER_TOKEN = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
+_PHASE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+_TOKENS = (1, 4, 16, 64, 128, 256, 384, 512, 1024, 4096)
+_ABORTS = ("truncated", "aborted", "empty", "looping", "prompt_echo", "not_text", "timeout", "cancelled")
+_BYTES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000)
+
+
+class Metrics:
+    """A hook that counts and times a client's calls: ``Client(metrics=Metrics(registry))``.
+
+    One object may serve several clients and threads.
+
+    Args:
+        registry: where the metrics are registered; one Metrics each.
+        models: model names that may stand in a label; any other becomes ``"other"``.
+        ttft_slo, tpot_slo, e2e_slo: seconds promised; each becomes a bucket's edge, so that the share of calls that
+            kept the promise is exact. TTFT is measured from sending, E2E from the call.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        models: Iterable[str] = (),
+        ttft_slo: float | None = None,
+        tpot_slo: float | None = None,
+        e2e_slo: float | None = None,
+    ) -> None:
+        self._models = frozenset(models)
+        operation = ("gen_ai_operation_name", "gen_ai_request_model")
+
+        def histogram(name: str, text: str, labels: Iterable[str], edges: Iterable[float]) -> Histogram:
+            return Histogram(name, text, tuple(labels), registry=registry, buckets=tuple(edges))
+
+        self._duration = histogram(
+            "gen_ai_client_operation_duration_seconds",
+            "From the call to its end, encoding and retries included.",
+            (*operation, "error_type"),
+            _with_edge(_DURATION, e2e_slo),
+        )
+        self._first_chunk = histogram(
+            "gen_ai_client_operation_time_to_first_chunk_seconds",
+            "From sending to the first text (TTFT).",
+            operation,
+            _with_edge(_FIRST_CHUNK, ttft_slo),
+        )
+        self._tokens = histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of a call, as the server counts them.",
+            (*operation, "gen_ai_token_type"),
+            _TOKENS,
+        )
+        self._per_token = histogram(
+            "pedcxr_client_time_per_output_token_seconds",
+            "Per token after the first (TPOT).",
+            ("model",),
+            _with_edge(_PER_TOKEN, tpot_slo),
+        )
+        self._phases = histogram(
+            "pedcxr_client_phase_seconds", "Encode, wait (to the first text), generate.", ("phase",), _PHASE
+        )
+        self._bytes = histogram("pedcxr_client_request_bytes", "Length of request bodies.", (), _BYTES)
+        self._in_flight = Gauge("pedcxr_client_in_flight", "Calls under way.", registry=registry)
+        self._retries = Counter("pedcxr_client_retries", "Attempts tried again.", ("reason",), registry=registry)
+        self._aborts = Counter(
+            "pedcxr_client_aborts", "Calls whose text is no report, or was not waited for.", ("reason",),
+            registry=registry,
+        )  # fmt: skip
+
+    def started(self) -> None:
+        """A call began."""
+        self._in_flight.inc()
+
+    def retrying(self, error: RequestError, wait: float) -> None:
+        """An attempt failed and is tried again."""
+        self._retries.labels(error.outcome).inc()
+
+    def finished(self, outcome: Outcome) -> None:
+        """A call ended."""
+        self._in_flight.dec()
+        model = outcome.model if outcome.model in self._models else "other"
+        timing, operation = outcome.timing, ("chat", model)
+        failed = "" if outcome.name == "ok" else outcome.name
+        _observe(self._duration.labels(*operation, failed), timing.scheduled, timing.done)
+        _observe(self._first_chunk.labels(*operation), timing.sent, timing.first)
+        _observe(self._phases.labels("encode"), timing.scheduled, timing.encoded)
+        _observe(self._phases.labels("wait"), timing.sent, timing.first)
+        _observe(self._phases.labels("generate"), timing.first, timing.last)
+        if timing.tpot is not None:
+            self._per_token.labels(model).observe(timing.tpot)
+        if outcome.usage is not None:
+            self._tokens.labels(*operation, "input").observe(outcome.usage.prompt_tokens)
+            self._tokens.labels(*operation, "output").observe(outcome.usage.completion_tokens)
+        if outcome.request_bytes:
+            self._bytes.observe(outcome.request_bytes)
+        if outcome.name in _ABORTS:
+            self._aborts.labels(outcome.name).inc()
+
+
+def _with_edge(edges: Iterable[float], edge: float | None) -> list[float]:
+    return sorted({*edges} if edge is None else {*edges, edge})
+
+
+def _observe(histogram: Histogram, start: float | None, end: float | None) -> None:
+    if start is not None and end is not None:
+        histogram.observe(end - start)

@@ -1,0 +1,1 @@
+"""Training of the demo checkpoint; not part of the wheel."""

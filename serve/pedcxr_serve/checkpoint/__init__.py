@@ -1,0 +1,1 @@
+"""Inspection of a checkpoint folder before it is served."""

@@ -1,0 +1,1 @@
+"""Configuration: settings, the TOML file, and the vLLM flags that may be added."""

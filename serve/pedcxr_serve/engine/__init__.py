@@ -1,0 +1,1 @@
+"""The vLLM process: start, health, supervision."""

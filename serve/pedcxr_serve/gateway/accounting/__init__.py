@@ -1,0 +1,1 @@
+"""Metrics, usage and the audit log."""

@@ -1,0 +1,1 @@
+"""The HTTP server: protocol limits, TLS, listeners, access log."""

@@ -1,0 +1,1 @@
+"""The request body: reading, validation, and the splice that leaves the image undecoded."""

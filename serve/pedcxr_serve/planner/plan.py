@@ -1,0 +1,225 @@
+"""From a checkpoint, a device and a configuration to the exact vLLM command, and what it will hold. Pure."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pedcxr_serve.checkpoint.architecture import Shape
+from pedcxr_serve.checkpoint.inspect import Checkpoint
+from pedcxr_serve.config.load import ServeConfig
+from pedcxr_serve.errors import CheckpointError, ConfigError
+from pedcxr_serve.planner import roofline, vllm_args
+from pedcxr_serve.planner.devices import Device
+from pedcxr_serve.planner.roofline import Floor
+
+__all__ = ["EnginePlan", "make"]
+
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+# Above 512 sequences vLLM decodes without CUDA graphs (config/vllm.py, default_max_graph_size).
+SATURATION = 512
+CPU_MAX_NUM_SEQS = 64
+# On 2 cores 64 at once write more reports a second than 32, but a light tenant then waits 3.3 x its own time for the
+# first word under a flood, not 2 x (bench_fairness -- --max-num-seqs 64, docs/tenants.md).
+CPU_SEQS_A_CORE = 16
+FILMS_A_PROCESS = 45  # films a second that one API process prepares, measured with an 896 px processor
+SOCKET_LIMIT = 107  # bytes of a Unix socket's path (sockaddr_un.sun_path less the final zero)
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """How the engine will be run, and what it will hold.
+
+    Attributes:
+        argv: Arguments after the program, beginning with ``serve``.
+        env: Variables to set for the engine, (name, value).
+        model_dir: The checkpoint, as a path.
+        device: What it was planned for.
+        dtype: ``bfloat16`` or ``float32``.
+        weights_bytes: Of the loaded model.
+        kv_bytes_per_token: See `roofline.kv_bytes_per_token`.
+        kv_capacity_bytes: Room for keys and values.
+        new_tokens: Of the longest report.
+        tokens_per_report: Prompt and answer that a report is counted with.
+        reports_at_once: How many such reports fit into the KV cache.
+        max_num_seqs: How many the engine will work on at once, and `limited_by` says why not more.
+        max_preparing: Of those, how many may be sent before the first one's film is prepared, where tenants share:
+            enough to keep the engine busy, so few that nobody waits long behind them.
+        max_starting: How many may be sent before the first one's answer begins; with the former.
+        floor: The roofline at the best number in flight.
+        expected: The same at `max_num_seqs`.
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    model_dir: str
+    device: Device
+    dtype: str
+    weights_bytes: int
+    kv_bytes_per_token: int
+    kv_capacity_bytes: int
+    new_tokens: int
+    tokens_per_report: int
+    reports_at_once: int
+    max_num_seqs: int
+    limited_by: str
+    max_num_batched_tokens: int
+    api_server_count: int
+    max_preparing: int
+    max_starting: int
+    floor: Floor
+    expected: Floor
+
+
+def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_dir: Path, socket: Path) -> EnginePlan:
+    """Plan the engine.
+
+    Args:
+        checkpoint: As `checkpoint.inspect` found it.
+        device: As `device.detect` found it.
+        config: As `config.load` read it.
+        model_dir: What vLLM is given to load.
+        socket: Where vLLM shall listen; its folder must be private (mode 0700), for the socket itself is not.
+
+    Raises:
+        CheckpointError: The checkpoint's config could not be read.
+        ConfigError: The model does not fit the device, or a setting does not fit the model.
+    """
+    shape = checkpoint.shape
+    if shape is None:
+        raise CheckpointError(f"{checkpoint.folder}: no usable config.json. Run `pedcxr-serve check` to see why.")
+    if len(os.fsencode(socket)) > SOCKET_LIMIT:
+        raise ConfigError(f"engine.socket_dir: {socket} is too long for a socket (at most {SOCKET_LIMIT} bytes).")
+    engine = config.engine
+    new_tokens = engine.max_new_tokens
+    dtype = _dtype(device, engine.dtype)
+    size = DTYPE_BYTES[dtype]
+    weights = checkpoint.parameters * size
+    per_token = roofline.kv_bytes_per_token(shape, size)
+    block = engine.block_size or (128 if device.kind == "cpu" else 16)
+    tokens = min(engine.max_model_len, roofline.PROMPT_TOKENS + new_tokens)
+    capacity = _kv_capacity(device, config, weights)
+    if capacity < _blocks(engine.max_model_len, block) * per_token:
+        raise ConfigError(_does_not_fit(device, config, weights, capacity, engine.max_model_len * per_token))
+    at_once = capacity // (_blocks(tokens, block) * per_token)
+    seqs, limit = _max_num_seqs(shape, device, config, at_once, size)
+    batched = _max_num_batched_tokens(shape, device, config, seqs)
+    best = min(at_once, seqs if engine.max_num_seqs else roofline.FLOOR_IN_FLIGHT)
+    floor = roofline.floor(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
+    servers = engine.api_server_count or _api_servers(device, floor)
+    preparing, starting = _starting(device, config, servers)
+    argv = vllm_args.argv(device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers)
+    return EnginePlan(
+        argv=argv,
+        env=vllm_args.env(device, config),
+        model_dir=str(model_dir),
+        device=device,
+        dtype=dtype,
+        weights_bytes=weights,
+        kv_bytes_per_token=per_token,
+        kv_capacity_bytes=capacity,
+        new_tokens=new_tokens,
+        tokens_per_report=tokens,
+        reports_at_once=at_once,
+        max_num_seqs=seqs,
+        limited_by=limit,
+        max_num_batched_tokens=batched,
+        api_server_count=servers,
+        max_preparing=preparing,
+        max_starting=starting,
+        floor=floor,
+        expected=roofline.floor(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
+    )
+
+
+def _dtype(device: Device, wanted: str) -> str:
+    if wanted == "auto":
+        # float32 on a CPU: the same tokens as transformers. GPUs before Ampere have no bfloat16.
+        old = device.compute_capability is not None and device.compute_capability < (8, 0)
+        return "float32" if device.kind == "cpu" or old else "bfloat16"
+    return wanted
+
+
+def _kv_capacity(device: Device, config: ServeConfig, weights: int) -> int:
+    if device.kind == "cpu":
+        kv = config.engine.cpu_kv_cache_gib * 2**30
+        return kv if weights + kv <= device.memory_bytes else 0
+    return int(device.memory_bytes * config.engine.gpu_memory_utilization) - weights - roofline.GPU_OVERHEAD_BYTES
+
+
+def _does_not_fit(device: Device, config: ServeConfig, weights: int, capacity: int, needed: int) -> str:
+    knob = "cpu_kv_cache_gib" if device.kind == "cpu" else "gpu_memory_utilization"
+    return (
+        f"engine.{knob} = {getattr(config.engine, knob)}: the model does not fit {device.name} "
+        f"({device.memory_bytes / 1e9:.0f} GB): weights take {weights / 1e9:.1f} GB, keys and values get "
+        f"{max(0, capacity) / 1e9:.2f} GB, and one request of engine.max_model_len = {config.engine.max_model_len} "
+        f"tokens needs {needed / 1e9:.2f} GB. Allowed is what fits: a larger device, another engine.{knob}, or a "
+        "smaller engine.max_model_len."
+    )
+
+
+def _blocks(tokens: int, block: int) -> int:
+    return math.ceil(tokens / block) * block
+
+
+def _max_num_seqs(shape: Shape, device: Device, config: ServeConfig, at_once: int, size: int) -> tuple[int, str]:
+    engine = config.engine
+    if engine.max_num_seqs:
+        return engine.max_num_seqs, "engine.max_num_seqs"
+    if device.kind == "cpu":
+        cores = CPU_SEQS_A_CORE * max(1, device.cores)
+        limits = [
+            (at_once, "KV cache"),
+            (CPU_MAX_NUM_SEQS, "default for a CPU"),
+            (cores, f"{CPU_SEQS_A_CORE} for each CPU core"),
+        ]
+    else:
+        by_itl = roofline.reports_within(
+            shape, device, engine.target_itl_ms / 1e3, dtype_bytes=size, new_tokens=engine.max_new_tokens
+        )
+        # vLLM's own defaults (engine/arg_utils.py, get_batch_defaults), by memory and name.
+        large = device.memory_bytes >= 70 * 2**30 and "A100" not in device.name
+        limits = [
+            (at_once, "KV cache"),
+            (max(1, by_itl), f"engine.target_itl_ms = {engine.target_itl_ms:g}"),
+            (1024 if large else 256, "vLLM's default for this device"),
+            (SATURATION, "CUDA graphs, which end at 512"),
+        ]
+    seqs, why = min(limits)
+    return (seqs - seqs % 8 if seqs > 16 else max(1, seqs)), why
+
+
+def _max_num_batched_tokens(shape: Shape, device: Device, config: ServeConfig, seqs: int) -> int:
+    # Also the budget of the vision tower: value / image_tokens films a step, 11 ms each on an H100, 90 ms on an L4.
+    low = max(seqs, shape.image_tokens)
+    wanted = config.engine.max_num_batched_tokens
+    if wanted is None:
+        return max(low, 1024 if device.kind == "cuda" and device.peak_flops < 200e12 else 2048)
+    if wanted < low:
+        raise ConfigError(
+            f"engine.max_num_batched_tokens = {wanted}: allowed is at least {low}, so that a step holds one token of "
+            f"each of {seqs} reports and a whole image ({shape.image_tokens} tokens)."
+        )
+    return wanted
+
+
+def _starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, int]:
+    """How many may be sent whose films are not prepared, and whose reports have not begun.
+
+    On a CPU by measurement. An H200 needed two films a step for its highest rate, and a prompt was about four steps on
+    its way through the engine to its first word: hence eight. docs/tenants.md has what was measured there.
+    """
+    gateway = config.gateway
+    preparing, prompts = (servers, 4) if device.kind == "cpu" else (2 * servers, 8)
+    preparing = gateway.max_preparing or preparing
+    return preparing, gateway.max_starting or preparing + prompts
+
+
+def _api_servers(device: Device, floor: Floor) -> int:
+    """Enough processes to prepare films at twice the rate that the GPU can take, 4 at most, a quarter of the cores."""
+    if device.kind == "cpu":
+        return 1
+    wanted = min(4, math.ceil(2 * floor.reports_per_s / FILMS_A_PROCESS))
+    return min(wanted, max(1, device.cores // 4)) if device.cores else wanted

@@ -1,0 +1,81 @@
+"""Bytes of one film to 8-bit RGB pixels, refusing what would lose grey levels in silence.
+
+vLLM 0.32 (``multimodal/image.py``) turns every image into RGB by ``Image.convert``: 16-bit grey is clipped at 255 and
+becomes white, transparency is composited on white, and neither is an error there.
+"""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image, ImageOps
+
+from pedcxr_serve.vllm_plugin import dicom_decoder
+from pedcxr_serve.vllm_plugin.refused import FilmRefused
+
+__all__ = ["FORMATS", "FilmRefused", "decode"]
+
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+"""What may be decoded: the fewer of Pillow's 37 formats a stranger can reach, the better."""
+
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_RESEND = "window it to 8-bit grey and send that as PNG or JPEG"
+
+
+def decode(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Decode one film.
+
+    Args:
+        data: an encoded image of one frame, or a DICOM film (`dicom.decode`).
+        max_pixels: cap on width x height, applied to the header, before any pixel is decoded.
+
+    Returns:
+        An image of mode RGB, EXIF orientation applied.
+
+    Raises:
+        FilmRefused: for anything but an opaque 8-bit image of one frame within the cap, or a DICOM film of a chest.
+    """
+    if not data:
+        raise FilmRefused("the image is empty (0 bytes); send the film as a base64 data URL")
+    if dicom_decoder.is_dicom(data):
+        return dicom_decoder.decode(data, max_pixels=max_pixels)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise FilmRefused(_too_large("", max_pixels)) from error
+    except Exception as error:
+        raise FilmRefused("the image cannot be read; send PNG or JPEG, 8-bit grey or RGB") from error
+    with image:
+        _require_usable(image, max_pixels)
+        try:
+            image.load()
+            return _opaque_rgb(ImageOps.exif_transpose(image))
+        except FilmRefused:
+            raise
+        except Exception as error:
+            raise FilmRefused("the image is damaged or cut short; encode it again and send all of it") from error
+
+
+def _require_usable(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise FilmRefused(_too_large(f"{width} x {height} ", max_pixels))
+    if getattr(image, "n_frames", 1) != 1:
+        raise FilmRefused("the image has several frames; send the one film you mean")
+    if image.mode in _DEEP:
+        raise FilmRefused(f"the image has more than 8 bits a pixel (mode {image.mode}) and would turn white; {_RESEND}")
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
+        raise FilmRefused(f"the image is of colour mode {image.mode}; send 8-bit grey or RGB")
+
+
+def _opaque_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        low, _ = image.getchannel("A").getextrema()
+        if low != 255:
+            raise FilmRefused("the image is partly transparent and would be filled with white; send it opaque")
+    return image.convert("RGB")
+
+
+def _too_large(size: str, max_pixels: int) -> str:
+    return f"the image is too large ({size}pixels, at most {max_pixels:,} in all); send it smaller"

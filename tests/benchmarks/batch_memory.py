@@ -1,0 +1,85 @@
+"""Memory of `pedcxr batch` as a run grows, on an engine that answers at once, in a process of its own.
+
+    python -m tests.benchmarks.batch_memory [FILMS ...]
+
+Prints the largest resident size of each run, films a second, and whether every film has one line and one report.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.support.fake_engine import FakeEngine
+
+DRAWN = 200  # films on disk; a run of more names each several times, under ids of its own
+SIDE = 256
+
+
+def serve(ready: Any) -> None:
+    with FakeEngine() as engine:
+        engine.requests = deque(maxlen=1)  # type: ignore[assignment]
+        ready.send(engine.url)
+        ready.recv()
+
+
+def manifest(folder: Path, films: int) -> Path:
+    path = folder / f"{films}.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("path", "id", "age", "sex", "assume_chest"))
+        rows.writerows((f"{number % DRAWN}.png", f"film-{number}", "5y", "M", "yes") for number in range(films))
+    return path
+
+
+def run(folder: Path, url: str, films: int) -> str:
+    out = folder / f"{films}.jsonl"
+    command = [sys.executable, "-m", "pedcxr_client", "batch", str(manifest(folder, films)), "-o", str(out)]
+    began = time.monotonic()
+    process = subprocess.Popen([*command, "--url", url, "--concurrency", "16"], stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - began
+    ids: set[str] = set()
+    lines = reports = 0
+    with out.open() as file:
+        for line in file:
+            told = json.loads(line)
+            lines, reports = lines + 1, reports + bool(told.get("text"))
+            ids.add(told["id"])
+    whole = "whole" if (len(ids), lines, reports) == (films, films, films) else f"BROKEN: {len(ids)} {lines} {reports}"
+    return f"{films:>8} {usage.ru_maxrss / 1024:>10.0f} MiB {films / seconds:>8.0f} {process.returncode:>5}  {whole}"
+
+
+def main() -> None:
+    sizes = [int(word) for word in sys.argv[1:]] or [1_000, 10_000, 100_000]
+    parent, child = multiprocessing.Pipe()
+    engine = multiprocessing.get_context("spawn").Process(target=serve, args=(child,))
+    engine.start()
+    url = parent.recv()
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for number in range(DRAWN):
+                Image.frombytes("L", (SIDE, SIDE), os.urandom(SIDE * SIDE)).save(folder / f"{number}.png")
+            print(f"{'films':>8} {'largest':>14} {'films/s':>8} {'exit':>5}")
+            for films in sizes:
+                print(run(folder, url, films), flush=True)
+    finally:
+        parent.send(None)
+        engine.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A server in a child process, started by the command that people type; for benchmarks and tests on one machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pedcxr_serve.errors import EngineNotReady
+
+START_S = 600.0
+_SERVING = re.compile(r"API\s+(https?://\S+)\s+metrics\s+(http://\S+)")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalServer:
+    """A server that is ready.
+
+    Attributes:
+        url: base URL for OpenAI clients, ending in ``/v1``.
+        seconds: from starting the process to ready.
+        log: the file with what it writes to stdout and stderr.
+    """
+
+    process: subprocess.Popen[bytes]
+    url: str
+    metrics_url: str
+    seconds: float
+    log: Path
+
+    @property
+    def root(self) -> str:
+        """``url`` without its ``/v1``."""
+        return self.url.removesuffix("/v1")
+
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 90) -> int:
+        """Signal the server and wait for its end; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout_s)
+
+
+@contextmanager
+def server(*flags: str, env: Mapping[str, str] | None = None) -> Iterator[LocalServer]:
+    """Run ``pedcxr-serve start`` with these flags on free ports until the end of the block.
+
+    Raises:
+        EngineNotReady: if it ends or does not become ready; carries its last lines.
+    """
+    command = [sys.executable, "-m", "pedcxr_serve", "start", "--port", "0", "--admin-port", "0", *flags]
+    with tempfile.TemporaryDirectory(prefix="local-") as folder:
+        log = Path(folder, "log")
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(env or {})},
+            )
+        try:
+            yield _ready(process, log)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(90)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _ready(process: subprocess.Popen[bytes], log: Path) -> LocalServer:
+    begun = time.monotonic()
+    while (seconds := time.monotonic() - begun) < START_S:
+        if found := _SERVING.search(log.read_text(errors="replace")):
+            return LocalServer(process, found[1], found[2], seconds, log)
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    tail = log.read_text(errors="replace").splitlines()[-60:]
+    raise EngineNotReady("the local server did not start:\n" + "\n".join(tail), tail=tail)

@@ -1,0 +1,297 @@
+"""pedcxr inspect, and the gate in front of pedcxr report and the clients."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from pedcxr_client import DISCLAIMER, BlockedFilm, InputError, Preparation
+from pedcxr_client.checks import rules
+from pedcxr_client.cli.main import main
+from pedcxr_client.films import film as image
+from tests.support.fake_engine import TEXT
+
+pytest.importorskip("pydicom")
+
+from tests.support.dicom_maker import film as dicom_film
+from tests.support.dicom_maker import ramp
+
+WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
+SHEET = """\
+{path}
+  facts    DICOM: modality DX, body part chest, view PA, age 5y, sex F
+  checks   ok     modality        Modality (0008,0060) is DX
+           ok     presentation    PresentationIntentType (0008,0068) is FOR PRESENTATION
+           ok     body-part       BodyPartExamined (0018,0015) is chest
+           ok     view            ViewPosition (0018,5101) is PA
+           ok     age             PatientAge (0010,1010) is 005Y
+           ok     sex             PatientSex (0010,0040) is F
+           ok     human           no species, breed, owner or veterinary word
+           ok     burned-in-text  BurnedInAnnotation (0028,0301) is NO
+           ok     quality         256 x 256 pixels
+  image    image/png, 256 x 256, {bytes} bytes
+           DICOM MONOCHROME2 of 12 bits shown as 8-bit grey
+           window 2048/4096 (LINEAR)
+  prompt   Generate a radiology report for this chest X-ray of a 5-year-old female.
+  verdict  would be sent
+"""
+
+
+@pytest.fixture
+def dicom(tmp_path):
+    """Writes a film with the given elements changed; returns its path."""
+
+    def write(name: str = "film.dcm", **changed: object) -> str:
+        path = tmp_path / name
+        path.write_bytes(dicom_film(**(WINDOW | changed)))
+        return str(path)
+
+    return write
+
+
+def test_one_film_in_full(dicom, capsys):
+    path = dicom()
+    assert main(["inspect", path]) == 0
+    size = len(base64.b64decode(image.prepare(path).base64))
+    assert capsys.readouterr() == (SHEET.format(path=path, bytes=size), "")
+
+
+def test_a_blocked_film_exits_3_and_says_why(dicom, capsys):
+    assert main(["inspect", dicom(PatientAge="045Y", Modality="CT")]) == 3
+    out = capsys.readouterr().out
+    assert "block  age             PatientAge (0010,1010) is 045Y: 18 years or more" in out
+    assert out.endswith("verdict  blocked by modality, age\n")
+    assert main(["inspect", dicom(PatientAge="045Y"), "--allow", "age"]) == 0
+    assert "allow  age" in capsys.readouterr().out
+
+
+def test_the_callers_words_change_the_prompt(dicom, capsys):
+    path = dicom(PatientAge=None, BodyPartExamined=None)
+    assert main(["inspect", path]) == 3
+    capsys.readouterr()
+    assert main(["inspect", path, "--age", "10d", "--sex", "M", "--assume-chest"]) == 0
+    assert "of a 10-day-old male." in capsys.readouterr().out
+
+
+def test_json_is_one_object_a_film(dicom, film, tmp_path, capsys):
+    (tmp_path / "film.png").write_bytes(film)
+    (tmp_path / "film.txt").write_text("no film")
+    paths = [dicom(), str(tmp_path / "film.png"), str(tmp_path / "film.txt")]
+    assert main(["inspect", *paths, "--json"]) == 3
+    one, two, three = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [entry["file"] for entry in (one, two, three)] == paths
+    assert [entry["verdict"] for entry in (one, two, three)] == ["would be sent", "would be sent", "cannot be sent"]
+    assert one["facts"] == {
+        "kind": "dicom", "modality": "DX", "sop_class": "1.2.840.10008.5.1.4.1.1.1.1", "intent": "FOR PRESENTATION",
+        "body": "chest", "view": "PA", "burned_in": "NO", "quality_control": "", "not_human": None,
+        "age": "5y", "sex": "F",
+    }  # fmt: skip
+    assert one["image"]["sha256"] == image.prepare(paths[0]).sha256
+    assert [check["name"] for check in one["checks"]] == list(rules.NAMES)
+    assert one["prompt"]["text"].endswith("5-year-old female.")
+    assert two["facts"]["kind"] == "image" and two["image"]["how"] == ["original bytes"]
+    assert "not an image" in three["error"] and three["facts"] is None
+
+
+def test_several_films_are_a_table(dicom, film, tmp_path, capsys):
+    (tmp_path / "film.png").write_bytes(film)
+    paths = [
+        dicom("a.dcm"),
+        dicom("b.dcm", Modality="CT", PatientAge="010D"),
+        str(tmp_path / "film.png"),
+        "missing.dcm",
+    ]
+    assert main(["inspect", *paths]) == 3
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"]
+    assert lines[1][1:] == ["would", "be", "sent", "DX", "5y", "F", "PA", "256x256"]
+    assert lines[2][1:9] == ["blocked", "by", "modality", "CT", "10d", "F", "PA", "256x256"]
+    assert " ".join(lines[2][9:]) == "Modality (0008,0060) is CT; only CR and DX are chest films"
+    assert lines[3][1:] == ["would", "be", "sent", "image", "-", "-", "-", "256x256"]
+    assert lines[4][1:9] == ["cannot", "be", "sent", "-", "-", "-", "-", "-"]
+    assert " ".join(lines[4][9:]).startswith("No such file")
+
+
+def test_the_preview_is_what_would_be_sent(dicom, tmp_path, capsys):
+    path, out = dicom(), tmp_path / "out.png"
+    assert main(["inspect", path, "--preview", str(out), "--pad-square", "--resize", "model"]) == 0
+    sent = image.prepare(path, Preparation(pad_square=True, resize="model"))
+    assert out.read_bytes() == base64.b64decode(sent.base64)
+    with Image.open(out) as preview:
+        assert preview.size == (896, 896)
+    for wrong, code, says in (
+        (["inspect", path, path, "--preview", str(out)], 2, "shows one film"),
+        (["inspect", path, "--preview", path], 2, "is the film itself"),
+        (["inspect", path, "--preview", str(tmp_path / "no/out.png")], 2, "No such file"),
+        (["inspect", dicom("x.dcm", PixelData=None), "--preview", str(out)], 3, "nothing to show"),
+    ):
+        capsys.readouterr()
+        assert main(wrong) == code
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["inspect"], 2, "FILE"),
+        (["inspect", "FILM", "--allow", "everything"], 2, "is no check; there are modality"),
+        (["inspect", "FILM", "--age", "62"], 3, "write a number"),
+        (["inspect", "FILM", "--profile", "other"], 2, "invalid choice"),
+        (["report", "FILM", "--allow", "everything"], 2, "is no check"),
+    ],
+)
+def test_wrong_use(dicom, capsys, engine, arguments, code, says):
+    path = dicom()
+    arguments = [path if argument == "FILM" else argument for argument in arguments]
+    assert main(arguments + (["--url", engine.url] if arguments[0] == "report" else [])) == code
+    assert says in capsys.readouterr().err
+
+
+def test_the_whole_film_set_as_one_table(films, capsys):
+    paths = [str(path) for path in sorted(films.glob("*/*.*"))]
+    assert main(["inspect", *paths]) == 3
+    out = capsys.readouterr().out
+    assert out.count("\n") == len(paths) + 1
+    assert out.count("would be sent") == 19 + 20, "every plain image, and the derived films meant to be accepted"
+
+
+# Bad files, through the command: one line, exit code 3, nothing sent.
+
+
+def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+NOISE = Image.effect_noise((300, 300), 60)
+BAD = {
+    "empty": b"",
+    "text": b"hello",
+    "zip": b"PK\x03\x04" + bytes(300),
+    "pdf": b"%PDF-1.7\n" + bytes(300),
+    "heic": b"\0\0\0\x18ftypheic" + bytes(300),
+    "cut png": saved(NOISE, "PNG")[:-4000],
+    "cut dicom": dicom_film()[:5000],
+    "animated gif": saved(NOISE, "GIF", save_all=True, append_images=[Image.new("L", (300, 300))]),
+    "1x1": saved(Image.new("L", (1, 1)), "PNG"),
+    "1x1 dicom": dicom_film(ramp(1, 1)),
+    "flat": saved(Image.new("L", (300, 300), 9), "PNG"),
+    "cmyk 1x1": saved(Image.new("CMYK", (1, 1)), "JPEG"),
+    "dicom 60000": dicom_film(Rows=60000, Columns=60000),
+    "sr": dicom_film(Modality="SR", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", PixelData=None),
+    "no pixels": dicom_film(PixelData=None),
+    "rt": dicom_film(Modality="RTPLAN", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.5", PixelData=None),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_film_is_refused_by_both_commands(name, tmp_path, engine, capsys):
+    path = tmp_path / "film.dcm"  # the name says nothing of what it is
+    path.write_bytes(BAD[name])
+    assert main(["inspect", str(path)]) == 3
+    assert main(["report", str(path), "--url", engine.url, "--age", "5y"]) == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    assert not engine.chats
+
+
+def test_a_cmyk_jpeg_becomes_grey(tmp_path, capsys):
+    path = tmp_path / "film.jpg"
+    path.write_bytes(saved(NOISE.convert("RGB").convert("CMYK"), "JPEG"))
+    assert main(["inspect", str(path)]) == 0
+    assert "CMYK turned to grey" in capsys.readouterr().out
+
+
+def test_paths_that_lead_nowhere(tmp_path, capsys):
+    (tmp_path / "link.dcm").symlink_to(tmp_path / "nowhere")
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.dcm")
+    assert main(["inspect", str(tmp_path / "link.dcm"), str(tmp_path), name]) == 3
+    assert capsys.readouterr().out.count("cannot be sent") == 3
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_name_that_is_no_utf8_can_be_printed(tmp_path, form):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.dcm"
+    with open(path, "wb") as file:
+        file.write(dicom_film(**WINDOW))
+    command = [sys.executable, "-W", "error", "-m", "pedcxr_client", "inspect", path, *form]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"would be sent" in done.stdout
+
+
+# The gate in front of the server.
+
+
+def prompt(engine: object) -> str:
+    return engine.chats[-1].json["messages"][0]["content"][1]["text"]
+
+
+def test_a_report_takes_age_and_sex_from_the_header(engine, twin, dicom):
+    report = twin.report(engine.url, dicom())
+    assert prompt(engine).endswith("of a 5-year-old female.")
+    assert report.as_dict()["checks"][0] == {
+        "name": "modality", "status": "ok", "why": "Modality (0008,0060) is DX", "allowed": False, "from_header": True,
+    }  # fmt: skip
+    twin.report(engine.url, dicom(), age="7m", sex="M")
+    assert prompt(engine).endswith("of a 7-month-old male.")
+    twin.report(engine.url, dicom(PatientSex="O"))
+    assert prompt(engine).endswith("of a 5-year-old child.")
+
+
+def test_a_blocked_film_never_leaves(engine, twin, dicom):
+    with pytest.raises(BlockedFilm, match="045Y") as caught:
+        twin.report(engine.url, dicom(PatientAge="045Y"))
+    assert [one.name for one in caught.value.checks if one.blocks] == ["age"]
+    with pytest.raises(BlockedFilm, match="as the caller says"):
+        twin.report(engine.url, Image.effect_noise((300, 300), 60), age="18y")
+    with pytest.raises(BlockedFilm, match="quality"):
+        twin.report(engine.url, Image.effect_noise((255, 300), 60))
+    with pytest.raises(BlockedFilm, match="modality"):
+        twin.report(engine.url, dicom(Modality="SR", PixelData=None))
+    with pytest.raises(BlockedFilm, match="045Y"):
+        twin.report(engine.url, image.prepare(dicom(PatientAge="045Y")))
+    assert not engine.requests
+
+
+def test_what_was_allowed_stands_in_the_report(engine, twin, dicom):
+    report = twin.report(engine.url, dicom(Modality="CT"), allow=["modality"], preparation=Preparation(resize="model"))
+    assert [one.name for one in report.checks if one.allowed] == ["modality"]
+    assert report.image_how[-1] == "stretched to the model's 896 x 896"
+    chest = twin.report(engine.url, dicom(BodyPartExamined=None), assume_chest=True)
+    assert "as the caller says" in next(one.why for one in chest.checks if one.name == "body-part")
+
+
+def test_the_command_says_what_to_mind(engine, dicom, capsys):
+    path = dicom(ViewPosition="LL", Modality="CT")
+    assert main(["report", path, "--url", engine.url]) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and "--allow modality" in err and not engine.chats
+    assert main(["report", path, "--url", engine.url, "--allow", "modality", "--stream"]) == 0
+    out, err = capsys.readouterr()
+    assert out == TEXT + "\n"
+    first, second, last = err.splitlines()
+    assert first == "pedcxr: allowed: modality: Modality (0008,0060) is CT; only CR and DX are chest films"
+    assert second == "pedcxr: mind: view: ViewPosition (0018,5101) is LL, lateral"
+    assert last == DISCLAIMER
+
+
+def test_the_profile_reaches_the_wire(engine, twin, dicom):
+    report = twin.report(engine.url, dicom(), preparation=Preparation(profile="ped-train"))
+    assert report.image_profile == "ped-train"
+    url = engine.chats[0].json["messages"][0]["content"][0]["image_url"]["url"]
+    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert (sent.mode, sent.info) == ("L", {})
+
+
+def test_no_read_of_dicom_without_the_extra_in_sight(dicom):
+    with pytest.raises(InputError, match="not a path, bytes, a file, a Pillow image or an array"):
+        image.load({"a": 1})  # type: ignore[arg-type]

@@ -1,0 +1,211 @@
+"""The intended use: each rule of the table with the element that decides, and what the caller can change."""
+
+from __future__ import annotations
+
+import pytest
+
+from pedcxr_client import Age, BlockedFilm, ConfigurationError, InputError
+from pedcxr_client.checks import rules
+from pedcxr_client.checks.rules import Asked
+from pedcxr_client.films import film as image
+from pedcxr_client.films.facts import PLAIN
+from pedcxr_client.films.pixel_stats import Look
+
+pytest.importorskip("pydicom")
+
+from tests.support.dicom_maker import film, sequence
+
+NOTHING = Asked()
+GOOD = Look(1000, 1000, flat=False, dark_middle=False)
+
+
+def check(name: str, asked: Asked = NOTHING, look: Look | None = GOOD, **elements: object) -> rules.Check:
+    facts = image.read(film(**elements)).facts
+    return next(one for one in rules.check(facts, asked, look) if one.name == name)
+
+
+def test_a_good_film_is_ok_throughout():
+    checks = rules.check(image.read(film()).facts, Asked(), GOOD)
+    assert [one.name for one in checks] == list(rules.NAMES)
+    assert {one.status for one in checks} == {"ok"}
+    assert not any(one.blocks or one.allowed for one in checks)
+
+
+@pytest.mark.parametrize(
+    ("name", "elements", "status", "says"),
+    [
+        (
+            "modality",
+            {"Modality": "CR", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.1"},
+            "ok",
+            "Modality (0008,0060) is CR",
+        ),
+        ("modality", {"Modality": "CT"}, "block", "Modality (0008,0060) is CT"),
+        ("modality", {"Modality": None}, "block", "is empty"),
+        ("modality", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, "block", "SOPClassUID (0008,0016) is 1.2.840"),
+        ("modality", {"Modality": "Popescu^Ana"}, "block", "is (not shown)"),
+        ("presentation", {"PresentationIntentType": "FOR PROCESSING"}, "block", "(0008,0068) is FOR PROCESSING"),
+        ("presentation", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1.1"}, "block", "1.1.1.1, which is FOR PROCESSING"),
+        ("presentation", {"PresentationIntentType": None}, "ok", "is empty"),
+        ("body-part", {"BodyPartExamined": "thorax"}, "ok", "BodyPartExamined (0018,0015) is chest"),
+        ("body-part", {"BodyPartExamined": "PORT_CHEST"}, "ok", "is chest"),
+        ("body-part", {"BodyPartExamined": "HAND"}, "block", "BodyPartExamined (0018,0015) is HAND"),
+        ("body-part", {"BodyPartExamined": "TSPINE"}, "block", "is TSPINE"),
+        ("body-part", {"BodyPartExamined": None}, "block", "--assume-chest"),
+        ("body-part", {"BodyPartExamined": "", "StudyDescription": "Radiografie torace"}, "ok", "StudyDescription"),
+        (
+            "body-part",
+            {"BodyPartExamined": "", "SeriesDescription": "pulmonar AP"},
+            "ok",
+            "SeriesDescription (0008,103E)",
+        ),
+        ("body-part", {"BodyPartExamined": "", "ProtocolName": "LUNG"}, "ok", "ProtocolName (0018,1030) is chest"),
+        ("body-part", {"BodyPartExamined": "", "StudyDescription": "thoracic spine"}, "block", "is empty"),
+        ("body-part", {"BodyPartExamined": "", "StudyDescription": "coloana torace"}, "block", "is empty"),
+        ("view", {"ViewPosition": "AP"}, "ok", "ViewPosition (0018,5101) is AP"),
+        ("view", {"ViewPosition": "RL"}, "warn", "is RL, lateral"),
+        ("view", {"ViewPosition": None}, "warn", "is empty, not AP or PA"),
+        ("age", {"PatientAge": "017Y"}, "ok", "PatientAge (0010,1010) is 017Y"),
+        ("age", {"PatientAge": "018Y"}, "block", "is 018Y: 18 years or more"),
+        ("age", {"PatientAge": "215M"}, "ok", "215M"),
+        ("age", {"PatientAge": "216M"}, "block", "216M"),
+        ("age", {"PatientAge": "939W"}, "ok", "939W"),
+        ("age", {"PatientAge": "940W"}, "block", "940W"),
+        ("age", {"PatientAge": "999D"}, "ok", "999D"),
+        ("age", {"PatientAge": "62"}, "block", "PatientAge (0010,1010) is 62, PatientBirthDate"),
+        ("age", {"PatientAge": "5Y"}, "block", "is 5Y"),
+        ("age", {"PatientAge": "000Y"}, "block", "is 000Y"),
+        ("age", {"PatientAge": "000Y", "PatientBirthDate": "20231201"}, "ok", "StudyDate (0008,0020) less"),
+        ("age", {"PatientAge": None}, "block", "give it with --age"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20060102"}, "block", "18 years or more"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20060103"}, "ok", "less PatientBirthDate (0010,0030)"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20240103"}, "block", "of no use"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20230231"}, "block", "of no use"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20200101", "StudyDate": ""}, "block", "of no use"),
+        ("age", {"PatientAge": "005Y", "PatientBirthDate": "19700101"}, "block", "its dates make 18 years or more"),
+        ("sex", {"PatientSex": "M"}, "ok", "PatientSex (0010,0040) is M"),
+        ("sex", {"PatientSex": "O"}, "ok", "is O; left out"),
+        ("sex", {"PatientSex": None}, "ok", "is empty; left out"),
+        ("human", {"InstitutionName": "Spital Veterinar"}, "block", "InstitutionName (0008,0080) is veterin"),
+        ("human", {"AcquisitionDeviceProcessingDescription": "CANINE THORAX"}, "block", "is canine"),
+        ("human", {"ProtocolName": "Equine"}, "block", "ProtocolName (0018,1030) is equine"),
+        ("human", {"InstitutionName": "Veterans Hospital"}, "ok", "no species"),
+        ("human", {"PatientSpeciesDescription": "Felis catus"}, "block", "(0010,2201) is filled"),
+        ("human", {"PatientSpeciesDescription": "Homo sapiens"}, "ok", "no species"),
+        ("human", {"PatientSpeciesCodeSequence": sequence(CodeMeaning="Canis lupus familiaris")}, "block", "filled"),
+        ("human", {"PatientBreedDescription": "Poodle"}, "block", "PatientBreedDescription (0010,2292)"),
+        ("human", {"PatientSexNeutered": "ALTERED"}, "block", "PatientSexNeutered"),
+        ("human", {"ResponsiblePerson": "Popescu^Ana"}, "block", "ResponsiblePerson (0010,2297) is filled"),
+        ("human", {"ResponsiblePerson": "Popescu^Ana", "ResponsiblePersonRole": "OWNER"}, "block", "filled"),
+        ("human", {"ResponsiblePerson": "Popescu^Ana", "ResponsiblePersonRole": "PARENT"}, "ok", "no species"),
+        ("burned-in-text", {"BurnedInAnnotation": "YES"}, "block", "BurnedInAnnotation (0028,0301) is YES"),
+        ("burned-in-text", {"BurnedInAnnotation": None}, "ok", "is empty"),
+        ("burned-in-text", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "block", "secondary capture"),
+        ("burned-in-text", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2"}, "block", "secondary capture"),
+        ("quality", {"QualityControlImage": "YES"}, "block", "QualityControlImage (0028,0300) is YES"),
+    ],
+)
+def test_the_table(name, elements, status, says):
+    answer = check(name, **elements)
+    assert (answer.status, says in answer.why) == (status, True), answer.why
+    assert "Popescu" not in answer.why
+
+
+def test_codes_are_read_where_texts_are_missing():
+    region = sequence(CodeMeaning="Thorax")
+    assert check("body-part", BodyPartExamined=None, AnatomicRegionSequence=region).why.startswith("AnatomicRegion")
+    hand = sequence(CodeMeaning="Hand of Popescu")
+    other = check("body-part", BodyPartExamined=None, AnatomicRegionSequence=hand, StudyDescription="CHEST")
+    assert (other.status, "Popescu" in other.why) == ("block", False)
+    for meaning, status in {"postero-anterior": "ok", "antero-posterior": "ok", "left lateral": "warn"}.items():
+        assert check("view", ViewPosition="", ViewCodeSequence=sequence(CodeMeaning=meaning)).status == status
+
+
+@pytest.mark.parametrize(
+    ("look", "status"),
+    [
+        (Look(256, 9000, flat=False, dark_middle=False), "ok"),
+        (Look(255, 9000, flat=False, dark_middle=False), "block"),
+        (Look(1000, 1000, flat=True, dark_middle=False), "block"),
+        (Look(1000, 1000, flat=False, dark_middle=True), "warn"),
+        (None, "warn"),
+    ],
+)
+def test_quality_is_of_the_pixels(look, status):
+    assert check("quality", look=look).status == status
+
+
+@pytest.mark.parametrize(
+    ("birth", "study", "words"),
+    [
+        ("20240102", "20240102", "0-day-old"),
+        ("20231206", "20240102", "27-day-old"),
+        ("20231205", "20240102", "4-week-old"),
+        ("20231108", "20240102", "7-week-old"),
+        ("20231107", "20240102", "1-month-old"),
+        ("20220103", "20240102", "23-month-old"),
+        ("20220102", "20240102", "2-year-old"),
+        ("20180228", "20230228", "5-year-old"),
+        ("20200229", "20210228", "11-month-old"),
+        ("20180301", "20230228", "4-year-old"),
+    ],
+)
+def test_the_age_is_that_of_the_study(birth, study, words):
+    facts = image.read(film(PatientAge=None, PatientBirthDate=birth, StudyDate=study)).facts
+    assert facts.age is not None and facts.age.words == words
+
+
+def test_the_caller_goes_before_the_header():
+    facts = image.read(film(PatientAge=None, PatientSex="M")).facts
+    asked = Asked(age=Age(7, "Y"), sex="F")
+    assert (asked.age_of(facts), asked.sex_of(facts)) == (Age(7, "Y"), "F")
+    assert check("age", asked, PatientAge=None).why == "as the caller says"
+    assert check("sex", asked, PatientSex="M").why == "as the caller says"
+    assert check("age", Asked(age=Age(18, "Y"))).status == "block"
+    assert check("age", asked, PatientAge="045Y").status == "block", "that is another patient's film"
+
+
+def test_a_chest_may_be_assumed_but_not_against_the_header():
+    asked = Asked(assume_chest=True)
+    assert check("body-part", asked, BodyPartExamined=None).status == "ok"
+    assert check("body-part", asked, BodyPartExamined="HAND").status == "block"
+
+
+def test_what_is_allowed_by_name_is_recorded_and_nothing_else():
+    answer = check("modality", Asked(allow=["modality"]), Modality="CT")
+    assert (answer.status, answer.allowed, answer.blocks) == ("block", True, False)
+    assert check("modality", Asked(allow=["age"]), Modality="CT").blocks
+    assert not check("modality", Asked(allow=["modality"])).allowed, "there was nothing to allow"
+    for wrong in (["everything"], "all", ["modality", "AGE"]):
+        with pytest.raises(ConfigurationError, match=r"allow: .* is no check; there are modality, presentation"):
+            Asked(allow=wrong)
+
+
+def test_all_reasons_come_at_once_with_what_to_type():
+    checks = rules.check(image.read(film(Modality="CT", PatientAge="045Y")).facts, Asked())
+    with pytest.raises(BlockedFilm, match=r"modality: .* is CT.*age: .*--allow modality --allow age") as caught:
+        rules.enforce(checks)
+    assert caught.value.checks == checks
+    assert isinstance(caught.value, InputError)
+    rules.enforce(rules.check(image.read(film()).facts, Asked()))
+
+
+def test_a_plain_image_is_warned_about_and_blocked_by_what_is_known():
+    checks = {one.name: one for one in rules.check(PLAIN, Asked(), GOOD)}
+    assert {name for name, one in checks.items() if one.status == "warn"} == {*rules.NAMES} - {"quality"}
+    assert not any(one.from_header for one in checks.values() if one.status == "warn")
+    told = {
+        one.name: one.status for one in rules.check(PLAIN, Asked(age=Age(5, "Y"), sex="M", assume_chest=True), GOOD)
+    }
+    assert told["age"] == told["sex"] == told["body-part"] == "ok"
+    assert {one.name for one in rules.check(PLAIN, Asked(age=Age(45, "Y")), GOOD) if one.blocks} == {"age"}
+
+
+def test_films_look_upright_and_their_inverses_do_not(films):
+    from PIL import Image, ImageOps
+
+    plain = [Image.open(path).convert("L") for path in sorted(films.glob("*_png/*.png"))]
+    assert not any(image.load(one).look.dark_middle for one in plain)
+    assert sum(image.load(ImageOps.invert(one)).look.dark_middle for one in plain) >= len(plain) - 1
+    assert not any(image.load(one).look.flat for one in plain)
+    assert image.load(Image.new("L", (300, 300), 7)).look.flat

@@ -1,0 +1,94 @@
+"""What is done to a film's pixels when it is asked for, and only then."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cache
+
+import pytest
+from PIL import Image
+
+from pedcxr_client import ConfigurationError, Preparation
+from pedcxr_client.films.film import load, prepare
+
+
+@cache  # noise is another one each time
+def tall() -> Image.Image:
+    return Image.effect_noise((1000, 1400), 50).resize((500, 700), Image.Resampling.BOX)
+
+
+def saved(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_default_leaves_an_original_alone():
+    data = saved(tall())
+    assert base64.b64decode(prepare(data).base64) == data
+    assert prepare(data).sha256 == prepare(data, Preparation()).sha256
+
+
+def test_padding_to_a_square_is_black_on_both_sides():
+    square = load(saved(tall()), Preparation(pad_square=True))
+    assert square.pixels.size == (700, 700)
+    assert square.pixels.crop((100, 0, 600, 700)).tobytes() == tall().tobytes()
+    assert (
+        square.pixels.crop((0, 0, 100, 700)).getextrema()
+        == square.pixels.crop((600, 0, 700, 700)).getextrema()
+        == (0, 0)
+    )
+    assert square.how[-1] == "padded with black to 700 x 700"
+    assert square.original is None
+    assert (square.look.width, square.look.height) == (500, 700)
+
+
+def test_the_models_size_is_a_stretch():
+    sent = load(saved(tall()), Preparation(resize="model"))
+    assert sent.pixels.size == (896, 896)
+    assert sent.how[-1] == "stretched to the model's 896 x 896"
+    assert load(tall(), Preparation(resize="model", model_size=(224, 112))).pixels.size == (224, 112)
+    assert min(sent.look.width, sent.look.height) == 500, "the gate judges the film, not what was made of it"
+
+
+def test_like_the_training_films():
+    small = load(saved(tall()), Preparation(profile="ped-train"))
+    assert small.pixels.size == (500, 700)
+    large = load(Image.effect_noise((2000, 1000), 50), Preparation(profile="ped-train"))
+    assert large.pixels.size == (896, 448)
+    assert large.how[-2:] == (large.how[-2], "shrunk to 896 x 448") and "gamma 1.2" in large.how[-2]
+    step = Image.new("L", (300, 300), 100)
+    step.paste(200, (0, 0, 300, 150))
+    assert load(step, Preparation(profile="ped-train")).pixels.getextrema() == (0, 255)
+    ramp = Image.linear_gradient("L")
+    levels = load(ramp, Preparation(profile="ped-train")).pixels.tobytes()[:: ramp.width]
+    assert levels[128] == round(255 * (126 / 250) ** (1 / 1.2)), "brighter in the middle"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"profile": "training"}, "profile"),
+        ({"resize": "896"}, "resize"),
+        ({"model_size": (0, 9)}, "model_size"),
+        ({"model_size": (896, 9000)}, "model_size"),
+    ],
+)
+def test_a_wrong_value_is_named(wrong, says):
+    with pytest.raises(ConfigurationError, match=says):
+        Preparation(**wrong)
+
+
+@pytest.mark.slow
+def test_the_models_size_is_what_its_own_processor_makes(films):
+    """At most 1 of 255 levels apart, as measured against transformers' Gemma 3 processor; slow: it imports torch."""
+    transformers = pytest.importorskip("transformers")
+    numpy = pytest.importorskip("numpy")
+    processor = transformers.Gemma3ImageProcessor(size={"height": 896, "width": 896})
+    for name in ("pediatric_png/nih_00003438_000.png", "adult_png/wikimedia_Chest_Xray_PA_3-8-2010.png"):
+        path = films / name
+        theirs = processor(Image.open(path).convert("RGB"), return_tensors="np", do_normalize=False, do_rescale=False)
+        ours = numpy.asarray(load(path, Preparation(resize="model")).pixels).astype(float)
+        for channel in numpy.asarray(theirs["pixel_values"])[0]:
+            assert abs(channel - ours).max() <= 1, name

@@ -1,0 +1,84 @@
+"""Real Prometheus and its Pushgateway take a client's metrics, and a query says how many calls kept their promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from pedcxr_client import Client
+from pedcxr_client.cli.main import main
+from pedcxr_client.metrics import export
+from pedcxr_client.metrics.prometheus import Metrics
+from tests.support import real_tools
+from tests.support.fake_engine import Answer
+
+E2E = "gen_ai_client_operation_duration_seconds"
+SCRAPE = """\
+global: {{scrape_interval: 1s, scrape_timeout: 1s}}
+scrape_configs:
+  - job_name: pedcxr
+    honor_labels: true
+    static_configs: [{{targets: ["{target}"]}}]
+"""
+# What docs/metrics.md tells a reader to ask.
+KEPT = f'sum({E2E}_bucket{{error_type="",le="0.4"}}) / sum({E2E}_count)'
+
+
+def config(url: str) -> str:
+    return SCRAPE.format(target=url.removeprefix("http://").removesuffix("/metrics"))
+
+
+@real_tools.needs_prometheus
+def test_the_share_of_calls_within_the_slo(engine: Any, film: bytes, tmp_path: Any) -> None:
+    """Four calls: two in time, one too late, and one that failed in time, which keeps no promise."""
+    registry = CollectorRegistry()
+    engine.reply(Answer(), Answer(), Answer(first=0.6), Answer(finish="length"))
+    with Client(engine.url, metrics=Metrics(registry, models=["fake"], e2e_slo=0.4)) as client:
+        for _ in range(3):
+            client.report(film)
+        with pytest.raises(Exception, match="cut off"):
+            client.report(film)
+    with export.serving(registry) as url, real_tools.prometheus(config(url), tmp_path) as address:
+        assert real_tools.value(address, f"sum({E2E}_count)") == "4"
+        assert real_tools.value(address, KEPT) == "0.5"
+        lost = 'sum(pedcxr_client_aborts_total{reason="truncated"})'
+        assert real_tools.value(address, lost) == "1"
+        median = f"histogram_quantile(0.5, sum by (le) ({E2E}_bucket))"
+        assert 0 < float(real_tools.value(address, median) or 0) < 1
+
+
+@real_tools.needs_pushgateway
+def test_a_real_pushgateway_takes_and_forgets(registry_of_one: CollectorRegistry) -> None:
+    with real_tools.pushgateway() as url:
+        target = export.Pushgateway(url=url, instance="here:1")
+        target.push(registry_of_one)
+        page = httpx.get(f"{url}/metrics").text
+        assert f'{E2E}_count{{error_type="",gen_ai_operation_name="chat",gen_ai_request_model="fake"' in page
+        assert 'instance="here:1",job="pedcxr"' in page
+        target.delete()
+        assert E2E not in httpx.get(f"{url}/metrics").text
+
+
+@pytest.fixture
+def registry_of_one(engine: Any, film: bytes) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    with Client(engine.url, metrics=Metrics(registry, models=["fake"])) as client:
+        client.report(film)
+    return registry
+
+
+@real_tools.needs_prometheus
+@real_tools.needs_pushgateway
+def test_what_a_short_run_pushed_outlives_it_in_prometheus(engine: Any, film: bytes, tmp_path: Any) -> None:
+    """The command ends, its group is deleted, and the series are there: that is what the lingering is for."""
+    path = tmp_path / "film.png"
+    path.write_bytes(film)
+    with real_tools.pushgateway() as url, real_tools.prometheus(config(url), tmp_path) as address:
+        assert real_tools.value(address, "up") == "1"  # it looks for its targets some seconds after it is ready
+        flags = ["--url", engine.url, "--metrics-push", url, "--metrics-linger", "3"]
+        assert main(["report", str(path), *flags]) == 0
+        assert E2E not in httpx.get(f"{url}/metrics").text
+        assert real_tools.value(address, f"sum(max_over_time({E2E}_count[1m]))") == "1"

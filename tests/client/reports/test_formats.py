@@ -1,0 +1,255 @@
+"""Reports in every format: what each carries, that its readers read it, and that nothing breaks out of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from base64 import b64decode
+from dataclasses import replace
+from datetime import UTC, datetime
+from xml.etree import ElementTree
+
+import pytest
+from fhir.resources.R4B.diagnosticreport import DiagnosticReport
+from hypothesis import given
+from hypothesis import strategies as some
+
+from pedcxr_client import DISCLAIMER, Age, Check, ConfigurationError, Report, Timing, Usage
+from pedcxr_client.reports import COLUMNS, to_csv, to_fhir, to_json, to_jsonl, to_sr, to_text
+from pedcxr_client.reports.report import DEMO_NOTICE
+from pedcxr_client.request.prompts import CARD
+
+TEXT = "FINDINGS: The lungs are clear.\r\nCœur < normal & \u2028 fine.\x85\nIMPRESSION: Normal chest."
+REPORT = Report(
+    text=TEXT,
+    finish_reason="stop",
+    model="medgemma-4b-it-ped",
+    model_revision="3f2a1b",
+    demo=False,
+    age=Age(5, "Y"),
+    sex="M",
+    view="PA",
+    prompt="Generate a radiology report for this chest X-ray of a 5-year-old male.",
+    prompt_profile="card",
+    prompt_version=1,
+    prompt_sha256=CARD.sha256,
+    indication_sha256=None,
+    image_sha256="ab" * 32,
+    image_how=("original bytes",),
+    image_profile="display",
+    checks=(Check("view", "warn", "lateral"), Check("modality", "block", "it is CT", allowed=True)),
+    max_tokens=500,
+    usage=Usage(300, 41),
+    timing=Timing(scheduled=1.0, encoded=1.1, sent=1.2, first=1.5, last=2.5, done=2.6, completion_tokens=41),
+    request_id="req-7",
+    attempts=1,
+    created=datetime(2026, 11, 24, 1, 2, 3, tzinfo=UTC),
+)
+DEMO = replace(REPORT, demo=True, model="pedcxr-demo")
+UNKNOWN = replace(
+    REPORT, model_revision=None, age=None, sex=None, view=None, usage=None, request_id=None, checks=(),
+    text="Clear lungs.", timing=Timing(scheduled=0.0),
+)  # fmt: skip
+
+
+def everything(report: Report) -> dict[str, str]:
+    """What each format says, as text that can be searched: base64 decoded, DICOM values listed."""
+    import pydicom
+
+    fhir = json.loads(to_fhir(report))
+    document = pydicom.dcmread(io.BytesIO(to_sr(report)))
+    values = "\n".join(str(element.value) for element in document.iterall())
+    return {
+        "text": to_text(report),
+        "json": json.dumps(json.loads(to_json(report)), ensure_ascii=False),
+        "jsonl": json.dumps(json.loads(to_jsonl(report)), ensure_ascii=False),
+        "csv": to_csv(report),
+        "fhir": json.dumps(fhir, ensure_ascii=False) + b64decode(fhir["presentedForm"][0]["data"]).decode(),
+        "sr": values,
+    }
+
+
+@pytest.mark.parametrize("report", [REPORT, DEMO, UNKNOWN], ids=["report", "demo", "unknown"])
+def test_each_format_carries_the_notices_and_the_origin(report):
+    for name, said in everything(report).items():
+        for needed in (DISCLAIMER, report.model, report.prompt_profile, CARD.sha256, report.image_profile):
+            assert needed in said, (name, needed)
+        assert report.image_sha256 in said
+        assert "original bytes" in said, name
+        assert (DEMO_NOTICE in said) is report.demo, name
+        assert report.model_revision is None or report.model_revision in said, name
+        assert "2026-11-24T01:02:03" in said, name
+        assert report.request_id is None or report.request_id in said, name
+        assert "Clear lungs" in said or "The lungs are clear." in said, name
+
+
+def test_an_overridden_check_is_in_each_format():
+    assert all("it is CT" in said for said in everything(REPORT).values())
+
+
+def test_an_indications_digest_is_in_each_format():
+    asked = replace(REPORT, indication_sha256="cd" * 32)
+    assert all("cd" * 32 in said for said in everything(asked).values())
+
+
+# Text
+
+
+def test_the_text_stands_there_byte_for_byte():
+    assert f"\n{TEXT}\n" in to_text(REPORT)
+    assert to_text(DEMO).startswith(f"{DEMO_NOTICE}\n{DISCLAIMER}\n---")
+
+
+# JSON
+
+
+def test_json_has_these_keys():
+    record = json.loads(to_json(REPORT, film_id="film 7"))
+    assert list(record) == [
+        "schema", "id", "text", "findings", "impression", "disclaimer", "demo", "notices", "model", "model_revision",
+        "created", "finish_reason", "request_id", "age", "sex", "view", "prompt", "image", "checks", "parameters",
+        "usage", "attempts", "timing",
+    ]  # fmt: skip
+    assert (record["schema"], record["id"], record["age"]) == ("pedcxr-report/1", "film 7", "5y")
+    assert set(record["prompt"]) == {
+        "profile", "version", "sha256", "text", "indication_given", "indication_sha256",
+    }  # fmt: skip
+    assert record["text"] == TEXT
+    assert json.loads(to_json(UNKNOWN))["id"] is None
+
+
+@given(some.text(some.characters(exclude_categories=["Cs"])))
+def test_a_json_line_is_one_line_to_anybody(text):
+    line = to_jsonl(replace(REPORT, text=text), film_id=text)
+    assert len(line.splitlines()) == 1
+    assert line.endswith("}\n")
+    record = json.loads(line)
+    assert (record["text"], record["id"]) == (text, text)
+
+
+# CSV
+
+
+def rows(written: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(written, newline="")))
+
+
+def unescaped(cell: str) -> str:
+    return cell.removeprefix("'")
+
+
+def test_csv_has_these_columns():
+    head, row = rows(to_csv(REPORT, film_id="7"))
+    assert tuple(head) == COLUMNS
+    cells = dict(zip(head, row, strict=True))
+    expected = {
+        "id": "7", "age": "5y", "sex": "M", "view": "PA", "impression": "Normal chest.", "text": TEXT,
+        "warnings": "view warn: lateral | modality allowed: it is CT", "prompt_profile": "card", "demo": "false",
+        "prompt_tokens": "300", "ttft_s": "0.300000", "tpot_s": "0.025000", "notices": DISCLAIMER, "temperature": "0",
+    }  # fmt: skip
+    assert {name: cells[name] for name in expected} == expected
+    empty = dict(zip(COLUMNS, rows(to_csv(UNKNOWN))[1], strict=True))
+    assert [name for name, cell in empty.items() if not cell] == [
+        "id", "age", "sex", "view", "impression", "warnings", "indication_sha256", "model_revision", "prompt_tokens",
+        "completion_tokens", "ttft_s", "tpot_s", "e2e_s", "request_id",
+    ]  # fmt: skip
+    assert to_csv(REPORT, header=False) == to_csv(REPORT).partition("\r\n")[2]
+
+
+@given(some.text(some.characters(exclude_categories=["Cs"]), max_size=40))
+def test_csv_gives_back_any_text(text):
+    cells = dict(zip(COLUMNS, rows(to_csv(replace(REPORT, text=text), film_id=text))[1], strict=True))
+    assert unescaped(cells["text"]) == unescaped(cells["id"]) == text
+
+
+@given(some.sampled_from(["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", " =", "\u00a0@"]), some.text(max_size=9))
+def test_no_cell_is_a_formula(first, rest):
+    text = first + rest.encode(errors="ignore").decode()
+    for cell in rows(to_csv(replace(REPORT, text=text, model=text), film_id=text))[1]:
+        assert not cell.lstrip().startswith(("=", "+", "-", "@", "\uff1d"))
+
+
+# FHIR
+
+
+@pytest.mark.parametrize("report", [REPORT, DEMO, UNKNOWN, replace(REPORT, text="IMPRESSION: Normal.")])
+def test_fhir_is_valid(report):
+    written = to_fhir(report, subject="Patient/7")
+    DiagnosticReport.model_validate_json(written)
+    resource = json.loads(written)
+    text = ElementTree.fromstring(resource["text"]["div"])  # XHTML, which the schema does not look into
+    assert text.tag == "{http://www.w3.org/1999/xhtml}div"
+    _rules(resource)
+
+
+def _rules(resource: dict) -> None:
+    """R4's invariants that the schema library leaves out."""
+    assert "performer" not in resource, "in R4 no device performs a report"
+    for inner in resource["contained"]:
+        assert f'"reference": "#{inner["id"]}"' in json.dumps(resource), "dom-3: what is contained is referred to"
+    assert not any("meta" in inner or "contained" in inner for inner in resource["contained"]), "dom-2, dom-4"
+    assert resource["text"]["div"].strip(), "txt-2"
+    observation = next(inner for inner in resource["contained"] if inner["resourceType"] == "Observation")
+    assert ("valueString" in observation) is not ("dataAbsentReason" in observation), "obs-6"
+    assert resource["issued"].endswith("+00:00"), "an instant has a time zone"
+
+
+def test_fhir_says_what_it_is():
+    resource = json.loads(to_fhir(REPORT))
+    assert resource["status"] == "partial"
+    assert resource["category"][0]["coding"][0]["code"] == "RAD"
+    assert resource["code"]["coding"][0] == {
+        "system": "http://loinc.org", "code": "18748-4", "display": "Diagnostic imaging study",
+    }  # fmt: skip
+    assert "Not for diagnosis" in resource["code"]["text"]
+    assert resource["conclusion"] == "Normal chest."
+    assert b64decode(resource["presentedForm"][0]["data"]).decode() == to_text(REPORT)
+    assert "subject" not in resource
+    device, observation = resource["contained"]
+    assert device["deviceName"][0]["name"] == REPORT.model
+    assert {"type": {"text": "model revision"}, "value": "3f2a1b"} in device["version"]
+    assert observation["device"] == {"reference": f"#{device['id']}"}
+    assert resource["result"] == [{"reference": f"#{observation['id']}"}]
+
+
+def test_fhir_without_an_impression_concludes_nothing():
+    resource = json.loads(to_fhir(UNKNOWN))
+    assert "conclusion" not in resource
+    assert resource["contained"][1]["valueString"] == "Clear lungs."
+
+
+def test_fhir_preliminary_and_never_final():
+    assert json.loads(to_fhir(REPORT, preliminary=True))["status"] == "preliminary"
+    assert "final" not in to_fhir(DEMO, preliminary=True)
+
+
+def test_fhir_marks_a_demo_for_machines_too():
+    codes = [label["code"] for label in json.loads(to_fhir(DEMO))["meta"]["security"]]
+    assert codes == ["HRESCH", "HTEST"]
+    assert "HTEST" not in to_fhir(REPORT)
+
+
+@pytest.mark.parametrize(
+    "subject", ["Patient/7", "https://ehr.example/fhir/Patient/a-7.b", "urn:uuid:1b4e28ba-2fa1-11d2-883f-0016d3cca427"]
+)
+def test_fhir_of_somebody(subject):
+    resource = json.loads(to_fhir(REPORT, subject=subject))
+    DiagnosticReport.model_validate(resource)
+    assert resource["subject"] == resource["contained"][1]["subject"] == {"reference": subject}
+
+
+@pytest.mark.parametrize("subject", ["", "Popescu", "Practitioner/7", "Patient/", "Patient/7\n", "Patient/7?x=1"])
+def test_fhir_of_nobody_in_particular(subject):
+    with pytest.raises(ConfigurationError, match="write Patient/ID") as caught:
+        to_fhir(REPORT, subject=subject)
+    assert not subject or subject not in str(caught.value).replace("Patient/ID", "")
+
+
+@given(some.text(some.characters(exclude_categories=["Cs"]), max_size=60))
+def test_fhir_holds_any_text(text):
+    report = replace(REPORT, text=f"Lungs {text}")
+    resource = json.loads(to_fhir(report))
+    DiagnosticReport.model_validate(resource)
+    ElementTree.fromstring(resource["text"]["div"])
+    assert f"\n{report.text}\n" in b64decode(resource["presentedForm"][0]["data"]).decode()

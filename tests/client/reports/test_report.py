@@ -1,0 +1,267 @@
+"""A report, through the door: what is sent, what comes back, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+
+import pytest
+from PIL import Image
+
+from pedcxr_client import (
+    DISCLAIMER,
+    Age,
+    AsyncClient,
+    Client,
+    ConfigurationError,
+    InputError,
+    RequestError,
+    ServerFailed,
+    Timing,
+)
+from pedcxr_client.films.film import prepare
+from tests.support.fake_engine import REPORT, TEXT, Answer
+
+
+def test_the_body_is_the_cards_request_with_the_image_first(engine, film, twin):
+    twin.report(engine.url, film, age="5y", sex="M")
+    sent = engine.chats[0].json
+    assert sent == {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "image_url",
+                        "image_url": {"url": "data:image/png;base64," + base64.b64encode(film).decode()},
+                    },
+                    {
+                        "type": "text",
+                        "text": "Generate a radiology report for this chest X-ray of a 5-year-old male.",
+                    },
+                ],
+            }
+        ],
+        "model": "fake",
+        "max_tokens": 500,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert engine.chats[0].headers["content-type"] == "application/json"
+
+
+def test_a_report_carries_all_that_is_known(engine, film, twin):
+    engine.answer = Answer(headers={"x-request-id": "req-7"})
+    report = twin.report(engine.url, film, age=Age(7, "M"), max_tokens=64)
+    assert report.text == TEXT
+    assert (report.findings, report.impression) == ("The lungs are clear.", "Normal chest.")
+    assert (report.finish_reason, report.model, report.request_id, report.attempts) == ("stop", "fake", "req-7", 1)
+    assert (report.usage.prompt_tokens, report.usage.completion_tokens) == (300, len(REPORT))
+    assert report.prompt == "Generate a radiology report for this chest X-ray of a 7-month-old child."
+    assert report.prompt_profile == "card"
+    assert report.model_revision == "rev-1"
+    assert report.image_sha256 == hashlib.sha256(film).hexdigest()
+    assert report.image_how == ("original bytes",)
+    assert report.disclaimer == DISCLAIMER
+    assert report.created.tzinfo is not None
+    assert not report.demo
+    assert report.as_dict()["parameters"] == {"temperature": 0, "max_tokens": 64}
+
+
+def test_the_text_stays_byte_for_byte(engine, film, twin):
+    pieces = ("  \u2028Lungs\r\n", "\x85clear \U0001fac1\u00e9.\n\n ", "\tdata: [DONE]\n\n")
+    engine.answer = Answer(pieces=pieces)
+    assert twin.report(engine.url, film).text == "".join(pieces)
+
+
+def test_a_stream_gives_the_pieces_and_then_the_report(engine, film, twin):
+    pieces, report = twin.stream(engine.url, film, age="5y")
+    assert tuple(pieces) == REPORT
+    assert report.text == TEXT
+
+
+def test_timestamps_follow_the_engine(engine, film, twin):
+    engine.answer = Answer(first=0.1, gap=0.04, completion_tokens=11)
+    timing = twin.report(engine.url, film).timing
+    assert timing.scheduled <= timing.encoded <= timing.sent < timing.first < timing.last <= timing.done
+    assert 0.14 <= timing.ttft < 0.6
+    assert 0.15 <= timing.last - timing.first < 0.8  # five gaps, give or take the scheduler
+    assert timing.tpot == pytest.approx((timing.last - timing.first) / 10)
+    assert timing.e2e == pytest.approx(timing.ttft + timing.tpot * 10)
+    assert timing.e2e_user - timing.e2e == pytest.approx(timing.ttft_user - timing.ttft)
+
+
+def test_what_cannot_be_known_is_none():
+    assert Timing(scheduled=1.0).as_dict().keys() >= {"ttft", "tpot", "e2e"}
+    assert Timing(scheduled=1.0).ttft is None
+    arrived = {"scheduled": 0.0, "sent": 1.0, "first": 2.0}
+    assert Timing(**arrived, last=2.0, completion_tokens=1).tpot is None
+    assert Timing(**arrived, last=2.0, completion_tokens=30).tpot is None, "one event says nothing about the pace"
+    assert Timing(**arrived, last=3.0).tpot is None
+    assert Timing(**arrived, last=3.0, completion_tokens=11).tpot == pytest.approx(0.1)
+
+
+def test_usage_may_be_missing(engine, film, twin):
+    engine.answer = Answer(usage=False)
+    report = twin.report(engine.url, film)
+    assert report.usage is None
+    assert report.timing.tpot is None
+
+
+def test_the_demo_header_is_kept(engine, film, twin):
+    engine.answer = Answer(headers={"x-pedcxr-demo": "1"})
+    assert twin.report(engine.url, film).demo
+
+
+def test_leaving_a_stream_early_closes_the_request(engine, film, twin):
+    engine.answer = Answer(stall_after=2)
+    pieces, _ = twin.stream(engine.url, film, stop_after=2)
+    assert len(pieces) == 2
+    assert engine.chats[0].disconnected.wait(5)
+
+
+def test_cancelling_a_task_closes_the_request(engine, film):
+    engine.answer = Answer(stall_after=1)
+
+    async def run() -> None:
+        async with AsyncClient(engine.url) as client, client.stream(film) as stream:
+            await anext(stream)
+            waiting = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    asyncio.run(run())
+    assert engine.chats[0].disconnected.wait(5)
+
+
+def test_a_stream_is_read_in_its_with_and_to_its_end(engine, film):
+    with Client(engine.url) as client:
+        stream = client.stream(film)
+        with pytest.raises(RuntimeError, match="with statement"):
+            next(stream)
+        with stream:
+            with pytest.raises(RuntimeError, match="not finished"):
+                _ = stream.report
+            list(stream)
+            assert list(stream) == []
+        assert stream.report.text == TEXT
+
+
+@pytest.mark.parametrize("form", ["path", "str", "bytes", "pillow", "encoded"])
+def test_films_come_in_every_form(engine, film, form, tmp_path):
+    path = tmp_path / "film.png"
+    path.write_bytes(film)
+    pillow = Image.open(io.BytesIO(film))
+    given = {"path": path, "str": str(path), "bytes": film, "pillow": pillow, "encoded": prepare(film)}[form]
+    with Client(engine.url) as client:
+        report = client.report(given)
+    url = engine.chats[0].json["messages"][0]["content"][0]["image_url"]["url"]
+    sent = base64.b64decode(url.partition(",")[2])
+    assert report.image_sha256 == hashlib.sha256(sent).hexdigest()
+    assert Image.open(io.BytesIO(sent)).tobytes() == Image.open(io.BytesIO(film)).tobytes()
+
+
+def test_a_film_file_is_read_off_the_event_loop(engine, tmp_path):
+    path = tmp_path / "film.bmp"
+    Image.effect_noise((2500, 2000), 80).save(path)
+
+    async def run() -> float:
+        async with AsyncClient(engine.url, model="fake") as client:
+            task = asyncio.ensure_future(client.report(path))
+            worst, loop = 0.0, asyncio.get_running_loop()
+            while not task.done() and not engine.chats:
+                before = loop.time()
+                await asyncio.sleep(0.001)
+                worst = max(worst, loop.time() - before)
+            await task
+            return worst
+
+    asyncio.run(run())  # warm: the SDK's lazy imports
+    engine.reset()
+    assert asyncio.run(run()) < 0.15  # encoding alone takes longer than this
+
+
+def test_the_only_model_is_asked_for_once(engine, film):
+    with Client(engine.url) as client:
+        client.report(film)
+        client.report(film)
+    assert [seen.path for seen in engine.requests].count("/v1/models") == 1
+
+
+def test_a_named_model_asks_nobody(engine, film, twin):
+    assert twin.report(engine.url, film, client={"model": "other"}).model == "other"
+    assert [seen.path for seen in engine.requests] == ["/v1/chat/completions"]
+
+
+@pytest.mark.parametrize("models", [("a", "b"), ()])
+def test_several_models_or_none_need_a_name(engine, film, twin, models):
+    engine.models = models
+    with pytest.raises(ConfigurationError, match="name one") as caught:
+        twin.report(engine.url, film)
+    assert all(model in str(caught.value) for model in models)
+
+
+@pytest.mark.parametrize("raw", [b"<html>", b'{"data": 7}', b"[]", b'{"data'])
+def test_a_listing_that_is_none(engine, film, twin, raw):
+    engine.models_answer = Answer(raw=raw, content_type="application/json")
+    with pytest.raises(ServerFailed, match="usually ends in /v1"):
+        twin.report(engine.url, film)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"age": "62"}, {"age": "0y"}, {"age": 5}, {"sex": "male"}, {"sex": "m"}, {"sex": ""}]
+)
+def test_fields_that_cannot_be_worded_are_never_sent(engine, film, twin, asked):
+    with pytest.raises(InputError, match=r"age|sex"):
+        twin.report(engine.url, film, **asked)
+    assert not engine.requests
+
+
+def test_max_tokens_must_be_above_zero(engine, film, twin):
+    with pytest.raises(ConfigurationError, match="max_tokens"):
+        twin.report(engine.url, film, max_tokens=0)
+
+
+def test_the_sdks_client_is_at_hand(engine):
+    with Client(engine.url) as client:
+        answer = client.openai.chat.completions.create(model="fake", messages=[{"role": "user", "content": "hi"}])
+    assert answer.choices[0].message.content == TEXT
+
+
+def test_the_key_is_sent_and_openais_own_settings_are_not(engine, film, twin, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-yours")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-not-yours")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-not-yours")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer not-yours")
+    twin.report(engine.url, film, client={"api_key": "key-1"})
+    twin.report(engine.url, film)
+    assert engine.chats[0].headers["authorization"] == "Bearer key-1"
+    assert not any("not-yours" in value for seen in engine.requests for value in seen.headers.values())
+
+
+def test_a_proxy_is_not_asked_to_reach_this_machine(engine, film, twin, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    assert twin.report(engine.url, film).text == TEXT
+
+
+def test_threads_may_share_a_client_and_tasks_too(engine, film):
+    engine.answer = Answer(gap=0.01)
+
+    async def run() -> list[str]:
+        async with AsyncClient(engine.url) as client:
+            return [report.text for report in await asyncio.gather(*(client.report(film) for _ in range(16)))]
+
+    assert asyncio.run(run()) == [TEXT] * 16
+
+
+def test_an_error_is_pickled_with_its_evidence():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(RequestError("broke", status_code=500, text="Lungs", request_id="r")))
+    assert (str(error), error.status_code, error.text, error.request_id) == ("broke", 500, "Lungs", "r")

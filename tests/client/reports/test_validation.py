@@ -1,0 +1,164 @@
+"""What is no report although it finished: texts that loop, echo or are none. And what is one all the same."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from pedcxr_client import LoopingReport, NotText, PromptEcho, ReportError, TruncatedReport
+from pedcxr_client.reports.validation import is_echo, is_loop, is_not_text
+from pedcxr_client.request.prompts import INSTRUCTION, card
+from pedcxr_serve.demo import expected_report as phantom_report
+from pedcxr_serve.demo.findings import sample
+from tests.support.fake_engine import Answer
+
+NORMAL = "The lungs are clear. No focal consolidation, pleural effusion or pneumothorax. The heart size is normal."
+REPORTS = [
+    NORMAL,
+    "Normal.",
+    "Normal chest.",
+    f"FINDINGS:\n{NORMAL}\n\nIMPRESSION:\n{NORMAL}",
+    "**FINDINGS:**\n- **Lungs:** clear\n- **Heart:** normal\n\n**IMPRESSION:**\n1. No acute disease.",
+    "No focal consolidation. " * 5,
+    "Right lung: no focal consolidation. Left lung: no focal consolidation. Impression: no focal consolidation.",
+    "Upper zone: clear. Mid zone: clear. Lower zone: clear. " * 2,
+    "Fractures of the right 3rd, 4th, 5th, 6th, 7th, 8th, 9th and 10th ribs.",
+    "T1 normal, T2 normal, T3 normal, T4 normal, T5 normal, T6 normal, T7 normal, T8 normal, T9 normal.",
+    "Cardiothoracic ratio 0.48 (22.1/46.0). ETT tip 1.5 cm above the carina (T2).",
+    "Pl\u0103m\u00e2nii sunt clari. Cordul este normal.\r\n\tF\u0103r\u0103 pleurezie.",
+    "Chest X-ray of a 5-year-old male: normal. INDICATION: cough.",
+    "You are reminded that the patient is a child. Lungs clear.",
+]
+SYSTEM = "You are an expert paediatric radiologist who reads chest films. Describe lungs, heart and bones."
+
+
+@pytest.mark.parametrize("text", REPORTS)
+def test_reports_are_reports(text):
+    assert not is_loop(text)
+    assert not is_echo(text, SYSTEM)
+    assert not is_not_text(text)
+
+
+def test_every_phantoms_report_is_one():
+    texts = [phantom_report.text(sample(seed)) for seed in range(300)]
+    assert len(set(texts)) > 100
+    assert not [text for text in texts if is_loop(text) or is_not_text(text) or is_echo(text, card())]
+
+
+word = some.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=9)
+
+
+@given(some.lists(word, min_size=1, max_size=60), some.lists(word, max_size=40), some.sampled_from([" ", ", ", "\n"]))
+def test_a_unit_repeated_often_enough_is_a_loop_wherever_it_stands(unit, before, joint):
+    times = max(4, -(-20 // len(unit)))
+    assert is_loop(" ".join([*before, *unit * times]))
+    assert is_loop(joint.join([*unit * times, *before]).upper())
+
+
+@given(some.lists(word, max_size=300, unique=True), some.integers(1, 2))
+def test_words_that_come_once_or_twice_are_no_loop(words, times):
+    assert not is_loop(" ".join(words * times))
+
+
+@given(some.lists(some.sampled_from(NORMAL.split(". ") + REPORTS[6].split(". ")), max_size=12, unique=True))
+def test_sentences_in_any_order_are_no_loop(sentences):
+    assert not is_loop(". ".join(sentences))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no " * 20,
+        "lungs clear " * 10,
+        "No focal consolidation. " * 7,
+        f"{NORMAL} " * 3,
+        "FINDINGS: clear. IMPRESSION: " + "There is no pneumothorax. " * 5 + "There is",
+        " ".join(f"{count}. There is a nodule of the lung." for count in range(1, 30)),
+        "The lungs are clear. " + "the heart, " * 40,
+    ],
+)
+def test_loops(text):
+    assert is_loop(text)
+    assert not is_loop(text[: len(text) // 8])
+
+
+def test_a_long_text_takes_no_time():
+    words = [f"w{number * number % 977}" for number in range(8000)] + ["a", "b", "c"] * 3
+    began = time.process_time()
+    is_loop(" ".join(words))
+    is_not_text("\u00e9" * 100_000)
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<start_of_turn>model\nNormal.",
+        "Normal.<end_of_turn>",
+        "<start_of_image>",
+        "Normal. <image_soft_token>",
+        card(),
+        "user\n\n\n\n" + card().upper() + "\nmodel\nNormal chest.",
+        INSTRUCTION.replace(" ", "\n"),
+        f"{SYSTEM}\n\nNormal chest.",
+        "Sure! You are an expert paediatric radiologist, who reads films.",
+    ],
+)
+def test_echoes(text):
+    assert is_echo(text, SYSTEM)
+
+
+def test_a_system_text_of_a_word_or_two_may_be_said():
+    assert not is_echo("Lungs clear.", "Lungs")
+    assert is_echo("you are a radiologist!", "You are a radiologist.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Lungs \ufffd clear.",
+        "Lungs\x00clear",
+        "\x1b[31mLungs clear",
+        "Lungs \ud800",
+        "\ue000\ue001",
+        "!!!!!!! ....... ????? ---- normal",
+        "0.1 0.2 0.3 0.4 0.5 mm",
+        "<pad><pad><pad>",
+        "<unused32>",
+        "\u2028",
+        "x" * 101,
+    ],
+)
+def test_what_is_no_text(text):
+    assert is_not_text(text)
+
+
+@given(some.text())
+def test_any_text_gets_an_answer(text):
+    assert {is_loop(text), is_echo(text, text), is_not_text(text)} <= {True, False}
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "kind", "outcome"),
+    [
+        ("No effusion, no edema. " * 30, "stop", LoopingReport, "looping"),
+        ("No effusion, no edema. " * 30, "length", LoopingReport, "looping"),
+        (NORMAL, "length", TruncatedReport, "truncated"),
+        (card() + " Clear lungs.", "stop", PromptEcho, "prompt_echo"),
+        ("Clear \ufffd lungs.", "stop", NotText, "not_text"),
+        ("<pad>" * 99, "stop", NotText, "not_text"),
+        ("**", "length", TruncatedReport, "truncated"),
+    ],
+)
+def test_each_is_an_error_that_keeps_the_text(engine, film, twin, text, finish, kind, outcome):
+    engine.answer = Answer(pieces=(text[:4], text[4:]), finish=finish)
+    with pytest.raises(ReportError) as caught:
+        twin.report(engine.url, film)
+    error = caught.value
+    assert type(error) is kind
+    assert (error.text, error.finish_reason, error.outcome, error.exit_code) == (text, finish, outcome, 4)
+    assert text[:20] not in str(error)
+    assert len(engine.chats) == 1

@@ -1,0 +1,42 @@
+"""Nothing of a patient is in a log, a repr or an error, at any level."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pedcxr_client import Client, RequestError
+from pedcxr_client.films.film import prepare
+from tests.support.fake_engine import Answer
+
+SECRETS = ("Popescu", "pneumothorax", "13-month-old", "iVBOR", "key-secret")
+
+
+@pytest.mark.parametrize("answer", [Answer(), Answer(finish="length"), Answer(cut_after=1), Answer(status=400)])
+def test_logs_and_errors_hold_nothing(engine, film, twin, tmp_path, caplog, answer):
+    caplog.set_level(logging.DEBUG)
+    for name in ("openai", "httpx2", "httpcore2"):
+        caplog.set_level(logging.DEBUG, logger=name)
+    path = tmp_path / "Popescu Ana.png"
+    path.write_bytes(film)
+    pieces = ("A left pneumothorax.",) * 2
+    engine.answer = Answer(**{**vars(answer), "pieces": pieces})
+    said = []
+    try:
+        said.append(repr(twin.report(engine.url, path, age="13m", client={"api_key": "key-secret"})))
+    except RequestError as error:
+        said += [repr(error), str(error), repr(error.__cause__)]
+    own = [record for record in caplog.records if not record.name.startswith("uvicorn")]
+    said += [record.getMessage() for record in own]
+    assert len(own) > 3, "the SDK does log at this level"
+    for line in said:
+        assert not any(secret in line for secret in SECRETS), line
+
+
+def test_reprs_are_free_of_content(engine, film):
+    with Client(engine.url, api_key="key-secret") as client, client.stream(film, age="13m") as stream:
+        list(stream)
+        for thing in (stream.report, prepare(film), client, stream, client._settings, stream._order, stream._exchange):
+            assert not any(secret in repr(thing) for secret in SECRETS)
+            assert "lungs" not in repr(thing)

@@ -1,0 +1,84 @@
+"""Served greedy reports equal those of the model card's own code, token for token, in float32."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pedcxr_client.films.age import Age
+from pedcxr_client.request import prompts
+from pedcxr_serve.demo import drawing, expected_report
+from tests.benchmarks.local_server import LocalServer
+from tests.e2e.conftest import UNSEEN, Study, reference, served, token_ids
+
+pytestmark = pytest.mark.slow
+
+UNSEEN_EXACT = 300
+
+
+@pytest.fixture(scope="module")
+def expected(phantoms: list[Study]) -> list[list[int]]:
+    return reference(phantoms)
+
+
+@pytest.mark.parametrize("in_flight", [1, 32])
+def test_phantoms(running: LocalServer, phantoms: list[Study], expected: list[list[int]], in_flight: int) -> None:
+    answers = served(running.url, phantoms, in_flight)
+    differing = [
+        study.film.name
+        for study, answer, ids in zip(phantoms, answers, expected, strict=True)
+        if token_ids(answer) != ids
+    ]
+    assert not differing
+
+
+@pytest.mark.parametrize("in_flight", [1, 32])
+def test_real_films(running: LocalServer, children: list[Study], in_flight: int) -> None:
+    opaque = served(running.url, children, in_flight)
+    assert [token_ids(answer) for answer in opaque] == reference(children)
+
+
+def test_the_comparison_can_fail(running: LocalServer, phantoms: list[Study], expected: list[list[int]]) -> None:
+    """With each film under its neighbour's prompt, most reports must differ from the reference."""
+    films = [*phantoms[1:], phantoms[0]]
+    swapped = [Study(film.film, study.prompt) for film, study in zip(films, phantoms, strict=True)]
+    answers = served(running.url, swapped, 32)
+    same = sum(token_ids(answer) == ids for answer, ids in zip(answers, expected, strict=True))
+    assert same < len(phantoms) / 4
+
+
+def test_unseen_phantoms_are_reported_as_drawn(running: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("unseen")
+    cases = {seed: drawing.sample(seed) for seed in range(UNSEEN + 1000, UNSEEN + 1000 + UNSEEN_EXACT)}
+    studies = []
+    for seed, case in cases.items():
+        film = folder / f"{seed}.png"
+        film.write_bytes(drawing.encode_png(drawing.render(case, seed)))
+        studies.append(Study(film, prompts.card(case.age, case.sex)))
+    answers = served(running.url, studies, 32)
+    texts = [answer.choices[0].message.content for answer in answers]
+    exact = sum(text == expected_report.text(case) for text, case in zip(texts, cases.values(), strict=True))
+    print(f"\n{exact} of {UNSEEN_EXACT} unseen phantoms reported exactly as drawn")
+    assert exact >= 0.97 * UNSEEN_EXACT
+
+
+def test_age_in_the_prompt_decides(running: LocalServer, tmp_path: object) -> None:
+    """The same film of a wide mediastinum: a normal thymus at three months, abnormal at ten years."""
+    wide = (drawing.Finding(drawing.Kind.WIDE_MEDIASTINUM),)
+    film = tmp_path / "film.png"  # type: ignore[operator]
+    film.write_bytes(drawing.encode_png(drawing.render(drawing.Case(None, None, wide), 5)))
+    ages = (Age(3, "M"), Age(10, "Y"))
+    infant, child = served(running.url, [Study(film, prompts.card(age, "M")) for age in ages], 2)
+    for answer, age in ((infant, ages[0]), (child, ages[1])):
+        assert answer.choices[0].message.content == expected_report.text(drawing.Case(age, "M", wide))
+    assert infant.choices[0].message.content != child.choices[0].message.content
+
+
+def other_ages(studies: list[Study]) -> list[Study]:
+    """The same films with other words after them, so that a cached prefix ends where the words begin, or before."""
+    pick = random.Random(0)
+    return [
+        Study(study.film, prompts.card(Age(pick.randint(1, 17), "Y"), pick.choice(["M", "F", None])))
+        for study in studies
+    ]

@@ -1,0 +1,180 @@
+"""Good and bad requests to a real server, through its door."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from pedcxr_client import Client
+from pedcxr_client.films.age import Age
+from pedcxr_serve.demo import drawing, expected_report
+from pedcxr_serve.demo.drawing import Case, Finding, Kind
+from tests.benchmarks.local_server import LocalServer
+from tests.e2e.conftest import Study, served
+from tests.serve.vllm_plugin.test_image_decoder import png_header
+
+pytestmark = pytest.mark.slow
+
+CHAT = "/v1/chat/completions"
+CASE = Case(Age(6, "Y"), "M", (Finding(Kind.CONSOLIDATION, "right", "lower"),))
+PNG = drawing.encode_png(drawing.render(CASE, 11))
+PROMPT = "Generate a radiology report for this chest X-ray of a 6-year-old male."
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64," + base64.b64encode(data).decode()
+
+
+def image(url: str) -> dict[str, object]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def body(*content: dict[str, object], text: str = PROMPT, **fields: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": [*content, {"type": "text", "text": text}]}], **fields}
+
+
+def deep_png() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(np.full((64, 64), 3000, np.uint16)).save(out, "PNG")
+    return out.getvalue()
+
+
+BAD: dict[str, tuple[dict[str, object], int, str]] = {
+    "remote URL": (body(image("http://127.0.0.1:9/film.png")), 400, "data:"),
+    "https URL": (body(image("https://example.org/film.png")), 400, "data:"),
+    "file URL": (body(image("file:///etc/hostname")), 400, "data:"),
+    "corrupt base64": (body(image("data:image/png;base64,@@@@")), 400, "base64"),
+    "no base64": (body(image("data:image/png,abc")), 400, "base64"),
+    "empty image": (body(image("data:image/png;base64,")), 400, "empty"),
+    "not an image": (body(image(data_url(b"hello"))), 400, "PNG or JPEG"),
+    "16-bit PNG": (body(image(data_url(deep_png()))), 400, "8 bits"),
+    "30,000 x 30,000 header": (body(image(data_url(png_header(30_000, 30_000)))), 400, "too large"),
+    "two images": (body(image(data_url(PNG)), image(data_url(PNG))), 400, "image"),
+    "prompt over the context": (body(image(data_url(PNG)), text="chest " * 5000), 400, "context length|tokens"),
+    "unknown model": (body(image(data_url(PNG)), model="gpt-5"), 404, "/v1/models"),
+    "no messages": ({}, 400, "messages"),
+}
+
+
+@pytest.fixture(scope="module")
+def client(running: LocalServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=running.root, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _others_are_unharmed(client: httpx.Client) -> object:
+    yield
+    answer = client.post(CHAT, json=body(image(data_url(PNG))))
+    assert answer.json()["choices"][0]["message"]["content"] == expected_report.text(CASE)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused_in_openais_shape(client: httpx.Client, name: str) -> None:
+    sent, status, words = BAD[name]
+    answer = client.post(CHAT, json=sent)
+    error = answer.json()["error"]
+    assert answer.status_code == status, error
+    assert {"message", "type", "param", "code"} <= set(error)
+    assert re.search(words, error["message"]), error
+    assert answer.headers["x-request-id"]
+    assert answer.elapsed.total_seconds() < 2
+
+
+def test_invalid_json(client: httpx.Client) -> None:
+    answer = client.post(CHAT, content=b'{"messages": [', headers={"Content-Type": "application/json"})
+    assert (answer.status_code, "JSON" in answer.json()["error"]["message"]) == (400, True)
+
+
+def test_a_body_of_40_mb(client: httpx.Client) -> None:
+    answer = client.post(CHAT, json=body(image(data_url(bytes(30_000_000)))))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_text_alone_is_allowed(client: httpx.Client) -> None:
+    answer = client.post(CHAT, json=body(text="Hello"))
+    assert answer.json()["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_a_refused_film_leaves_no_trace_in_the_log(running: LocalServer, client: httpx.Client) -> None:
+    client.post(CHAT, json=body(image("https://example.org/SURNAME-John.png")))
+    client.post(CHAT, json=body(image(data_url(b"SURNAME"))), headers={"X-Request-Id": "SURNAME^John"})
+    assert "SURNAME" not in running.log.read_text()
+
+
+def test_the_demo_marks_its_reports(client: httpx.Client) -> None:
+    answer = client.post(CHAT, json=body(image(data_url(PNG))))
+    assert (answer.headers["x-pedcxr-demo"], answer.json()["model"]) == ("1", "pedcxr-demo")
+
+
+def test_the_shipping_client(running: LocalServer, tmp_path: Path) -> None:
+    film = tmp_path / "film.png"
+    film.write_bytes(PNG)
+    with Client(running.url) as client:
+        got = client.report(film, age="6y", sex="M")
+    assert (got.text, got.demo, got.finish_reason) == (expected_report.text(CASE), True, "stop")
+    assert got.timing.ttft is not None
+    assert got.impression == expected_report.text(CASE).rpartition("IMPRESSION: ")[2]
+
+
+def test_the_command(running: LocalServer, tmp_path: Path) -> None:
+    film = tmp_path / "film.png"
+    film.write_bytes(PNG)
+    command = [
+        str(Path(sys.executable).parent / "pedcxr"),
+        "report",
+        str(film),
+        "--age",
+        "6y",
+        "--sex",
+        "M",
+        "--url",
+        running.url,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, expected_report.text(CASE))
+    assert "synthetic" in done.stderr
+
+
+def test_plain_openai_streams(running: LocalServer) -> None:
+    with openai.OpenAI(base_url=running.url, api_key="none") as client:
+        chunks = list(
+            client.chat.completions.create(
+                model="pedcxr-demo",
+                messages=body(image(data_url(PNG)))["messages"],
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == expected_report.text(CASE)
+    assert len(chunks) > 10
+    assert chunks[-1].usage is not None and not chunks[-1].choices
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_metrics_hold_both_sides(running: LocalServer, client: httpx.Client) -> None:
+    page = httpx.get(running.metrics_url).text
+    assert "pedcxr_ready 1.0" in page
+    assert 'vllm:num_requests_running{engine="0",model_name="pedcxr-demo"}' in page
+    assert client.get("/metrics").status_code == 404
+
+
+def test_json_by_hand_and_the_openai_client_agree(client: httpx.Client, running: LocalServer, tmp_path: Path) -> None:
+    film = tmp_path / "film.png"
+    film.write_bytes(PNG)
+    by_hand = client.post(CHAT, content=json.dumps(body(image(data_url(PNG)))).encode()).json()
+    [by_openai] = served(running.url, [Study(film, PROMPT)], 1)
+    assert by_hand["choices"][0]["message"]["content"] == by_openai.choices[0].message.content

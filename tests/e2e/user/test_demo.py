@@ -1,0 +1,33 @@
+"""``pedcxr-serve demo``: what ``make demo`` runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.demo import walkthrough
+from tests.support.live_server import COMMAND
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_demonstration(tmp_path: Path) -> None:
+    command = [COMMAND, "demo", "--port", "0", "--admin-port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    for name, _, _ in walkthrough.FILMS:
+        assert (tmp_path / "demo-films" / name).is_file()
+        assert name in done.stdout
+    assert done.stdout.count("-> as drawn") == len(walkthrough.FILMS)
+    assert "NOT as drawn" not in done.stdout
+    assert "normal thymus" in done.stdout
+    rows = re.findall(r"^ +(\d+) +(\d+) .* (\d+) of (\d+)$", done.stdout, re.MULTILINE)
+    assert [(int(row[0]), int(row[1])) for row in rows] == list(walkthrough.LOADS)
+    assert all(int(right) >= 0.9 * int(count) for *_, right, count in rows)
+    assert "pedcxr-serve start" in done.stdout
+    assert "curl" in done.stdout
+    assert "no medical use" in done.stderr

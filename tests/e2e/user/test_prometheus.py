@@ -1,0 +1,25 @@
+"""Real Prometheus scrapes a real server, with the scrape file of deploy/."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.local_server import LocalServer
+from tests.support import real_tools
+from tests.support.paths import ROOT
+
+pytestmark = [pytest.mark.slow, real_tools.needs_prometheus]
+
+SCRAPE = ROOT / "deploy/prometheus.yml"
+
+
+def test_a_query_finds_both_sides(running: LocalServer, tmp_path: Path) -> None:
+    target = running.metrics_url.removeprefix("http://").removesuffix("/metrics")
+    config = SCRAPE.read_text().replace("127.0.0.1:8001", target).replace("15s", "1s").replace("10s", "1s")
+    assert target in config
+    with real_tools.prometheus(config, tmp_path) as address:
+        for query in ("pedcxr_ready", "vllm:num_requests_running"):
+            assert real_tools.value(address, query) is not None, query
+        assert real_tools.value(address, "pedcxr_ready") == "1"

@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import json
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.checkpoint import inspect
+from pedcxr_serve.errors import CheckpointError, ConfigError
+from tests.support import checkpoint_folders as folders
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    folders.write_json(path, value)
+
+
+def blocks(folder: Path) -> list[str]:
+    found = inspect.inspect(folder)
+    assert found.ready is not any(problem.severity == "block" for problem in found.problems)
+    return [f"{p.where}: {p.what}: {p.remedy}" for p in found.problems if p.severity == "block"]
+
+
+def warnings(folder: Path) -> list[str]:
+    return [f"{p.where}: {p.what}" for p in inspect.inspect(folder).problems if p.severity == "warn"]
+
+
+def test_the_4b_model_as_published_is_ready(tmp_path: Path) -> None:
+    found = inspect.inspect(folders.medgemma_4b(tmp_path))
+
+    assert found.problems == ()
+    assert found.parameters == 4_300_079_472  # as the hub counts google/gemma-3-4b-it
+    assert found.weight_bytes == 2 * found.parameters
+    assert found.dtypes == (("BF16", found.weight_bytes),)
+    assert (found.key_style, found.model_prefix) == ("vision_model", False)
+    shape = found.shape
+    assert shape is not None
+    assert (shape.heads, shape.kv_heads, shape.head_dim, shape.vocab, shape.tied) == (8, 4, 256, 262208, True)
+    assert (shape.sliding_window, shape.sliding_layers) == (1024, 29)
+    assert (shape.vision.patches, shape.image_tokens) == (4096, 256)
+    assert shape.text_parameters == sum(
+        tensor for name, tensor in _elements(tmp_path).items() if "vision_tower" not in name and "projector" not in name
+    )
+
+
+def test_the_packaged_demo_is_ready() -> None:
+    from pedcxr_serve.demo import CHECKPOINT
+
+    if not (CHECKPOINT / "config.json").exists():
+        pytest.skip("no demo checkpoint here: run `make demo-checkpoint`")
+    assert [problem for problem in inspect.inspect(CHECKPOINT).problems if problem.severity == "block"] == []
+
+
+def _elements(folder: Path) -> dict[str, int]:
+    from pedcxr_serve.checkpoint import shards as _shards
+
+    shards = [_shards.read(path) for path in folder.glob("*.safetensors")]
+    return {name: tensor.elements for shard in shards for name, tensor in shard.tensors.items()}
+
+
+def test_a_9_gb_checkpoint_in_many_shards_is_read_in_under_a_second(tmp_path: Path) -> None:
+    folder = folders.medgemma_4b(tmp_path, shards=200)
+
+    began = time.perf_counter()
+    found = inspect.inspect(folder)
+
+    assert time.perf_counter() - began < 1
+    assert found.ready
+    assert len(found.shards) == 200
+
+
+def test_a_model_saved_by_transformers_5_is_read(tmp_path: Path) -> None:
+    found = inspect.inspect(folders.demo(tmp_path))
+
+    assert found.problems == ()
+    assert found.shape is not None
+    assert (found.shape.sliding_layers, found.shape.sliding_window, found.shape.head_dim) == (3, 512, 32)
+    assert found.dtypes[0][0] == "F32"
+
+
+@pytest.mark.parametrize(
+    ("infix", "prefix", "style", "prefixed"),
+    [
+        ("vision_model.", "", "vision_model", False),
+        ("", "", "flat", False),
+        ("vision_model.", "model.", "vision_model", True),
+        ("", "model.", "flat", True),
+    ],
+)
+def test_key_styles_are_told_apart(tmp_path: Path, infix: str, prefix: str, style: str, prefixed: bool) -> None:
+    found = inspect.inspect(folders.demo(tmp_path, infix=infix, prefix=prefix))
+
+    assert (found.key_style, found.model_prefix) == (style, prefixed)
+    assert found.ready
+    assert bool(found.problems) is (style == "flat")  # a warning that says the plugin maps it
+
+
+def test_the_nested_processor_of_transformers_5_is_found(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    (folder / "preprocessor_config.json").unlink()
+    processor = {"image_processor": {"size": {"height": 224, "width": 224}}, "image_seq_length": 64}
+    folders.write_json(folder / "processor_config.json", processor)
+
+    assert inspect.inspect(folder).processor == "processor_config.json"
+    assert blocks(folder) == []
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json"])
+def test_a_chat_template_of_transformers_4_is_found(tmp_path: Path, name: str) -> None:
+    folder = folders.demo(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    folders.write_json(folder / name, {"chat_template": "{{ '<start_of_image>' }}"})
+
+    assert inspect.inspect(folder).chat_template == name
+
+
+def test_a_missing_folder_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        inspect.inspect(tmp_path / "absent")
+
+
+def test_an_empty_folder_says_everything_that_is_missing(tmp_path: Path) -> None:
+    where = " ".join(blocks(tmp_path))
+
+    for name in ("config.json", "*.safetensors", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert name in where
+
+
+@pytest.mark.parametrize(
+    ("name", "severity"),
+    [
+        ("config.json", "block"),
+        ("preprocessor_config.json", "block"),
+        ("chat_template.jinja", "block"),
+        ("tokenizer.json", "block"),
+        ("generation_config.json", "warn"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_remedy(tmp_path: Path, name: str, severity: str) -> None:
+    folder = folders.demo(tmp_path)
+    (folder / name).unlink()
+
+    problems = inspect.inspect(folder).problems
+
+    assert [(problem.where, problem.severity) for problem in problems] == [(name, severity)]
+    assert "base model" in problems[0].remedy
+
+
+def test_a_shard_cut_short_is_found(tmp_path: Path) -> None:
+    folder = folders.medgemma_4b(tmp_path)
+    shard = folder / "model-00002-of-00002.safetensors"
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size - 1)
+
+    (block,) = blocks(folder)
+
+    assert "model-00002-of-00002.safetensors: was cut short" in block
+    assert f"{size - 1:,} bytes" in block
+    assert f"{size:,}" in block
+
+
+def test_an_index_naming_an_absent_shard_is_found(tmp_path: Path) -> None:
+    folder = folders.medgemma_4b(tmp_path, shards=3)
+    (folder / "model-00003-of-00003.safetensors").unlink()
+
+    found = blocks(folder)
+
+    assert "model-00003-of-00003.safetensors: is missing" in found[0]
+
+
+def test_an_index_naming_a_weight_that_its_shard_lacks_is_found(tmp_path: Path) -> None:
+    folder = folders.medgemma_4b(tmp_path)
+    first = "model-00001-of-00002.safetensors"
+    edit(folder / "model.safetensors.index.json", lambda index: index["weight_map"].update({"lm_head.weight": first}))
+
+    (block,) = blocks(folder)
+
+    assert f"{first}: lacks 1 weights" in block
+    assert "lm_head.weight" in block
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", 3, ""])
+def test_an_index_that_points_out_of_the_folder_is_refused(tmp_path: Path, name: object) -> None:
+    folder = folders.medgemma_4b(tmp_path)
+    edit(folder / "model.safetensors.index.json", lambda index: index["weight_map"].update({"x": name}))
+
+    assert "no usable weight_map" in blocks(folder)[0]
+
+
+def test_missing_shards_without_an_index_are_counted(tmp_path: Path) -> None:
+    folder = folders.medgemma_4b(tmp_path, shards=3)
+    (folder / "model.safetensors.index.json").unlink()
+    assert blocks(folder) == []
+    (folder / "model-00002-of-00003.safetensors").unlink()
+
+    assert "2 shards of 3 are here" in blocks(folder)[0]
+
+
+def test_an_adapter_without_its_model_is_told_to_merge(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    folders.write_json(folder / "adapter_config.json", {"modules_to_save": ["lm_head", "embed_tokens"]})
+
+    (block,) = blocks(folder)
+
+    assert "LoRA adapter" in block
+    assert "modules_to_save ['lm_head', 'embed_tokens']" in block
+    assert "merge_and_unload" in block
+
+
+def test_weights_in_another_format_are_named(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+    assert "safetensors" in blocks(folder)[0]
+
+
+@pytest.mark.parametrize("names", [["Gemma3ForCausalLM"], [], None, "x"])
+def test_another_architecture_is_refused_with_found_and_expected(tmp_path: Path, names: object) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "config.json", lambda config: config.update(architectures=names))
+
+    (block,) = blocks(folder)
+
+    assert "Gemma3ForConditionalGeneration" in block
+    assert "Gemma3ForCausalLM" in block or names != ["Gemma3ForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("text_config", "hidden_size", "2560"),
+        ("text_config", "num_hidden_layers", -1),
+        ("text_config", "head_dim", 2.5),
+        ("text_config", "vocab_size", True),
+        ("text_config", "sliding_window", "all"),
+        ("text_config", "layer_types", ["full_attention"]),
+        ("text_config", "num_key_value_heads", 3),
+        ("vision_config", "patch_size", 0),
+        ("vision_config", "image_size", [896, 896]),
+    ],
+)
+def test_a_wrong_size_in_the_config_is_named(tmp_path: Path, table: str, key: str, value: object) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "config.json", lambda config: config[table].update({key: value}))
+
+    assert f"config.json: {table}.{key}" in blocks(folder)[0]
+
+
+def test_a_sub_config_that_is_no_object_is_named(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "config.json", lambda config: config.update(text_config=3))
+
+    assert "text_config" in blocks(folder)[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "\x00", "[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
+def test_corrupt_json_is_named(tmp_path: Path, name: str, text: str) -> None:
+    folder = folders.demo(tmp_path)
+    (folder / name).write_text(text)
+
+    assert blocks(folder)[0].startswith(name)
+
+
+HEADERS = {
+    "empty": b"",
+    "short": b"\1\2",
+    "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    "cut in the header": struct.pack("<Q", 1000) + b'{"x":',
+    "not json": struct.pack("<Q", 4) + b"\xff\xfe{}",
+    "a list": struct.pack("<Q", 2) + b"[]",
+    "no shape": struct.pack("<Q", 24) + b'{"x": {"dtype": "BF16" }}'[:24],
+    "entry": struct.pack("<Q", 10) + b'{"x": [1]}',
+}
+
+
+@pytest.mark.parametrize("raw", HEADERS.values(), ids=HEADERS)
+def test_garbage_in_a_shard_is_named(tmp_path: Path, raw: bytes) -> None:
+    folder = folders.demo(tmp_path)
+    (folder / "model.safetensors").write_bytes(raw)
+
+    assert blocks(folder)[0].startswith("model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]},
+        {"dtype": "Q4", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+    ],
+)
+def test_an_impossible_header_is_named(tmp_path: Path, entry: object) -> None:
+    folder = folders.demo(tmp_path)
+    raw = json.dumps({"x": entry}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 8)
+
+    assert blocks(folder)[0].startswith("model.safetensors")
+
+
+def test_a_tokenizer_without_end_of_image_is_refused(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "tokenizer.json", lambda value: value["added_tokens"].pop(1))
+
+    (block,) = blocks(folder)
+
+    assert "tokenizer.json: gives <end_of_image> no id, config.json says 6" in block
+    assert "1.0.1" in block
+
+
+def test_a_tokenizer_with_another_id_for_end_of_image_is_refused(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "tokenizer.json", lambda value: value["added_tokens"][1].update(id=9))
+
+    assert "<end_of_image> id 9, config.json says 6" in blocks(folder)[0]
+
+
+def test_a_tokenizer_without_the_newline_entries_is_refused(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "tokenizer.json", lambda value: value["model"]["vocab"].pop("\n\n\n"))
+
+    (block,) = blocks(folder)
+
+    assert r"lacks the entries '\n\n\n'" in block
+
+
+def test_newlines_spelled_with_unicode_escapes_are_found(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("\\n", "\\u000a"))
+
+    assert blocks(folder) == []
+
+
+def test_companions_of_another_model_are_refused(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "preprocessor_config.json", lambda value: value["size"].update(height=896, width=896))
+    edit(folder / "processor_config.json", lambda value: value.update(image_seq_length=256))
+
+    assert [block.split(":")[1] for block in blocks(folder)] == [
+        " resizes images to {'height'",
+        " gives an image 256 tokens, config.json 64",
+    ]
+
+
+def test_weights_of_another_size_than_the_config_says_are_refused(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    edit(folder / "config.json", lambda config: config["text_config"].update(vocab_size=641))
+
+    assert "embedding of (640, 128), config.json says (641, 128)" in blocks(folder)[0]
+
+
+def test_missing_layers_and_a_missing_tower_are_refused(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    content = folders.tensors(folders.CONFIG_DEMO, "F32")
+    kept = {name: t for name, t in content.items() if "vision_tower" not in name and "layers.2." not in name}
+    folders.write_shard(folder / "model.safetensors", kept)
+
+    assert [block.split(":")[1] for block in blocks(folder)] == [
+        " hold no vision tower",
+        " hold 3 text layers, config.json says 4",
+    ]
+
+
+def test_an_output_layer_that_would_be_ignored_is_pointed_out_and_not_counted(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    plain = inspect.inspect(folder).parameters
+    content = folders.tensors(folders.CONFIG_DEMO, "F32") | {"lm_head.weight": ("F32", [640, 128])}
+    folders.write_shard(folder / "model.safetensors", content)
+
+    assert "lm_head" in warnings(folder)[0]
+    assert inspect.inspect(folder).parameters == plain
+
+
+def test_require_ready_lists_every_block_with_its_remedy(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path)
+    inspect.require_ready(inspect.inspect(folder))
+    (folder / "tokenizer.json").unlink()
+    (folder / "preprocessor_config.json").unlink()
+
+    with pytest.raises(CheckpointError) as caught:
+        inspect.require_ready(inspect.inspect(folder))
+
+    assert caught.value.exit_code == 3
+    assert str(caught.value).count("google/medgemma-4b-it") == 2
+
+
+def test_the_table_ends_in_a_verdict(tmp_path: Path) -> None:
+    folder = folders.demo(tmp_path, infix="")
+    assert inspect.table(inspect.inspect(folder)).endswith("can be served, 1 warning(s)")
+    (folder / "tokenizer.json").unlink()
+
+    text = inspect.table(inspect.inspect(folder))
+
+    assert "BLOCK" in text
+    assert "cannot be served: 1 problem(s) block" in text.splitlines()[-1]

@@ -1,0 +1,58 @@
+"""One word for the weights: the same for the same, another for any other."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.checkpoint import revision
+from tests.support import checkpoint_folders
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return checkpoint_folders.medgemma_4b(tmp_path / "model")
+
+
+def test_a_copy_under_another_name_is_the_same(folder: Path, tmp_path: Path) -> None:
+    demo = checkpoint_folders.demo(tmp_path / "a")
+    shutil.copytree(demo, tmp_path / "b")
+    assert revision.of(demo) == revision.of(tmp_path / "b") != revision.of(folder)
+    assert revision.of(demo).startswith("sha256:") and len(revision.of(demo)) == 7 + 16
+
+
+def test_a_fine_tune_of_equal_shape_is_another(tmp_path: Path) -> None:
+    """Names, lengths and header are as before; one tenth of the weights differs."""
+    folder = checkpoint_folders.demo(tmp_path / "demo")
+    before = revision.of(folder)
+    shard = folder / "model.safetensors"
+    size = shard.stat().st_size
+    assert size > 1 << 20  # or it is read whole
+    with shard.open("r+b") as file:
+        file.seek(size // 2)
+        file.write(b"\1" * (size // 10))
+    assert shard.stat().st_size == size
+    assert revision.of(folder) != before
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "generation_config.json"])
+def test_what_changes_reports_changes_it(folder: Path, name: str) -> None:
+    before = revision.of(folder)
+    text = (folder / name).read_text()
+    (folder / name).write_text(text[:-1] + " ")
+    assert revision.of(folder) != before
+
+
+def test_what_is_not_served_does_not(folder: Path) -> None:
+    before = revision.of(folder)
+    (folder / "optimizer.pt").write_bytes(b"states")
+    (folder / "README.md").write_text("edited")
+    assert revision.of(folder) == before
+
+
+def test_a_snapshot_of_the_hub_is_its_commit(tmp_path: Path) -> None:
+    commit = "0f3a9c1d22b4" + 28 * "0"
+    folder = checkpoint_folders.demo(tmp_path / "models--owner--name/snapshots" / commit)
+    assert revision.of(folder) == commit

@@ -1,0 +1,117 @@
+"""Reading vLLM's log, and running a process group to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.engine import process
+from pedcxr_serve.engine.process import Engine, LogLine
+from pedcxr_serve.vllm_plugin import VLLM_SERIES, require_series
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("(APIServer pid=5) INFO 11-23 21:24:40 [model.py:1] text", logging.INFO),
+        ("WARNING 11-23 21:24:40 [model.py:1] text", logging.WARNING),
+        ("\x1b[0;36m(EngineCore pid=7)\x1b[0;0m ERROR 11-23 21:24:40 [core.py:1] text", logging.ERROR),
+        ("INFO:     Application startup complete.", logging.INFO),
+    ],
+)
+def test_a_line_has_its_own_level(text: str, level: int) -> None:
+    assert process.parse(text, logging.DEBUG).level == level
+
+
+def test_a_line_without_a_level_belongs_to_the_one_before() -> None:
+    assert process.parse('  File "x.py", line 1\n', logging.ERROR) == LogLine(logging.ERROR, '  File "x.py", line 1')
+
+
+def test_a_line_is_cut_to_a_sane_length() -> None:
+    assert len(process.parse("x" * 100_000, logging.INFO).text) == 4096
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.1+cpu"])
+def test_the_plugin_accepts_its_own_series(version: str) -> None:
+    require_series(version)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.3.2", "1.32.0", "dev"])
+def test_the_plugin_refuses_any_other_vllm_loudly(version: str) -> None:
+    with pytest.raises(RuntimeError, match=f"written for vLLM {VLLM_SERIES}.*this is {version}"):
+        require_series(version)
+
+
+def test_the_stages_of_a_start_on_a_gpu_never_go_back() -> None:
+    """Its engine reports to one log with two API servers, which read the model's configuration after it has."""
+    lines = (
+        "(MainProcess pid=1) INFO 11-26 16:35:27 [api_utils.py:286] non-default args: {'model_tag': 'm'}",
+        "(MainProcess pid=1) INFO 11-26 16:35:46 [model.py:733] Resolved architecture: Gemma3ForConditionalGeneration",
+        "(EngineCore pid=2) INFO 11-26 16:36:04 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: ...",
+        "(ApiServer_0 pid=3) INFO 11-26 16:36:05 [model.py:733] Resolved architecture: Gemma3ForConditionalGeneration",
+        "(EngineCore pid=2) INFO 11-26 16:36:07 [model_runner.py:392] Loading model from scratch...",
+        "(ApiServer_1 pid=4) INFO 11-26 16:36:08 [model.py:733] Resolved architecture: Gemma3ForConditionalGeneration",
+        "(EngineCore pid=2) INFO 11-26 16:36:10 [model_runner.py:424] Model loading took 8.2 GiB memory and 3 s",
+    )
+    stages: list[str] = []
+
+    async def work() -> None:
+        script = "import sys; print(*sys.argv[1:], sep='\\n')"
+        one = Engine((sys.executable, "-c", script, *lines), {}, lambda line: stages.append(one.stage))
+        await one.start()
+        await one.wait()
+        await one.stop(0)
+
+    asyncio.run(work())
+    assert stages == [
+        "reading the model's configuration",
+        "starting the engine's process",
+        *["starting the worker's process"] * 2,
+        *["loading weights"] * 2,
+        "warming up the model",
+    ]
+
+
+def test_an_engine_that_was_never_started_can_be_stopped() -> None:
+    asyncio.run(Engine(process.vllm(("serve",)), {}, lambda line: None).stop(1))
+
+
+def test_temporary_files_of_a_process_that_is_killed_go_with_it() -> None:
+    said: list[str] = []
+    script = (
+        "import os, tempfile, time; open(os.path.join(tempfile.gettempdir(), 'left'), 'w');"
+        "print(tempfile.gettempdir(), os.environ['TORCHINDUCTOR_CACHE_DIR'], flush=True); time.sleep(60)"
+    )
+
+    async def work() -> None:
+        one = Engine((sys.executable, "-c", script), {}, lambda line: said.append(line.text))
+        await one.start()
+        while not said:
+            await asyncio.sleep(0.01)
+        scratch, compiled = said[0].split()
+        assert Path(scratch, "left").exists() and Path(scratch).stat().st_mode & 0o777 == 0o700
+        assert not compiled.startswith(scratch)
+        await one.stop(0)
+        assert not Path(scratch).exists()
+
+    asyncio.run(work())
+
+
+def test_the_engine_does_not_get_the_secrets_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEDCXR_AUDIT_KEY", "secret")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    said: list[str] = []
+
+    async def work() -> None:
+        script = "import os; print(sorted(n for n in os.environ if n.startswith('PEDCXR_')), os.environ['LANG'])"
+        one = Engine((sys.executable, "-c", script), {}, lambda line: said.append(line.text))
+        await one.start()
+        assert await one.wait() == 0
+        await one.stop(0)
+
+    asyncio.run(work())
+    assert said == ["['PEDCXR_LAUNCHER_PID'] C.UTF-8"]

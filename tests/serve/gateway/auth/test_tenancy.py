@@ -1,0 +1,553 @@
+"""Several teams at one gateway, over real sockets: keys, rights, limits, shares, usage, audit."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from pedcxr_serve.config import load
+from pedcxr_serve.errors import AuditError, ConfigError
+from pedcxr_serve.gateway import assemble
+from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.accounting.usage import Spent, UsageStore
+from pedcxr_serve.gateway.auth import api_keys
+from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.gate import Gate
+from pedcxr_serve.gateway.request.validation import Rules
+from pedcxr_serve.gateway.scheduler import OUTPUT_COST, Admission
+from pedcxr_serve.gateway.state import State
+from pedcxr_serve.vllm_plugin import refusals
+from tests.support.fake_engine import REPORT, TEXT, Answer, FakeEngine
+from tests.support.gateway_server import BODY, CHAT, assert_openai_error, eventually, running
+
+SECRET = b"k" * 32
+FILM = "data:image/png;base64," + "iVBORw0KGgoA" * 4
+WITH_FILM = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": FILM}},
+                {"type": "text", "text": "Jane Doe, 5-year-old"},
+            ],
+        }
+    ]
+}
+
+
+class Teams:
+    """tenants.toml and the keys made for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "tenants.toml"
+        self.keys: dict[str, str] = {}
+
+    def add(self, name: str, settings: str = "") -> str:
+        with self.path.open("a") as file:
+            file.write(f"[tenant.{name}]\n{settings}\n")
+        self.keys[name] = api_keys.new(self.path, name)
+        return self.keys[name]
+
+
+@pytest.fixture
+def teams(tmp_path: Path) -> Teams:
+    return Teams(tmp_path)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
+        yield engine
+
+
+def serving(engine: FakeEngine, teams: Teams, *, slots: int = 8, **more: Any) -> Any:
+    gate = Gate(Admission(slots, max_waiting=100, max_wait_s=60))
+    return running(engine, book=Book(teams.path), gate=gate, rules=Rules("fake", 500), **more)
+
+
+def test_no_key_opens_nothing(engine: FakeEngine, teams: Teams) -> None:
+    key = teams.add("a")
+    with serving(engine, teams) as gateway:
+        for wrong in (None, "", "wrong", key[:-1], key + "x", "\xff"):
+            with httpx.Client(base_url=gateway.root) as client:
+                headers = {} if wrong is None else {"Authorization": f"Bearer {wrong}".strip().encode("latin-1")}
+                for answer in (
+                    client.post(CHAT, json=BODY, headers=headers),
+                    client.get("/v1/models", headers=headers),
+                ):
+                    assert_openai_error(answer, 401, "invalid_api_key")
+                    assert answer.headers["www-authenticate"] == "Bearer"
+        with gateway.client(key) as client:
+            assert client.post(CHAT, json=BODY).status_code == 200
+        assert "pedcxr_unauthenticated_total 12.0" in gateway.metrics()
+        with gateway.client() as client:
+            assert client.get("/health/live").status_code == 200
+    assert len(engine.chats) == 1
+
+
+def test_the_engine_sees_what_the_policy_made(engine: FakeEngine, teams: Teams) -> None:
+    teams.add("a")
+    teams.add("b", "may_sample = true")
+    asked = WITH_FILM | {"temperature": 0.8, "max_tokens": 9000, "user": "Jane"}
+    with serving(engine, teams) as gateway:
+        for name in ("a", "b", "a"):
+            with gateway.client(teams.keys[name]) as client:
+                hidden = {"X-Vllm-Priority": "-9", "X-data-parallel-rank": "1", "X-Request-Id": "r1"}
+                hidden |= {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "age"}
+                assert client.post(CHAT, json=asked, headers=hidden).status_code == 200
+    one, two, three = engine.chats
+    [image, text] = one.json["messages"][0]["content"]
+    assert len(image.pop("uuid")) == 64
+    assert [image, text] == WITH_FILM["messages"][0]["content"]
+    assert (one.json["temperature"], two.json["temperature"], one.json["max_tokens"]) == (0, 0.8, 500)
+    assert one.json["cache_salt"] == three.json["cache_salt"] != two.json["cache_salt"]
+    assert "user" not in one.json
+    assert set(one.headers) <= {"host", "accept", "connection", "content-type", "content-length", "x-request-id"}
+    assert one.headers["x-request-id"] == "r1"
+    assert int(one.headers["content-length"]) == len(one.body)
+
+
+@pytest.mark.parametrize("more", [{"uuid": "x"}, {"n": 2}, {"priority": 1}, {"cache_salt": "guess"}])
+def test_a_refusal_has_the_field(engine: FakeEngine, teams: Teams, more: dict[str, Any]) -> None:
+    with serving(engine, teams_with(teams, "a")) as gateway, gateway.client(teams.keys["a"]) as client:
+        answer = client.post(CHAT, json=BODY | more)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == next(iter(more))
+        assert 'pedcxr_rejections_total{reason="' in gateway.metrics()
+    assert engine.chats == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("code", refusals.STATUS)
+def test_a_film_that_the_engine_s_plugin_refuses(engine: FakeEngine, teams: Teams, code: str, stream: bool) -> None:
+    status = refusals.STATUS[code]
+    told = refusals.mark(code, "modality: Modality (0008,0060) is CT")
+    engine.answer = Answer(status=status, error={"message": told, "type": "X", "param": None, "code": status})
+    with serving(engine, teams_with(teams, "a")) as gateway, gateway.client(teams.keys["a"]) as client:
+        answer = client.post(CHAT, json=WITH_FILM | {"stream": stream})
+        assert_openai_error(answer, status, code)
+        assert answer.json()["error"]["message"] == "modality: Modality (0008,0060) is CT"
+        assert answer.json()["error"]["param"] == "messages[].content[].image_url.url"
+        page = gateway.metrics()
+    assert f'pedcxr_rejections_total{{reason="{code}",tenant="a"}} 1.0' in page
+    assert 'pedcxr_tenant_requests_total{outcome="refused",tenant="a"} 1.0' in page
+
+
+def test_another_error_of_the_engine_passes_as_it_is(engine: FakeEngine, teams: Teams) -> None:
+    error = {"message": "too many tokens: 9999", "type": "BadRequestError", "param": "input_tokens", "code": 400}
+    engine.answer = Answer(status=400, error=error)
+    with serving(engine, teams_with(teams, "a")) as gateway, gateway.client(teams.keys["a"]) as client:
+        answer = client.post(CHAT, json=WITH_FILM)
+        assert (answer.status_code, answer.json()["error"]) == (400, error)
+        assert 'outcome="engine_refused",tenant="a"} 1.0' in gateway.metrics()
+
+
+def teams_with(teams: Teams, *names: str) -> Teams:
+    for name in names:
+        teams.add(name)
+    return teams
+
+
+def test_models_are_those_it_may_use(engine: FakeEngine, teams: Teams) -> None:
+    engine.models = ("fake", "adapter", "other")
+    teams.add("a", 'models = ["fake", "adapter"]')
+    with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
+        assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake", "adapter"]
+        assert_openai_error(client.post(CHAT, json=BODY | {"model": "other"}), 404, "model_not_found")
+
+
+def test_limits_answer_429_with_retry_after(engine: FakeEngine, teams: Teams) -> None:
+    teams.add("rate", "requests_per_minute = 2")
+    teams.add("busy", "max_concurrent = 1")
+    with serving(engine, teams) as gateway:
+        with gateway.client(teams.keys["rate"]) as client:
+            assert [client.post(CHAT, json=BODY).status_code for _ in range(2)] == [200, 200]
+            answer = client.post(CHAT, json=BODY)
+            assert_openai_error(answer, 429, "rate_limited")
+            assert 58 <= int(answer.headers["retry-after"]) <= 60
+        engine.answer = Answer(first=0.5)
+        with gateway.client(teams.keys["busy"]) as client, ThreadPoolExecutor(1) as pool:
+            first = pool.submit(client.post, CHAT, json=BODY)
+            eventually(lambda: gateway.state.in_flight)
+            assert_openai_error(client.post(CHAT, json=BODY), 429, "too_many_concurrent")
+            assert first.result().status_code == 200
+            assert client.post(CHAT, json=BODY).status_code == 200
+
+
+def test_a_full_line_is_503(engine: FakeEngine) -> None:
+    engine.answer = Answer(first=0.5)
+    gate = Gate(Admission(1, max_waiting=0, max_wait_s=60))
+    with running(engine, gate=gate) as gateway, gateway.client() as client:
+        answer = client.post(CHAT, json=BODY)
+    assert_openai_error(answer, 503, "queue_full")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_the_line_is_served_in_turns(engine: FakeEngine, teams: Teams) -> None:
+    """One slot; one team floods, the other comes later and is next."""
+    teams_with(teams, "flood", "rare")
+    engine.answer = Answer(first=0.2)
+    with serving(engine, teams, slots=1) as gateway, ThreadPoolExecutor(9) as pool:
+
+        def ask(name: str) -> int:
+            with gateway.client(teams.keys[name]) as client:
+                return client.post(CHAT, json=BODY, headers={"X-Request-Id": name}).status_code
+
+        floods = [pool.submit(ask, "flood") for _ in range(8)]
+        eventually(lambda: gateway.state.gate.admission.waiting >= 4)
+        rare = pool.submit(ask, "rare")
+        eventually(lambda: any(gateway.state.gate.admission.counts().get("rare", ())))
+        before = len(engine.chats)  # one more may be on its way
+        assert rare.result() == 200
+        assert all(flood.result() == 200 for flood in floods)
+    order = [seen.headers["x-request-id"] for seen in engine.chats]
+    assert order.index("rare") <= before + 1
+
+
+@pytest.mark.parametrize(("weight", "share"), [(1, 0.5), (3, 0.75)])
+def test_shares_over_sockets(engine: FakeEngine, teams: Teams, weight: int, share: float) -> None:
+    """Both wait all the time; one has twice as many clients.
+
+    Wide bounds, since a busy machine keeps the clients' threads from waiting in line all the time; the exact shares
+    are those of the simulation in test_admission.
+    """
+    teams.add("team", f"weight = {weight}")
+    teams.add("flood")
+    engine.answer = Answer(gap=0.01, pieces=("x",) * 20)
+    store, end = UsageStore(None), time.monotonic() + 4
+    with serving(engine, teams, slots=3, usage=store) as gateway, ThreadPoolExecutor(18) as pool:
+
+        def keep_asking(name: str) -> None:
+            with gateway.client(teams.keys[name]) as client:
+                while time.monotonic() < end:
+                    client.post(CHAT, json=BODY | {"stream": True})
+
+        for name in ["team"] * 6 + ["flood"] * 12:
+            pool.submit(keep_asking, name)
+        eventually(lambda: sum(gateway.state.gate.admission.service().values()) > 0)
+        time.sleep(3.5)
+        service = gateway.state.gate.admission.service()
+        assert service["team"] / sum(service.values()) == pytest.approx(share, abs=0.12)
+
+
+def test_a_client_that_leaves_the_line_is_never_sent(engine: FakeEngine) -> None:
+    engine.answer = Answer(first=1)
+    gate = Gate(Admission(1, max_waiting=9, max_wait_s=60))
+    with running(engine, gate=gate) as gateway, ThreadPoolExecutor(1) as pool:
+        with gateway.client() as client:
+            first = pool.submit(client.post, CHAT, json=BODY)
+            eventually(lambda: gate.admission.running)
+            with gateway.client() as other, pytest.raises(httpx.ReadTimeout):
+                other.post(CHAT, json=BODY, timeout=0.2)
+            eventually(lambda: gate.admission.waiting == 0, 0.5)
+            assert first.result().status_code == 200
+        eventually(lambda: gate.admission.running == 0)
+    assert len(engine.chats) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_abort_is_never_a_report(engine: FakeEngine, stream: bool) -> None:
+    engine.answer = Answer(finish="abort")
+    with running(engine) as gateway, gateway.client() as client:
+        answer = client.post(CHAT, json=BODY | {"stream": stream})
+        assert "engine_aborted" in answer.text
+        assert 'abort"' not in answer.text.replace("engine_abort", "")
+        if stream:
+            assert "[DONE]" not in answer.text
+        else:
+            assert_openai_error(answer, 502, "engine_aborted")
+        eventually(lambda: 'outcome="aborted",tenant="anonymous"} 1.0' in gateway.metrics())
+
+
+def test_a_stream_without_its_end_ends_in_an_error(engine: FakeEngine) -> None:
+    engine.answer = Answer(done=False)
+    with running(engine) as gateway, gateway.client() as client:
+        assert "engine_lost" in client.post(CHAT, json=BODY | {"stream": True}).text
+
+
+@pytest.mark.parametrize("asked", [True, False, None, "nothing"])
+def test_the_counting_event_comes_if_asked_for(engine: FakeEngine, asked: bool | str | None) -> None:
+    body = BODY | {"stream": True} | ({} if asked == "nothing" else {"stream_options": {"include_usage": asked}})
+    with running(engine) as gateway, gateway.client() as client:
+        answer = client.post(CHAT, json=body)
+        assert ('"usage"' in answer.text) is (asked is True)
+        assert answer.text.endswith("data: [DONE]\n\n")
+        eventually(gateway.usage)
+        (today,) = gateway.usage().values()
+        assert today["anonymous"]["output_tokens"] == len(REPORT)
+
+
+def test_usage_survives_and_a_budget_stays_spent(engine: FakeEngine, teams: Teams, tmp_path: Path) -> None:
+    teams.add("a", "tokens_per_day = 600")
+    path = tmp_path / "usage.sqlite"
+    counts = {
+        "requests": 2,
+        "reports": 2,
+        "prompt_tokens": 344,
+        "image_tokens": 256,
+        "output_tokens": 12,
+        "tokens": 612,
+    }
+    for round_ in range(2):
+        store = UsageStore(path)
+        with serving(engine, teams, usage=store) as gateway, gateway.client(teams.keys["a"]) as client:
+            if round_ == 0:
+                assert client.post(CHAT, json=WITH_FILM).status_code == 200
+                assert client.post(CHAT, json=BODY | {"stream": True}).status_code == 200
+                eventually(lambda gateway=gateway: next(iter(gateway.usage().values()))["a"]["requests"] == 2)
+            answer = client.post(CHAT, json=BODY)
+            assert_openai_error(answer, 429, "budget_spent")
+            assert 1 <= int(answer.headers["retry-after"]) <= 86_400
+            (today,) = gateway.usage().values()
+            assert today == {"a": counts}
+        store.close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_who_leaves_before_the_count_is_charged_for_what_it_saw(engine: FakeEngine) -> None:
+    engine.answer = Answer(stall_after=4)
+    with running(engine) as gateway, gateway.client() as client:
+        with client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            for _ in range(7):
+                next(lines)
+        eventually(gateway.usage)
+        (today,) = gateway.usage().values()
+        assert today["anonymous"]["output_tokens"] == 4
+        assert today["anonymous"]["reports"] == 0
+
+
+def test_a_stream_is_charged_while_it_runs(engine: FakeEngine) -> None:
+    """Or a team could begin many long reports before the first of them counts."""
+    engine.answer = Answer(stall_after=4)
+    with running(engine) as gateway, gateway.client() as client:
+        with client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
+            lines = answer.iter_lines()
+            for _ in range(7):  # four events and the empty lines between them
+                next(lines)
+            charged = gateway.state.gate.admission.service()["anonymous"]
+        prompt = len("Generate a report.") // 4 + 10
+        assert charged == prompt + OUTPUT_COST * 4
+
+
+def test_metrics_by_tenant(engine: FakeEngine, teams: Teams) -> None:
+    teams.add("a")
+    with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
+        client.post(CHAT, json=WITH_FILM | {"stream": True})
+        eventually(lambda: 'outcome="ok",tenant="a"} 1.0' in gateway.metrics())
+        page = gateway.metrics()
+    for line in (
+        'pedcxr_tokens_total{kind="image",tenant="a"} 256.0',
+        'pedcxr_tokens_total{kind="prompt",tenant="a"} 44.0',
+        'pedcxr_tokens_total{kind="output",tenant="a"} 6.0',
+        'pedcxr_queue_wait_seconds_count{tenant="a"} 1.0',
+        'pedcxr_time_to_first_token_seconds_count{tenant="a"} 1.0',
+        'pedcxr_time_per_output_token_seconds_count{tenant="a"} 1.0',
+        'pedcxr_e2e_seconds_count{tenant="a"} 1.0',
+        'pedcxr_tenant_service_cost_total{tenant="a"} 312.0',
+        'pedcxr_tenant_service_share{tenant="a"} 1.0',
+        'pedcxr_writes_failed{file="audit"} 0.0',
+        'pedcxr_tenant_waiting{tenant="a"} 0.0',
+        'pedcxr_tenant_in_flight{tenant="a"} 0.0',
+        "pedcxr_tenants_broken 0.0",
+        *(
+            f'pedcxr_stage_seconds_count{{stage="{stage}",tenant="a"}} 1.0'
+            for stage in ("body", "policy", "queue", "engine", "stream")
+        ),
+    ):
+        assert line in page, line
+
+
+def test_an_edit_is_followed_while_requests_run(engine: FakeEngine, teams: Teams) -> None:
+    engine.answer = Answer(first=1.5)
+    old = teams.add("a")
+    with serving(engine, teams) as gateway, gateway.client(old) as client, ThreadPoolExecutor(1) as pool:
+        running_request = pool.submit(client.post, CHAT, json=BODY)
+        eventually(lambda: gateway.state.in_flight)
+        api_keys.revoke(teams.path, api_keys.listing(teams.path).split()[6])
+        new = api_keys.new(teams.path, "a")
+        eventually(lambda: gateway.state.book.reloads)
+        engine.answer = Answer()
+        with gateway.client(old) as late:
+            assert late.post(CHAT, json=BODY).status_code == 401
+        with gateway.client(new) as late:
+            assert late.post(CHAT, json=BODY).status_code == 200
+        assert running_request.result().status_code == 200
+        teams.path.write_text("[tenant.")
+        gateway.state.book.look()
+        assert "pedcxr_tenants_broken 1.0" in gateway.metrics()
+        with gateway.client(new) as late:
+            assert late.post(CHAT, json=BODY).status_code == 200
+
+
+def test_openai_s_own_client(engine: FakeEngine, teams: Teams) -> None:
+    teams.add("a")
+    with serving(engine, teams) as gateway:
+        with openai.OpenAI(base_url=gateway.listeners.url, api_key=teams.keys["a"], max_retries=0) as client:
+            whole = client.chat.completions.create(model="fake", messages=WITH_FILM["messages"], max_tokens=400)
+            assert whole.choices[0].message.content == TEXT
+            pieces = client.chat.completions.create(model="fake", messages=WITH_FILM["messages"], stream=True)
+            assert "".join(chunk.choices[0].delta.content or "" for chunk in pieces if chunk.choices) == TEXT
+        with (
+            openai.OpenAI(base_url=gateway.listeners.url, api_key="wrong", max_retries=0) as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()
+
+
+def test_nothing_identifying_is_kept(
+    engine: FakeEngine, teams: Teams, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = teams.add("a")
+    caplog.set_level(0)
+    path = tmp_path / "audit.jsonl"
+    log = audit.AuditLog(path, SECRET)
+    told = {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "body-part,age"}
+    names = {"X-Pedcxr-Prompt": "card/1:Jane Doe", "X-Pedcxr-Allow": "age,Jane Doe"}
+    with serving(engine, teams, audit=log, revision="sha256:0123") as gateway, gateway.client(key) as client:
+        client.post(CHAT, json=WITH_FILM | {"user": "Jane Doe"}, headers=told)
+        client.post(CHAT, json=WITH_FILM | {"Jane Doe": 1}, headers=names)
+        client.post(CHAT, content=b'{"Jane Doe": ')
+        assert_openai_error(client.post(CHAT, json=WITH_FILM | {"model": "Jane Doe"}), 404, "model_not_found")
+        client.post(CHAT, json=WITH_FILM, headers={"Authorization": "Bearer Jane Doe"})
+        eventually(lambda: path.read_text().count("\n") == 4)
+        kept = path.read_text() + gateway.metrics() + json.dumps(gateway.usage())
+        kept += "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
+    log.close()
+    for planted in ("Jane", "Doe", "iVBORw0", TEXT[:9], key, "5-year-old"):
+        assert planted not in kept
+    (first,) = [entry for entry in map(json.loads, path.read_text().splitlines()) if entry["outcome"] == "ok"]
+    assert first["tenant"] == "a" and len(first["film"]) == len(first["prompt"]) == 64
+    assert (first["prompt_tokens"], first["output_tokens"], first["finish_reason"]) == (300, 6, "stop")
+    assert (first["model"], first["revision"]) == ("fake", "sha256:0123")
+    assert (first["prompt_profile"], first["overrides"]) == ("card/1:0123456789ab", ["body-part", "age"])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_who_comes_before_it_is_ready_is_counted(engine: FakeEngine, teams: Teams) -> None:
+    teams.add("a")
+    with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
+        gateway.state.set_ready(False, "loading weights")
+        assert_openai_error(client.post(CHAT, json=BODY), 503, "not_ready")
+        assert 'pedcxr_rejections_total{reason="not_ready",tenant="a"} 1.0' in gateway.metrics()
+
+
+def test_the_audit_chain_shows_what_was_done_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for start in range(0, 40, 10):  # four runs of a server
+        log = audit.AuditLog(path, SECRET, max_bytes=4000)
+        for number in range(start, start + 10):
+            log.write({"request_id": str(number)})
+        log.close()
+    assert "lines 0 to 39 are whole" in audit.verify(path, SECRET)
+    older = sorted(tmp_path.glob("audit.jsonl.*"))
+    assert older
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in (
+        b"".join(lines[:1] + lines[2:]),
+        b"".join([lines[1], lines[0], *lines[2:]]),
+        b"".join(lines).replace(b'"request_id":"39"', b'"request_id":"38"'),
+        b"".join(lines)[:-3],
+        b"noise\n",
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(AuditError, match=r"audit\.jsonl"):
+            audit.verify(path, SECRET)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(AuditError, match="key is another"):
+        audit.verify(path, b"x" * 32)
+    older[0].unlink()
+    assert "are not there" in audit.verify(path, SECRET)
+    path.write_bytes(b"".join(lines) + b'{"half')
+    audit.AuditLog(path, SECRET).close()
+    assert "to 39" in audit.verify(path, SECRET)
+
+
+def test_the_state_is_what_the_configuration_says(teams: Teams, tmp_path: Path) -> None:
+    teams.add("a")
+    flags = {
+        "gateway.tenants": str(teams.path),
+        "gateway.audit_log": str(tmp_path / "audit.jsonl"),
+        "gateway.body_limit_mib": 3,
+        "engine.max_new_tokens": 77,
+        "served_name": "named",
+    }
+    settings = load.load(None, flags)
+
+    def made(env: dict[str, str]) -> State:
+        with assemble.state(settings, tmp_path / "s", slots=2, image_tokens=64, demo=True, env=env) as state:
+            return state
+
+    state = made({audit.KEY_VARIABLE: "k" * 32})
+    assert (state.body_limit, state.rules.max_new_tokens, state.rules.model) == (3 << 20, 77, "named")
+    assert set(state.book.current.all) == {"a"} and state.image_tokens == 64
+    assert (tmp_path / "usage.sqlite").exists()
+    with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY"):
+        made({})
+    teams.path.unlink()
+    with pytest.raises(ConfigError, match=r"tenants\.toml"):
+        made({audit.KEY_VARIABLE: "k" * 32})
+
+
+@pytest.mark.parametrize(("several", "at_once", "ready", "in_work"), [(False, 32, 32, 32), (True, 2, 6, 30)])
+def test_with_tenants_few_start_at_once_and_places_are_spare(
+    teams: Teams, tmp_path: Path, several: bool, at_once: int, ready: int, in_work: int
+) -> None:
+    teams.add("a")
+    settings = load.load(None, {"gateway.tenants": str(teams.path)} if several else {})
+    limits = {"slots": 32, "max_preparing": 2, "max_starting": 6}
+    with assemble.state(settings, tmp_path / "s", **limits, image_tokens=64, demo=True, env={}) as state:
+        line, sent = state.gate.admission, []
+        for _ in range(50):
+            line.queue(line.open(Tenant("a"), 0), 300)
+        while len(sent) < 50 and (ticket := line.next(0)) is not None:
+            sent.append(ticket)
+        assert len(sent) == at_once
+        for happens, most in ((line.prepared, ready), (line.began, in_work)):
+            for ticket in sent:  # grows: each lets another start
+                happens(ticket)
+                while (another := line.next(0)) is not None:
+                    sent.append(another)
+            assert len(sent) == most
+        line.queue(line.open(Tenant("b"), 0), 300)
+        assert (line.next(0) is not None) == several
+
+
+def test_an_audit_log_needs_a_key() -> None:
+    for env in ({}, {audit.KEY_VARIABLE: "short"}):
+        with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY") as caught:
+            audit.key_from(env)
+        assert "'short'" not in str(caught.value)
+
+
+def test_a_usage_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    path.write_bytes(b"not a database, but long enough to be looked at" * 50)
+    with pytest.raises(ConfigError, match=r"usage\.sqlite"):
+        UsageStore(path)
+
+
+def test_usage_is_written_from_many_requests(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    store = UsageStore(path)
+    for _ in range(500):
+        store.add("2026-11-23", "a", Spent(1, 1, 10, 20, 30))
+    store.close()
+    with sqlite3.connect(path) as base:
+        rows = base.execute("SELECT * FROM usage").fetchall()
+    base.close()
+    assert rows == [("2026-11-23", "a", 500, 500, 5000, 10000, 15000)]
+    assert threading.active_count() < 20 and os.path.exists(path)

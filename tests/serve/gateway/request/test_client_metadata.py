@@ -1,0 +1,68 @@
+"""What a client tells for the audit log, and the shares of the last minute: two pure pieces."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pedcxr_serve.gateway.accounting.share import Shares
+from pedcxr_serve.gateway.request.client_metadata import Note
+
+
+@pytest.mark.parametrize(
+    ("profile", "kept"),
+    [
+        ("card/1:0123456789ab", True),
+        ("training/999:ffffffffffff", True),
+        ("", False),
+        ("card/1:0123456789AB", False),
+        ("card/1:0123456789ab\n", False),
+        ("card/1234:0123456789ab", False),
+        ("card/١:0123456789ab", False),
+        ("Jane Doe", False),
+        ("a" * 17 + "/1:0123456789ab", False),
+    ],
+)
+def test_a_prompt_profile(profile: str, kept: bool) -> None:
+    assert Note.of({"x-pedcxr-prompt": profile}).prompt_profile == (profile if kept else None)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "kept"),
+    [
+        ("age", ("age",)),
+        ("age, body-part", ("age", "body-part")),
+        (",".join(["age"] * 12), ("age",) * 12),
+        (",".join(["age"] * 13), None),
+        ("", None),
+        ("age,", None),
+        ("age,Jane", None),
+        ("a" * 21, None),
+    ],
+)
+def test_overrides(allowed: str, kept: tuple[str, ...] | None) -> None:
+    assert Note.of({"x-pedcxr-allow": allowed}).overrides == kept
+    assert Note.of({}) == Note(None, None)
+
+
+@given(st.text(), st.text())
+def test_nothing_but_the_two_forms_gets_through(profile: str, allowed: str) -> None:
+    note = Note.of({"x-pedcxr-prompt": profile, "x-pedcxr-allow": allowed})
+    assert re.fullmatch(r"None|[a-z]+/[0-9]+:[0-9a-f]{12}", str(note.prompt_profile))
+    assert re.fullmatch(r"[a-z-]*", "".join(note.overrides or ()))
+
+
+def test_shares_of_the_last_minute() -> None:
+    shares = Shares()
+    assert shares.since(1000, {}) == {}
+    assert shares.since(1010, {"a": 300.0, "b": 100.0}) == {"a": 0.75, "b": 0.25}
+    assert shares.since(1010.1, {"a": 300.0, "b": 100.0}) == {"a": 0.75, "b": 0.25}, "a look changes nothing"
+    assert shares.since(1065, {"a": 300.0, "b": 400.0}) == {"a": 3 / 7, "b": 4 / 7}
+    # From here on the look at 1010 is a minute old: what came before it is forgotten.
+    assert shares.since(1071, {"a": 300.0, "b": 400.0}) == {"a": 0.0, "b": 1.0}
+    assert shares.since(1140, {"a": 300.0, "b": 400.0, "c": 5.0}) == {"a": 0.0, "b": 0.0, "c": 1.0}
+    assert shares.since(1300, {"a": 300.0, "b": 399.0, "c": 5.0}) == {"a": 0.0, "b": 0.0, "c": 0.0}
+    assert len(shares._looks) < 4

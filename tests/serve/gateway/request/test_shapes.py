@@ -1,0 +1,134 @@
+"""Requests that two readers could take for two different ones, and those that are hardly requests, byte by byte."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.fake_engine import FakeEngine
+from tests.support.gateway_server import BODY, CHAT, Gateway, running
+
+RAW = json.dumps(BODY).encode()
+SIZE = str(len(RAW))
+NEXT = "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = "GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+H2C = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB")
+
+
+def post(*headers: str) -> bytes:
+    return "\r\n".join([f"POST {CHAT} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+
+
+def get(*headers: str, target: str = "/health/live", version: str = "HTTP/1.1") -> bytes:
+    return "\r\n".join([f"GET {target} {version}", *headers, "", ""]).encode("latin-1")
+
+
+def chunked(data: bytes, extension: str = "", trailer: str = "") -> bytes:
+    return b"%x%b\r\n%b\r\n0\r\n%b\r\n" % (len(data), extension.encode(), data, trailer.encode())
+
+
+REFUSED = {
+    "length and chunks": post("Content-Length: 5", "Transfer-Encoding: chunked") + b"0\r\n\r\n" + NEXT.encode(),
+    "chunks and length": post("Transfer-Encoding: chunked", "Content-Length: 5") + b"0\r\n\r\n" + NEXT.encode(),
+    "one length twice": post(f"Content-Length: {SIZE}", f"Content-Length: {SIZE}") + RAW,
+    "two lengths": post(f"Content-Length: {SIZE}", "Content-Length: 1") + RAW,
+    "a list of lengths": post(f"Content-Length: {SIZE}, {SIZE}") + RAW,
+    "a length with a sign": post(f"Content-Length: +{SIZE}") + RAW,
+    "a length in hex": post("Content-Length: 0x10") + RAW,
+    "a length over 64 bits": post("Content-Length: 99999999999999999999999") + RAW,
+    "a space before the colon": post(f"Content-Length : {SIZE}") + RAW,
+    "coding identity": post("Transfer-Encoding: identity") + RAW,
+    "coding xchunked": post("Transfer-Encoding: xchunked") + RAW,
+    "coding gzip, chunked": post("Transfer-Encoding: gzip, chunked") + chunked(RAW),
+    "coding chunked, identity": post("Transfer-Encoding: chunked, identity") + b"0\r\n\r\n" + NEXT.encode(),
+    "coding twice": post("Transfer-Encoding: chunked", "Transfer-Encoding: chunked") + chunked(RAW),
+    "coding on two lines": post("Transfer-Encoding: chun", " ked") + chunked(RAW),
+    "a chunk of negative size": post("Transfer-Encoding: chunked") + b"-1\r\n" + RAW,
+    "a chunk over 64 bits": post("Transfer-Encoding: chunked") + b"ffffffffffffffffff\r\n" + RAW,
+    "a chunk longer than told": post("Transfer-Encoding: chunked") + b"1\r\n" + RAW + b"\r\n0\r\n\r\n",
+    "a chunk's line ended by LF": post("Transfer-Encoding: chunked") + chunked(RAW).replace(b"\r\n", b"\n"),
+    "LF in a chunk's extension": post("Transfer-Encoding: chunked") + chunked(RAW, ";a\nb"),
+    "two hosts": get("Host: x", "Host: y"),
+    "two keys": post("Authorization: Bearer a", "Authorization: Bearer b", f"Content-Length: {SIZE}") + RAW,
+    "two encodings": post("Content-Encoding: identity", "Content-Encoding: gzip", f"Content-Length: {SIZE}") + RAW,
+    "lines ended by LF": get("Host: x").replace(b"\r\n", b"\n"),
+    "a header on two lines": get("Host: x", "A: b", " c"),
+    "NUL in a header": get("Host: x", "A: b\0c"),
+    "CR in a header": get("Host: x", "A: b\rC: d"),
+    "an address of bytes": get("Host: x", target="/\xff\xfe"),
+    "half an address": get("Host: x", target="http://["),
+    "a tunnel": b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT.encode(),
+    "HTTP/2 without asking": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(50),
+    "HTTP/3.0": get("Host: x", version="HTTP/3.0"),
+    "a method in small letters": get("Host: x").replace(b"GET", b"get"),
+}
+SERVED = {
+    "chunks": post("Transfer-Encoding: chunked") + chunked(RAW),
+    "chunks with extensions": post("Transfer-Encoding: chunked") + chunked(RAW, ";a=b"),
+    "a tab before the coding": post("Transfer-Encoding:\tchunked") + chunked(RAW),
+    "an encoding in a trailer": post("Transfer-Encoding: chunked") + chunked(RAW, "", "Content-Encoding: gzip\r\n"),
+    "a line's end too many": post(f"Content-Length: {SIZE}") + RAW + b"\r\n",
+    "HTTP/2 asked for, as Java does": post(*H2C, f"Content-Length: {SIZE}") + RAW,
+    "HTTP/2 asked for, in chunks": post(*H2C, "Transfer-Encoding: chunked") + chunked(RAW),
+    "a WebSocket asked for": get("Host: x", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a"),
+    "an expectation nobody knows": post("Expect: 200-maybe", f"Content-Length: {SIZE}") + RAW,
+    "a body with GET": get("Host: x", "Content-Length: 5") + b"GET /",
+}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with FakeEngine(uds=tmp_path_factory.mktemp("shapes") / "engine.sock") as engine, running(engine) as gateway:
+        yield gateway
+
+
+def heard(gateway: Gateway, sent: bytes) -> bytes:
+    with socket.create_connection(gateway.address, timeout=10) as plug:
+        plug.sendall(sent)
+        parts = []
+        while part := plug.recv(65536):
+            parts.append(part)
+        return b"".join(parts)
+
+
+def statuses(answer: bytes) -> list[bytes]:
+    return re.findall(rb"HTTP/1\.1 (\d+) ", answer)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_can_be_read_in_two_ways_is_answered_once_and_cut_off(gateway: Gateway, name: str) -> None:
+    before = len(gateway.engine.chats)
+    answer = heard(gateway, REFUSED[name])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert statuses(answer) == [b"400"]
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+    assert b"\nx-request-id: " in head and b"\nconnection: close" in head
+    assert len(gateway.engine.chats) == before
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_what_looks_odd_and_is_not_is_served_and_the_connection_goes_on(gateway: Gateway, name: str) -> None:
+    assert statuses(heard(gateway, SERVED[name] + LAST.encode())) == [b"200", b"200"]
+
+
+def test_in_any_pieces_the_same(gateway: Gateway) -> None:
+    """A request that asks for HTTP/2 is put together anew; wherever it is cut, the body stays whole."""
+    sent = SERVED["HTTP/2 asked for, as Java does"] + LAST.encode()
+    for size in (1, 7, 150, 190):
+        with socket.create_connection(gateway.address, timeout=10) as plug:
+            plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for start in range(0, len(sent), size):
+                plug.sendall(sent[start : start + size])
+            answer = b"".join(iter(lambda plug=plug: plug.recv(65536), b""))
+        assert statuses(answer) == [b"200", b"200"], size
+        assert gateway.engine.chats[-1].json["messages"] == BODY["messages"]
+
+
+def test_garbage_behind_a_request_is_not_taken_for_its_end(gateway: Gateway) -> None:
+    """Which of the two a single answer would be for, nobody could tell: so there is none."""
+    assert heard(gateway, post(f"Content-Length: {SIZE}") + RAW + b"\0\1garbage") == b""

@@ -1,0 +1,198 @@
+"""The gateway in front of a small real engine, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.support.fake_engine import REPORT, TEXT, Answer, FakeEngine
+from tests.support.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
+        yield engine
+
+
+@pytest.fixture
+def gateway(engine: FakeEngine) -> Iterator[Gateway]:
+    with running(engine) as gateway:
+        yield gateway
+
+
+def test_a_report_passes_through(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        answer = client.post(CHAT, json=BODY)
+    assert answer.json()["choices"][0]["message"]["content"] == TEXT
+    assert answer.headers["x-pedcxr-demo"] == "1"
+    assert gateway.engine.chats[0].json["messages"] == BODY["messages"]
+
+
+def test_only_the_demo_is_marked_as_one(engine: FakeEngine) -> None:
+    with running(engine, demo=False) as gateway, gateway.client() as client:
+        assert "x-pedcxr-demo" not in client.post(CHAT, json=BODY).headers
+
+
+def test_a_stream_arrives_piece_by_piece(gateway: Gateway) -> None:
+    gateway.engine.answer = Answer(gap=0.1)
+    arrived = []
+    with gateway.client() as client, client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                arrived.append(time.monotonic())
+    assert len(arrived) > len(REPORT)
+    assert arrived[-1] - arrived[0] > 0.1 * (len(REPORT) - 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", CHAT),
+        ("POST", "/v1/models"),
+        ("POST", "/v1/completions"),
+        ("POST", "/tokenize"),
+        ("GET", "/metrics"),
+        ("GET", "/docs"),
+        ("GET", "/"),
+        ("PUT", "/health/live"),
+        ("GET", "//v1/models"),
+        ("GET", "/v1/models/"),
+    ],
+)
+def test_everything_else_is_404(gateway: Gateway, method: str, path: str) -> None:
+    with gateway.client() as client:
+        assert_openai_error(client.request(method, path), 404, "not_found")
+    assert gateway.engine.requests == []
+
+
+def test_health(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        assert [client.get(f"/health{path}").status_code for path in ("", "/live", "/ready")] == [200, 200, 200]
+        gateway.state.set_ready(False, "loading weights")
+        assert [client.get(f"/health{path}").status_code for path in ("", "/live", "/ready")] == [503, 200, 503]
+        ready = client.get("/health/ready")
+        assert ready.json() == {"status": "not ready", "stage": "loading weights"}
+        assert ready.headers["retry-after"]
+
+
+def test_not_ready_is_503_with_the_stage(gateway: Gateway) -> None:
+    gateway.state.set_ready(False, "loading weights")
+    with gateway.client() as client:
+        for answer in (client.post(CHAT, json=BODY), client.get("/v1/models")):
+            assert_openai_error(answer, 503, "not_ready")
+            assert "loading weights" in answer.text
+            assert answer.headers["retry-after"]
+
+
+def test_models_do_not_show_where_the_checkpoint_lies(gateway: Gateway) -> None:
+    gateway.engine.models_answer = Answer(
+        raw=json.dumps({"data": [{"id": "m", "object": "model", "root": "/secret", "permission": []}]}).encode(),
+        content_type="application/json",
+    )
+    with gateway.client() as client:
+        (model,) = client.get("/v1/models").json()["data"]
+    assert set(model) == {"id", "object", "owned_by", "pedcxr"}
+
+
+def test_models_tell_what_a_client_needs_to_prepare_a_film(engine: FakeEngine) -> None:
+    with running(engine, demo=False, image_size=(224, 336), revision="sha256:0") as gateway, gateway.client() as client:
+        (model,) = client.get("/v1/models").json()["data"]
+        told = {"image_size": [224, 336], "revision": "sha256:0", "demo": False}
+        assert model["pedcxr"] == told
+        with openai.OpenAI(base_url=gateway.listeners.url, api_key="none", max_retries=0) as sdk:
+            (parsed,) = sdk.models.list().data
+    assert parsed.id == "fake" and parsed.to_dict()["pedcxr"] == told
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_over_the_cap(gateway: Gateway, announced: bool) -> None:
+    body = b"x" * (3 * LIMIT)
+    with gateway.client() as client:
+        answer = client.post(CHAT, content=body if announced else iter([body]))
+        assert_openai_error(answer, 413, "body_too_large")
+        assert client.post(CHAT, json=BODY).status_code == 200
+    assert len(gateway.engine.chats) == 1
+
+
+def test_a_refusal_of_the_engine_passes_through(gateway: Gateway) -> None:
+    gateway.engine.answer = Answer(status=429, headers={"retry-after": "7"})
+    with gateway.client() as client:
+        answer = client.post(CHAT, json=BODY)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+
+
+def test_request_ids(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        given = client.get("/health/live", headers={"X-Request-Id": "my-id.1"})
+        forged = client.get("/health/live", headers={"X-Request-Id": "a b\tc"})
+        client.post(CHAT, json=BODY, headers={"X-Request-Id": "my-id.2"})
+    assert given.headers["x-request-id"] == "my-id.1"
+    assert forged.headers["x-request-id"] != "a b\tc"
+    assert gateway.engine.chats[0].headers["x-request-id"] == "my-id.2"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_request(gateway: Gateway, stream: bool) -> None:
+    gateway.engine.answer = Answer(first=30)
+    with gateway.client() as client, pytest.raises(httpx.ReadTimeout):
+        client.post(CHAT, json=BODY | {"stream": stream}, timeout=0.5)
+    eventually(lambda: gateway.engine.chats)
+    assert gateway.engine.chats[0].disconnected.wait(2)
+    eventually(lambda: gateway.state.in_flight == 0)
+
+
+def test_an_engine_lost_before_it_answered(gateway: Gateway) -> None:
+    gateway.engine.__exit__()
+    with gateway.client() as client:
+        answer = client.post(CHAT, json=BODY)
+        assert_openai_error(answer, 503, "engine_restarting")  # never seen by the engine, so safe to send again
+        assert answer.headers["retry-after"]
+        assert_openai_error(client.get("/v1/models"), 502, "engine_lost")
+    gateway.engine.__enter__()
+
+
+def test_an_engine_lost_amid_a_stream_is_an_error_event(gateway: Gateway) -> None:
+    gateway.engine.answer = Answer(cut_after=3)
+    with gateway.client() as client, client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
+        events = [line for line in answer.iter_lines() if line.startswith("data: ")]
+    assert answer.status_code == 200
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "engine_lost"
+    assert "[DONE]" not in events[-1]
+
+
+def test_metrics_are_on_the_admin_port_only(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        client.post(CHAT, json=BODY)
+        client.get("/made/up/path")
+    page = httpx.get(gateway.listeners.metrics_url).text
+    assert 'pedcxr_requests_total{route="/v1/chat/completions",status="200"} 1.0' in page
+    assert 'pedcxr_requests_total{route="other",status="404"} 1.0' in page
+    assert "fake_chat_requests_total 1" in page
+    assert httpx.get(gateway.listeners.metrics_url.removesuffix("metrics")).status_code == 404
+
+
+def test_metrics_without_an_engine(gateway: Gateway) -> None:
+    gateway.engine.__exit__()
+    assert "pedcxr_ready 1.0" in httpx.get(gateway.listeners.metrics_url).text
+    gateway.engine.__enter__()
+
+
+def test_a_failure_of_the_gateway_is_told_by_id_and_place_alone(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pedcxr.gateway")
+    with running(engine, rules="Jane Doe") as gateway, gateway.client() as client:  # rules without any attribute
+        assert_openai_error(client.post(CHAT, json=BODY, headers={"X-Request-Id": "r-1"}), 500, "internal")
+        assert client.get("/health/live", headers={"X-Request-Id": "r-2"}).status_code == 200
+    lines = [record.getMessage() for record in caplog.records if record.name == "pedcxr.gateway"]
+    assert lines[0].startswith("request r-1: the gateway failed: AttributeError at validation.py:")
+    assert lines[1].startswith(f"request r-1: POST {CHAT}, anonymous, 500 after ")
+    assert lines[2].startswith("request r-2: GET /health/live, nobody, 200 after ")
+    assert len(lines) == 3 and "Doe" not in caplog.text

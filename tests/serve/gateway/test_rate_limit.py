@@ -1,0 +1,217 @@
+"""Requests a minute: in one process, and shared by two gateways through a real Redis that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.config import load
+from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway import rate_limit
+from pedcxr_serve.gateway.auth import api_keys
+from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.rate_limit import Rate
+from pedcxr_serve.gateway.request.validation import Rules
+from pedcxr_serve.gateway.scheduler import Rejected
+from tests.support.fake_engine import FakeEngine
+from tests.support.gateway_server import BODY, CHAT, Gateway, assert_openai_error, eventually, running
+from tests.support.redis_server import Redis, redis
+
+SHARED, AWAY = "pedcxr_limits_fallback 0.0", "pedcxr_limits_fallback 1.0"
+
+
+class Clock:
+    """Stands in for `time.time`."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For exact counts on a busy machine."""
+    monkeypatch.setattr(rate_limit, "_WAIT_S", 10.0)
+
+
+async def refused(counter: Rate, tenant: Tenant) -> int:
+    with pytest.raises(Rejected) as caught:
+        await counter.take(tenant)
+    assert (caught.value.status, caught.value.code) == (429, "rate_limited")
+    return caught.value.retry_after
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("url", ["memory", "redis"])
+def test_so_many_in_any_minute_and_not_one_more(clock: Clock, url: str) -> None:
+    async def scene(address: str | None) -> None:
+        counter = Rate(rate_limit.pool_of(address) if address else None)
+        team, other = Tenant("team", requests_per_minute=3), Tenant("other", requests_per_minute=3)
+        begin = clock.now
+        for second in (0, 20, 50.5):
+            clock.now = begin + second
+            await counter.take(team)
+        assert await refused(counter, team) == 10, "the first leaves the window then"
+        await counter.take(other)
+        await counter.take(Tenant("free"))
+        for _ in range(100):
+            await refused(counter, team)
+        clock.now = begin + 60.5
+        await counter.take(team)
+        assert await refused(counter, team) == 20
+        assert not counter.away
+        await counter.close()
+
+    with redis() if url == "redis" else contextlib.nullcontext() as shared:
+        asyncio.run(scene(shared.url if isinstance(shared, Redis) else None))
+
+
+@pytest.mark.usefixtures("patient")
+def test_many_at_once_are_counted_once_each() -> None:
+    async def scene(address: str) -> None:
+        counters = [Rate(rate_limit.pool_of(address)) for _ in range(2)]
+        team = Tenant("team", requests_per_minute=50)
+        answers = await asyncio.gather(
+            *(counters[number % 2].take(team) for number in range(200)), return_exceptions=True
+        )
+        assert [answer is None for answer in answers].count(True) == 50
+        assert not any(counter.away for counter in counters)
+        for counter in counters:
+            await counter.close()
+
+    with redis() as shared:
+        asyncio.run(scene(shared.url))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[FakeEngine]:
+    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
+        yield engine
+
+
+class Pair:
+    """Two gateways with the same tenants."""
+
+    def __init__(self, gateways: list[Gateway], key: str) -> None:
+        self.gateways, self.key = gateways, key
+
+    def ask(self, number: int) -> int:
+        """The status of a request to one of them."""
+        with self.gateways[number].client(self.key) as client:
+            answer = client.post(CHAT, json=BODY)
+        if answer.status_code == 429:
+            assert_openai_error(answer, 429, "rate_limited")
+            assert 50 <= int(answer.headers["retry-after"]) <= 60
+        return answer.status_code
+
+    def statuses(self, *numbers: int) -> list[int]:
+        return [self.ask(number) for number in numbers]
+
+    def shown(self, line: str) -> bool:
+        return all(line in gateway.metrics() for gateway in self.gateways)
+
+
+@contextlib.contextmanager
+def pair(engine: FakeEngine, folder: Path, address: str, limit: int) -> Iterator[Pair]:
+    path = folder / "tenants.toml"
+    path.write_text(f"[tenant.team]\nrequests_per_minute = {limit}\n")
+    key = api_keys.new(path, "team")
+    with contextlib.ExitStack() as stack:
+        gateways = [
+            stack.enter_context(
+                running(engine, book=Book(path), rules=Rules("fake", 500), rate=Rate(rate_limit.pool_of(address)))
+            )
+            for _ in range(2)
+        ]
+        yield Pair(gateways, key)
+
+
+@pytest.mark.usefixtures("patient")
+def test_two_gateways_share_a_minute(engine: FakeEngine, tmp_path: Path) -> None:
+    with redis() as shared, pair(engine, tmp_path, shared.url, 6) as both:
+        assert both.statuses(0, 1, 0, 0, 0, 1) == [200] * 6
+        assert both.statuses(0, 1, 1) == [429] * 3
+        assert both.shown(SHARED)
+
+
+@pytest.mark.usefixtures("patient")
+def test_redis_that_dies_costs_nobody_a_report(
+    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis("s3cret-word") as shared, pair(engine, tmp_path, shared.url, 4) as both:
+        assert both.statuses(0, 0, 0, 1) == [200] * 4
+        assert both.statuses(1) == [429]
+        shared.kill()
+        # Each counts for itself now, from what it let in: three and one.
+        assert both.statuses(0, 0) == [200, 429]
+        assert both.statuses(1, 1, 1, 1) == [200] * 3 + [429]
+        assert both.shown(AWAY)
+        shared.start()
+        eventually(lambda: both.statuses(0, 1) and both.shown(SHARED), 10)
+        told = [record.getMessage() for record in caplog.records if record.name == "pedcxr.gateway"]
+        assert sum("does not answer" in line for line in told) == 2, "once a gateway"
+        assert sum("answers again" in line for line in told) == 2
+        assert "s3cret-word" not in caplog.text and "redis.sock" not in caplog.text
+
+
+def test_redis_that_hangs_is_not_waited_for(engine: FakeEngine, tmp_path: Path) -> None:
+    with redis() as shared, pair(engine, tmp_path, shared.url, 1000) as both:
+        both.statuses(0, 0)
+        shared.pause()
+        try:
+            began = time.monotonic()
+            assert both.statuses(*[0] * 50) == [200] * 50
+            assert time.monotonic() - began < 50 * 0.1, "one a second waits, for a tenth of it"
+        finally:
+            shared.go_on()
+        eventually(lambda: both.statuses(0, 1) == [200, 200] and both.shown(SHARED), 10)
+
+
+def test_a_wrong_password_is_a_redis_that_is_away(
+    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with redis("right") as shared, pair(engine, tmp_path, shared.url.replace(":right@", ":wr0ng@"), 1) as both:
+        assert both.statuses(0, 1, 0, 1) == [200, 200, 429, 429]
+        assert both.shown(AWAY)
+        assert "wr0ng" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["127.0.0.1:6379", "http://s3cret@host", "redis://", "unix://", "redis://:s3cret@host:port", "redis://[s3cret"],
+)
+def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="redis://HOST:PORT/DB") as caught:
+        rate_limit.pool_of(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_where_the_address_comes_from(tmp_path: Path) -> None:
+    assert rate_limit.url_from("", {}) == ""
+    assert rate_limit.url_from("", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://a"
+    assert rate_limit.url_from("redis://b", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://b"
+    secret = "redis://user:s3cret@host/0"
+    with pytest.raises(ConfigError, match="seen by everybody") as caught:
+        load.load(None, {"gateway.limits_url": secret})
+    assert "s3cret" not in str(caught.value)
+    path = tmp_path / "serve.toml"
+    path.write_text(f'[gateway]\nlimits_url = "{secret}"\n')
+    assert load.load(path, {}).gateway.limits_url == secret
+    assert load.load(None, {"gateway.limits_url": "redis://host"}).gateway.limits_url == "redis://host"

@@ -1,0 +1,94 @@
+"""A gateway in a thread, on real sockets, in front of a `FakeEngine`."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvloop
+
+from pedcxr_serve.config.load import GatewayConfig
+from pedcxr_serve.gateway import app
+from pedcxr_serve.gateway.http.listeners import Listeners, listen
+from pedcxr_serve.gateway.http.server import serving
+from pedcxr_serve.gateway.state import State
+from tests.support.fake_engine import FakeEngine
+
+CHAT = "/v1/chat/completions"
+LIMIT = 1 << 20
+BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "Generate a report."}]}
+ERROR_KEYS = {"message", "type", "param", "code"}
+
+
+@dataclass
+class Gateway:
+    state: State
+    listeners: Listeners
+    engine: FakeEngine
+
+    @property
+    def root(self) -> str:
+        return self.listeners.url.removesuffix("/v1")
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.listeners.public.getsockname()[:2]
+        return host, port
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        # Without certificates, which take 30 ms to read.
+        return httpx.Client(base_url=self.root, timeout=10, headers=headers, verify=False, trust_env=False)
+
+    def metrics(self) -> str:
+        return httpx.get(self.listeners.metrics_url).text
+
+    def usage(self) -> dict[str, Any]:
+        days: dict[str, Any] = httpx.get(self.listeners.metrics_url.replace("metrics", "usage")).json()["days"]
+        return days
+
+
+@contextmanager
+def running(engine: FakeEngine, *, demo: bool = True, **more: Any) -> Iterator[Gateway]:
+    """Serve until the end of the block; ``more`` are fields of `State`."""
+    assert engine.uds is not None
+    state = State(engine.uds, demo=demo, body_limit=LIMIT, **more)
+    state.set_ready(True, "ready")
+    up, loop, stop = threading.Event(), uvloop.new_event_loop(), asyncio.Event()
+
+    async def serve() -> None:
+        async with app.engine_session(state) as session, serving(state, session, listeners):
+            up.set()
+            await stop.wait()
+
+    # Only its being there counts: the pair itself is the state's.
+    tls = "given" if state.tls is not None else ""
+    with listen(GatewayConfig(port=0, admin_port=0, tls_cert=tls, tls_key=tls)) as listeners:
+        thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+        thread.start()
+        up.wait(5)
+        try:
+            yield Gateway(state, listeners, engine)
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            thread.join()
+            loop.close()
+
+
+def assert_openai_error(answer: httpx.Response, status: int, code: object) -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], set(error)) == (status, code, ERROR_KEYS)
+    assert answer.headers["x-request-id"]
+
+
+def eventually(condition: Callable[[], object], seconds: float = 5) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.01)

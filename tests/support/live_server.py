@@ -1,0 +1,81 @@
+"""The processes behind a server, and where the films lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.paths import REAL_FILMS
+
+COMMAND = str(Path(sys.executable).parent / "pedcxr-serve")
+FILMS = REAL_FILMS / "pediatric_png"
+
+
+def family(pid: int) -> set[int]:
+    """Process ids of a server and all that it started."""
+    found: set[int] = set()
+    frontier = {pid}
+    while frontier:
+        found |= frontier
+        frontier = {child for child, parent in _parents().items() if parent in frontier} - found
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of the processes that have not ended (a zombie has)."""
+    return {pid for pid in pids if _state(pid) not in ("", "Z")}
+
+
+def title(pid: int) -> str:
+    """What a process calls itself."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextmanager
+def held_still(pid: int) -> Iterator[None]:
+    """The engine of a server, stopped in its tracks for the length of the block: nothing in work can end meanwhile."""
+    [core] = [child for child in family(pid) if "EngineCore" in title(child)]
+    os.kill(core, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(core, signal.SIGCONT)
+
+
+def listening(pids: set[int]) -> list[str]:
+    """Addresses, as /proc/net/tcp writes them, on which any of the processes listens."""
+    sockets = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                sockets.add(fd.readlink().name)
+            except OSError:
+                continue
+    lines = [
+        line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return [line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
+
+
+def _parents() -> dict[int, int]:
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError):
+            continue
+    return parents
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
