@@ -2,7 +2,6 @@
 
 from pedcxr_client.async_client import AsyncClient
 from pedcxr_client.async_stream import AsyncReportStream
-from pedcxr_client.checks.rules import Check
 from pedcxr_client.client import Client
 from pedcxr_client.errors import (
     AbortedReport,
@@ -27,16 +26,16 @@ from pedcxr_client.errors import (
     Unavailable,
 )
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.film import EncodedImage, Radiograph
+from pedcxr_client.films.film import EncodedImage, Film
 from pedcxr_client.films.preparation import Preparation
 from pedcxr_client.metrics.hooks import Hook, Outcome
-from pedcxr_client.reports.report import DISCLAIMER, Report, Timing, Usage
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.reports.report import DISCLAIMER, Report
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.result import Result
 from pedcxr_client.request.served_model import ServedModel
 from pedcxr_client.request.settings import Timeouts
 from pedcxr_client.stream import ReportStream
-from pedcxr_client.types import __version__
+from pedcxr_client.types import Check, Timing, Usage, __version__
 
 __all__ = [
     "DISCLAIMER",
@@ -53,17 +52,17 @@ __all__ = [
     "ConnectionFailed",
     "EmptyReport",
     "EncodedImage",
+    "Film",
+    "FilmRequest",
     "Hook",
     "InputError",
     "LoopingReport",
     "NotFound",
     "NotText",
-    "Order",
     "Outcome",
     "PedcxrError",
     "Preparation",
     "PromptEcho",
-    "Radiograph",
     "RateLimited",
     "Report",
     "ReportError",

@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pedcxr_client.async_stream import AsyncReportStream
-from pedcxr_client.metrics.hooks import Silent
+from pedcxr_client.metrics.hooks import NullHook
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request import concurrent, payload
 from pedcxr_client.request.base_client import BaseClient
-from pedcxr_client.request.call import Exchange
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.call import ReportCall
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.result import Result
-from pedcxr_client.request.retry import Attempts
+from pedcxr_client.request.retry import RetryState
 from pedcxr_client.request.served_model import ServedModel, choose
 
 if TYPE_CHECKING:
@@ -53,20 +53,20 @@ class AsyncClient(BaseClient[Coroutine[Any, Any, Report], AsyncReportStream, Cor
         """
         if anew:
             self._model = None
-        return await self._served(Attempts(self._settings, self._hook), listed=True)
+        return await self._served(RetryState(self._settings, self._hook), listed=True)
 
-    def reports(self, orders: Iterable[Order], *, concurrency: int = 8) -> AsyncGenerator[Result, None]:
+    def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> AsyncGenerator[Result, None]:
         """Write reports of many films and give the results as they finish; see :meth:`Client.reports`.
 
         The iterable is asked on the event loop, so that it must be quick. Use ``contextlib.aclosing`` to end what is
         under way at once when leaving the loop early.
 
         Example:
-            >>> async with aclosing(client.reports(orders, concurrency=32)) as results:  # doctest: +SKIP
+            >>> async with aclosing(client.reports(requests, concurrency=32)) as results:  # doctest: +SKIP
             ...     async for result in results:
-            ...         print(result.order.key, result.report.text if result.report else result.error)
+            ...         print(result.request.key, result.report.text if result.report else result.error)
         """
-        return concurrent.as_they_finish(self._report, orders, concurrency)
+        return concurrent.as_they_finish(self._report, requests, concurrency)
 
     async def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""
@@ -97,22 +97,22 @@ class AsyncClient(BaseClient[Coroutine[Any, Any, Report], AsyncReportStream, Cor
             ),
         )
 
-    async def _report(self, order: Order) -> Report:
-        async with self._stream(order) as stream:
+    async def _report(self, request: FilmRequest) -> Report:
+        async with self._stream(request) as stream:
             async for _ in stream:
                 pass
             return stream.report
 
-    def _stream(self, order: Order) -> AsyncReportStream:
-        return AsyncReportStream(self, order)
+    def _stream(self, request: FilmRequest) -> AsyncReportStream:
+        return AsyncReportStream(self, request)
 
-    async def _payload(self, order: Order, *, stream: bool) -> bytes:
-        exchange = Exchange(self._settings, order, Silent())
+    async def _payload(self, request: FilmRequest, *, stream: bool) -> bytes:
+        exchange = ReportCall(self._settings, request, NullHook())
         size = await self._image_size(exchange)
         await asyncio.to_thread(exchange.prepare, size)
         return exchange.body(await self._served(exchange.attempts, listed=False), stream=stream)
 
-    async def _post(self, exchange: Exchange) -> AsyncStream[object]:
+    async def _post(self, exchange: ReportCall) -> AsyncStream[object]:
         """Send the film, again if need be, until an answer begins."""
         import openai
 
@@ -129,10 +129,10 @@ class AsyncClient(BaseClient[Coroutine[Any, Any, Report], AsyncReportStream, Cor
             ),
         )
 
-    async def _image_size(self, exchange: Exchange) -> tuple[int, int] | None:
+    async def _image_size(self, exchange: ReportCall) -> tuple[int, int] | None:
         return (await self._served(exchange.attempts, listed=True)).image_size if exchange.asks_size else None
 
-    async def _served(self, attempts: Attempts, *, listed: bool) -> ServedModel:
+    async def _served(self, attempts: RetryState, *, listed: bool) -> ServedModel:
         """The model to ask; ``listed``: as the server describes it, be it named or not."""
         name = self._settings.model
         if self._model is None and name is not None and not listed:
@@ -146,7 +146,7 @@ class AsyncClient(BaseClient[Coroutine[Any, Any, Report], AsyncReportStream, Cor
         return self._model
 
 
-async def _persist(attempts: Attempts, ask: Callable[[], Awaitable[T]]) -> T:
+async def _persist(attempts: RetryState, ask: Callable[[], Awaitable[T]]) -> T:
     import openai
 
     while True:

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pedcxr_client.reports.report import Report
-from pedcxr_client.request.call import Exchange
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.call import ReportCall
+from pedcxr_client.request.film_request import FilmRequest
 
 if TYPE_CHECKING:
     import openai
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class AsyncReportStream:
     """A report as it is written: an iterator of text inside an ``async with``; made by :meth:`AsyncClient.stream`."""
 
-    def __init__(self, client: AsyncClient, order: Order) -> None:
-        self._client, self._order = client, order
+    def __init__(self, client: AsyncClient, request: FilmRequest) -> None:
+        self._client, self._request = client, request
         self._events: openai.AsyncStream[object] | None = None
         self._report: Report | None = None
 
@@ -37,7 +37,7 @@ class AsyncReportStream:
         return self._report
 
     async def __aenter__(self) -> Self:
-        self._exchange = Exchange(self._client._settings, self._order, self._client._hook)
+        self._exchange = ReportCall(self._client._settings, self._request, self._client._hook)
         try:
             size = await self._client._image_size(self._exchange)
             await asyncio.to_thread(self._exchange.prepare, size)

@@ -9,14 +9,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from pedcxr_client.async_client import AsyncClient
-from pedcxr_client.metrics.hooks import Silent
+from pedcxr_client.metrics.hooks import NullHook
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request import concurrent, payload
 from pedcxr_client.request.base_client import BaseClient
-from pedcxr_client.request.call import Exchange
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.call import ReportCall
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.result import Result
-from pedcxr_client.request.retry import Attempts
+from pedcxr_client.request.retry import RetryState
 from pedcxr_client.request.served_model import ServedModel, choose
 from pedcxr_client.stream import ReportStream
 
@@ -62,27 +62,27 @@ class Client(BaseClient[Report, ReportStream, bytes]):
         """
         if anew:
             self._model = None
-        return self._served(Attempts(self._settings, self._hook), listed=True)
+        return self._served(RetryState(self._settings, self._hook), listed=True)
 
-    def reports(self, orders: Iterable[Order], *, concurrency: int = 8) -> Generator[Result, None, None]:
+    def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> Generator[Result, None, None]:
         """Write reports of many films and give the results as they finish; one film's error never stops the others.
 
         The requests run in a thread of their own. Leaving the loop early, or closing the generator, ends those that
         are under way on the server too.
 
         Args:
-            orders: may be endless: at most ``2 * concurrency`` are read ahead of the results taken.
+            requests: may be endless: at most ``2 * concurrency`` are read ahead of the results taken.
             concurrency: films under way at once, their reading and encoding included; as many connections are kept.
 
         Raises:
-            ConfigurationError: if ``concurrency`` is below 1, or something else than an Order is given.
+            ConfigurationError: if ``concurrency`` is below 1, or something else than an FilmRequest is given.
 
         Example:
-            >>> orders = (Order(path, age="5y", key=path.stem) for path in folder.glob("*.dcm"))  # doctest: +SKIP
-            >>> for result in client.reports(orders, concurrency=32):  # doctest: +SKIP
-            ...     print(result.order.key, result.report.text if result.report else result.error)
+            >>> requests = (FilmRequest(p, age="5y", key=p.stem) for p in folder.glob("*.dcm"))  # doctest: +SKIP
+            >>> for result in client.reports(requests, concurrency=32):  # doctest: +SKIP
+            ...     print(result.request.key, result.report.text if result.report else result.error)
         """
-        return concurrent.as_they_finish_in_a_thread(self._writer, orders, concurrency)
+        return concurrent.as_they_finish_in_a_thread(self._writer, requests, concurrency)
 
     def close(self) -> None:
         """Close the connections; the client is of no use afterwards."""
@@ -113,14 +113,14 @@ class Client(BaseClient[Report, ReportStream, bytes]):
             ),
         )
 
-    def _report(self, order: Order) -> Report:
-        with self._stream(order) as stream:
+    def _report(self, request: FilmRequest) -> Report:
+        with self._stream(request) as stream:
             for _ in stream:
                 pass
             return stream.report
 
-    def _stream(self, order: Order) -> ReportStream:
-        return ReportStream(self, order)
+    def _stream(self, request: FilmRequest) -> ReportStream:
+        return ReportStream(self, request)
 
     @asynccontextmanager
     async def _writer(self) -> AsyncIterator[concurrent.Write]:
@@ -136,13 +136,13 @@ class Client(BaseClient[Report, ReportStream, bytes]):
         ) as client:
             yield client._report
 
-    def _payload(self, order: Order, *, stream: bool) -> bytes:
-        exchange = Exchange(self._settings, order, Silent())
+    def _payload(self, request: FilmRequest, *, stream: bool) -> bytes:
+        exchange = ReportCall(self._settings, request, NullHook())
         size = self._image_size(exchange)
         exchange.prepare(size)
         return exchange.body(self._served(exchange.attempts, listed=False), stream=stream)
 
-    def _post(self, exchange: Exchange) -> Stream[object]:
+    def _post(self, exchange: ReportCall) -> Stream[object]:
         """Send the film, again if need be, until an answer begins."""
         import openai
 
@@ -159,10 +159,10 @@ class Client(BaseClient[Report, ReportStream, bytes]):
             ),
         )
 
-    def _image_size(self, exchange: Exchange) -> tuple[int, int] | None:
+    def _image_size(self, exchange: ReportCall) -> tuple[int, int] | None:
         return (self._served(exchange.attempts, listed=True)).image_size if exchange.asks_size else None
 
-    def _served(self, attempts: Attempts, *, listed: bool) -> ServedModel:
+    def _served(self, attempts: RetryState, *, listed: bool) -> ServedModel:
         """The model to ask; ``listed``: as the server describes it, be it named or not."""
         name = self._settings.model
         if self._model is None and name is not None and not listed:
@@ -176,7 +176,7 @@ class Client(BaseClient[Report, ReportStream, bytes]):
         return self._model
 
 
-def _persist(attempts: Attempts, ask: Callable[[], T]) -> T:
+def _persist(attempts: RetryState, ask: Callable[[], T]) -> T:
     import openai
 
     while True:

@@ -27,8 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from pedcxr_client.checks.rules import Check
-    from pedcxr_client.reports.report import Timing
+    from pedcxr_client.types import Check, Timing
 
 
 class PedcxrError(Exception):

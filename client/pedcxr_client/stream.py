@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from pedcxr_client.reports.report import Report
-from pedcxr_client.request.call import Exchange
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.call import ReportCall
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.watched import Watched
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class ReportStream:
     """A report as it is written: an iterator of text inside a ``with``; made by :meth:`Client.stream`."""
 
-    def __init__(self, client: Client, order: Order) -> None:
-        self._client, self._order = client, order
+    def __init__(self, client: Client, request: FilmRequest) -> None:
+        self._client, self._request = client, request
         self._events: openai.Stream[object] | None = None
         self._report: Report | None = None
 
@@ -37,7 +37,7 @@ class ReportStream:
         return self._report
 
     def __enter__(self) -> Self:
-        self._exchange = Exchange(self._client._settings, self._order, self._client._hook)
+        self._exchange = ReportCall(self._client._settings, self._request, self._client._hook)
         try:
             self._exchange.prepare(self._client._image_size(self._exchange))
             self._events = self._client._post(self._exchange)

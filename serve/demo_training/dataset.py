@@ -16,7 +16,8 @@ from tqdm import tqdm
 from transformers import Gemma3Processor
 
 from pedcxr_client.films.age import Age
-from pedcxr_client.request.prompts import Sex, card
+from pedcxr_client.request.prompts import card
+from pedcxr_client.types import Sex
 from pedcxr_serve.demo import drawing, expected_report
 
 SHIFT = 7

@@ -9,7 +9,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pedcxr_client.films.age import Age
-from pedcxr_client.request.prompts import Sex, card
+from pedcxr_client.request.prompts import card
+from pedcxr_client.types import Sex
 from pedcxr_serve.demo import expected_report
 from pedcxr_serve.demo.findings import SIDES, Case, Finding, Kind, sample, sample_age
 

@@ -171,7 +171,7 @@ async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], f
 
 
 async def _watch(session: aiohttp.ClientSession, url: str, tenants: Sequence[str], lead: float, found: Found) -> None:
-    """Look now and then whether all of them wait."""
+    """PixelStats now and then whether all of them wait."""
     await asyncio.sleep(lead)
     while True:
         page = await _page(session, url)

@@ -75,10 +75,10 @@ class Sync:
             return pieces, stream.report
 
     def reports(
-        self, url: str, orders: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
+        self, url: str, requests: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
     ) -> list[Result]:
         """All results, or the first ones."""
-        with Client(url, **client) as made, closing(made.reports(orders, concurrency=concurrency)) as results:
+        with Client(url, **client) as made, closing(made.reports(requests, concurrency=concurrency)) as results:
             return list(itertools.islice(results, stop_after))
 
 
@@ -110,13 +110,13 @@ class Async:
         return asyncio.run(run())
 
     def reports(
-        self, url: str, orders: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
+        self, url: str, requests: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
     ) -> list[Result]:
         async def run() -> list[Result]:
             taken: list[Result] = []
             async with (
                 AsyncClient(url, **client) as made,
-                aclosing(made.reports(orders, concurrency=concurrency)) as results,
+                aclosing(made.reports(requests, concurrency=concurrency)) as results,
             ):
                 async for result in results:
                     taken.append(result)

@@ -66,9 +66,9 @@ def outcome(data: bytes) -> str:
     began = time.process_time()
     try:
         opened = image.read(data)
-        said = [str(opened.facts), str(rules.check(opened.facts, rules.Asked()))]
+        said = [str(opened.facts), str(rules.check(opened.facts, rules.CallerFacts()))]
         radiograph = opened.develop()
-        said += [str(radiograph.how), str(rules.check(opened.facts, rules.Asked(), radiograph.look))]
+        said += [str(radiograph.how), str(rules.check(opened.facts, rules.CallerFacts(), radiograph.stats))]
         assert radiograph.pixels.mode == "L" or radiograph.original is not None
         image.encode(radiograph)
     except InputError as error:

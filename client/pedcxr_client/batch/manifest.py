@@ -18,7 +18,7 @@ _SHOWN = 10  # problems in a message
 
 
 def check(path: str, *, allow_outside: bool = False) -> int:
-    """Look at all of a manifest before anything is sent, and return how many films it names.
+    """PixelStats at all of a manifest before anything is sent, and return how many films it names.
 
     Raises:
         InputError: if it cannot be read, is no CSV of these columns, names an id twice, or a film outside its folder

@@ -31,9 +31,10 @@ from pedcxr_client.films import files
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.preparation import Preparation
 from pedcxr_client.reports.report import Report
-from pedcxr_client.request.film_request import Order
-from pedcxr_client.request.prompts import Profile, Sex
+from pedcxr_client.request.film_request import FilmRequest
+from pedcxr_client.request.prompts import Profile
 from pedcxr_client.request.served_model import ServedModel
+from pedcxr_client.types import Sex
 
 _FATAL = (AuthenticationFailed, NotFound, ConfigurationError, ServerAway)  # of every film alike: no use to go on
 _DOUBTFUL = (AbortedReport, ServerFailed, TimedOut, ConnectionFailed)  # the film's own fault if it comes again
@@ -46,7 +47,7 @@ class Plan:
 
     Attributes:
         age, sex, assume_chest, allow: where the entry says nothing; ``allow`` comes on top of the entry's.
-        max_tokens, preparation, prompt_profile: as of :class:`Order`.
+        max_tokens, preparation, prompt_profile: as of :class:`FilmRequest`.
         concurrency: films under way at once.
         patience: seconds that a server which is away is waited for.
     """
@@ -132,15 +133,15 @@ class Batch:
 
     async def _settle(self, entry: Entry) -> None:
         film = await asyncio.to_thread(_read, entry)
-        order = self._order(entry, film)
-        key = self._key(entry, order, film)
+        request = self._request(entry, film)
+        key = self._key(entry, request, film)
         if key in self._journal.done or key in self._journal.refused:
             self._count_before(key)
             return self._settled(False)
         try:
             if film.error is not None:
                 raise film.error
-            report = await self._report(order)
+            report = await self._report(request)
         except _FATAL:
             raise
         except PedcxrError as error:
@@ -154,11 +155,11 @@ class Batch:
             self._tally.demo = self._tally.demo or report.demo
         return self._settled(True)
 
-    async def _report(self, order: Order) -> Report:
+    async def _report(self, request: FilmRequest) -> Report:
         tries = 0
         while True:
             try:
-                report = await self._client._report(order)
+                report = await self._client._report(request)
             except (*AWAY, *_DOUBTFUL) as error:
                 tries += isinstance(error, _DOUBTFUL)
                 if tries == _TRIES:
@@ -184,9 +185,9 @@ class Batch:
                 "to report the rest with that one"
             )
 
-    def _order(self, entry: Entry, film: _Bytes) -> Order:
+    def _request(self, entry: Entry, film: _Bytes) -> FilmRequest:
         plan = self._plan
-        return Order(
+        return FilmRequest(
             film.data,
             age=entry.age or plan.age,
             sex=cast("Sex | None", entry.sex or plan.sex),  # looked at when the film is taken in
@@ -197,12 +198,12 @@ class Batch:
             prompt_profile=plan.prompt_profile,
         )
 
-    def _key(self, entry: Entry, order: Order, film: _Bytes) -> bytes:
+    def _key(self, entry: Entry, request: FilmRequest, film: _Bytes) -> bytes:
         """What makes a report this one and no other."""
         assert self._model is not None
         told = [
-            entry.id, film.sha256, order.preparation.tag, order.prompt_profile.tag, order.prompt_profile.sha256,
-            str(order.age), order.sex, order.assume_chest, sorted(set(order.allow)), order.max_tokens,
+            entry.id, film.sha256, request.preparation.tag, request.prompt_profile.tag, request.prompt_profile.sha256,
+            str(request.age), request.sex, request.assume_chest, sorted(set(request.allow)), request.max_tokens,
             self._model.name, self._model.revision,
         ]  # fmt: skip
         return sha256(json.dumps(told).encode()).digest()[:16]

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pedcxr_client.checks import rules
-from pedcxr_client.checks.rules import Check
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films import film as image
 from pedcxr_client.films.facts import Fact, Facts
 from pedcxr_client.films.film import EncodedImage
 from pedcxr_client.request import intake
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt
+from pedcxr_client.types import Check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -66,16 +66,16 @@ class Inspection:
         }
 
 
-def inspect(file: str, order: Order) -> Inspection:
-    """Look at one film; it is decoded even where its header blocks, so that all reasons come at once."""
-    asked = order.asked()
+def inspect(file: str, request: FilmRequest) -> Inspection:
+    """PixelStats at one film; it is decoded even where its header blocks, so that all reasons come at once."""
+    asked = request.caller_facts()
     try:
         film = image.read(file)
     except InputError as error:
         return Inspection(file=file, error=str(error))
-    words, unworded = _words(film.facts, order)
+    words, unworded = _words(film.facts, request)
     try:
-        radiograph = film.develop(order.preparation)
+        radiograph = film.develop(request.preparation)
     except InputError as error:
         if film.facts.kind == "image":  # what cannot be decoded and has no header is nothing we know of
             return Inspection(file=file, error=str(error))
@@ -84,7 +84,7 @@ def inspect(file: str, order: Order) -> Inspection:
     return Inspection(
         file=file,
         facts=film.facts,
-        checks=rules.check(film.facts, asked, radiograph.look),
+        checks=rules.check(film.facts, asked, radiograph.stats),
         image=image.encode(radiograph),
         prompt=words,
         error=unworded,
@@ -111,7 +111,7 @@ def sheet(one: Inspection) -> str:
 
 
 def table(films: Sequence[Inspection]) -> str:
-    """Several films, one a line."""
+    """HookChain films, one a line."""
     rows = [("FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"), *(_row(one) for one in films)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -142,9 +142,9 @@ def save(one: Inspection, path: str) -> None:
         raise ConfigurationError(f"--preview: cannot be written: {reason}") from error
 
 
-def _words(facts: Facts, order: Order) -> tuple[Prompt | None, str | None]:
+def _words(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | None]:
     try:
-        return intake.words(facts, order), None
+        return intake.words(facts, request), None
     except InputError as error:
         return None, str(error)
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from pedcxr_client.errors import BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.facts import Facts
-from pedcxr_client.films.pixel_stats import Look
-from pedcxr_client.request.prompts import Sex
-
-Status = Literal["ok", "warn", "block"]
+from pedcxr_client.films.pixel_stats import PixelStats
+from pedcxr_client.types import Check, Sex
 
 SMALLEST_SIDE = 256
 """Pixels; below it a film is a thumbnail."""
@@ -29,32 +26,8 @@ _LATERAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LATERAL"}
 _ADULT = {"D": 6575, "W": 940, "M": 216, "Y": 18}
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """The answer of one check.
-
-    Attributes:
-        name: one of :data:`NAMES`.
-        status: ``"ok"``, ``"warn"`` or ``"block"``.
-        why: the element and the value that decided it, and what to do; nothing that identifies a person.
-        allowed: it blocks, but the caller allowed it by name.
-        from_header: False where there was no header to ask, so that it says the same of every plain image.
-    """
-
-    name: str
-    status: Status
-    why: str
-    allowed: bool = False
-    from_header: bool = True
-
-    @property
-    def blocks(self) -> bool:
-        """Whether it stands in the way of sending."""
-        return self.status == "block" and not self.allowed
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class CallerFacts:
     """What the caller says about a film, which goes before its header.
 
     Attributes:
@@ -91,7 +64,7 @@ class Asked:
         return self.sex or facts.sex
 
 
-def modality(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def modality(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """CR and DX; anything else blocks, and so does another kind of object that calls itself CR or DX."""
     if facts.modality is None or facts.sop_class is None:
         return _no_header("modality", "make sure that it is a radiograph")
@@ -102,7 +75,7 @@ def modality(facts: Facts, asked: Asked, look: Look | None) -> Check:
     return Check("modality", "ok", str(facts.modality))
 
 
-def presentation(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def presentation(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """FOR PROCESSING blocks: the raw detector values are not the picture a radiologist reads."""
     if facts.intent is None or facts.sop_class is None:
         return _no_header("presentation", "make sure that it was processed for viewing")
@@ -113,7 +86,7 @@ def presentation(facts: Facts, asked: Asked, look: Look | None) -> Check:
     return Check("presentation", "ok", str(facts.intent))
 
 
-def body_part(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def body_part(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """A chest, as the header says or as the caller assumes where it says nothing."""
     if facts.body is not None and facts.body.value:
         if facts.body.value == "chest":
@@ -126,7 +99,7 @@ def body_part(facts: Facts, asked: Asked, look: Look | None) -> Check:
     return Check("body-part", "block", f"{facts.body} and no description says chest; if it is one: --assume-chest")
 
 
-def view(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def view(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """Frontal views are what the model was tuned on; others are warned about."""
     if facts.view is None:
         return _no_header("view", "make sure that it is a frontal film")
@@ -135,7 +108,7 @@ def view(facts: Facts, asked: Asked, look: Look | None) -> Check:
     return Check("view", "warn", f"{facts.view}, {'lateral' if facts.view.value in _LATERAL else 'not AP or PA'}")
 
 
-def age(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def age(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """A child below 18 years; an unknown age blocks a DICOM film, since the words of the prompt depend on it."""
     if asked.age is not None:
         return _given_age(facts, asked.age)
@@ -158,7 +131,7 @@ def _given_age(facts: Facts, given: Age) -> Check:
     return Check("age", "ok", "as the caller says")
 
 
-def sex(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def sex(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """M or F; anything else is left out of the prompt."""
     if asked.sex is not None:
         return Check("sex", "ok", "as the caller says")
@@ -169,7 +142,7 @@ def sex(facts: Facts, asked: Asked, look: Look | None) -> Check:
     return Check("sex", "ok", f"{facts.sex_why}; left out of the prompt")
 
 
-def human(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def human(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """Anything that says animal blocks: their headers look like those of children."""
     if facts.kind == "image":
         return _no_header("human", "make sure that it is a child's")
@@ -178,7 +151,7 @@ def human(facts: Facts, asked: Asked, look: Look | None) -> Check:
     return Check("human", "ok", "no species, breed, owner or veterinary word")
 
 
-def burned_in_text(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def burned_in_text(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """Text in the pixels may name the patient, and a secondary capture is a picture of a screen."""
     if facts.burned_in is None or facts.sop_class is None:
         return _no_header("burned-in-text", "make sure that no name stands in the picture")
@@ -189,22 +162,22 @@ def burned_in_text(facts: Facts, asked: Asked, look: Look | None) -> Check:
     return Check("burned-in-text", "ok", str(facts.burned_in))
 
 
-def quality(facts: Facts, asked: Asked, look: Look | None) -> Check:
+def quality(facts: Facts, asked: CallerFacts, stats: PixelStats | None) -> Check:
     """A test film, a thumbnail or an empty one blocks; one that looks inverted is warned about."""
     if facts.quality_control is not None and facts.quality_control.value == "YES":
         return Check("quality", "block", f"{facts.quality_control}; this is a test of the device")
-    if look is None:
+    if stats is None:
         return Check("quality", "warn", "the pixels were not looked at")
-    if min(look.width, look.height) < SMALLEST_SIDE:
-        return Check("quality", "block", f"{look.width} x {look.height} pixels, less than {SMALLEST_SIDE} on a side")
-    if look.flat:
+    if min(stats.width, stats.height) < SMALLEST_SIDE:
+        return Check("quality", "block", f"{stats.width} x {stats.height} pixels, less than {SMALLEST_SIDE} on a side")
+    if stats.flat:
         return Check("quality", "block", "the pixels are nearly constant; there is no picture in them")
-    if look.dark_middle:
+    if stats.dark_middle:
         return Check("quality", "warn", "the middle is darker than the lungs: it looks inverted")
-    return Check("quality", "ok", f"{look.width} x {look.height} pixels")
+    return Check("quality", "ok", f"{stats.width} x {stats.height} pixels")
 
 
-_CHECKS: dict[str, Callable[[Facts, Asked, Look | None], Check]] = {
+_CHECKS: dict[str, Callable[[Facts, CallerFacts, PixelStats | None], Check]] = {
     "modality": modality,
     "presentation": presentation,
     "body-part": body_part,
@@ -220,9 +193,9 @@ NAMES = tuple(_CHECKS)
 """The checks by name, in the order they are made: what ``--allow`` takes."""
 
 
-def check(facts: Facts, asked: Asked, look: Look | None = None) -> tuple[Check, ...]:
-    """Make every check; without a ``look`` those of the header alone, which need no decoding."""
-    made = (make(facts, asked, look) for make in _CHECKS.values())
+def check(facts: Facts, asked: CallerFacts, stats: PixelStats | None = None) -> tuple[Check, ...]:
+    """Make every check; without `stats` those of the header alone, which need no decoding."""
+    made = (make(facts, asked, stats) for make in _CHECKS.values())
     return tuple(
         replace(one, allowed=True) if one.status == "block" and one.name in asked.allow else one for one in made
     )

@@ -99,8 +99,10 @@ async def _run(options: argparse.Namespace, plan: Plan, journal: Journal, tally:
 def _plan(options: argparse.Namespace) -> Plan:
     from pedcxr_client.batch.runner import Plan
 
-    one = film_options.order("", options, max_tokens=options.max_tokens, prompt_profile=prompt_options.profile(options))
-    asked = one.asked()  # what is wrong for every film alike is said at once
+    one = film_options.request(
+        "", options, max_tokens=options.max_tokens, prompt_profile=prompt_options.profile(options)
+    )
+    asked = one.caller_facts()  # what is wrong for every film alike is said at once
     return Plan(
         age=asked.age,
         sex=asked.sex,

@@ -6,7 +6,7 @@ import argparse
 
 from pedcxr_client.checks import rules
 from pedcxr_client.films.preparation import Preparation
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import CARD, Profile
 
 
@@ -26,16 +26,16 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resize", choices=("model",), help="stretch it to the model's input: a body 6 times smaller")
 
 
-def order(
+def request(
     file: str,
     options: argparse.Namespace,
     *,
     max_tokens: int = 500,
     prompt_profile: Profile = CARD,
     indication: str | None = None,
-) -> Order:
+) -> FilmRequest:
     """What the options ask for of a film."""
-    return Order(
+    return FilmRequest(
         file,
         age=options.age,
         sex=options.sex,

@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     profile = prompt_options.profile(options)
     films = []
     for file in options.files:
-        order = film_options.order(file, options, prompt_profile=profile)
-        films.append(inspection.inspect(file, order))
+        request = film_options.request(file, options, prompt_profile=profile)
+        films.append(inspection.inspect(file, request))
         if options.json:
             print(json.dumps(films[-1].as_dict()), flush=True)
     if not options.json:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pedcxr_client.errors import ConfigurationError
-from pedcxr_client.metrics.hooks import Hook, Silent
+from pedcxr_client.metrics.hooks import Hook, NullHook
 
 if TYPE_CHECKING:
     from pedcxr_client.metrics.export import Pushgateway
@@ -41,7 +41,7 @@ def published(options: argparse.Namespace) -> Iterator[Hook]:
         ConfigurationError: an option cannot be used; nothing was asked of a server yet.
     """
     if not any(getattr(options, f"metrics_{way}", None) is not None for way in ("textfile", "push", "port")):
-        yield Silent()
+        yield NullHook()
         return
     from prometheus_client import CollectorRegistry
 

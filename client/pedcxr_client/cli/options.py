@@ -12,7 +12,7 @@ from pedcxr_client.async_client import AsyncClient
 from pedcxr_client.cli import metrics_options
 from pedcxr_client.client import Client
 from pedcxr_client.errors import ConfigurationError, RateLimited, Unavailable
-from pedcxr_client.metrics.hooks import Several, Silent
+from pedcxr_client.metrics.hooks import HookChain, NullHook
 from pedcxr_client.request.settings import DEFAULT_URL, Timeouts
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def connect(options: argparse.Namespace) -> Client:
         model=options.model,
         timeouts=Timeouts(total=options.timeout),
         insecure_http=options.insecure_http,
-        metrics=Several(Patience(), options.watch),
+        metrics=HookChain(Patience(), options.watch),
     )
 
 
@@ -95,7 +95,7 @@ def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
     return convert
 
 
-class Patience(Silent):
+class Patience(NullHook):
     """Says why nothing happens while the client waits for a server that asked to come back later."""
 
     def retrying(self, error: RequestError, wait: float) -> None:

@@ -40,18 +40,18 @@ def run(options: argparse.Namespace) -> int:
     from pedcxr_client.evaluation import image_probe
 
     profile = prompt_options.profile(options)
-    orders = [
-        film_options.order(file, options, max_tokens=options.max_tokens, prompt_profile=profile)
+    requests = [
+        film_options.request(file, options, max_tokens=options.max_tokens, prompt_profile=profile)
         for file in options.files
     ]
     with _server.connect(options) as client:
-        asks_size = any(order.preparation.asks_size for order in orders)
+        asks_size = any(request.preparation.asks_size for request in requests)
         size = client.model().image_size if asks_size else None
-        images = [intake.take(order, size).image for order in orders]
+        images = [intake.take(request, size).image for request in requests]
 
         def ask(at: int, image: EncodedImage) -> str:
             try:
-                return client._report(replace(orders[at], film=image)).text
+                return client._report(replace(requests[at], film=image)).text
             except ReportError as error:  # a black film may well be one that the model has nothing to say of
                 return error.text
 

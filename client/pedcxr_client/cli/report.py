@@ -14,7 +14,7 @@ from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports.report import Report
 
 if TYPE_CHECKING:
-    from pedcxr_client.request.film_request import Order
+    from pedcxr_client.request.film_request import FilmRequest
     from pedcxr_client.stream import ReportStream
 
 _DESCRIPTION = "Draft reports of paediatric chest films. Research use only, not for diagnosis."
@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the report on stdout or write its file, and what goes with it on stderr."""
     form = _form.form(options)
-    order = film_options.order(
+    request = film_options.request(
         options.file,
         options,
         max_tokens=options.max_tokens,
@@ -55,8 +55,8 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         if form is not None:
             raise ConfigurationError("--dry-run: prints the request; leave --format, --json and -o out")
-        return _print_payload(order, options)
-    with _server.connect(options) as client, client._stream(order) as stream:
+        return _print_payload(request, options)
+    with _server.connect(options) as client, client._stream(request) as stream:
         if options.stream:
             _print_pieces(stream)
         for _ in stream:
@@ -77,9 +77,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_payload(order: Order, options: argparse.Namespace) -> int:
+def _print_payload(request: FilmRequest, options: argparse.Namespace) -> int:
     with _server.connect(options) as client:
-        print(client._payload(order, stream=options.stream).decode())
+        print(client._payload(request, stream=options.stream).decode())
     return 0
 
 

@@ -111,5 +111,5 @@ def _encoded(own: EncodedImage, how: str) -> EncodedImage:
     changed = pillow.new("L", pixels.size) if how.endswith("black") else ImageOps.mirror(pixels)
     data = png.write(changed)
     return replace(
-        own, mime="image/png", base64=b64encode(data), sha256=sha256(data).hexdigest(), how=(*own.how, how), look=None
+        own, mime="image/png", base64=b64encode(data), sha256=sha256(data).hexdigest(), how=(*own.how, how), stats=None
     )

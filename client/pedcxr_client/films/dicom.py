@@ -36,7 +36,7 @@ _FIRST_ELEMENTS = (
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class DicomFilm:
+class DicomFile:
     """A DICOM object whose header was read and whose pixels were not decoded.
 
     Attributes:
@@ -53,7 +53,7 @@ class DicomFilm:
         return decoders.is_compressed(self._header)
 
     def __repr__(self) -> str:
-        return "<DicomFilm>"
+        return "<DicomFile>"
 
 
 def is_dicom(data: bytes) -> bool:
@@ -61,7 +61,7 @@ def is_dicom(data: bytes) -> bool:
     return data[128:132] == b"DICM" or data[:4] in _FIRST_ELEMENTS
 
 
-def read(data: bytes, name: str = "the film") -> DicomFilm:
+def read(data: bytes, name: str = "the film") -> DicomFile:
     """Read the header.
 
     Raises:
@@ -80,10 +80,10 @@ def read(data: bytes, name: str = "the film") -> DicomFilm:
         if attempt(lambda: header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
             raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films it lists")
         attempt(lambda: _name_syntax(header), damaged)
-    return DicomFilm(found, name, header)
+    return DicomFile(found, name, header)
 
 
-def develop(film: DicomFilm, profile: Profile) -> tuple[NDArray[np.uint8], float, list[str]]:
+def develop(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float, list[str]]:
     """Decode and show a film.
 
     Returns:

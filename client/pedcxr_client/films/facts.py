@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from pedcxr_client.films.age import Age
-from pedcxr_client.request.prompts import Sex
+from pedcxr_client.types import Sex
 
 
 class Fact(NamedTuple):

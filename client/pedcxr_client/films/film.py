@@ -12,7 +12,7 @@ from pedcxr_client.errors import InputError
 from pedcxr_client.films import dicom, files, geometry, plain_images, png
 from pedcxr_client.films.facts import PLAIN, Facts
 from pedcxr_client.films.limits import MAX_BYTES, MAX_PIXELS, enough_memory
-from pedcxr_client.films.pixel_stats import Look, look
+from pedcxr_client.films.pixel_stats import PixelStats, measure
 from pedcxr_client.films.preparation import DISPLAY, Preparation
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "EncodedImage", "Film", "Radiograph", "encode", "load", "prepare", "read"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "EncodedImage", "Film", "FilmSource", "encode", "load", "prepare", "read"]
 
 
 class Readable(Protocol):
@@ -30,7 +30,7 @@ class Readable(Protocol):
         """At most ``size`` bytes."""
 
 
-Film: TypeAlias = (
+FilmSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
 )
 """A path, the bytes of a film or an image, a file open for reading bytes, a Pillow image, an 8-bit or 16-bit array, or
@@ -38,7 +38,7 @@ what :func:`encode` made of one before."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Radiograph:
+class Film:
     """A film ready to be encoded.
 
     Attributes:
@@ -47,7 +47,7 @@ class Radiograph:
         mime: of the original, else ``"image/png"``.
         how: short notes on what was done to the film.
         facts: what its header says; :data:`pedcxr_client.films.facts.PLAIN` where it has none.
-        look: what was measured on its pixels.
+        stats: what was measured on its pixels.
     """
 
     pixels: Image
@@ -55,10 +55,10 @@ class Radiograph:
     mime: str
     how: tuple[str, ...]
     facts: Facts
-    look: Look
+    stats: PixelStats
 
     def __repr__(self) -> str:
-        return f"<Radiograph {self.pixels.width}x{self.pixels.height}>"
+        return f"<Film {self.pixels.width}x{self.pixels.height}>"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -71,7 +71,7 @@ class EncodedImage:
         sha256: digest of the image file, not of the base64.
         width, height: in pixels.
         how: short notes on how it was made.
-        facts, look: as of the :class:`Radiograph`; they stay on this machine.
+        facts, stats: as of the :class:`Film`; they stay on this machine.
     """
 
     mime: str
@@ -81,7 +81,7 @@ class EncodedImage:
     height: int
     how: tuple[str, ...]
     facts: Facts = PLAIN
-    look: Look | None = None
+    stats: PixelStats | None = None
 
     @property
     def data_url(self) -> str:
@@ -93,7 +93,7 @@ class EncodedImage:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Undeveloped:
+class UndecodedFilm:
     """A film whose header was read and whose pixels were not decoded: what the gate looks at first.
 
     Attributes:
@@ -104,27 +104,27 @@ class Undeveloped:
     _film: Any
     _name: str
 
-    def develop(self, preparation: Preparation = DISPLAY) -> Radiograph:
+    def develop(self, preparation: Preparation = DISPLAY) -> Film:
         """Decode the pixels and make them ready to be sent.
 
         Raises:
             InputError: as :func:`load` does.
         """
         with enough_memory(self._name):
-            if isinstance(self._film, dicom.DicomFilm):
+            if isinstance(self._film, dicom.DicomFile):
                 return _from_dicom(self._film, preparation)
             return _from_plain(self._film, self._name, preparation)
 
     @property
     def compressed(self) -> bool:
         """Whether it is DICOM whose pixels are compressed, which other people's C code decodes."""
-        return isinstance(self._film, dicom.DicomFilm) and self._film.compressed
+        return isinstance(self._film, dicom.DicomFile) and self._film.compressed
 
     def __repr__(self) -> str:
-        return f"<Undeveloped {self.facts.kind}>"
+        return f"<UndecodedFilm {self.facts.kind}>"
 
 
-def read(film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any]) -> Undeveloped:
+def read(film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any]) -> UndecodedFilm:
     """Read a film's header, and decode nothing yet.
 
     Raises:
@@ -142,13 +142,13 @@ def read(film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any])
         if dicom.is_dicom(film):
             with enough_memory(name):
                 opened = dicom.read(film, name)
-            return Undeveloped(opened.facts, opened, name)
-    return Undeveloped(PLAIN, film, name)
+            return UndecodedFilm(opened.facts, opened, name)
+    return UndecodedFilm(PLAIN, film, name)
 
 
 def load(
     film: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any], preparation: Preparation = DISPLAY
-) -> Radiograph:
+) -> Film:
     """Read a film and make it safe to send. Whether it is one that the model was made for, :mod:`.gate` says.
 
     An 8-bit grey or RGB PNG or JPEG that holds nothing but pixels keeps its bytes; anything else becomes 8-bit grey,
@@ -162,7 +162,7 @@ def load(
     return read(film).develop(preparation)
 
 
-def encode(radiograph: Radiograph) -> EncodedImage:
+def encode(radiograph: Film) -> EncodedImage:
     """Encode a film for the wire: its original bytes, or a PNG without metadata."""
     data = radiograph.original
     if data is None:
@@ -170,11 +170,11 @@ def encode(radiograph: Radiograph) -> EncodedImage:
     width, height = radiograph.pixels.size
     digest = sha256(data).hexdigest()
     return EncodedImage(
-        radiograph.mime, b64encode(data), digest, width, height, radiograph.how, radiograph.facts, radiograph.look
+        radiograph.mime, b64encode(data), digest, width, height, radiograph.how, radiograph.facts, radiograph.stats
     )
 
 
-def prepare(film: Film, preparation: Preparation = DISPLAY) -> EncodedImage:
+def prepare(film: FilmSource, preparation: Preparation = DISPLAY) -> EncodedImage:
     """:func:`load` and :func:`encode`; what is encoded already passes through.
 
     Raises:
@@ -183,19 +183,19 @@ def prepare(film: Film, preparation: Preparation = DISPLAY) -> EncodedImage:
     return film if isinstance(film, EncodedImage) else encode(load(film, preparation))
 
 
-def _from_dicom(film: dicom.DicomFilm, preparation: Preparation) -> Radiograph:
+def _from_dicom(film: dicom.DicomFile, preparation: Preparation) -> Film:
     from PIL import Image
 
     grey, aspect, notes = dicom.develop(film, preparation.profile)
     pixels, seen, more = geometry.finish(Image.fromarray(grey), preparation, aspect)
-    return Radiograph(pixels, None, "image/png", (*notes, *more), film.facts, seen)
+    return Film(pixels, None, "image/png", (*notes, *more), film.facts, seen)
 
 
-def _from_plain(film: Any, name: str, preparation: Preparation) -> Radiograph:
+def _from_plain(film: Any, name: str, preparation: Preparation) -> Film:
     pixels, original, notes = _plain_pixels(film, name)
     if preparation == DISPLAY:
         mime = "image/jpeg" if original is not None and not original.startswith(b"\x89PNG") else "image/png"
-        return Radiograph(pixels, original, mime, tuple(notes), PLAIN, look(pixels))
+        return Film(pixels, original, mime, tuple(notes), PLAIN, measure(pixels))
     if original is not None:
         pixels, more = plain_images.to_grey(pixels, name)
         notes = ["re-encoded as 8-bit grey PNG without metadata", *more]
@@ -203,7 +203,7 @@ def _from_plain(film: Any, name: str, preparation: Preparation) -> Radiograph:
         pixels, more = geometry.stretch_as_trained(pixels)
         notes = [*notes, *more]
     pixels, seen, more = geometry.finish(pixels, preparation)
-    return Radiograph(pixels, None, "image/png", (*notes, *more), PLAIN, seen)
+    return Film(pixels, None, "image/png", (*notes, *more), PLAIN, seen)
 
 
 def _plain_pixels(film: Any, name: str) -> tuple[Image, bytes | None, list[str]]:

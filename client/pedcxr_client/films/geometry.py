@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pedcxr_client.errors import InputError
 from pedcxr_client.films.limits import MAX_PIXELS
-from pedcxr_client.films.pixel_stats import Look, look
+from pedcxr_client.films.pixel_stats import PixelStats, measure
 from pedcxr_client.films.preparation import MODEL_SIZE
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _TRAINED_SIDE = 896  # longest side of the films the model was tuned on
 
 
-def finish(grey: Image, preparation: Preparation, aspect: float = 1.0) -> tuple[Image, Look, list[str]]:
+def finish(grey: Image, preparation: Preparation, aspect: float = 1.0) -> tuple[Image, PixelStats, list[str]]:
     """Bring a film of mode ``L`` to the size asked for.
 
     Args:
@@ -32,7 +32,7 @@ def finish(grey: Image, preparation: Preparation, aspect: float = 1.0) -> tuple[
         InputError: if square pixels would make it larger than may be sent.
     """
     grey, notes = _square_pixels(grey, aspect)
-    seen = look(grey)
+    seen = measure(grey)
     if preparation.profile == "ped-train" and max(grey.size) > _TRAINED_SIDE:
         scale = _TRAINED_SIDE / max(grey.size)
         grey = _resized(grey, max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))

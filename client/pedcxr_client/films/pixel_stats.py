@@ -15,7 +15,7 @@ _MIDDLE, _LEFT, _RIGHT = (28, 20, 36, 50), (14, 18, 24, 38), (40, 18, 50, 38)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PixelStats:
     """What was measured on the pixels that are sent.
 
     Attributes:
@@ -31,8 +31,8 @@ class Look:
     dark_middle: bool
 
 
-def look(pixels: Image, size: tuple[int, int] | None = None) -> Look:
-    """Look at 8-bit pixels (grey or RGB); ``size`` is the film's where they were resized since."""
+def measure(pixels: Image, size: tuple[int, int] | None = None) -> PixelStats:
+    """PixelStats at 8-bit pixels (grey or RGB); ``size`` is the film's where they were resized since."""
     from PIL import Image
 
     width, height = size or pixels.size
@@ -41,7 +41,7 @@ def look(pixels: Image, size: tuple[int, int] | None = None) -> Look:
     levels = sorted(small.tobytes())
     low, high = levels[len(levels) // 50], levels[-len(levels) // 50]
     lungs = min(_mean(small, _LEFT), _mean(small, _RIGHT))
-    return Look(width, height, high - low < _FLAT, lungs - _mean(small, _MIDDLE) >= _DARKER)
+    return PixelStats(width, height, high - low < _FLAT, lungs - _mean(small, _MIDDLE) >= _DARKER)
 
 
 def _mean(small: Image, box: tuple[int, int, int, int]) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pedcxr_client.errors import RequestError
-    from pedcxr_client.reports.report import Timing, Usage
+    from pedcxr_client.types import Timing, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Hook(Protocol):
         """A call ended, well or badly; follows each ``started`` exactly once."""
 
 
-class Several:
+class HookChain:
     """The hook that calls others, in order."""
 
     def __init__(self, *hooks: Hook) -> None:
@@ -62,7 +62,7 @@ class Several:
             hook.finished(outcome)
 
 
-class Silent:
+class NullHook:
     """The hook that does nothing."""
 
     def started(self) -> None: ...

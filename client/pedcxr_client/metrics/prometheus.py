@@ -81,7 +81,7 @@ class Metrics:
         )
         self._bytes = histogram("pedcxr_client_request_bytes", "Length of request bodies.", (), _BYTES)
         self._in_flight = Gauge("pedcxr_client_in_flight", "Calls under way.", registry=registry)
-        self._retries = Counter("pedcxr_client_retries", "Attempts tried again.", ("reason",), registry=registry)
+        self._retries = Counter("pedcxr_client_retries", "RetryState tried again.", ("reason",), registry=registry)
         self._aborts = Counter(
             "pedcxr_client_aborts", "Calls whose text is no report, or was not waited for.", ("reason",),
             registry=registry,

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.film import Film
+from pedcxr_client.films.film import FilmSource
 from pedcxr_client.films.preparation import DISPLAY, Preparation
-from pedcxr_client.metrics.hooks import Hook, Silent
-from pedcxr_client.request.film_request import Order
-from pedcxr_client.request.prompts import CARD, Profile, Sex
+from pedcxr_client.metrics.hooks import Hook, NullHook
+from pedcxr_client.request.film_request import FilmRequest
+from pedcxr_client.request.prompts import CARD, Profile
 from pedcxr_client.request.served_model import ServedModel
 from pedcxr_client.request.settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
+from pedcxr_client.types import Sex
 
 Written = TypeVar("Written")
 """A Report, or a coroutine of one."""
@@ -42,13 +43,13 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
         metrics: Hook | None = None,
     ) -> None:
         self._settings = Settings(url, api_key, model, timeouts, retries, insecure_http)
-        self._hook: Hook = Silent() if metrics is None else metrics
+        self._hook: Hook = NullHook() if metrics is None else metrics
         self._model: ServedModel | None = None
         self._connect()
 
     def report(
         self,
-        film: Film,
+        film: FilmSource,
         *,
         age: Age | str | None = None,
         sex: Sex | None = None,
@@ -59,7 +60,7 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
         prompt_profile: Profile = CARD,
         indication: str | None = None,
     ) -> Written:
-        """Write the report of one film. The arguments are those of :class:`Order`.
+        """Write the report of one film. The arguments are those of :class:`FilmRequest`.
 
         Raises:
             BlockedFilm: if the film is outside the intended use: an adult, an animal, another part of the body.
@@ -68,7 +69,7 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
             ReportError: if text came but is no report; the error carries it.
         """
         return self._report(
-            Order(
+            FilmRequest(
                 film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
                 preparation=preparation, prompt_profile=prompt_profile, indication=indication,
             )
@@ -76,7 +77,7 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
 
     def stream(
         self,
-        film: Film,
+        film: FilmSource,
         *,
         age: Age | str | None = None,
         sex: Sex | None = None,
@@ -99,7 +100,7 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
             ...     report = stream.report
         """
         return self._stream(
-            Order(
+            FilmRequest(
                 film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
                 preparation=preparation, prompt_profile=prompt_profile, indication=indication,
             )
@@ -107,7 +108,7 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
 
     def payload(
         self,
-        film: Film,
+        film: FilmSource,
         *,
         age: Age | str | None = None,
         sex: Sex | None = None,
@@ -127,7 +128,7 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
             stream: False for the same question answered in one piece, which is simpler to read elsewhere.
         """
         return self._payload(
-            Order(
+            FilmRequest(
                 film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
                 preparation=preparation, prompt_profile=prompt_profile, indication=indication,
             ),
@@ -138,10 +139,10 @@ class BaseClient(ABC, Generic[Written, Stream, Payload]):
     def _connect(self) -> None: ...
 
     @abstractmethod
-    def _report(self, order: Order) -> Written: ...
+    def _report(self, request: FilmRequest) -> Written: ...
 
     @abstractmethod
-    def _stream(self, order: Order) -> Stream: ...
+    def _stream(self, request: FilmRequest) -> Stream: ...
 
     @abstractmethod
-    def _payload(self, order: Order, *, stream: bool) -> Payload: ...
+    def _payload(self, request: FilmRequest, *, stream: bool) -> Payload: ...

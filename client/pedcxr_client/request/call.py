@@ -13,28 +13,29 @@ from typing import TYPE_CHECKING
 
 from pedcxr_client.errors import PedcxrError, RequestError
 from pedcxr_client.metrics.hooks import Hook, Outcome
-from pedcxr_client.reports.report import Report, Timing
+from pedcxr_client.reports.report import Report
 from pedcxr_client.request import intake, payload, sdk_errors
-from pedcxr_client.request.film_request import Order
-from pedcxr_client.request.retry import Attempts, Clock
+from pedcxr_client.request.film_request import FilmRequest
+from pedcxr_client.request.retry import Clock, RetryState
 from pedcxr_client.request.served_model import ServedModel
-from pedcxr_client.request.stream_parser import Builder
+from pedcxr_client.request.stream_parser import StreamParser
+from pedcxr_client.types import Timing
 
 if TYPE_CHECKING:
     from pedcxr_client.request.settings import Settings
 
 
-class Exchange:
+class ReportCall:
     """The state of one call.
 
     Attributes:
         attempts: its deadline, which runs from the making, and its retries.
     """
 
-    def __init__(self, settings: Settings, order: Order, hook: Hook, clock: Clock = time.perf_counter) -> None:
-        self._url, self._order, self._hook, self._clock = settings.url, order, hook, clock
-        self.attempts = Attempts(settings, hook, clock)
-        self._builder = Builder()
+    def __init__(self, settings: Settings, request: FilmRequest, hook: Hook, clock: Clock = time.perf_counter) -> None:
+        self._url, self._request, self._hook, self._clock = settings.url, request, hook, clock
+        self.attempts = RetryState(settings, hook, clock)
+        self._builder = StreamParser()
         self._intake: intake.Intake | None = None
         self._scheduled = clock()
         self._encoded: float | None = None
@@ -51,7 +52,7 @@ class Exchange:
     @property
     def asks_size(self) -> bool:
         """Whether the film is stretched to a size that the server has to tell first."""
-        return self._order.preparation.asks_size
+        return self._request.preparation.asks_size
 
     def prepare(self, size: tuple[int, int] | None) -> None:
         """Read, check and encode the film: the only part that is heavy, so the async twin runs it in a thread.
@@ -59,7 +60,7 @@ class Exchange:
         Args:
             size: of the model's input as the server told it, None where it was not asked or did not tell.
         """
-        self._intake = intake.take(self._order, size)
+        self._intake = intake.take(self._request, size)
         self._encoded = self._clock()
 
     @property
@@ -73,7 +74,7 @@ class Exchange:
         assert self._intake is not None
         self._model = model
         body = payload.payload(
-            model.name, self._intake.prompt, self._intake.image, self._order.max_tokens, stream=stream
+            model.name, self._intake.prompt, self._intake.image, self._request.max_tokens, stream=stream
         )
         self._request_bytes = len(body)
         self._sent = self._clock()
@@ -130,9 +131,9 @@ class Exchange:
             indication_sha256=prompt.indication_sha256,
             image_sha256=self._intake.image.sha256,
             image_how=self._intake.image.how,
-            image_profile=self._order.preparation.profile,
+            image_profile=self._request.preparation.profile,
             checks=self._intake.checks,
-            max_tokens=self._order.max_tokens,
+            max_tokens=self._request.max_tokens,
             usage=self._builder.usage,
             timing=self._timing(),
             request_id=self._request_id,

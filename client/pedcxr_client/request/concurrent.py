@@ -11,27 +11,29 @@ from concurrent.futures import Future
 
 from pedcxr_client.errors import ConfigurationError, PedcxrError
 from pedcxr_client.reports.report import Report
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.result import Result
 
-Write = Callable[[Order], Awaitable[Report]]
+Write = Callable[[FilmRequest], Awaitable[Report]]
 OpenWriter = Callable[[], contextlib.AbstractAsyncContextManager[Write]]
 
 
-async def as_they_finish(write: Write, orders: Iterable[Order], concurrency: int) -> AsyncGenerator[Result, None]:
-    """Write reports of ``orders``, ``concurrency`` at a time. Ends early without leaving one under way.
+async def as_they_finish(
+    write: Write, requests: Iterable[FilmRequest], concurrency: int
+) -> AsyncGenerator[Result, None]:
+    """Write reports of ``requests``, ``concurrency`` at a time. Ends early without leaving one under way.
 
-    Reads at most ``2 * concurrency`` orders beyond those whose results were taken.
+    Reads at most ``2 * concurrency`` requests beyond those whose results were taken.
     """
     _check(concurrency)
-    source = enumerate(orders)
+    source = enumerate(requests)
     results: asyncio.Queue[Result | Exception | None] = asyncio.Queue(concurrency)
 
     async def work() -> None:
         end: Exception | None = None
         try:
-            for index, order in source:  # shared: whoever is free takes the next one
-                await results.put(await settled(write, index, order))
+            for index, request in source:  # shared: whoever is free takes the next one
+                await results.put(await settled(write, index, request))
         except Exception as error:
             end = error  # of the iterable, or a bug: the caller's to see
         await results.put(end)
@@ -54,7 +56,7 @@ async def as_they_finish(write: Write, orders: Iterable[Order], concurrency: int
 
 
 def as_they_finish_in_a_thread(
-    open_writer: OpenWriter, orders: Iterable[Order], concurrency: int
+    open_writer: OpenWriter, requests: Iterable[FilmRequest], concurrency: int
 ) -> Generator[Result, None, None]:
     """:func:`as_they_finish` for those who have no event loop, or are inside one that must not be blocked.
 
@@ -66,13 +68,13 @@ def as_they_finish_in_a_thread(
     slots = asyncio.Semaphore(concurrency)
     with _loop_in_a_thread(open_writer) as (loop, write):
 
-        async def one(index: int, order: Order) -> Result:
+        async def one(index: int, request: FilmRequest) -> Result:
             async with slots:
-                return await settled(write, index, order)
+                return await settled(write, index, request)
 
         under_way = 0
-        for index, order in enumerate(orders):
-            asyncio.run_coroutine_threadsafe(one(index, order), loop).add_done_callback(finished.put)
+        for index, request in enumerate(requests):
+            asyncio.run_coroutine_threadsafe(one(index, request), loop).add_done_callback(finished.put)
             under_way += 1
             while under_way >= 2 * concurrency or not finished.empty():
                 under_way -= 1
@@ -81,14 +83,16 @@ def as_they_finish_in_a_thread(
             yield finished.get().result()
 
 
-async def settled(write: Write, index: int, order: Order) -> Result:
-    """The result of one order; its error is its own and nobody else's."""
-    if not isinstance(order, Order):
-        raise ConfigurationError("reports: takes Orders; wrap each film, as in reports(Order(film) for film in films)")
+async def settled(write: Write, index: int, request: FilmRequest) -> Result:
+    """The result of one request; its error is its own and nobody else's."""
+    if not isinstance(request, FilmRequest):
+        raise ConfigurationError(
+            "reports: takes FilmRequests; wrap each film, as in reports(FilmRequest(film) for film in films)"
+        )
     try:
-        return Result(index=index, order=order, report=await write(order))
+        return Result(index=index, request=request, report=await write(request))
     except PedcxrError as error:
-        return Result(index=index, order=order, error=error)
+        return Result(index=index, request=request, error=error)
 
 
 def _check(concurrency: int) -> None:

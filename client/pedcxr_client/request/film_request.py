@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import KW_ONLY, dataclass
 
-from pedcxr_client.checks.rules import Asked
+from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.film import Film
+from pedcxr_client.films.film import FilmSource
 from pedcxr_client.films.preparation import DISPLAY, Preparation
-from pedcxr_client.request.prompts import CARD, Profile, Sex
+from pedcxr_client.request.prompts import CARD, Profile
+from pedcxr_client.types import Sex
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Order:
+class FilmRequest:
     """One film and what :meth:`Client.report` takes beside it.
 
     What concerns the film alone (age, sex, ``allow``) is checked when the film is taken in, so that a wrong one is
@@ -37,7 +38,7 @@ class Order:
         ConfigurationError: if ``max_tokens`` is below 1, or ``prompt_profile`` is none.
     """
 
-    film: Film
+    film: FilmSource
     _: KW_ONLY
     age: Age | str | None = None
     sex: Sex | None = None
@@ -55,7 +56,7 @@ class Order:
         if not isinstance(self.prompt_profile, Profile):
             raise ConfigurationError("prompt_profile: give prompt.CARD, or what prompt.read_training(path) returns")
 
-    def asked(self) -> Asked:
+    def caller_facts(self) -> CallerFacts:
         """What the caller says of the film, checked, for the gate.
 
         Raises:
@@ -63,4 +64,4 @@ class Order:
             ConfigurationError: if a name in ``allow`` is of no check.
         """
         age = Age.parse(self.age) if isinstance(self.age, str) else self.age
-        return Asked(age=age, sex=self.sex, assume_chest=self.assume_chest, allow=self.allow)
+        return CallerFacts(age=age, sex=self.sex, assume_chest=self.assume_chest, allow=self.allow)

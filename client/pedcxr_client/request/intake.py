@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pedcxr_client.checks import rules
-from pedcxr_client.checks.rules import Asked, Check
+from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films import film as image
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.facts import Facts
 from pedcxr_client.films.preparation import Preparation
-from pedcxr_client.request.film_request import Order
-from pedcxr_client.request.prompts import Prompt, Sex
+from pedcxr_client.request.film_request import FilmRequest
+from pedcxr_client.request.prompts import Prompt
+from pedcxr_client.types import Check, Sex
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -34,7 +35,7 @@ class Intake:
     view: str | None
 
 
-def take(order: Order, size: tuple[int, int] | None = None) -> Intake:
+def take(request: FilmRequest, size: tuple[int, int] | None = None) -> Intake:
     """Take a film in; ``size`` is the model's input as the server told it.
 
     Raises:
@@ -42,34 +43,34 @@ def take(order: Order, size: tuple[int, int] | None = None) -> Intake:
         InputError: if it cannot be read, or the age, the sex or the indication not be used.
         ConfigurationError: if a check that is to be allowed is none.
     """
-    film, asked = order.film, order.asked()
-    encoded = film if isinstance(film, image.EncodedImage) else _developed(film, asked, order.preparation.sized(size))
-    checks = rules.check(encoded.facts, asked, encoded.look)
+    film, asked = request.film, request.caller_facts()
+    encoded = film if isinstance(film, image.EncodedImage) else _developed(film, asked, request.preparation.sized(size))
+    checks = rules.check(encoded.facts, asked, encoded.stats)
     rules.enforce(checks)
     view = encoded.facts.view
     return Intake(
         image=encoded,
         checks=checks,
-        prompt=words(encoded.facts, order),
+        prompt=words(encoded.facts, request),
         age=asked.age_of(encoded.facts),
         sex=asked.sex_of(encoded.facts),
         view=None if view is None else view.value or None,
     )
 
 
-def words(facts: Facts, order: Order) -> Prompt:
+def words(facts: Facts, request: FilmRequest) -> Prompt:
     """The prompt: what the caller says goes before what the header says.
 
     Raises:
         InputError: if the age, the sex or the indication cannot be used.
     """
-    asked = order.asked()
-    return order.prompt_profile.prompt(asked.age_of(facts), asked.sex_of(facts), indication=order.indication)
+    asked = request.caller_facts()
+    return request.prompt_profile.prompt(asked.age_of(facts), asked.sex_of(facts), indication=request.indication)
 
 
-def _developed(film: object, asked: Asked, preparation: Preparation) -> image.EncodedImage:
+def _developed(film: object, asked: CallerFacts, preparation: Preparation) -> image.EncodedImage:
     undeveloped = image.read(film)  # type: ignore[arg-type]
     rules.enforce(rules.check(undeveloped.facts, asked))
     radiograph = undeveloped.develop(preparation)
-    rules.enforce(rules.check(radiograph.facts, asked, radiograph.look))
+    rules.enforce(rules.check(radiograph.facts, asked, radiograph.stats))
     return image.encode(radiograph)

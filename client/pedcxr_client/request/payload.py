@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     import httpx2
 
-    from pedcxr_client.checks.rules import Check
     from pedcxr_client.films.film import EncodedImage
+    from pedcxr_client.types import Check
 
 NO_KEY = "none"  # the SDK insists on a key; a server without tenants does not look at it
 _STREAMED = {"stream": True, "stream_options": {"include_usage": True}}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import free_text
+from pedcxr_client.types import Sex
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
 
-Sex = Literal["M", "F"]
 Name = Literal["card", "training"]
 
 VERSIONS: dict[Name, int] = {"card": 1, "training": 1}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pedcxr_client.errors import PedcxrError
 from pedcxr_client.reports.report import Report
-from pedcxr_client.request.film_request import Order
+from pedcxr_client.request.film_request import FilmRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
@@ -14,14 +14,14 @@ class Result:
     """A report or an error: exactly one of the two is not None.
 
     Attributes:
-        index: place of the order among those given, from 0.
-        order: the order itself, ``key`` included.
+        index: place of the request among those given, from 0.
+        request: the request itself, ``key`` included.
         report: what was written.
         error: why nothing was.
     """
 
     index: int
-    order: Order
+    request: FilmRequest
     report: Report | None = None
     error: PedcxrError | None = None
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 
 
-class Attempts:
+class RetryState:
     """Counts attempts against a deadline that runs from the making.
 
     Attributes:

@@ -14,12 +14,12 @@ from pedcxr_client.errors import (
     TruncatedReport,
 )
 from pedcxr_client.reports import validation
-from pedcxr_client.reports.report import Usage
 from pedcxr_client.request import sdk_errors
+from pedcxr_client.types import Usage
 
 
 @dataclass(slots=True, repr=False)
-class Builder:
+class StreamParser:
     """What has arrived of one report."""
 
     pieces: list[str] = field(default_factory=list)

@@ -65,7 +65,7 @@ class Checkpoint:
 
 
 def inspect(folder: Path) -> Checkpoint:
-    """Look at a model folder. Faults of the checkpoint become `problems`, not exceptions.
+    """PixelStats at a model folder. Faults of the checkpoint become `problems`, not exceptions.
 
     Raises:
         ConfigError: There is no such folder.

@@ -34,7 +34,7 @@ class Companions:
 
 
 def inspect(folder: Path, sizes: Shape | None, problems: list[Problem]) -> Companions:
-    """Look for the companions; what is missing or does not fit the model is added to `problems`."""
+    """PixelStats for the companions; what is missing or does not fit the model is added to `problems`."""
     return Companions(
         processor=_processor(folder, sizes, problems),
         chat_template=_chat_template(folder, problems),

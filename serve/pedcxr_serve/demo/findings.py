@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from pedcxr_client.films.age import Age
-from pedcxr_client.request.prompts import Sex
+from pedcxr_client.types import Sex
 
 Side = Literal["right", "left"]
 Zone = Literal["upper", "mid", "lower"]

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pedcxr_client import InputError
 from pedcxr_client.films import film
-from pedcxr_client.films.pixel_stats import Look
+from pedcxr_client.films.pixel_stats import PixelStats
 
 DEADLINE = 20.0
 """Seconds on the clock for one film; 5 million pixels take 1.5 of a core at most (JPEG 2000 of noise)."""
@@ -43,7 +43,7 @@ class Darkroom:
         self._idle: list[subprocess.Popen[bytes]] = []
         self._lock = threading.Lock()
 
-    def develop(self, data: bytes) -> tuple[Image.Image, Look]:
+    def develop(self, data: bytes) -> tuple[Image.Image, PixelStats]:
         """`pedcxr_client.films.film.load`, elsewhere; the pixels are of mode L.
 
         Raises:
@@ -61,7 +61,7 @@ class Darkroom:
             self._idle.append(worker)
         if "error" in said:
             raise InputError(said["error"])
-        found = Look(**said)
+        found = PixelStats(**said)
         return Image.frombytes("L", (found.width, found.height), pixels), found
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ def _developed(data: bytes) -> tuple[dict[str, Any], bytes]:
         radiograph = film.load(data)
     except InputError as error:
         return {"error": str(error)}, b""
-    return asdict(radiograph.look), radiograph.pixels.convert("L").tobytes()
+    return asdict(radiograph.stats), radiograph.pixels.convert("L").tobytes()
 
 
 def work(*, deadline: float = DEADLINE, memory: int = MEMORY) -> None:

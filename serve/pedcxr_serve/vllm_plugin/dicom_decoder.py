@@ -14,7 +14,7 @@ from pedcxr_client import Check, InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.films import dicom
 from pedcxr_client.films import film as image
-from pedcxr_client.films.pixel_stats import Look
+from pedcxr_client.films.pixel_stats import PixelStats
 from pedcxr_serve.vllm_plugin.decoder_process import Darkroom
 from pedcxr_serve.vllm_plugin.refused import FilmRefused
 
@@ -22,7 +22,7 @@ CHECKS = ("modality", "presentation", "body-part", "human", "burned-in-text", "q
 """Those of `pedcxr_client.checks.rules` that need nothing but the film. A header that names another part than a chest
 blocks; one that names none passes."""
 
-_ASKED = rules.Asked(assume_chest=True)
+_ASKED = rules.CallerFacts(assume_chest=True)
 _darkroom = Darkroom()
 atexit.register(_darkroom.close)
 
@@ -48,12 +48,12 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     try:
         film = image.read(data)
         _require(rules.check(film.facts, _ASKED))
-        pixels, look = _darkroom.develop(data) if film.compressed else _developed(film)
+        pixels, stats = _darkroom.develop(data) if film.compressed else _developed(film)
     except InputError as error:
         if dicom.INSTALL in str(error):
             raise FilmRefused(f"{error} (on the server)", "dicom_not_installed") from error
         raise FilmRefused(str(error), "film_unreadable") from error
-    _require(rules.check(film.facts, _ASKED, look))
+    _require(rules.check(film.facts, _ASKED, stats))
     width, height = pixels.size
     if width * height > max_pixels:
         raise FilmRefused(
@@ -62,9 +62,9 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     return pixels.convert("RGB")
 
 
-def _developed(film: image.Undeveloped) -> tuple[Image.Image, Look]:
+def _developed(film: image.UndecodedFilm) -> tuple[Image.Image, PixelStats]:
     radiograph = film.develop()
-    return radiograph.pixels, radiograph.look
+    return radiograph.pixels, radiograph.stats
 
 
 def _require(checks: tuple[Check, ...]) -> None:

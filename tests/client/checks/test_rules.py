@@ -6,26 +6,27 @@ import pytest
 
 from pedcxr_client import Age, BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.checks.rules import Asked
+from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films import film as image
 from pedcxr_client.films.facts import PLAIN
-from pedcxr_client.films.pixel_stats import Look
+from pedcxr_client.films.pixel_stats import PixelStats
+from pedcxr_client.types import Check
 
 pytest.importorskip("pydicom")
 
 from tests.support.dicom_maker import film, sequence
 
-NOTHING = Asked()
-GOOD = Look(1000, 1000, flat=False, dark_middle=False)
+NOTHING = CallerFacts()
+GOOD = PixelStats(1000, 1000, flat=False, dark_middle=False)
 
 
-def check(name: str, asked: Asked = NOTHING, look: Look | None = GOOD, **elements: object) -> rules.Check:
+def check(name: str, asked: CallerFacts = NOTHING, stats: PixelStats | None = GOOD, **elements: object) -> Check:
     facts = image.read(film(**elements)).facts
-    return next(one for one in rules.check(facts, asked, look) if one.name == name)
+    return next(one for one in rules.check(facts, asked, stats) if one.name == name)
 
 
 def test_a_good_film_is_ok_throughout():
-    checks = rules.check(image.read(film()).facts, Asked(), GOOD)
+    checks = rules.check(image.read(film()).facts, CallerFacts(), GOOD)
     assert [one.name for one in checks] == list(rules.NAMES)
     assert {one.status for one in checks} == {"ok"}
     assert not any(one.blocks or one.allowed for one in checks)
@@ -122,17 +123,17 @@ def test_codes_are_read_where_texts_are_missing():
 
 
 @pytest.mark.parametrize(
-    ("look", "status"),
+    ("stats", "status"),
     [
-        (Look(256, 9000, flat=False, dark_middle=False), "ok"),
-        (Look(255, 9000, flat=False, dark_middle=False), "block"),
-        (Look(1000, 1000, flat=True, dark_middle=False), "block"),
-        (Look(1000, 1000, flat=False, dark_middle=True), "warn"),
+        (PixelStats(256, 9000, flat=False, dark_middle=False), "ok"),
+        (PixelStats(255, 9000, flat=False, dark_middle=False), "block"),
+        (PixelStats(1000, 1000, flat=True, dark_middle=False), "block"),
+        (PixelStats(1000, 1000, flat=False, dark_middle=True), "warn"),
         (None, "warn"),
     ],
 )
-def test_quality_is_of_the_pixels(look, status):
-    assert check("quality", look=look).status == status
+def test_quality_is_of_the_pixels(stats, status):
+    assert check("quality", stats=stats).status == status
 
 
 @pytest.mark.parametrize(
@@ -157,55 +158,56 @@ def test_the_age_is_that_of_the_study(birth, study, words):
 
 def test_the_caller_goes_before_the_header():
     facts = image.read(film(PatientAge=None, PatientSex="M")).facts
-    asked = Asked(age=Age(7, "Y"), sex="F")
+    asked = CallerFacts(age=Age(7, "Y"), sex="F")
     assert (asked.age_of(facts), asked.sex_of(facts)) == (Age(7, "Y"), "F")
     assert check("age", asked, PatientAge=None).why == "as the caller says"
     assert check("sex", asked, PatientSex="M").why == "as the caller says"
-    assert check("age", Asked(age=Age(18, "Y"))).status == "block"
+    assert check("age", CallerFacts(age=Age(18, "Y"))).status == "block"
     assert check("age", asked, PatientAge="045Y").status == "block", "that is another patient's film"
 
 
 def test_a_chest_may_be_assumed_but_not_against_the_header():
-    asked = Asked(assume_chest=True)
+    asked = CallerFacts(assume_chest=True)
     assert check("body-part", asked, BodyPartExamined=None).status == "ok"
     assert check("body-part", asked, BodyPartExamined="HAND").status == "block"
 
 
 def test_what_is_allowed_by_name_is_recorded_and_nothing_else():
-    answer = check("modality", Asked(allow=["modality"]), Modality="CT")
+    answer = check("modality", CallerFacts(allow=["modality"]), Modality="CT")
     assert (answer.status, answer.allowed, answer.blocks) == ("block", True, False)
-    assert check("modality", Asked(allow=["age"]), Modality="CT").blocks
-    assert not check("modality", Asked(allow=["modality"])).allowed, "there was nothing to allow"
+    assert check("modality", CallerFacts(allow=["age"]), Modality="CT").blocks
+    assert not check("modality", CallerFacts(allow=["modality"])).allowed, "there was nothing to allow"
     for wrong in (["everything"], "all", ["modality", "AGE"]):
         with pytest.raises(ConfigurationError, match=r"allow: .* is no check; there are modality, presentation"):
-            Asked(allow=wrong)
+            CallerFacts(allow=wrong)
 
 
 def test_all_reasons_come_at_once_with_what_to_type():
-    checks = rules.check(image.read(film(Modality="CT", PatientAge="045Y")).facts, Asked())
+    checks = rules.check(image.read(film(Modality="CT", PatientAge="045Y")).facts, CallerFacts())
     with pytest.raises(BlockedFilm, match=r"modality: .* is CT.*age: .*--allow modality --allow age") as caught:
         rules.enforce(checks)
     assert caught.value.checks == checks
     assert isinstance(caught.value, InputError)
-    rules.enforce(rules.check(image.read(film()).facts, Asked()))
+    rules.enforce(rules.check(image.read(film()).facts, CallerFacts()))
 
 
 def test_a_plain_image_is_warned_about_and_blocked_by_what_is_known():
-    checks = {one.name: one for one in rules.check(PLAIN, Asked(), GOOD)}
+    checks = {one.name: one for one in rules.check(PLAIN, CallerFacts(), GOOD)}
     assert {name for name, one in checks.items() if one.status == "warn"} == {*rules.NAMES} - {"quality"}
     assert not any(one.from_header for one in checks.values() if one.status == "warn")
     told = {
-        one.name: one.status for one in rules.check(PLAIN, Asked(age=Age(5, "Y"), sex="M", assume_chest=True), GOOD)
+        one.name: one.status
+        for one in rules.check(PLAIN, CallerFacts(age=Age(5, "Y"), sex="M", assume_chest=True), GOOD)
     }
     assert told["age"] == told["sex"] == told["body-part"] == "ok"
-    assert {one.name for one in rules.check(PLAIN, Asked(age=Age(45, "Y")), GOOD) if one.blocks} == {"age"}
+    assert {one.name for one in rules.check(PLAIN, CallerFacts(age=Age(45, "Y")), GOOD) if one.blocks} == {"age"}
 
 
 def test_films_look_upright_and_their_inverses_do_not(films):
     from PIL import Image, ImageOps
 
     plain = [Image.open(path).convert("L") for path in sorted(films.glob("*_png/*.png"))]
-    assert not any(image.load(one).look.dark_middle for one in plain)
-    assert sum(image.load(ImageOps.invert(one)).look.dark_middle for one in plain) >= len(plain) - 1
-    assert not any(image.load(one).look.flat for one in plain)
-    assert image.load(Image.new("L", (300, 300), 7)).look.flat
+    assert not any(image.load(one).stats.dark_middle for one in plain)
+    assert sum(image.load(ImageOps.invert(one)).stats.dark_middle for one in plain) >= len(plain) - 1
+    assert not any(image.load(one).stats.flat for one in plain)
+    assert image.load(Image.new("L", (300, 300), 7)).stats.flat

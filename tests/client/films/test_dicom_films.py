@@ -12,7 +12,7 @@ from PIL import Image
 
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.checks.rules import Asked
+from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films import film as image
 from tests.support.paths import REAL_FILMS
 
@@ -87,17 +87,17 @@ def rows() -> list[dict[str, str]]:
 def test_each_film_behaves_as_its_note_says(row):
     name = row["path"]
     film = image.read(FILMS / name)
-    look = None
+    stats = None
     if name in REFUSED:
         with pytest.raises(InputError, match=REFUSED[name]):
             film.develop()
     else:
         radiograph = film.develop()
-        look = radiograph.look
+        stats = radiograph.stats
         assert radiograph.pixels.mode == "L" or radiograph.original is not None
         sent = image.encode(radiograph)
-        assert (sent.facts, sent.look) == (film.facts, look)
-    checks = {check.name: check for check in rules.check(film.facts, Asked(), look)}
+        assert (sent.facts, sent.stats) == (film.facts, stats)
+    checks = {check.name: check for check in rules.check(film.facts, CallerFacts(), stats)}
     assert tuple(checks) == rules.NAMES
     assert {name for name, check in checks.items() if check.blocks} == {*BLOCKED.get(name, "").split()}
     assert all(check.why and len(check.why) < 250 for check in checks.values())

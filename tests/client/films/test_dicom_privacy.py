@@ -86,7 +86,7 @@ def test_the_film_with_planted_identifiers(films, engine, twin, capfd, caplog, t
     undeveloped = image.read(path)
     said += [*map(repr, (sent, sent.facts, image.load(path), undeveloped, undeveloped._film)), str(sent.how)]
     said += [
-        str(rules.check(sent.facts, rules.Asked(), sent.look)),
+        str(rules.check(sent.facts, rules.CallerFacts(), sent.stats)),
         deep(sent).decode("latin-1"),
         wire(engine).decode(),
     ]

@@ -41,7 +41,7 @@ def test_padding_to_a_square_is_black_on_both_sides():
     )
     assert square.how[-1] == "padded with black to 700 x 700"
     assert square.original is None
-    assert (square.look.width, square.look.height) == (500, 700)
+    assert (square.stats.width, square.stats.height) == (500, 700)
 
 
 def test_the_models_size_is_a_stretch():
@@ -49,7 +49,7 @@ def test_the_models_size_is_a_stretch():
     assert sent.pixels.size == (896, 896)
     assert sent.how[-1] == "stretched to the model's 896 x 896"
     assert load(tall(), Preparation(resize="model", model_size=(224, 112))).pixels.size == (224, 112)
-    assert min(sent.look.width, sent.look.height) == 500, "the gate judges the film, not what was made of it"
+    assert min(sent.stats.width, sent.stats.height) == 500, "the gate judges the film, not what was made of it"
 
 
 def test_like_the_training_films():

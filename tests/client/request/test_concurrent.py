@@ -8,30 +8,30 @@ import threading
 
 import pytest
 
-from pedcxr_client import AsyncClient, BadRequest, Client, ConfigurationError, InputError, Order, TruncatedReport
+from pedcxr_client import AsyncClient, BadRequest, Client, ConfigurationError, FilmRequest, InputError, TruncatedReport
 from tests.support.fake_engine import TEXT, Answer
 
 
 def test_each_film_has_one_result_and_errors_stay_their_own(engine, film, twin):
     engine.reply(Answer(finish="length"), Answer(status=400))
-    orders = [
-        *(Order(film, age="5y", key=number) for number in range(8)),
-        Order(film, age="62", key="age"),
-        Order("missing.png", key="path"),
+    requests = [
+        *(FilmRequest(film, age="5y", key=number) for number in range(8)),
+        FilmRequest(film, age="62", key="age"),
+        FilmRequest("missing.png", key="path"),
     ]
-    results = twin.reports(engine.url, orders, concurrency=3)
+    results = twin.reports(engine.url, requests, concurrency=3)
     assert sorted(result.index for result in results) == list(range(10))
-    assert all(result.order is orders[result.index] for result in results)
+    assert all(result.request is requests[result.index] for result in results)
     assert all((result.report is None) != (result.error is None) for result in results)
     kinds = sorted(type(result.error).__name__ for result in results if result.error)
     assert kinds == sorted(kind.__name__ for kind in (TruncatedReport, BadRequest, InputError, InputError))
     assert {result.report.text for result in results if result.report} == {TEXT}
-    assert {result.order.key for result in results if isinstance(result.error, InputError)} == {"age", "path"}
+    assert {result.request.key for result in results if isinstance(result.error, InputError)} == {"age", "path"}
 
 
 def test_results_come_as_they_finish(engine, film, twin):
     engine.reply(Answer(first=1.0))
-    results = twin.reports(engine.url, [Order(film) for _ in range(6)], concurrency=2, model="fake")
+    results = twin.reports(engine.url, [FilmRequest(film) for _ in range(6)], concurrency=2, model="fake")
     assert [result.report is not None for result in results] == [True] * 6
     assert [result.index for result in results][-1] in (0, 1), "one of the first two waited for a second"
 
@@ -57,8 +57,8 @@ def test_no_more_at_once_than_asked(engine, film, twin, concurrency):
             with lock:
                 self.now -= 1
 
-    orders = (Order(film) for _ in range(20))
-    assert len(twin.reports(engine.url, orders, concurrency=concurrency, metrics=Busy())) == 20
+    requests = (FilmRequest(film) for _ in range(20))
+    assert len(twin.reports(engine.url, requests, concurrency=concurrency, metrics=Busy())) == 20
     assert busiest == concurrency
 
 
@@ -68,7 +68,7 @@ def test_an_endless_iterable_is_not_read_far_ahead(engine, film, twin):
     def endless():
         for number in itertools.count():
             read.append(number)
-            yield Order(film)
+            yield FilmRequest(film)
 
     results = twin.reports(engine.url, endless(), concurrency=4, stop_after=10)
     assert len(results) == 10
@@ -78,7 +78,7 @@ def test_an_endless_iterable_is_not_read_far_ahead(engine, film, twin):
 def test_leaving_early_closes_what_is_under_way(engine, film, twin):
     engine.answer = Answer(stall_after=1)
     engine.reply(Answer(first=1))  # meanwhile the others are asked
-    results = twin.reports(engine.url, (Order(film) for _ in range(100)), concurrency=4, stop_after=1)
+    results = twin.reports(engine.url, (FilmRequest(film) for _ in range(100)), concurrency=4, stop_after=1)
     assert [result.report.text for result in results] == [TEXT]
     stalled = [seen for seen in engine.chats if not seen.answered.is_set()]
     assert stalled
@@ -93,7 +93,7 @@ def test_cancelling_a_task_that_reads_results_closes_them(engine, film):
         async with AsyncClient(engine.url) as client:
 
             async def read() -> None:
-                async for _ in client.reports((Order(film) for _ in range(5)), concurrency=2):
+                async for _ in client.reports((FilmRequest(film) for _ in range(5)), concurrency=2):
                     pass
 
             task = asyncio.ensure_future(read())
@@ -110,17 +110,17 @@ def test_cancelling_a_task_that_reads_results_closes_them(engine, film):
 
 def test_an_error_of_the_iterable_is_the_callers(engine, film, twin):
     def broken():
-        yield Order(film)
+        yield FilmRequest(film)
         raise LookupError("row 2")
 
     with pytest.raises(LookupError, match="row 2"):
         twin.reports(engine.url, broken(), concurrency=2)
 
 
-@pytest.mark.parametrize(("orders", "concurrency"), [(["film.png"], 2), ([], 0)])
-def test_wrong_use_is_said(engine, twin, orders, concurrency):
-    with pytest.raises(ConfigurationError, match=r"Order\(film\)|1 or more"):
-        twin.reports(engine.url, orders, concurrency=concurrency)
+@pytest.mark.parametrize(("requests", "concurrency"), [(["film.png"], 2), ([], 0)])
+def test_wrong_use_is_said(engine, twin, requests, concurrency):
+    with pytest.raises(ConfigurationError, match=r"FilmRequest\(film\)|1 or more"):
+        twin.reports(engine.url, requests, concurrency=concurrency)
 
 
 def test_nothing_to_do(engine, twin):
@@ -129,7 +129,7 @@ def test_nothing_to_do(engine, twin):
 
 def test_as_many_connections_as_films_at_once_and_kept(engine, film, twin):
     engine.answer = Answer(first=0.01)
-    twin.reports(engine.url, (Order(film) for _ in range(400)), concurrency=120, model="fake")
+    twin.reports(engine.url, (FilmRequest(film) for _ in range(400)), concurrency=120, model="fake")
     ports = {seen.peer for seen in engine.chats}
     assert len(engine.chats) == 400
     assert len(ports) <= 120
@@ -138,11 +138,11 @@ def test_as_many_connections_as_films_at_once_and_kept(engine, film, twin):
 def test_inside_an_event_loop_the_sync_twin_works_too(engine, film):
     async def run() -> int:
         with Client(engine.url) as client:
-            return len(list(client.reports([Order(film)] * 3)))
+            return len(list(client.reports([FilmRequest(film)] * 3)))
 
     assert asyncio.run(run()) == 3
 
 
 def test_results_say_nothing_of_the_film(engine, twin):
-    [result] = twin.reports(engine.url, [Order("Popescu.png", key="Popescu")])
-    assert "Popescu" not in repr(result) + repr(result.order)
+    [result] = twin.reports(engine.url, [FilmRequest("Popescu.png", key="Popescu")])
+    assert "Popescu" not in repr(result) + repr(result.request)

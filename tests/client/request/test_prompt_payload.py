@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from pedcxr_client import ConfigurationError, Order, PromptEcho
+from pedcxr_client import ConfigurationError, FilmRequest, PromptEcho
 from pedcxr_client.cli.main import main
 from pedcxr_client.request.prompts import CARD, training
 from pedcxr_serve.gateway.request.client_metadata import Note
@@ -74,7 +74,7 @@ def test_an_echo_of_the_system_text_is_no_report(engine, film, twin):
 
 def test_a_profile_is_no_name():
     with pytest.raises(ConfigurationError, match="read_training"):
-        Order("film.png", prompt_profile="training")
+        FilmRequest("film.png", prompt_profile="training")
 
 
 def test_the_command_takes_all_of_it_and_warns(engine, path, system, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pedcxr_client import Client, Order
+from pedcxr_client import Client, FilmRequest
 from pedcxr_client.cli.main import main
 from pedcxr_serve.demo import drawing, expected_report
 from tests.benchmarks.local_server import LocalServer
@@ -27,14 +27,14 @@ def run(running: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the server writes of them, as lines of a run."""
 
     path = tmp_path_factory.mktemp("findings") / "run.jsonl"
-    orders = (
-        Order(drawing.encode_png(drawing.render(case, int(name))), age=case.age, sex=case.sex, key=name)
+    requests = (
+        FilmRequest(drawing.encode_png(drawing.render(case, int(name))), age=case.age, sex=case.sex, key=name)
         for name, case in CASES.items()
     )
     with Client(running.url) as client, path.open("w") as file:
-        for result in client.reports(orders, concurrency=AT_ONCE):
+        for result in client.reports(requests, concurrency=AT_ONCE):
             assert result.report is not None, result.error
-            file.write(json.dumps({"id": result.order.key, **result.report.as_dict()}) + "\n")
+            file.write(json.dumps({"id": result.request.key, **result.report.as_dict()}) + "\n")
     return path
 
 

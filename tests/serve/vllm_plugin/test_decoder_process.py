@@ -63,8 +63,8 @@ def room() -> Iterator[Darkroom]:
 @pytest.mark.parametrize("data", [JPEG, jpeg_2000()], ids=["JPEG", "JPEG 2000"])
 def test_the_pixels_are_those_of_this_process(room: Darkroom, data: bytes) -> None:
     here = image.load(data)
-    pixels, look = room.develop(data)
-    assert np.array_equal(np.asarray(pixels), np.asarray(here.pixels)) and look == here.look
+    pixels, stats = room.develop(data)
+    assert np.array_equal(np.asarray(pixels), np.asarray(here.pixels)) and stats == here.stats
     assert np.array_equal(np.asarray(image_decoder.decode(data, max_pixels=10**6))[..., 0], np.asarray(here.pixels))
 
 

@@ -51,7 +51,7 @@ def test_each_real_film_is_seen_as_the_client_would_send_it_or_refused_as_it_wou
         error = ""
     except InputError as refused:
         seen, error = None, str(refused)
-    checks = rules.check(read.facts, rules.Asked(assume_chest=True), seen.look if seen else None)
+    checks = rules.check(read.facts, rules.CallerFacts(assume_chest=True), seen.stats if seen else None)
     blocking = [one for one in checks if one.status == "block" and one.name not in CONTEXT]
     if not blocking and not error:
         got = image_decoder.decode(data, max_pixels=CAP)

@@ -1,4 +1,4 @@
-"""Several teams at one gateway, over real sockets: keys, rights, limits, shares, usage, audit."""
+"""HookChain teams at one gateway, over real sockets: keys, rights, limits, shares, usage, audit."""
 
 from __future__ import annotations
 
