@@ -27,7 +27,8 @@ public class Report {
             .header("Content-Type", "application/json")
             .POST(HttpRequest.BodyPublishers.ofString(BODY.formatted(Base64.getEncoder().encodeToString(film))))
             .build();
-        HttpResponse<String> response = HttpClient.newHttpClient().send(request, HttpResponse.BodyHandlers.ofString());
+        HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+        HttpResponse<String> response = client.send(request, HttpResponse.BodyHandlers.ofString());
         if (response.statusCode() != 200) {
             throw new IllegalStateException(response.statusCode() + ": " + response.body());
         }
