@@ -15,13 +15,13 @@ setup: $(READY)  ## create .venv (first run: about 6 GB of packages)
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pedcxr needs Python 3.11 or newer: make PYTHON=...")'
-	@echo "setting up .venv (about 6 GB of packages the first time)"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
 # Bytecode is compiled here once: three processes of vLLM import torch at every start, and each would compile it again where
 # PYTHONDONTWRITEBYTECODE is set.
 $(READY): $(UV) pyproject.toml locks/cpu.txt locks/dev.txt
+	@echo "installing locks/ into .venv (first run: about 6 GB of packages)"
 	@$(UV) pip sync --python $(RUN) --require-hashes --compile-bytecode locks/cpu.txt locks/dev.txt
 	@$(UV) pip install --python $(RUN) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
