@@ -1,4 +1,4 @@
-# Each target sets itself up: a virtual environment in .venv, uv in it, and the exact packages of locks/.
+# Each target creates what it needs: a virtual environment in .venv with uv and the exact packages of locks/.
 PYTHON ?= python3
 UV     := .venv/bin/uv
 RUN    := .venv/bin/python
@@ -6,51 +6,66 @@ READY  := .venv/.ready
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast bench bench-batch bench-client bench-fairness bench-films bench-gateway drill lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway drill lint lock demo-checkpoint fuzz clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-setup: $(READY)  ## make .venv (the first time: about 6 GB of packages)
+setup: $(READY)  ## create .venv (first run: about 6 GB of packages)
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pedcxr needs Python 3.11 or newer: make PYTHON=...")'
-	@echo "setting up .venv (about 6 GB of packages the first time)"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
-# Compiled here, once: three processes of vLLM import torch at every start, and where PYTHONDONTWRITEBYTECODE is set each of
-# them would compile it anew.
+# Bytecode is compiled here once: three processes of vLLM import torch at every start, and each would compile it again where
+# PYTHONDONTWRITEBYTECODE is set.
 $(READY): $(UV) pyproject.toml locks/cpu.txt locks/dev.txt
+	@echo "installing locks/ into .venv (first run: about 6 GB of packages)"
 	@$(UV) pip sync --python $(RUN) --require-hashes --compile-bytecode locks/cpu.txt locks/dev.txt
 	@$(UV) pip install --python $(RUN) --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(READY)  ## real vLLM writes reports of three films
+demo: $(READY)  ## start vLLM on the demo checkpoint and write reports of three films
 	@.venv/bin/pedcxr-serve demo
 
-test: $(READY)  ## every test; the long ones run real vLLM
+test: $(READY)  ## run every test, real vLLM included
 	@$(RUN) -m pytest $(PYTEST)
 
-test-fast: $(READY)  ## the tests that need no vLLM, in under three minutes
+test-fast: $(READY)  ## run the tests that need no vLLM (under three minutes)
 	@$(RUN) -m pytest -m 'not slow' $(PYTEST)
 
-bench: $(READY)  ## reports a second: the gateway, bare vLLM, transformers
+COVERAGE_FLOOR ?= 80
+coverage: $(READY)  ## line coverage of the tests that need no vLLM, with a floor
+	@$(RUN) -m pytest -m 'not slow' --cov=client/pedcxr_client --cov=serve/pedcxr_serve --cov-report=term:skip-covered \
+	    --cov-fail-under=$(COVERAGE_FLOOR) $(PYTEST)
+
+# The site has its own environment, so that .venv holds only what the product and its tests need.
+DOCS := .venv-docs/.ready
+$(DOCS): $(UV) locks/docs.txt
+	@$(PYTHON) -m venv .venv-docs
+	@$(UV) pip sync --quiet --python .venv-docs/bin/python --require-hashes locks/docs.txt
+	@touch $@
+
+docs: $(DOCS)  ## build the documentation into site/; warnings are errors
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs --quiet build --strict
+
+bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers
 	@$(RUN) -m tests.benchmarks.throughput
 
-bench-fairness: $(READY)  ## how two teams share a real engine, and the wait of a light one under a flood
+bench-fairness: $(READY)  ## shares of two tenants on real vLLM, and the wait of a light tenant under a flood
 	@$(RUN) -m tests.benchmarks.fairness
 
-bench-films: $(READY)  ## milliseconds from a DICOM to wire bytes, and from the naive path
+bench-films: $(READY)  ## milliseconds from DICOM to request body, beside a naive implementation
 	@$(RUN) -m tests.benchmarks.films
 
-bench-batch: $(READY)  ## memory of `pedcxr batch` up to 100,000 films
+bench-batch: $(READY)  ## memory of `pedcxr batch` with up to 100,000 films
 	@$(RUN) -m tests.benchmarks.batch_memory
 
-bench-client: $(READY)  ## CPU a request of the client, and of the plain SDK
+bench-client: $(READY)  ## CPU time per request: the client and the plain SDK
 	@$(RUN) -m tests.benchmarks.client_cpu
 
-bench-gateway: $(READY)  ## what the gateway itself costs, in front of an engine that answers at once
+bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at once
 	@$(RUN) -m tests.benchmarks.gateway
 
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
@@ -63,17 +78,18 @@ lint: $(READY)  ## ruff and mypy --strict
 
 COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url \
            --custom-compile-command 'make lock'
-lock: $(UV)  ## renew locks/ (add UPGRADE=--upgrade for newer versions)
+lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
+	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
 
-demo-checkpoint: $(READY)  ## train the demo checkpoint anew (less than an hour on 2 cores)
+demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)
 	@$(RUN) -m demo_training.train --out serve/pedcxr_serve/demo/checkpoint
 
 MINUTES ?= 10
-fuzz: $(READY)  ## damaged films for MINUTES=10, in a child of 1 GiB: no crash, no hang
+fuzz: $(READY)  ## read damaged films for MINUTES=10 in a child process of 1 GiB
 	@$(RUN) -m tests.benchmarks.film_fuzz --minutes $(MINUTES)
 
-clean:  ## remove .venv and caches
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache dist build
+clean:  ## remove the environments, caches and build outputs
+	@rm -rf .venv .venv-docs site .coverage .mypy_cache .ruff_cache .pytest_cache dist build

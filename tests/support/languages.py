@@ -1,4 +1,4 @@
-"""npm's `openai`, installed from the lock beside its script, for the tests that talk JavaScript."""
+"""The npm package `openai`, installed from a lock file beside a script, for tests of JavaScript clients."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _INSTALL_S = 120
 
 
 def installed(folder: Path) -> Path:
-    """The script with its package beside it; skips where neither can be had."""
+    """Install the package beside the script; skip the test if node, npm or the package is not available."""
     if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not here")
+        pytest.skip("node and npm are not installed")
     for name in ("package.json", "package-lock.json", "client.mjs"):
         shutil.copy(JS / name, folder)
     command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
+        completed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
     except subprocess.TimeoutExpired:
         pytest.skip(f"npm ci took more than {_INSTALL_S} s")
-    if done.returncode != 0:
-        words = done.stderr.strip().splitlines()
-        if "EINTEGRITY" in done.stderr or "EUSAGE" in done.stderr:
-            pytest.fail("\n".join(words))
-        pytest.skip(f"npm ci cannot install: {words[0] if words else 'no words'}")
+    if completed.returncode != 0:
+        lines = completed.stderr.strip().splitlines()
+        if "EINTEGRITY" in completed.stderr or "EUSAGE" in completed.stderr:
+            pytest.fail("\n".join(lines))
+        pytest.skip(f"npm ci cannot install: {lines[0] if lines else 'no message'}")
     return folder / "client.mjs"
 
 
 def javascript(script: Path, scenario: str, url: str, key: str) -> Any:
-    """What a scenario of client.mjs prints."""
-    done = subprocess.run(
+    """Run a scenario of client.mjs and return the JSON that it prints."""
+    completed = subprocess.run(
         ["node", script, scenario, url, key], capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert completed.returncode == 0, completed.stderr
+    return json.loads(completed.stdout)

@@ -1,4 +1,4 @@
-"""The exact JSON of a request: from Python, from the shell, and as the README's examples send it from other languages.
+"""The exact JSON of a request: from Python, from the shell, and as the programs of docs/examples send it.
 
 The golden file was written by ``pedcxr report demo-films/pneumonia-6y.png --age 6y --sex M --model pedcxr-demo
 --dry-run`` of the film that is in it, a drawing of Pillow's.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -23,12 +22,8 @@ from tests.support.fake_engine import TEXT
 from tests.support.paths import ROOT
 
 GOLDEN = (Path(__file__).parent / "golden/payload.json").read_bytes()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-
-
-def block(language: str, words: str) -> str:
-    [found] = [text for name, text in BLOCKS if name == language and words in text]
-    return found
+EXAMPLES = ROOT / "docs/examples"
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -81,38 +76,35 @@ def test_the_golden_file_is_what_the_shell_prints(folder, tiny, capsys, monkeypa
     assert main([*line, "--json"]) == 2
 
 
-def example(language: str, words: str, command: list[str], folder: Path, url: str) -> str:
-    text = block(language, words).replace("http://127.0.0.1:8000/v1", url)
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    done = subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd=folder, env=environment, check=False, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.parametrize(
-    ("language", "words", "command"),
+    ("file", "command"),
     [
-        pytest.param("sh", "# curl", ["bash"], id="curl"),
-        pytest.param("javascript", "fetch(", ["node", "--input-type=module", "-"], id="javascript"),
-        pytest.param("python", "import base64, openai", [sys.executable, "-"], id="openai"),
+        pytest.param("report.sh", ["bash"], id="curl"),
+        pytest.param("report.mjs", ["node"], id="javascript"),
+        pytest.param("report_openai.py", [sys.executable], id="openai"),
+        pytest.param("Report.java", ["java"], id="java"),
     ],
 )
-def test_the_examples_of_other_languages_send_the_golden_file(engine, folder, language, words, command):
+def test_example_programs_send_the_golden_file(engine, folder, file, command):
     if shutil.which(command[0]) is None:
         pytest.skip(f"no {command[0]} here")
-    printed = example(language, words, command, folder, engine.url)
-    assert TEXT.splitlines()[0] in printed
+    program = folder / file
+    program.write_text((EXAMPLES / file).read_text().replace("http://127.0.0.1:8000/v1", engine.url))
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    completed = subprocess.run(
+        [*command, program], capture_output=True, text=True, cwd=folder, env=environment, check=False, timeout=60
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert TEXT.splitlines()[0] in completed.stdout
     assert engine.chats[0].json == json.loads(GOLDEN)
 
 
 def test_a_dry_run_can_be_posted_as_it_is(engine, folder, capsys, monkeypatch):
-    """What the README says of --dry-run."""
+    """The README posts the output of --dry-run with curl."""
     if shutil.which("curl") is None:
         pytest.skip("no curl here")
     (folder / "request.json").write_bytes(GOLDEN)
-    line = next(line for line in block("sh", "> request.json").splitlines() if line.startswith("curl"))
+    [line] = [line for line in README.splitlines() if line.endswith("-d @request.json")]
     line = line.replace("http://127.0.0.1:8000/v1", engine.url)
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == TEXT

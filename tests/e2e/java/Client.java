@@ -1,4 +1,4 @@
-// Java's own HTTP client at the gateway, as it comes: it asks for HTTP/2 with every request. java Client.java URL KEY
+// Java's HTTP client with its defaults: it requests an upgrade to HTTP/2 each time. java Client.java URL KEY
 import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
@@ -13,9 +13,9 @@ public class Client {
             .header("Authorization", "Bearer " + args[1])
             .POST(HttpRequest.BodyPublishers.ofString(body))
             .build();
-        for (int turn = 0; turn < 2; turn++) { // the second on the same connection
-            HttpResponse<String> answer = client.send(request, HttpResponse.BodyHandlers.ofString());
-            System.out.println(answer.statusCode() + " " + answer.body());
+        for (int turn = 0; turn < 2; turn++) { // the second request uses the same connection
+            HttpResponse<String> response = client.send(request, HttpResponse.BodyHandlers.ofString());
+            System.out.println(response.statusCode() + " " + response.body());
         }
     }
 }

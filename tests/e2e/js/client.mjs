@@ -1,21 +1,21 @@
-// What a program with npm's `openai` meets at the gateway: node client.mjs SCENARIO URL KEY [MODEL]; prints JSON.
+// Scenarios of the npm package `openai` at the gateway: node client.mjs SCENARIO URL KEY [MODEL]; prints JSON.
 import OpenAI from "openai";
 
 const [scenario, baseURL, apiKey, model = "pedcxr-demo"] = process.argv.slice(2);
 const messages = [{ role: "user", content: "Generate a report." }];
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
-const asked = { model, messages };
+const request = { model, messages };
 
 const scenarios = {
   async sync() {
-    const { choices } = await client.chat.completions.create(asked);
+    const { choices } = await client.chat.completions.create(request);
     return { text: choices[0].message.content, finish: choices[0].finish_reason };
   },
 
   async stream() {
     let text = "", events = 0, finish = null, usage = null;
     const options = { stream: true, stream_options: { include_usage: true } };
-    for await (const chunk of await client.chat.completions.create({ ...asked, ...options })) {
+    for await (const chunk of await client.chat.completions.create({ ...request, ...options })) {
       events += 1;
       text += chunk.choices[0]?.delta?.content ?? "";
       finish = chunk.choices[0]?.finish_reason ?? finish;
@@ -26,7 +26,7 @@ const scenarios = {
 
   async abort() {
     const controller = new AbortController();
-    const stream = await client.chat.completions.create({ ...asked, stream: true }, { signal: controller.signal });
+    const stream = await client.chat.completions.create({ ...request, stream: true }, { signal: controller.signal });
     let text = "";
     for await (const chunk of stream) {
       text += chunk.choices[0]?.delta?.content ?? "";
@@ -40,19 +40,19 @@ const scenarios = {
 
   async refused() {
     try {
-      await client.chat.completions.create(asked);
+      await client.chat.completions.create(request);
     } catch (error) {
       const { status, code, requestID } = error;
       return { name: error.constructor.name, api: error instanceof OpenAI.APIError, status, code, requestID,
                retryAfter: error.headers?.get("retry-after") ?? null };
     }
-    throw new Error("it was served");
+    throw new Error("the request was served");
   },
 
   async patient() {
-    const began = performance.now();
-    const { choices } = await client.chat.completions.create(asked, { maxRetries: 1 });
-    return { text: choices[0].message.content, seconds: (performance.now() - began) / 1000 };
+    const start = performance.now();
+    const { choices } = await client.chat.completions.create(request, { maxRetries: 1 });
+    return { text: choices[0].message.content, seconds: (performance.now() - start) / 1000 };
   },
 };
 

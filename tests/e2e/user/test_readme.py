@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand but for the port."""
+"""The commands of the README and the programs of docs/examples, run with only the port replaced."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
-RIGHT = expected_report.text(walkthrough.FILMS[0][1])
+EXAMPLES = ROOT / "docs/examples"
+REPORT = expected_report.text(walkthrough.FILMS[0][1])
 
 
-def block(language: str, words: str) -> str:
-    [found] = [text for name, text in BLOCKS if name == language and words in text]
-    return found
+def shell_line(words: str) -> str:
+    """The line of the README's shell blocks that holds these words."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    [line] = [line for block in blocks for line in block.splitlines() if words in line]
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -35,41 +37,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str], text: str, folder: Path, running: LocalServer) -> str:
-    text = text.replace("http://127.0.0.1:8000", running.root)
+    """Run a program whose text is in a file; the file name is the last word of the command."""
+    (folder / command[-1]).write_text(text.replace("http://127.0.0.1:8000", running.root))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd=folder, env={**os.environ, "PATH": path}, check=False
+    completed = subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PATH": path}, check=False
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
-def test_curl(running: LocalServer, folder: Path) -> None:
-    assert RIGHT.replace("\n", "\\n") in run(["bash"], block("sh", "# curl"), folder, running)
+def example(program: str, file: str, folder: Path, running: LocalServer) -> str:
+    if shutil.which(program) is None:
+        pytest.skip(f"no {program} here")
+    return run([program, file], (EXAMPLES / file).read_text(), folder, running)
 
 
-def test_plain_openai(running: LocalServer, folder: Path) -> None:
-    assert run([sys.executable, "-"], block("python", "import base64, openai"), folder, running).strip() == RIGHT
+def test_curl_example(running: LocalServer, folder: Path) -> None:
+    assert REPORT.replace("\n", "\\n") in example("bash", "report.sh", folder, running)
 
 
-def test_our_client(running: LocalServer, folder: Path) -> None:
-    printed = run([sys.executable, "-"], block("python", "pedcxr_client"), folder, running)
-    assert "consolidation in the right lower zone" in printed
+def test_openai_example(running: LocalServer, folder: Path) -> None:
+    assert example(sys.executable, "report_openai.py", folder, running).strip() == REPORT
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="no node here")
-def test_javascript(running: LocalServer, folder: Path) -> None:
-    command = ["node", "--input-type=module", "-"]
-    assert run(command, block("javascript", "fetch("), folder, running).strip() == RIGHT
+def test_client_example(running: LocalServer, folder: Path) -> None:
+    assert "consolidation in the right lower zone" in example(sys.executable, "report_pedcxr.py", folder, running)
 
 
-def test_the_command(running: LocalServer, folder: Path) -> None:
-    line = next(line for line in block("sh", "pedcxr-serve start\n").splitlines() if "pedcxr report" in line)
-    line = line.replace(".venv/bin/", "") + f" --url {running.url}"
-    assert run(["bash"], line, folder, running).strip() == RIGHT
+def test_javascript_example(running: LocalServer, folder: Path) -> None:
+    assert example("node", "report.mjs", folder, running).strip() == REPORT
 
 
-def test_a_first_report_within_thirty_lines() -> None:
-    head = README.splitlines()[:30]
-    assert any("make demo" in line for line in head)
-    assert any("pedcxr report" in line for line in head)
+def test_java_example(running: LocalServer, folder: Path) -> None:
+    assert REPORT.replace("\n", "\\n") in example("java", "Report.java", folder, running)
+
+
+def test_first_report_command(running: LocalServer, folder: Path) -> None:
+    line = shell_line("--stream").replace(".venv/bin/", "") + f" --url {running.url}"
+    assert run(["bash", "command.sh"], line, folder, running).strip() == REPORT
+
+
+def test_dry_run_commands(running: LocalServer, folder: Path) -> None:
+    lines = shell_line("--dry-run").replace(" > ", f" --url {running.url} > ") + "\n" + shell_line("-d @request.json")
+    assert REPORT.replace("\n", "\\n") in run(["bash", "command.sh"], lines, folder, running)
