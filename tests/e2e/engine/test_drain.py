@@ -22,7 +22,7 @@ from pedcxr_serve.gateway.auth.tenant_store import Book
 from tests.benchmarks.kill_drill import CODES
 from tests.benchmarks.local_server import server
 from tests.e2e.conftest import Teams
-from tests.e2e.engine.test_lifecycle import leftovers
+from tests.e2e.engine.test_lifecycle import Traces
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_server import BODY, assert_openai_error, eventually, running
 from tests.support.live_server import alive, family, held_still
@@ -142,16 +142,15 @@ def test_usage_and_audit_survive_the_restart(ending: Teams, teams: Teams, tmp_pa
 
 
 @pytest.fixture
-def busy() -> Iterator[tuple[Teams, list[Film], set[str]]]:
-    before = leftovers()
+def busy() -> Iterator[tuple[Teams, list[Film]]]:
     with server() as ready:
-        yield Teams(ready, {"anyone": "none"}, Path(), ""), [fresh(kind) for kind in range(200)], before
+        yield Teams(ready, {"anyone": "none"}, Path(), ""), [fresh(kind) for kind in range(200)]
 
 
-def test_a_second_signal_stops_immediately(busy: tuple[Teams, list[Film], set[str]]) -> None:
+def test_a_second_signal_stops_immediately(busy: tuple[Teams, list[Film]]) -> None:
     """With more requests than can be completed in the grace period, the others get a typed error."""
-    teams, films, before = busy
-    pids = family(teams.server.process.pid)
+    teams, films = busy
+    traces = Traces.of(teams.server)
     outcomes: Counter[str] = Counter()
 
     def ask(film: Film, *, stream: bool) -> None:
@@ -177,5 +176,4 @@ def test_a_second_signal_stops_immediately(busy: tuple[Teams, list[Film], set[st
     assert set(outcomes) <= {"whole"} | CODES
     assert outcomes.total() - outcomes["whole"] > 50
     assert elapsed < IMMEDIATE_S
-    assert alive(pids) == set()
-    assert leftovers() - before == set()
+    assert traces.left() == []

@@ -8,7 +8,6 @@ import json
 import socket
 import sqlite3
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,7 +216,7 @@ def places(teams: Teams) -> Iterator[tuple[str, bytes]]:
                 yield f"{name} of {pid}", Path(f"/proc/{pid}/{name}").read_bytes()
             except OSError:
                 continue
-    for path in Path(tempfile.gettempdir()).glob("pedcxr-*/*"):
+    for path in teams.server.temporary.glob("pedcxr-*/*"):
         if path.is_file():
             yield str(path), path.read_bytes()
 
