@@ -28,6 +28,7 @@ class LocalServer:
         url: base URL for OpenAI clients, ending in ``/v1``.
         seconds: from starting the process to ready.
         log: the file with what it writes to stdout and stderr.
+        temporary: the ``TMPDIR`` of the server and its children, which no other program uses.
     """
 
     process: subprocess.Popen[bytes]
@@ -35,6 +36,7 @@ class LocalServer:
     metrics_url: str
     seconds: float
     log: Path
+    temporary: Path
 
     @property
     def root(self) -> str:
@@ -56,17 +58,18 @@ def server(*flags: str, env: Mapping[str, str] | None = None) -> Iterator[LocalS
     """
     command = [sys.executable, "-m", "pedcxr_serve", "start", "--port", "0", "--admin-port", "0", *flags]
     with tempfile.TemporaryDirectory(prefix="local-") as folder:
-        log = Path(folder, "log")
+        log, temporary = Path(folder, "log"), Path(folder, "tmp")
+        temporary.mkdir()
         with log.open("wb") as out:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, "TMPDIR": str(temporary), **(env or {})},
             )
         try:
-            yield _ready(process, log)
+            yield _ready(process, log, temporary)
         finally:
             if process.poll() is None:
                 process.terminate()
@@ -77,11 +80,11 @@ def server(*flags: str, env: Mapping[str, str] | None = None) -> Iterator[LocalS
                     process.wait()
 
 
-def _ready(process: subprocess.Popen[bytes], log: Path) -> LocalServer:
+def _ready(process: subprocess.Popen[bytes], log: Path, temporary: Path) -> LocalServer:
     begun = time.monotonic()
     while (seconds := time.monotonic() - begun) < START_S:
         if found := _SERVING.search(log.read_text(errors="replace")):
-            return LocalServer(process, found[1], found[2], seconds, log)
+            return LocalServer(process, found[1], found[2], seconds, log, temporary)
         if process.poll() is not None:
             break
         time.sleep(0.1)

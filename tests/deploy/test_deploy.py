@@ -1,4 +1,4 @@
-"""The files of deploy/, checked as far as that goes without a container engine, against the program that they start."""
+"""The files of deploy/ are checked against the program that they start, without a container engine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STOP_S = GATEWAY.drain_s + supervisor._STOP_GRACE_S + 2 * FLUSH_S
 CONFIG = "/etc/pedcxr/serve.toml"
 HOME = "/var/lib/pedcxr"
 DOCKERFILES = ["Dockerfile", "Dockerfile.cpu"]
-# ADD, ARG, EXPOSE, SHELL and VOLUME have no use here.
+# ADD, ARG, EXPOSE, SHELL and VOLUME are not needed.
 INSTRUCTIONS = {"FROM", "COPY", "RUN", "ENV", "WORKDIR", "USER", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
 
@@ -82,12 +82,12 @@ def seconds(text: str) -> float:
 
 def test_the_example_configuration_loads() -> None:
     settings = load.load(DEPLOY / "serve.toml", {})
-    assert settings.gateway == GATEWAY  # the other files rely on its addresses and times
+    assert settings.gateway == GATEWAY  # the other files rely on these addresses and timeouts
     assert settings.served_name == Path(settings.model).name
 
 
 @pytest.mark.parametrize("name", [*DOCKERFILES, "compose gpu", "compose cpu", "systemd"])
-def test_every_command_is_one_the_program_takes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_program_accepts_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = command_lines()[name]
     assert Path(program).name in PROJECT["scripts"]
     assert words[0] == "start"
@@ -98,7 +98,7 @@ def test_every_command_is_one_the_program_takes(name: str, capsys: pytest.Captur
 
 @pytest.mark.parametrize("name", DOCKERFILES)
 class TestDockerfile:
-    def test_uses_known_instructions_and_starts_from_one_pinned_image(self, name: str) -> None:
+    def test_starts_from_one_pinned_image(self, name: str) -> None:
         words = [word for word, _ in instructions(name)]
         assert set(words) <= INSTRUCTIONS
         assert words[0] == "FROM" and words.count("FROM") == 1
@@ -110,19 +110,19 @@ class TestDockerfile:
             assert target.startswith("/src")
             assert [source for source in sources if not (ROOT / source).exists()] == []
 
-    def test_copies_all_that_the_wheel_is_built_of(self, name: str) -> None:
+    def test_copies_everything_that_the_wheel_needs(self, name: str) -> None:
         copied = {source for line in of(name, "COPY") for source in line.split()[:-1]}
         assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"], "client", "serve"} <= copied
 
-    def test_runs_without_rights_in_a_home_of_its_own(self, name: str) -> None:
+    def test_runs_as_an_unprivileged_user_with_its_own_home(self, name: str) -> None:
         uid, _, gid = of(name, "USER")[-1].partition(":")
         assert int(uid) > 0 and int(gid) > 0
         assert of(name, "WORKDIR") == [HOME] and f"HOME={HOME}" in of(name, "ENV")[-1].split()
         assert any(f"install -d -o {uid} -g {gid} -m 0700 {HOME}" in run for run in of(name, "RUN"))
 
-    def test_stops_in_order(self, name: str) -> None:
+    def test_receives_sigterm_directly(self, name: str) -> None:
         assert of(name, "STOPSIGNAL") == ["SIGTERM"]
-        assert isinstance(json.loads(of(name, "ENTRYPOINT")[-1]), list)  # a shell would keep the signal to itself
+        assert isinstance(json.loads(of(name, "ENTRYPOINT")[-1]), list)  # a shell would not forward the signal
 
     def test_holds_no_secret(self, name: str) -> None:
         assert not re.search(r"(?i)token|password|secret|api_key|-----BEGIN", (DEPLOY / name).read_text())
@@ -130,36 +130,36 @@ class TestDockerfile:
     def test_passes_hadolint(self, name: str) -> None:
         hadolint = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
         if hadolint is None:
-            pytest.skip("no hadolint here")
-        done = subprocess.run([hadolint, "--no-color", DEPLOY / name], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (0, "")
+            pytest.skip("hadolint not found")
+        completed = subprocess.run([hadolint, "--no-color", DEPLOY / name], capture_output=True, text=True)
+        assert (completed.returncode, completed.stdout) == (0, "")
 
 
-def test_the_gpu_image_has_the_vllm_that_the_plugin_is_for() -> None:
-    wanted = next(text for text in PROJECT["optional-dependencies"]["gpu"] if text.startswith("vllm"))
+def test_the_gpu_image_has_the_vllm_version_of_the_plugin() -> None:
+    requirements = next(text for text in PROJECT["optional-dependencies"]["gpu"] if text.startswith("vllm"))
     version = of("Dockerfile", "FROM")[0].rpartition(":v")[2].partition("@")[0]
-    assert version in Requirement(wanted).specifier
+    assert version in Requirement(requirements).specifier
 
 
-def test_what_the_gpu_image_installs_depends_on_neither_torch_nor_vllm() -> None:
+def test_packages_of_the_gpu_image_depend_on_neither_torch_nor_vllm() -> None:
     assert '"/src[serve]"' in of("Dockerfile", "RUN")[0]
-    wanted = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]]
-    seen: set[str] = set()
-    while wanted:
-        one = wanted.pop()
-        if one.name in seen:
+    requirements = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]]
+    names: set[str] = set()
+    while requirements:
+        one = requirements.pop()
+        if one.name in names:
             continue
-        seen.add(one.name)
-        wanted += [
+        names.add(one.name)
+        requirements += [
             other
             for other in map(Requirement, requires(one.name) or [])
             if other.marker is None or any(other.marker.evaluate({"extra": extra}) for extra in one.extras | {""})
         ]
-    assert {"openai", "pydantic"} <= seen  # the walk went somewhere
-    assert {name for name in seen if re.match("torch|vllm|nvidia|triton", name)} == set()
+    assert {"openai", "pydantic"} <= names  # the walk followed dependencies
+    assert {name for name in names if re.match("torch|vllm|nvidia|triton", name)} == set()
 
 
-def test_the_cpu_image_installs_the_lock_and_nothing_else() -> None:
+def test_the_cpu_image_installs_only_the_lock() -> None:
     runs = " ; ".join(of("Dockerfile.cpu", "RUN"))
     assert "uv pip sync --no-cache --require-hashes --compile-bytecode /src/locks/cpu.txt" in runs
     assert "uv pip install --no-cache --no-deps --compile-bytecode --build-constraint /src/locks/dev.txt /src" in runs
@@ -167,10 +167,10 @@ def test_the_cpu_image_installs_the_lock_and_nothing_else() -> None:
 
 class _Health(http.server.BaseHTTPRequestHandler):
     status: ClassVar[int] = 200
-    asked: ClassVar[list[str]] = []
+    paths: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.paths.append(self.path)
         self.send_response(self.status)
         self.end_headers()
 
@@ -178,7 +178,7 @@ class _Health(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_the_health_check_tells_ready_from_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_health_check_reports_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = {of(name, "HEALTHCHECK")[-1] for name in DOCKERFILES}
     assert len(checks) == 1
     options, _, command = checks.pop().partition(" CMD ")
@@ -196,18 +196,18 @@ def test_the_health_check_tells_ready_from_not(monkeypatch: pytest.MonkeyPatch) 
         probed.shutdown()
     refused = subprocess.run([sys.executable, "-I", "-S", flag, here], stderr=subprocess.DEVNULL).returncode
     assert (answers, bool(refused)) == ([0, 1], True)
-    assert set(_Health.asked) == {"/health/ready"}
+    assert set(_Health.paths) == {"/health/ready"}
 
 
-def test_compose_is_valid_by_the_schema_of_its_specification() -> None:
+def test_compose_matches_its_schema() -> None:
     if importlib.util.find_spec("check_jsonschema") is None:
-        pytest.skip("no check-jsonschema here")
+        pytest.skip("check-jsonschema not found")
     schema = ["-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([sys.executable, *schema, DEPLOY / "compose.yaml"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = subprocess.run([sys.executable, *schema, DEPLOY / "compose.yaml"], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
-def test_compose_serves_the_loopback_of_the_host_and_nobody_else() -> None:
+def test_compose_serves_only_the_loopback_of_the_host() -> None:
     for service in services().values():
         assert service["network_mode"] == "host" and "ports" not in service
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
@@ -218,7 +218,7 @@ def test_compose_serves_the_loopback_of_the_host_and_nobody_else() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "cpu"])
-def test_compose_gives_a_server_what_vllm_needs(name: str) -> None:
+def test_compose_grants_what_vllm_needs(name: str) -> None:
     service = services()[name]
     assert service["profiles"] == [name] and service["image"] == f"pedcxr:{name}"
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
@@ -230,7 +230,7 @@ def test_compose_gives_a_server_what_vllm_needs(name: str) -> None:
     assert "environment" not in service and service["env_file"] == [{"path": "pedcxr.env", "required": False}]
 
 
-def test_compose_gives_the_gpu_and_the_model_of_the_example_configuration() -> None:
+def test_compose_mounts_the_example_configuration() -> None:
     service = services()["gpu"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
@@ -252,32 +252,32 @@ def test_prometheus_scrapes_the_admin_port() -> None:
 def test_prometheus_accepts_its_file() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("no promtool here; Debian has it in the package prometheus")
-    done = subprocess.run([promtool, "check", "config", DEPLOY / "prometheus.yml"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+        pytest.skip("promtool not found; install the Debian package prometheus")
+    completed = subprocess.run([promtool, "check", "config", DEPLOY / "prometheus.yml"], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
-        pytest.skip("no systemd-analyze here")
-    copy = tmp_path / "pedcxr.service"  # what it starts must exist to be verified
+        pytest.skip("systemd-analyze not found")
+    copy = tmp_path / "pedcxr.service"  # systemd-analyze requires that the program exists
     text = (DEPLOY / "pedcxr.service").read_text()
     copy.write_text(text.replace(Path(command_lines()["systemd"][0]).as_posix(), sys.executable))
-    done = subprocess.run([analyze, "verify", "--man=no", copy], capture_output=True, text=True)
-    assert [line for line in done.stderr.splitlines() if "pedcxr" in line] == []
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run([analyze, "verify", "--man=no", copy], capture_output=True, text=True)
+    assert [line for line in completed.stderr.splitlines() if "pedcxr" in line] == []
+    assert completed.returncode == 0, completed.stderr
 
 
-def test_the_unit_stops_in_order_and_starts_again_only_what_may_be_mended() -> None:
+def test_the_unit_does_not_restart_after_configuration_errors() -> None:
     service = unit()["Service"]
     assert service["Type"] == "exec" and service["KillMode"] == "mixed" and service["Restart"] == "on-failure"
     assert seconds(service["TimeoutStopSec"]) >= STOP_S
-    hopeless = {ConfigError.exit_code, CheckpointError.exit_code}
-    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == hopeless
+    permanent = {ConfigError.exit_code, CheckpointError.exit_code}
+    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == permanent
 
 
-def test_the_unit_has_a_private_folder_for_the_socket() -> None:
+def test_the_unit_has_a_private_socket_folder() -> None:
     service = unit()["Service"]
     assert service["User"] not in ("", "root")
     assert service["RuntimeDirectoryMode"] == "0700"  # runtime.socket_folder takes no other
@@ -286,16 +286,16 @@ def test_the_unit_has_a_private_folder_for_the_socket() -> None:
     assert service["EnvironmentFile"].startswith("-/etc/pedcxr/")
 
 
-def test_the_unit_is_closed_but_not_to_cuda() -> None:
+def test_the_unit_is_hardened_but_allows_cuda() -> None:
     service = unit()["Service"]
     assert {service[key] for key in ("NoNewPrivileges", "ProtectHome", "PrivateTmp")} == {"yes"}
     assert service["ProtectSystem"] == "strict" and service["CapabilityBoundingSet"] == ""
-    # ProtectClock implies DeviceAllow=char-rtc, and with that every other device is closed.
+    # ProtectClock implies DeviceAllow=char-rtc, which denies every other device.
     breaking = {"MemoryDenyWriteExecute", "PrivateDevices", "ProtectClock", "DeviceAllow", "DevicePolicy", "ProcSubset"}
     assert breaking.isdisjoint(service)
 
 
-def test_the_readme_tells_what_each_file_is_for() -> None:
+def test_the_readme_describes_each_file() -> None:
     text = (DEPLOY / "README.md").read_text()
     files = {file.name for file in DEPLOY.iterdir() if file.name[0] != "." and file.suffix not in (".md", ".env")}
     assert {name for name in files if f"`{name}`" not in text} == set()

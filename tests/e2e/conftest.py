@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: a server on the demo checkpoint, phantoms on disk, reference tokens."""
+"""Fixtures of the end-to-end tests: servers on the demo checkpoint, phantoms on disk, reference tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import openai
 import pytest
 
 from pedcxr_client.films.age import Age
-from pedcxr_client.request import prompts as prompt
+from pedcxr_client.request import prompts
 from pedcxr_serve.demo import CHECKPOINT, drawing
 from pedcxr_serve.gateway.accounting import audit
-from pedcxr_serve.gateway.auth import api_keys as keys
+from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
 from tests.benchmarks.local_server import LocalServer, server
 from tests.support.live_server import FILMS, family, title
@@ -28,19 +28,19 @@ UNSEEN = 9_000_000  # training and its own evaluation draw from lower seeds
 
 @dataclass(frozen=True)
 class Study:
-    """A film on disk and the prompt that goes with it."""
+    """A film on disk and its prompt."""
 
     film: Path
     prompt: str
 
     def messages(self) -> list:
         url = "data:image/png;base64," + base64.b64encode(self.film.read_bytes()).decode()
-        return prompt.messages(self.prompt, url)
+        return prompts.messages(self.prompt, url)
 
 
 @pytest.fixture(scope="session")
 def running() -> Iterator[LocalServer]:
-    """The one server that most tests share."""
+    """Return the server that most tests share."""
     with server() as ready:
         yield ready
 
@@ -58,11 +58,11 @@ tokens_per_day = 100
 
 @dataclass(frozen=True)
 class Teams:
-    """A server with tenants, everything told at DEBUG, and its files.
+    """A server with tenants that logs at DEBUG, and its files.
 
     Attributes:
-        keys: by tenant.
-        folder: holds tenants.toml, usage.sqlite and audit.jsonl.
+        keys: API keys by tenant.
+        folder: Holds tenants.toml, usage.sqlite and audit.jsonl.
     """
 
     server: LocalServer
@@ -80,20 +80,20 @@ class Teams:
 
 @pytest.fixture(scope="session")
 def shared_by_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teams]:
-    """The one server of all tests of tenants; blocks of 32, so that a film and its prompt fill some."""
+    """Return the server of all tenant tests; its KV blocks hold 32 tokens, so that one film and prompt fill several."""
     folder = tmp_path_factory.mktemp("teams")
     path = folder / "tenants.toml"
     path.write_text(TEAMS)
-    made = {name: keys.new(path, name) for name in ("ward", "clinic", "narrow", "small")}
+    tenant_keys = {name: api_keys.new(path, name) for name in ("ward", "clinic", "narrow", "small")}
     secret = os.urandom(32).hex()
     flags = ("--tenants", str(path), "--audit-log", str(folder / "audit.jsonl"), "--log-level", "debug")
     with server(*flags, "--block-size", "32", env={audit.KEY_VARIABLE: secret}) as ready:
-        yield Teams(ready, made, folder, secret)
+        yield Teams(ready, tenant_keys, folder, secret)
 
 
 @pytest.fixture(scope="session")
 def engine(shared_by_two: Teams) -> Iterator[httpx.Client]:
-    """The way past the gateway, which only the server's own user has: the private socket."""
+    """Return a client of the engine's private socket, which bypasses the gateway."""
     [path] = {
         words[words.index("--uds") + 1]
         for pid in family(shared_by_two.server.process.pid)
@@ -107,47 +107,47 @@ def engine(shared_by_two: Teams) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def ending(shared_by_two: Teams) -> Teams:
-    """The same, for the tests that end it, which run last."""
+    """Return the same server to tests that stop it; they run last."""
     return shared_by_two
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the server of tenants last, and of them last those that end it: no more than two engines at once."""
+    """Run tenant tests last, and those that stop the server at the very end: at most two engines run at once."""
     items.sort(key=lambda item: sum(name in getattr(item, "fixturenames", ()) for name in ("shared_by_two", "ending")))
 
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Study]:
-    """Phantoms that training never saw."""
+    """Return phantoms that are not in the training set."""
     folder = tmp_path_factory.mktemp("phantoms")
     studies = []
     for seed in range(UNSEEN, UNSEEN + PHANTOMS):
         case = drawing.sample(seed)
         film = folder / f"{seed}.png"
         film.write_bytes(drawing.encode_png(drawing.render(case, seed)))
-        studies.append(Study(film, prompt.card(case.age, case.sex)))
+        studies.append(Study(film, prompts.card(case.age, case.sex)))
     return studies
 
 
 @pytest.fixture(scope="session")
 def children() -> list[Study]:
-    """The real films of children, each opaque and 8-bit."""
+    """Return the real films of children, each opaque and 8-bit."""
     if not FILMS.is_dir():
-        pytest.skip(f"the real films are not here ({FILMS})")
-    # A prompt that is right for none of them in particular: parity, not medicine, is asked for.
-    words = prompt.card(Age(9, "Y"), "F")
+        pytest.skip(f"real films not found ({FILMS})")
+    # One prompt for all: this data set tests parity with transformers, not medicine.
+    words = prompts.card(Age(9, "Y"), "F")
     return [Study(film, words) for film in sorted(FILMS.glob("*.png"))]
 
 
 def reference(studies: Sequence[Study]) -> list[list[int]]:
-    """Token ids that the model card's own code writes of them."""
+    """Return the token ids that the model card's own code generates."""
     return transformers_baseline.ask(
         CHECKPOINT, [transformers_baseline.Question(str(study.film), study.prompt) for study in studies]
     ).ids
 
 
 def served(url: str, studies: Sequence[Study], in_flight: int) -> list[openai.types.chat.ChatCompletion]:
-    """What a server writes of them, with at most ``in_flight`` requests at once."""
+    """Return the server's completions, with at most ``in_flight`` concurrent requests."""
 
     async def all_of_them() -> list[openai.types.chat.ChatCompletion]:
         gate = asyncio.Semaphore(in_flight)
@@ -165,6 +165,6 @@ def served(url: str, studies: Sequence[Study], in_flight: int) -> list[openai.ty
 
 
 def token_ids(completion: openai.types.chat.ChatCompletion) -> list[int]:
-    """The answer's tokens without the one that ends it."""
+    """Return the completion's token ids without the end-of-turn token."""
     ids: list[int] = completion.choices[0].token_ids  # type: ignore[attr-defined]
     return ids[:-1] if completion.choices[0].finish_reason == "stop" else ids

@@ -49,6 +49,18 @@ def held_still(pid: int) -> Iterator[None]:
         os.kill(core, signal.SIGCONT)
 
 
+def shared_memory(pids: set[int]) -> set[Path]:
+    """Return the files in /dev/shm that any of the processes has mapped."""
+    paths = set()
+    for pid in pids:
+        try:
+            maps = Path(f"/proc/{pid}/maps").read_text()
+        except OSError:
+            continue
+        paths |= {Path(line.split(maxsplit=5)[5]) for line in maps.splitlines() if " /dev/shm/" in line}
+    return {path for path in paths if path.exists()}
+
+
 def listening(pids: set[int]) -> list[str]:
     """Addresses, as /proc/net/tcp writes them, on which any of the processes listens."""
     sockets = set()

@@ -1,9 +1,8 @@
-"""Starts that must fail, ends that must be clean, and an engine that dies."""
+"""Starts that must fail, stops that must leave nothing behind, and engines that die."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -11,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -22,20 +22,30 @@ from tests.benchmarks.local_server import LocalServer, server
 from tests.e2e.conftest import Study, reference, served, token_ids
 from tests.e2e.engine.test_parity import other_ages
 from tests.support.flat_checkpoint import save_flat
-from tests.support.live_server import COMMAND, alive, family, title
+from tests.support.live_server import COMMAND, alive, family, shared_memory, title
 
 pytestmark = pytest.mark.slow
 
 PREFIXED = 40
 
 
-OURS = re.compile(r"pedcxr-|vllm|torch|psm_|sem\.|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-"""How the files begin that a server, vLLM or torch may make in /tmp and /dev/shm; others belong to other programs."""
+@dataclass(frozen=True)
+class Traces:
+    """The processes, temporary files and shared memory of a running server."""
 
+    pids: set[int]
+    shared_memory: set[Path]
+    temporary: Path
 
-def leftovers() -> set[str]:
-    """Names where a server could leave something behind."""
-    return {path.name for folder in ("/tmp", "/dev/shm") for path in Path(folder).iterdir() if OURS.match(path.name)}
+    @classmethod
+    def of(cls, running: LocalServer) -> Traces:
+        pids = family(running.process.pid)
+        return cls(pids, shared_memory(pids), running.temporary)
+
+    def left(self) -> list[object]:
+        """Return what remains after the server has stopped; its TMPDIR belongs to it alone."""
+        files = [*self.temporary.iterdir(), *(path for path in self.shared_memory if path.exists())]
+        return [*alive(self.pids), *files]
 
 
 def start(*flags: str, env: dict[str, str] | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -51,7 +61,7 @@ def start(*flags: str, env: dict[str, str] | None = None, timeout: float = 60) -
 
 @contextmanager
 def launched(*flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that has been started, ready or not; killed at the end if the test did not end it."""
+    """Start a server without waiting until it is ready; kill it at the end if it still runs."""
     command = [COMMAND, "start", "--port", "0", "--admin-port", "0", *flags]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -63,7 +73,7 @@ def launched(*flags: str) -> Iterator[subprocess.Popen[bytes]]:
 def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, f"condition not met within {seconds:g} s"
         time.sleep(0.1)
 
 
@@ -72,17 +82,15 @@ def reachable(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_sigint_ends_everything_and_leaves_nothing(phantoms: list[Study], tmp_path: Path) -> None:
-    """On a flat-named copy of the checkpoint and blocks of 32, so that cached prefixes end inside images."""
+def test_sigint_leaves_nothing_behind(phantoms: list[Study], tmp_path: Path) -> None:
+    """Uses a flat-named copy of the checkpoint and blocks of 32 tokens, so that cached prefixes end inside images."""
     folder = save_flat(tmp_path / "flat")
-    before = leftovers()
     with server("--model", str(folder), "--served-name", "pedcxr-demo", "--block-size", "32") as running:
-        pids = family(running.process.pid)
-        assert len(pids) > 2
         _cached_prefix_inside_the_image(running, phantoms)
+        traces = Traces.of(running)
+        assert len(traces.pids) > 2 and traces.shared_memory and [*traces.temporary.iterdir()]
         assert running.stop(signal.SIGINT) == 0
-    assert alive(pids) == set()
-    assert leftovers() - before == set()
+        assert traces.left() == []
 
 
 def _cached_prefix_inside_the_image(running: LocalServer, phantoms: list[Study]) -> None:
@@ -97,52 +105,48 @@ def _cached_prefix_inside_the_image(running: LocalServer, phantoms: list[Study])
     assert [token_ids(answer) for answer in served(running.url, again, 1)] == expected
 
 
-def test_an_engine_that_dies_is_started_again() -> None:
-    """And, once no restart is left, takes the server down. `make drill` does it ten times."""
-    before = leftovers()
+def test_a_dead_engine_is_restarted() -> None:
+    """`make drill` does this ten times."""
     with server("--restart-wait-s", "1") as running:
-        [one] = kill_drill.rounds(running, 1)
-        print(one.row(1))
-        assert one.failures == []
+        [result] = kill_drill.rounds(running, 1)
+        print(result.row(1))
+        assert result.failures == []
         metrics = httpx.get(running.metrics_url).text
         assert 'pedcxr_engine_restarts_total{reason="ended"} 1.0' in metrics
-        pids = family(running.process.pid)
+        traces = Traces.of(running)
         assert running.stop(signal.SIGTERM) == 0
-    assert alive(pids) == set()
-    assert leftovers() - before == set()
+        assert traces.left() == []
 
 
-def test_an_engine_that_dies_takes_the_server_down_if_so_wanted() -> None:
-    before = leftovers()
+def test_without_restarts_a_dead_engine_stops_the_server() -> None:
     with server("--restarts", "0") as running:
-        pids = family(running.process.pid)
-        [engine] = [pid for pid in pids if "EngineCore" in title(pid)]
+        traces = Traces.of(running)
+        [engine] = [pid for pid in traces.pids if "EngineCore" in title(pid)]
         os.kill(engine, signal.SIGKILL)
         assert running.process.wait(60) == 4
         assert "the engine ended by itself" in running.log.read_text()
         assert "engine | " in running.log.read_text()
-    assert alive(pids) == set()
-    assert leftovers() - before == set()
+        assert traces.left() == []
 
 
-def test_a_server_killed_outright_takes_its_engine_with_it() -> None:
+def test_the_engine_dies_with_a_killed_server() -> None:
     with launched() as process:
         until(lambda: len(family(process.pid)) > 1)
-        time.sleep(3)  # the child asks for the parent's death signal once Python runs in it
+        time.sleep(3)  # the child requests the parent-death signal (prctl) once Python runs in it
         pids = family(process.pid)
         process.kill()
         process.wait()
         until(lambda: not alive(pids))
 
 
-def test_a_flag_that_vllm_does_not_know() -> None:
-    done = start("--", "--no-such-flag", timeout=120)
-    assert done.returncode == 4
-    assert "--no-such-flag" in done.stderr
-    assert "Traceback" not in done.stderr.rpartition("pedcxr-serve:")[2]
+def test_a_flag_unknown_to_vllm() -> None:
+    completed = start("--", "--no-such-flag", timeout=120)
+    assert completed.returncode == 4
+    assert "--no-such-flag" in completed.stderr
+    assert "Traceback" not in completed.stderr.rpartition("pedcxr-serve:")[2]
 
 
-def test_stopping_while_it_loads() -> None:
+def test_sigterm_during_start_up() -> None:
     with launched() as process:
         until(lambda: len(family(process.pid)) > 1)
         pids = family(process.pid)
@@ -151,16 +155,16 @@ def test_stopping_while_it_loads() -> None:
     assert alive(pids) == set()
 
 
-def test_ports_in_use_are_told_at_once(running: LocalServer) -> None:
+def test_a_port_in_use_fails_immediately(running: LocalServer) -> None:
     port = running.root.rpartition(":")[2]
     for flags in (("--port", port), ("--port", "0", "--admin-port", port)):
-        begun = time.monotonic()
-        done = subprocess.run([COMMAND, "start", *flags], capture_output=True, text=True, timeout=30, check=False)
-        assert (done.returncode, port in done.stderr) == (2, True)
-        assert time.monotonic() - begun < 5
+        start_time = time.monotonic()
+        completed = subprocess.run([COMMAND, "start", *flags], capture_output=True, text=True, timeout=30, check=False)
+        assert (completed.returncode, port in completed.stderr) == (2, True)
+        assert time.monotonic() - start_time < 5
 
 
-def test_a_second_start_on_the_same_socket_folder(tmp_path: Path) -> None:
+def test_a_second_server_on_the_same_socket_folder_fails(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with launched("--socket-dir", str(folder)) as first:
         until(lambda: (folder / "lock").exists())
@@ -181,25 +185,25 @@ def test_a_second_start_on_the_same_socket_folder(tmp_path: Path) -> None:
         (("--config", "/no/such/file.toml"), {}, "cannot be read"),
     ],
 )
-def test_wrong_settings_are_told_at_once(flags: tuple[str, ...], env: dict[str, str], words: str) -> None:
-    done = start(*flags, env=env)
-    assert (done.returncode, words in done.stderr) == (2, True), done.stderr
-    assert "Traceback" not in done.stderr
+def test_invalid_settings_fail_immediately(flags: tuple[str, ...], env: dict[str, str], words: str) -> None:
+    completed = start(*flags, env=env)
+    assert (completed.returncode, words in completed.stderr) == (2, True), completed.stderr
+    assert "Traceback" not in completed.stderr
 
 
-def test_a_checkpoint_that_cannot_be_served(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(CHECKPOINT, folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    done = start("--model", str(folder))
-    assert (done.returncode, "model.safetensors" in done.stderr) == (3, True)
+    completed = start("--model", str(folder))
+    assert (completed.returncode, "model.safetensors" in completed.stderr) == (3, True)
     check = subprocess.run([COMMAND, "check", "--model", str(folder)], capture_output=True, text=True, check=False)
     assert (check.returncode, "model.safetensors" in check.stdout) == (3, True)
 
 
-def test_clients_wait_while_it_loads() -> None:
-    """A server that loads answers 503 and says what it is doing; it never refuses a connection."""
+def test_clients_get_503_during_start_up() -> None:
+    """A server that is starting answers 503 with its stage and never refuses a connection."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with launched("--port", str(port)) as process:

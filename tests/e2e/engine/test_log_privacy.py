@@ -1,4 +1,4 @@
-"""What a request holds appears nowhere but in its answer: planted, in every place a client can write, at DEBUG."""
+"""Request content appears only in its response: identifiers are planted wherever a client can write, at DEBUG."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import socket
 import sqlite3
 import struct
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,8 +35,8 @@ def film() -> Film:
 
 
 @pytest.fixture(scope="module")
-def told(shared_by_two: Teams, film: Film) -> dict[str, bytes]:
-    """All that anybody but the asker can read, after everything was asked."""
+def outputs(shared_by_two: Teams, film: Film) -> dict[str, bytes]:
+    """Return every output of the server by name, after all requests below were data."""
     with shared_by_two.client("ward") as client:
         for headers, content in good(film):
             answer = client.post(CHAT, content=content, headers=headers)
@@ -45,8 +44,8 @@ def told(shared_by_two: Teams, film: Film) -> dict[str, bytes]:
         for content, status in bad(film):
             answer = client.post(CHAT, content=content, headers={"X-Request-Id": "refused", "Cookie": NAME})
             assert answer.status_code == status, (content[:200], answer.text)
-        for asked in posing(film):
-            assert client.post(CHAT, json=asked).status_code in (200, 400)
+        for payload in with_model_tokens(film):
+            assert client.post(CHAT, json=payload).status_code in (200, 400)
         statuses = [client.post(CHAT, json=body({"type": "image_url", "image_url": {"url": url}})) for url in dicoms()]
         assert {answer.status_code for answer in statuses} - {400} == {200, 422}
         for path in (f"/{NAME}", f"/v1/models?patient={NAME}", f"/v1/chat/completions/{NAME}"):
@@ -54,9 +53,9 @@ def told(shared_by_two: Teams, film: Film) -> dict[str, bytes]:
         client.post(CHAT, json=film.body(), headers={"Authorization": f"Bearer {NAME}"})
         client.post(CHAT, json=film.body(), headers={"Authorization": f"Basic {NAME}"})
         client.post(CHAT, json=film.body(), headers={"X-Request-Id": f"{NAME}^^", "Content-Encoding": NAME})
-    broken_off(shared_by_two, film)
-    left(shared_by_two, film)
-    with shared_by_two.client("ward") as client:  # the last to be written, so all before it are
+    send_cut_off_requests(shared_by_two, film)
+    disconnect_in_flight(shared_by_two, film)
+    with shared_by_two.client("ward") as client:  # written last: all earlier lines are complete
         assert client.post(CHAT, json=film.body(), headers={"X-Request-Id": "the-last"}).status_code == 200
     log = shared_by_two.server.log
     lines = shared_by_two.folder / "audit.jsonl"
@@ -66,9 +65,9 @@ def told(shared_by_two: Teams, film: Film) -> dict[str, bytes]:
 
 
 def good(film: Film) -> Iterator[tuple[dict[str, str], bytes]]:
-    """Requests that are answered."""
+    """Yield requests that get a report."""
     system = {"role": "system", "content": f"You report films of {NAME}."}
-    for asked in (
+    for payload in (
         film.body(user=NAME),
         film.body(stream=True, stop=[NAME]),
         film.body(logprobs=True, top_logprobs=2, return_token_ids=True),
@@ -78,13 +77,13 @@ def good(film: Film) -> Iterator[tuple[dict[str, str], bytes]]:
         body(film.part(image_url={"url": marked_tiff(film)}), words=WORDS, max_tokens=8),
         body(words=WORDS, max_tokens=4),
     ):
-        yield {"X-Request-Id": "answered"}, json.dumps(asked).encode()
+        yield {"X-Request-Id": "answered"}, json.dumps(payload).encode()
 
 
 def bad(film: Film) -> Iterator[tuple[bytes, int]]:
-    """Requests that the gateway or the engine refuses, each with its status."""
+    """Yield requests that the gateway or the engine refuses, with the expected status."""
     whole = film.body()
-    for asked, status in (
+    for payload, status in (
         (whole | {"model": NAME}, 404),
         (whole | {NAME: 1}, 400),
         (whole | {"uuid": NAME}, 400),
@@ -93,7 +92,7 @@ def bad(film: Film) -> Iterator[tuple[bytes, int]]:
         (whole | {"response_format": {"type": NAME}}, 400),
         (body(film.part(), film.part(), words=WORDS), 400),
         (body(film.part(), words=WORDS * 2000), 400),
-        (body(film.part(), words=WORDS * 80), 400),  # over the model's context: the engine's to refuse
+        (body(film.part(), words=WORDS * 80), 400),  # longer than the model's context: refused by the engine
         (body(film.part(image_url={"url": f"https://example.org/{NAME}.png"})), 400),
         (body(film.part(image_url={"url": f"file:///{NAME}.png"})), 400),
         (body(film.part(image_url={"url": data_url(NAME.encode() * 9)})), 400),
@@ -103,7 +102,7 @@ def bad(film: Film) -> Iterator[tuple[bytes, int]]:
         ({"messages": [{"role": "assistant", "content": WORDS}, {"role": "assistant", "content": WORDS}]}, 400),
         ({"messages": WORDS}, 400),
     ):
-        yield json.dumps(asked).encode(), status
+        yield json.dumps(payload).encode(), status
     yield f'{{"messages": "{WORDS}'.encode(), 400
     yield f'{{"{NAME}": NaN}}'.encode(), 400
     yield f'{{"{NAME}": 1, "{NAME}": 1}}'.encode(), 400
@@ -112,8 +111,8 @@ def bad(film: Film) -> Iterator[tuple[bytes, int]]:
     yield b'{"x": "' + NAME.encode() * 1_200_000 + b'"}', 413
 
 
-def posing(film: Film) -> Iterator[dict[str, object]]:
-    """Texts that spell the model's own marks of films and turns, with fewer, as many and more films than marks."""
+def with_model_tokens(film: Film) -> Iterator[dict[str, object]]:
+    """Yield texts that contain the model's image and turn tokens, with fewer, equal and more tokens than images."""
     for marks in (
         "<start_of_image>",
         "<image_soft_token>" * 64,
@@ -128,7 +127,7 @@ def posing(film: Film) -> Iterator[dict[str, object]]:
 
 
 def dicoms() -> Iterator[str]:
-    """Films with the child's header: whole, malformed in many elements, refused for many reasons."""
+    """Yield films with identifiers in the header: valid, malformed, and refused for different reasons."""
     dicom_maker = pytest.importorskip("tests.support.dicom_maker", reason="needs pydicom")
     child = {"PatientName": NAME, "PatientID": "00481516", "StudyDescription": WORDS, "StudyID": NAME[:16]}
     for more in (
@@ -150,23 +149,23 @@ def dicoms() -> Iterator[str]:
     yield data_url(data[:132] + NAME.encode() * 9, "application/dicom")
 
 
-def broken_off(teams: Teams, film: Film) -> None:
-    """A client that hangs up amid its body, and one that speaks no HTTP."""
-    for sent in (
+def send_cut_off_requests(teams: Teams, film: Film) -> None:
+    """Send a body that is cut off, and bytes that are not HTTP."""
+    for data in (
         head(teams, "cut", 90_000) + json.dumps(film.body()).encode()[:5000],
         f"{NAME} / HTTP/1.1\r\n\r\n".encode(),
         f"GET / HTTP/1.1\r\n{NAME} {NAME}\r\n\r\n".encode(),
     ):
-        with dialled(teams) as plug:
-            plug.sendall(sent)
+        with connect(teams) as connection:
+            connection.sendall(data)
 
 
-def left(teams: Teams, film: Film) -> None:
-    """A client that hangs up while the engine has its request."""
-    asked = json.dumps(film.body(stream=True)).encode()
+def disconnect_in_flight(teams: Teams, film: Film) -> None:
+    """Disconnect while the engine holds the request."""
+    payload = json.dumps(film.body(stream=True)).encode()
     with held_still(teams.server.process.pid):
-        with dialled(teams) as plug:
-            plug.sendall(head(teams, "left", len(asked)) + asked)
+        with connect(teams) as connection:
+            connection.sendall(head(teams, "left", len(payload)) + payload)
             eventually(lambda: "pedcxr_requests_in_flight 1.0" in teams.metrics())
         eventually(lambda: "pedcxr_requests_in_flight 0.0" in teams.metrics())
 
@@ -176,20 +175,20 @@ def head(teams: Teams, request_id: str, length: int) -> bytes:
     return "\r\n".join((f"POST {CHAT} HTTP/1.1", *lines, f"Content-Length: {length}", "", "")).encode()
 
 
-def dialled(teams: Teams) -> socket.socket:
+def connect(teams: Teams) -> socket.socket:
     host, port = teams.server.root.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=60)
 
 
 def marked_png(film: Film) -> str:
-    """The film with the name in its text chunks, as scanners' exporters write it."""
+    """Return the film with the name in PNG text chunks, as exporters of scanners write it."""
     info = PngImagePlugin.PngInfo()
     info.add_text("PatientName", NAME)
     info.add_itxt("Comment", WORDS)
     out = io.BytesIO()
     Image.open(io.BytesIO(film.png)).save(out, "PNG", pnginfo=info)
     data = out.getvalue()
-    strange = b"naMe" + NAME.encode()  # a chunk that no decoder knows
+    strange = b"naMe" + NAME.encode()  # a chunk type unknown to decoders
     chunk = struct.pack(">I", len(strange) - 4) + strange + struct.pack(">I", zlib.crc32(strange))
     return data_url(data[:-12] + chunk + data[-12:])
 
@@ -205,7 +204,7 @@ def data_url(data: bytes, kind: str = "image/png") -> str:
 
 
 def places(teams: Teams) -> Iterator[tuple[str, bytes]]:
-    """Every output of the server and its processes."""
+    """Yield every output of the server and its processes."""
     yield "log of launcher, gateway and engine", teams.server.log.read_bytes()
     yield "/metrics", teams.metrics().encode()
     yield "/usage", httpx.get(teams.server.metrics_url.replace("metrics", "usage")).content
@@ -217,23 +216,23 @@ def places(teams: Teams) -> Iterator[tuple[str, bytes]]:
                 yield f"{name} of {pid}", Path(f"/proc/{pid}/{name}").read_bytes()
             except OSError:
                 continue
-    for path in Path(tempfile.gettempdir()).glob("pedcxr-*/*"):
+    for path in teams.server.temporary.glob("pedcxr-*/*"):
         if path.is_file():
             yield str(path), path.read_bytes()
 
 
-def test_nothing_of_a_request_is_told(told: dict[str, bytes], film: Film, shared_by_two: Teams) -> None:
+def test_no_output_contains_request_content(outputs: dict[str, bytes], film: Film, shared_by_two: Teams) -> None:
     fragments = [film.url[at : at + 24] for at in range(22, len(film.url) - 24, 997)]
     sentences = [line for line in film.report.split(". ") if len(line) > 12]
     assert len(fragments) > 10 and len(sentences) > 2
     keys = list(shared_by_two.keys.values())
-    found = {
+    leaks = {
         (place, what)
-        for place, text in told.items()
+        for place, text in outputs.items()
         for what in (*PLANTED, *fragments, *sentences, *keys, base64.b64encode(NAME.encode()).decode()[:20])
         if what.encode() in text or what.lower().encode() in text
     }
-    assert found == set(), "\n".join(context(told[place], what) for place, what in found)
+    assert leaks == set(), "\n".join(context(outputs[place], what) for place, what in leaks)
 
 
 def context(text: bytes, what: str) -> str:
@@ -241,17 +240,17 @@ def context(text: bytes, what: str) -> str:
     return text[max(0, at - 200) : at + 100].decode(errors="replace")
 
 
-def test_the_places_are_the_right_ones(told: dict[str, bytes], shared_by_two: Teams) -> None:
-    """Each was written to by these very requests."""
-    log = told["log of launcher, gateway and engine"].decode()
+def test_every_output_covers_these_requests(outputs: dict[str, bytes], shared_by_two: Teams) -> None:
+    """Control: each output was written while these requests ran."""
+    log = outputs["log of launcher, gateway and engine"].decode()
     for request_id in ("answered", "refused", "left", "the-last"):
         assert f"request {request_id}: POST {CHAT}, ward, " in log
     assert "engine | " in log and " DEBUG " in log
     assert "create_error_response called with (withheld): (withheld)" in log
     assert "POST /v1/chat/completions" in log
-    assert 'pedcxr_tenant_requests_total{outcome="ok",tenant="ward"}' in told["/metrics"].decode()
-    assert '"ward"' in told["/usage"].decode()
-    entries = [json.loads(line) for line in told["audit.jsonl"].splitlines()]
+    assert 'pedcxr_tenant_requests_total{outcome="ok",tenant="ward"}' in outputs["/metrics"].decode()
+    assert '"ward"' in outputs["/usage"].decode()
+    entries = [json.loads(line) for line in outputs["audit.jsonl"].splitlines()]
     outcomes = {(entry["request_id"], entry["outcome"]) for entry in entries}
     assert {
         ("answered", "ok"),
@@ -263,8 +262,8 @@ def test_the_places_are_the_right_ones(told: dict[str, bytes], shared_by_two: Te
     with sqlite3.connect(f"file:{shared_by_two.folder}/usage.sqlite?mode=ro", uri=True) as base:
         assert base.execute("SELECT count(*) FROM usage WHERE tenant = 'ward'").fetchone()[0] >= 1
     base.close()
-    # By design: the audit key comes from the environment, which the server's own user can read.
-    assert any(shared_by_two.audit_key.encode() in text for name, text in told.items() if name.startswith("environ"))
-    others = [name for name in told if not name.startswith("environ")]
-    assert not any(shared_by_two.audit_key.encode() in told[name] for name in others)
-    assert any(b"EngineCore" in text for name, text in told.items() if name.startswith("cmdline"))
+    # By design: the audit key is read from the environment, which the user of the server can read.
+    assert any(shared_by_two.audit_key.encode() in text for name, text in outputs.items() if name.startswith("environ"))
+    others = [name for name in outputs if not name.startswith("environ")]
+    assert not any(shared_by_two.audit_key.encode() in outputs[name] for name in others)
+    assert any(b"EngineCore" in text for name, text in outputs.items() if name.startswith("cmdline"))

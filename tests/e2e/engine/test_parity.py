@@ -39,8 +39,8 @@ def test_real_films(running: LocalServer, children: list[Study], in_flight: int)
     assert [token_ids(answer) for answer in opaque] == reference(children)
 
 
-def test_the_comparison_can_fail(running: LocalServer, phantoms: list[Study], expected: list[list[int]]) -> None:
-    """With each film under its neighbour's prompt, most reports must differ from the reference."""
+def test_swapped_films_differ(running: LocalServer, phantoms: list[Study], expected: list[list[int]]) -> None:
+    """Control: with the films swapped between prompts, most reports differ from the reference."""
     films = [*phantoms[1:], phantoms[0]]
     swapped = [Study(film.film, study.prompt) for film, study in zip(films, phantoms, strict=True)]
     answers = served(running.url, swapped, 32)
@@ -63,8 +63,8 @@ def test_unseen_phantoms_are_reported_as_drawn(running: LocalServer, tmp_path_fa
     assert exact >= 0.97 * UNSEEN_EXACT
 
 
-def test_age_in_the_prompt_decides(running: LocalServer, tmp_path: object) -> None:
-    """The same film of a wide mediastinum: a normal thymus at three months, abnormal at ten years."""
+def test_the_age_in_the_prompt_changes_the_report(running: LocalServer, tmp_path: object) -> None:
+    """A wide mediastinum is a normal thymus at three months and abnormal at ten years."""
     wide = (drawing.Finding(drawing.Kind.WIDE_MEDIASTINUM),)
     film = tmp_path / "film.png"  # type: ignore[operator]
     film.write_bytes(drawing.encode_png(drawing.render(drawing.Case(None, None, wide), 5)))
@@ -76,7 +76,7 @@ def test_age_in_the_prompt_decides(running: LocalServer, tmp_path: object) -> No
 
 
 def other_ages(studies: list[Study]) -> list[Study]:
-    """The same films with other words after them, so that a cached prefix ends where the words begin, or before."""
+    """Return the films with other prompts, so that a cached prefix ends inside or right after the image."""
     pick = random.Random(0)
     return [
         Study(study.film, prompts.card(Age(pick.randint(1, 17), "Y"), pick.choice(["M", "F", None])))

@@ -1,4 +1,4 @@
-"""An edit of tenants.toml and a SIGHUP to the launcher: in force at once, and nobody's report is lost by it."""
+"""An edit of tenants.toml followed by SIGHUP takes effect at once and loses no report."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from tests.support.phantom_films import CHAT, fresh
 
 pytestmark = pytest.mark.slow
 
-AT_ONCE = 16
+CONCURRENCY = 16
 
 
 @pytest.fixture
 def path(shared_by_two: Teams) -> Iterator[Path]:
-    """tenants.toml, put back afterwards."""
+    """Return the path of tenants.toml; its text is restored afterwards."""
     path = shared_by_two.folder / "tenants.toml"
     text = path.read_text()
     yield path
     path.write_text(text)
-    hang_up(shared_by_two)
-    eventually(lambda: listed(shared_by_two, shared_by_two.keys["ward"]) == 200 and not broken(shared_by_two))
+    send_sighup(shared_by_two)
+    eventually(lambda: models_status(shared_by_two, shared_by_two.keys["ward"]) == 200 and not broken(shared_by_two))
 
 
-def hang_up(teams: Teams) -> None:
+def send_sighup(teams: Teams) -> None:
     teams.server.process.send_signal(signal.SIGHUP)
 
 
-def listed(teams: Teams, key: str) -> int:
-    """The status that the key's owner gets."""
+def models_status(teams: Teams, key: str) -> int:
+    """Return the status of GET /v1/models with this key."""
     return httpx.get(teams.server.url + "/models", headers={"Authorization": f"Bearer {key}"}).status_code
 
 
@@ -47,26 +47,26 @@ def broken(teams: Teams) -> bool:
     return "pedcxr_tenants_broken 1.0" in teams.metrics()
 
 
-def unseen_edit(path: Path, old: str, new: str) -> None:
-    """Of the same length and with the same times, so that nothing but the signal can be why the file is read again."""
+def unnoticed_edit(path: Path, old: str, new: str) -> None:
+    """Edit the file without changing its size or times, so that only the signal can cause a reload."""
     status, text = path.stat(), path.read_text()
     assert text.count(old) == 1 and len(old) == len(new)
     path.write_text(text.replace(old, new))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_key_is_exchanged_under_load(shared_by_two: Teams, path: Path) -> None:
+def test_a_key_is_replaced_under_load(shared_by_two: Teams, path: Path) -> None:
     old, new = shared_by_two.keys["ward"], "pcx-" + secrets.token_urlsafe(32)
-    films = [fresh(kind) for kind in range(AT_ONCE)]
-    with ThreadPoolExecutor(AT_ONCE) as pool, shared_by_two.client("ward") as client:
+    films = [fresh(kind) for kind in range(CONCURRENCY)]
+    with ThreadPoolExecutor(CONCURRENCY) as pool, shared_by_two.client("ward") as client:
         with held_still(shared_by_two.server.process.pid):
             pending = [pool.submit(client.post, CHAT, json=film.body()) for film in films]
-            eventually(lambda: f"pedcxr_requests_in_flight {AT_ONCE}.0" in shared_by_two.metrics(), 30)
-            unseen_edit(path, tenants.digest(old).hex(), tenants.digest(new).hex())
-            assert (listed(shared_by_two, old), listed(shared_by_two, new)) == (200, 401)
-            hang_up(shared_by_two)
-            eventually(lambda: listed(shared_by_two, new) == 200, 2)
-            assert listed(shared_by_two, old) == 401
+            eventually(lambda: f"pedcxr_requests_in_flight {CONCURRENCY}.0" in shared_by_two.metrics(), 30)
+            unnoticed_edit(path, tenants.digest(old).hex(), tenants.digest(new).hex())
+            assert (models_status(shared_by_two, old), models_status(shared_by_two, new)) == (200, 401)
+            send_sighup(shared_by_two)
+            eventually(lambda: models_status(shared_by_two, new) == 200, 2)
+            assert models_status(shared_by_two, old) == 401
             assert not any(one.done() for one in pending)
         texts = [one.result().json()["choices"][0]["message"]["content"] for one in pending]
     assert texts == [film.report for film in films]
@@ -74,10 +74,12 @@ def test_a_key_is_exchanged_under_load(shared_by_two: Teams, path: Path) -> None
 
 def test_a_broken_edit_changes_nothing(shared_by_two: Teams, path: Path) -> None:
     path.write_text(path.read_text().replace("[tenant.clinic]", "[tenant.clinic]\nweight = 'heavy'"))
-    hang_up(shared_by_two)
+    send_sighup(shared_by_two)
     eventually(lambda: broken(shared_by_two), 2)
-    told = [line for line in shared_by_two.server.log.read_text().splitlines() if "tenants kept as they were" in line]
-    assert str(path) in told[-1] and "clinic" in told[-1] and "weight" in told[-1]
+    log_lines = [
+        line for line in shared_by_two.server.log.read_text().splitlines() if "tenants kept as they were" in line
+    ]
+    assert str(path) in log_lines[-1] and "clinic" in log_lines[-1] and "weight" in log_lines[-1]
     for tenant in ("ward", "clinic"):
         with shared_by_two.client(tenant) as client:
             film = fresh()

@@ -1,4 +1,4 @@
-"""DICOM from any language: plain HTTP to a real server, the file as it is."""
+"""DICOM files png_image unchanged over plain HTTP to a real server."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ def grey(case: Case, seed: int = 3) -> np.ndarray:
 
 
 def dicom(case: Case = CASES[1], **elements: Any) -> bytes:
-    """A 12-bit MONOCHROME1 film: nothing but the steps of PS3.3 C.11 gives the picture back."""
+    """Return a 12-bit MONOCHROME1 film that needs all steps of PS3.3 C.11 to be rendered."""
     stored = 4095 - grey(case).astype(np.uint16) * 16
-    shown = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 2048, "WindowWidth": 4096}
-    return dicom_maker.film(stored, **shown | elements)
+    display = {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 2048, "WindowWidth": 4096}
+    return dicom_maker.film(stored, **display | elements)
 
 
 def compressed(case: Case) -> bytes:
-    """The same in JPEG 2000, which the server decodes in a process apart."""
-    made = dcmread(io.BytesIO(dicom(case)))
+    """Return the same film in JPEG 2000, which the server decodes in a worker process."""
+    dataset = dcmread(io.BytesIO(dicom(case)))
     stream = io.BytesIO()
-    Image.fromarray(made.pixel_array).save(stream, "JPEG2000", no_jp2=True)
-    made.file_meta.TransferSyntaxUID = JPEG2000Lossless
-    made.PixelData = encapsulate([stream.getvalue()])
-    made["PixelData"].is_undefined_length = True
-    return dicom_maker.written(made)
+    Image.fromarray(dataset.pixel_array).save(stream, "JPEG2000", no_jp2=True)
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    dataset.PixelData = encapsulate([stream.getvalue()])
+    dataset["PixelData"].is_undefined_length = True
+    return dicom_maker.written(dataset)
 
 
-def asked(data: bytes, kind: str = "application/dicom", **more: object) -> dict[str, object]:
+def payload(data: bytes, kind: str = "application/dicom", **more: object) -> dict[str, object]:
     url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
     return {"messages": prompts.messages(prompts.card(Age(5, "Y"), "F"), url), "return_token_ids": True, **more}
 
@@ -86,24 +86,24 @@ def tokens(answer: httpx.Response) -> list[int]:
 
 @pytest.mark.parametrize("case", CASES, ids=["normal", "right", "left"])
 @pytest.mark.parametrize("kind", ["application/dicom", "application/octet-stream", "image/png"])
-def test_the_report_is_that_of_the_client_s_png(client: httpx.Client, case: Case, kind: str) -> None:
+def test_the_report_equals_that_of_the_clients_png(client: httpx.Client, case: Case, kind: str) -> None:
     data = dicom(case)
-    sent = image.prepare(data)
-    png = client.post(CHAT, json=asked(base64.b64decode(sent.base64), sent.mime))
-    film = client.post(CHAT, json=asked(data, kind))
+    png_image = image.prepare(data)
+    png = client.post(CHAT, json=payload(base64.b64decode(png_image.base64), png_image.mime))
+    film = client.post(CHAT, json=payload(data, kind))
     assert tokens(film) == tokens(png)
     assert film.json()["choices"][0]["message"]["content"] == expected_report.text(case)
 
 
-def test_a_compressed_film_s_report_is_that_of_the_client_s_png(client: httpx.Client) -> None:
+def test_the_report_of_a_compressed_film_equals_that_of_the_clients_png(client: httpx.Client) -> None:
     for data in (compressed(CASES[1]), compressed(CASES[1]), compressed(CASES[2])):
-        sent = image.prepare(data)
-        png = client.post(CHAT, json=asked(base64.b64decode(sent.base64), sent.mime))
-        assert tokens(client.post(CHAT, json=asked(data))) == tokens(png)
+        png_image = image.prepare(data)
+        png = client.post(CHAT, json=payload(base64.b64decode(png_image.base64), png_image.mime))
+        assert tokens(client.post(CHAT, json=payload(data))) == tokens(png)
 
 
-def test_a_stream_of_one(client: httpx.Client) -> None:
-    with client.stream("POST", CHAT, json=asked(dicom(), stream=True)) as answer:
+def test_streamed_dicom(client: httpx.Client) -> None:
+    with client.stream("POST", CHAT, json=payload(dicom(), stream=True)) as answer:
         page = answer.read().decode()
     assert answer.status_code == 200
     assert page.rstrip().endswith("data: [DONE]")
@@ -123,13 +123,13 @@ BLOCKED = {
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", BLOCKED)
-def test_what_is_outside_the_intended_use_is_422(client: httpx.Client, name: str, stream: bool) -> None:
-    elements, status, code, words = BLOCKED[name]
-    planted = {"PatientName": "Popescu^Ana", "PatientID": "4711"}
-    answer = client.post(CHAT, json=asked(dicom(**elements, **planted), stream=stream))
+def test_a_film_outside_the_intended_use_is_422(client: httpx.Client, name: str, stream: bool) -> None:
+    elements, status, code, message = BLOCKED[name]
+    identifiers = {"PatientName": "Popescu^Ana", "PatientID": "4711"}
+    answer = client.post(CHAT, json=payload(dicom(**elements, **identifiers), stream=stream))
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code)
-    assert words in error["message"]
+    assert message in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == "messages[].content[].image_url.url"
     assert not any(secret in answer.text for secret in ("Popescu", "4711"))
@@ -137,46 +137,45 @@ def test_what_is_outside_the_intended_use_is_422(client: httpx.Client, name: str
     assert answer.headers["x-request-id"]
 
 
-def test_dicom_that_is_called_png_and_png_that_is_called_dicom(client: httpx.Client) -> None:
-    """What a film is, its bytes say."""
+def test_the_content_decides_not_the_mime_type(client: httpx.Client) -> None:
     png = drawing.encode_png(drawing.render(CASES[1], 3))
-    assert tokens(client.post(CHAT, json=asked(png, "application/dicom"))) == tokens(
-        client.post(CHAT, json=asked(png, "image/png"))
+    assert tokens(client.post(CHAT, json=payload(png, "application/dicom"))) == tokens(
+        client.post(CHAT, json=payload(png, "image/png"))
     )
-    answer = client.post(CHAT, json=asked(b"\0" * 128 + b"DICM" + b"noise" * 100, "image/png"))
+    answer = client.post(CHAT, json=payload(b"\0" * 128 + b"DICM" + b"noise" * 100, "image/png"))
     assert (answer.status_code, answer.json()["error"]["code"]) in {(422, "film_unreadable"), (422, "film_blocked")}
 
 
-def test_a_plain_image_s_refusal_has_a_word_too(client: httpx.Client) -> None:
-    answer = client.post(CHAT, json=asked(b"hello", "image/png"))
+def test_a_refused_plain_image_has_an_error_code(client: httpx.Client) -> None:
+    answer = client.post(CHAT, json=payload(b"hello", "image/png"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "film_refused")
 
 
-def test_many_at_once_among_plain_ones(client: httpx.Client) -> None:
+def test_concurrent_dicom_and_plain_images(client: httpx.Client) -> None:
     data = dicom(CASES[2])
-    sent = image.prepare(data)
-    bodies = [asked(data), asked(base64.b64decode(sent.base64), sent.mime)] * 8
+    png_image = image.prepare(data)
+    bodies = [payload(data), payload(base64.b64decode(png_image.base64), png_image.mime)] * 8
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda body: tokens(client.post(CHAT, json=body)), bodies))
     assert answers == [answers[0]] * 16
 
 
-def test_nothing_of_a_header_is_logged(running: LocalServer, client: httpx.Client) -> None:
-    client.post(CHAT, json=asked(dicom(PatientName="Popescu^Ana", Modality="Popescu^Ana", StudyDate="Popescu")))
-    spoilt = dicom(PatientName="Popescu^Ana").replace(b"2048", b"Popx")  # the window's centre is no number
-    client.post(CHAT, json=asked(spoilt))
-    assert not any(planted in running.log.read_text() for planted in ("Popescu", "Popx"))
+def test_no_header_value_is_logged(running: LocalServer, client: httpx.Client) -> None:
+    client.post(CHAT, json=payload(dicom(PatientName="Popescu^Ana", Modality="Popescu^Ana", StudyDate="Popescu")))
+    damaged = dicom(PatientName="Popescu^Ana").replace(b"2048", b"Popx")  # WindowCenter is not a number
+    client.post(CHAT, json=payload(damaged))
+    assert not any(identifiers in running.log.read_text() for identifiers in ("Popescu", "Popx"))
 
 
-def test_models_tell_the_checkpoint_s_size_and_revision(client: httpx.Client) -> None:
+def test_models_reports_image_size_and_revision(client: httpx.Client) -> None:
     (model,) = client.get("/v1/models").json()["data"]
     assert model["pedcxr"] == {"image_size": [224, 224], "revision": revision.of(Path(CHECKPOINT)), "demo": True}
 
 
-def test_the_page_s_example(running: LocalServer, tmp_path: Path) -> None:
+def test_the_example_in_the_docs(running: LocalServer, tmp_path: Path) -> None:
     page = (ROOT / "docs/films.md").read_text()
     [example] = [block for block in re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "curl" in block]
     (tmp_path / "film.dcm").write_bytes(dicom(CASES[1]))
     script = example.replace("http://127.0.0.1:8000", running.root)
-    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == expected_report.text(CASES[1])
+    completed = subprocess.run(["bash"], input=script, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert json.loads(completed.stdout)["choices"][0]["message"]["content"] == expected_report.text(CASES[1])

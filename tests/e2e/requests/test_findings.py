@@ -1,4 +1,4 @@
-"""The demo checkpoint finds what is drawn: 500 phantoms that it never saw, through the server, by ``pedcxr eval``."""
+"""Sensitivity and specificity of the demo checkpoint on 500 unseen phantoms, through the server and ``pedcxr eval``."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from tests.e2e.conftest import UNSEEN
 
 pytestmark = pytest.mark.slow
 
-FILMS, AT_ONCE = 500, 32
-RATES, ENOUGH = ("sensitivity", "specificity"), 0.97
+FILMS, CONCURRENCY = 500, 32
+RATES, TARGET = ("sensitivity", "specificity"), 0.97
 CASES = {str(seed): drawing.sample(seed) for seed in range(UNSEEN, UNSEEN + FILMS)}
 
 
 @pytest.fixture(scope="module")
 def run(running: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the server writes of them, as lines of a run."""
-
+    """Return a run file with the reports of all phantoms."""
     path = tmp_path_factory.mktemp("findings") / "run.jsonl"
     requests = (
         FilmRequest(drawing.encode_png(drawing.render(case, int(name))), age=case.age, sex=case.sex, key=name)
         for name, case in CASES.items()
     )
     with Client(running.url) as client, path.open("w") as file:
-        for result in client.reports(requests, concurrency=AT_ONCE):
+        for result in client.reports(requests, concurrency=CONCURRENCY):
             assert result.report is not None, result.error
             file.write(json.dumps({"id": result.request.key, **result.report.as_dict()}) + "\n")
     return path
@@ -40,7 +39,7 @@ def run(running: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(run: Path) -> Path:
-    """The one right report of each."""
+    """Return the reference file with the correct report of each phantom."""
     path = run.with_name("reference.csv")
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -52,9 +51,9 @@ def reference(run: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drawn(run: Path) -> Path:
-    """A lexicon of the demo's own findings, with side and zone: its sentences, word for word."""
-    path = run.with_name("drawn.toml")
+def drawn_lexicon(run: Path) -> Path:
+    """Return a lexicon of the demo's findings with side and zone; phrases are its sentences, word for word."""
+    path = run.with_name("drawn_lexicon.toml")
     sentences = {
         name: re.escape(" ".join(sentence.lower().split())) for name, sentence in expected_report.SENTENCES.items()
     }
@@ -64,34 +63,34 @@ def drawn(run: Path) -> Path:
 
 def figures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     assert main(["eval", *arguments, "--json"]) == 0
-    found: dict = json.loads(capsys.readouterr().out)
-    assert found["finished"]["hits"] == found["films"] == FILMS
-    return found
+    result: dict = json.loads(capsys.readouterr().out)
+    assert result["finished"]["hits"] == result["films"] == FILMS
+    return result
 
 
-def low(found: dict) -> dict[str, list[float]]:
-    """Findings whose sensitivity or specificity is below what is enough."""
-    rates = {name: [one[kind]["value"] for kind in RATES] for name, one in found["findings"].items()}
-    return {name: both for name, both in rates.items() if min(both) < ENOUGH}
+def below_target(result: dict) -> dict[str, list[float]]:
+    """Return the findings whose sensitivity or specificity is below the target."""
+    rates = {name: [one[kind]["value"] for kind in RATES] for name, one in result["findings"].items()}
+    return {name: both for name, both in rates.items() if min(both) < TARGET}
 
 
 def test_each_finding_of_the_lexicon(run: Path, reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(capsys, str(run), str(reference))
-    assert len(found["findings"]) >= 11
-    assert all(one["counts"]["true_positive"] >= 20 for one in found["findings"].values())
-    assert low(found) == {}
-    assert found["overlap"]["bleu4"] > 99
+    result = figures(capsys, str(run), str(reference))
+    assert len(result["findings"]) >= 11
+    assert all(one["counts"]["true_positive"] >= 20 for one in result["findings"].values())
+    assert below_target(result) == {}
+    assert result["overlap"]["bleu4"] > 99
 
 
-def test_each_finding_that_can_be_drawn(
-    run: Path, reference: Path, drawn: Path, capsys: pytest.CaptureFixture[str]
+def test_each_drawable_finding(
+    run: Path, reference: Path, drawn_lexicon: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = figures(capsys, str(run), str(reference), "--lexicon", str(drawn))
-    assert set(expected_report.FINDINGS) <= set(found["findings"])
-    assert low(found) == {}
+    result = figures(capsys, str(run), str(reference), "--lexicon", str(drawn_lexicon))
+    assert set(expected_report.FINDINGS) <= set(result["findings"])
+    assert below_target(result) == {}
 
 
-def test_the_demo_model_looks_at_the_film(
+def test_the_probe_confirms_that_the_demo_model_uses_the_film(
     running: LocalServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sided = [name for name, case in CASES.items() if any(finding.side for finding in case.findings)][:6]
@@ -99,9 +98,9 @@ def test_the_demo_model_looks_at_the_film(
         (tmp_path / f"{name}.png").write_bytes(drawing.encode_png(drawing.render(CASES[name], int(name))))
     films = [str(tmp_path / f"{name}.png") for name in sided]
     assert main(["probe", *films, "--url", running.url, "--age", "5y", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["probes"]
-    assert {probe: one["asked"] for probe, one in found.items()} == dict.fromkeys(found, len(films))
-    changed = {probe: one["changed"] for probe, one in found.items()}
+    result = json.loads(capsys.readouterr().out)["probes"]
+    assert {probe: one["asked"] for probe, one in result.items()} == dict.fromkeys(result, len(films))
+    changed = {probe: one["changed"] for probe, one in result.items()}
     assert changed["again"] == 0
     assert changed["black"] == changed["mirrored"] == len(films)
-    assert changed["shuffled"] >= len(films) - 1, "two of them may show the same"
+    assert changed["shuffled"] >= len(films) - 1, "two films may show the same finding"

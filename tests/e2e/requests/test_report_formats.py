@@ -32,51 +32,51 @@ def film(tmp_path: Path) -> Path:
     return path
 
 
-def written(running: LocalServer, film: Path, form: str) -> bytes:
+def rendered_report(running: LocalServer, film: Path, form: str) -> bytes:
     target = film.with_name(f"report.{form}")
-    said = [] if CASE.age is None else ["--age", str(CASE.age)]
-    said += [] if CASE.sex is None else ["--sex", CASE.sex]
-    assert main(["report", str(film), *said, "--format", form, "-o", str(target), "--url", running.url]) == 0
+    text = [] if CASE.age is None else ["--age", str(CASE.age)]
+    text += [] if CASE.sex is None else ["--sex", CASE.sex]
+    assert main(["report", str(film), *text, "--format", form, "-o", str(target), "--url", running.url]) == 0
     return target.read_bytes()
 
 
-def test_each_format_says_which_demo_wrote_it(running: LocalServer, film: Path) -> None:
+def test_each_format_names_the_demo_model(running: LocalServer, film: Path) -> None:
     with Client(running.url) as client:
         revision = client.model().revision
     assert revision
-    fhir = written(running, film, "fhir").decode()
+    fhir = rendered_report(running, film, "fhir").decode()
     DiagnosticReport.model_validate_json(fhir)
-    shown = base64.b64decode(json.loads(fhir)["presentedForm"][0]["data"]).decode()
-    sr = pydicom.dcmread(io.BytesIO(written(running, film, "sr")))
+    presented = base64.b64decode(json.loads(fhir)["presentedForm"][0]["data"]).decode()
+    sr = pydicom.dcmread(io.BytesIO(rendered_report(running, film, "sr")))
     forms = {
-        "text": written(running, film, "text").decode(),
-        "json": json.dumps(json.loads(written(running, film, "json"))),
-        "csv": written(running, film, "csv").decode(),
-        "fhir": fhir + shown,
+        "text": rendered_report(running, film, "text").decode(),
+        "json": json.dumps(json.loads(rendered_report(running, film, "json"))),
+        "csv": rendered_report(running, film, "csv").decode(),
+        "fhir": fhir + presented,
         "sr": "\n".join(str(element.value) for element in sr.iterall()),
     }
-    for name, said in forms.items():
-        for needed in (DISCLAIMER, DEMO_NOTICE, revision, prompts.CARD.sha256):
-            assert needed in said, (name, needed)
+    for name, text in forms.items():
+        for required in (DISCLAIMER, DEMO_NOTICE, revision, prompts.CARD.sha256):
+            assert required in text, (name, required)
     assert json.loads(forms["json"])["text"] == RIGHT
     assert f"\n{RIGHT}\n" in forms["text"]
-    assert f"\n{RIGHT}\n" in shown
+    assert f"\n{RIGHT}\n" in presented
     head, row = csv.reader(io.StringIO(forms["csv"], newline=""))
     assert dict(zip(head, row, strict=True))["text"] == RIGHT
     assert expected_report.labels(RIGHT) == expected_report.labels(forms["sr"])
 
 
-def test_training_and_an_indication_are_taken_by_the_server(running: LocalServer, film: Path) -> None:
+def test_the_server_accepts_the_training_prompt_with_an_indication(running: LocalServer, film: Path) -> None:
     profile = prompts.training("You are an expert paediatric radiologist. Describe what the film shows.")
     with Client(running.url) as client:
         assert text_of(client, film, profile)
 
 
 def text_of(client: Client, film: Path, profile: prompts.Profile) -> str:
-    """What the model writes, a report or not: the demo checkpoint knows the card's words alone."""
+    """Return the model's text, valid report or not: the demo checkpoint was trained on the card prompt only."""
     try:
-        made = client.report(film, age="5y", sex="F", prompt_profile=profile, indication="fever and cough")
+        report = client.report(film, age="5y", sex="F", prompt_profile=profile, indication="fever and cough")
     except ReportError as error:
         print(type(error).__name__)
         return error.text
-    return made.text
+    return report.text

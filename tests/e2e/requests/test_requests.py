@@ -1,4 +1,4 @@
-"""Good and bad requests to a real server, through its door."""
+"""Valid and invalid requests to a real server over HTTP."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ def client(running: LocalServer) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(autouse=True)
-def _others_are_unharmed(client: httpx.Client) -> object:
+def _other_requests_are_unaffected(client: httpx.Client) -> object:
     yield
     answer = client.post(CHAT, json=body(image(data_url(PNG))))
     assert answer.json()["choices"][0]["message"]["content"] == expected_report.text(CASE)
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_requests_are_refused_in_openais_shape(client: httpx.Client, name: str) -> None:
-    sent, status, words = BAD[name]
-    answer = client.post(CHAT, json=sent)
+def test_bad_requests_get_an_openai_error(client: httpx.Client, name: str) -> None:
+    payload, status, words = BAD[name]
+    answer = client.post(CHAT, json=payload)
     error = answer.json()["error"]
     assert answer.status_code == status, error
     assert {"message", "type", "param", "code"} <= set(error)
@@ -103,33 +103,33 @@ def test_a_body_of_40_mb(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_text_alone_is_allowed(client: httpx.Client) -> None:
+def test_text_only_request(client: httpx.Client) -> None:
     answer = client.post(CHAT, json=body(text="Hello"))
     assert answer.json()["choices"][0]["message"]["role"] == "assistant"
 
 
-def test_a_refused_film_leaves_no_trace_in_the_log(running: LocalServer, client: httpx.Client) -> None:
+def test_a_refused_film_is_not_logged(running: LocalServer, client: httpx.Client) -> None:
     client.post(CHAT, json=body(image("https://example.org/SURNAME-John.png")))
     client.post(CHAT, json=body(image(data_url(b"SURNAME"))), headers={"X-Request-Id": "SURNAME^John"})
     assert "SURNAME" not in running.log.read_text()
 
 
-def test_the_demo_marks_its_reports(client: httpx.Client) -> None:
+def test_demo_reports_are_marked(client: httpx.Client) -> None:
     answer = client.post(CHAT, json=body(image(data_url(PNG))))
     assert (answer.headers["x-pedcxr-demo"], answer.json()["model"]) == ("1", "pedcxr-demo")
 
 
-def test_the_shipping_client(running: LocalServer, tmp_path: Path) -> None:
+def test_the_python_client(running: LocalServer, tmp_path: Path) -> None:
     film = tmp_path / "film.png"
     film.write_bytes(PNG)
     with Client(running.url) as client:
-        got = client.report(film, age="6y", sex="M")
-    assert (got.text, got.demo, got.finish_reason) == (expected_report.text(CASE), True, "stop")
-    assert got.timing.ttft is not None
-    assert got.impression == expected_report.text(CASE).rpartition("IMPRESSION: ")[2]
+        report = client.report(film, age="6y", sex="M")
+    assert (report.text, report.demo, report.finish_reason) == (expected_report.text(CASE), True, "stop")
+    assert report.timing.ttft is not None
+    assert report.impression == expected_report.text(CASE).rpartition("IMPRESSION: ")[2]
 
 
-def test_the_command(running: LocalServer, tmp_path: Path) -> None:
+def test_the_report_command(running: LocalServer, tmp_path: Path) -> None:
     film = tmp_path / "film.png"
     film.write_bytes(PNG)
     command = [
@@ -143,12 +143,12 @@ def test_the_command(running: LocalServer, tmp_path: Path) -> None:
         "--url",
         running.url,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.strip()) == (0, expected_report.text(CASE))
-    assert "synthetic" in done.stderr
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout.strip()) == (0, expected_report.text(CASE))
+    assert "synthetic" in completed.stderr
 
 
-def test_plain_openai_streams(running: LocalServer) -> None:
+def test_openai_python_streams(running: LocalServer) -> None:
     with openai.OpenAI(base_url=running.url, api_key="none") as client:
         chunks = list(
             client.chat.completions.create(
@@ -165,16 +165,16 @@ def test_plain_openai_streams(running: LocalServer) -> None:
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
-def test_metrics_hold_both_sides(running: LocalServer, client: httpx.Client) -> None:
+def test_metrics_include_gateway_and_engine(running: LocalServer, client: httpx.Client) -> None:
     page = httpx.get(running.metrics_url).text
     assert "pedcxr_ready 1.0" in page
     assert 'vllm:num_requests_running{engine="0",model_name="pedcxr-demo"}' in page
     assert client.get("/metrics").status_code == 404
 
 
-def test_json_by_hand_and_the_openai_client_agree(client: httpx.Client, running: LocalServer, tmp_path: Path) -> None:
+def test_raw_json_and_openai_python_agree(client: httpx.Client, running: LocalServer, tmp_path: Path) -> None:
     film = tmp_path / "film.png"
     film.write_bytes(PNG)
-    by_hand = client.post(CHAT, content=json.dumps(body(image(data_url(PNG)))).encode()).json()
+    raw = client.post(CHAT, content=json.dumps(body(image(data_url(PNG)))).encode()).json()
     [by_openai] = served(running.url, [Study(film, PROMPT)], 1)
-    assert by_hand["choices"][0]["message"]["content"] == by_openai.choices[0].message.content
+    assert raw["choices"][0]["message"]["content"] == by_openai.choices[0].message.content

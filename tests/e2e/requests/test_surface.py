@@ -1,4 +1,4 @@
-"""Every route of the running vLLM, as it lists them itself, tried at the gateway's door."""
+"""Every route that the running vLLM logs is requested through the gateway."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MOUNTED = "/metrics"  # vLLM's list leaves out mounted apps; this is its only on
 
 @pytest.fixture(scope="module")
 def routes(shared_by_two: Teams) -> set[str]:
-    """Paths that vLLM logs as it starts to serve them."""
+    """Return the paths that vLLM logs at start-up."""
     log = shared_by_two.server.log.read_text()
     assert "Available routes are" in log
     return {*re.findall(r"Route: (/\S*), (?:Methods|Endpoint):", log), MOUNTED}
 
 
-def test_the_list_is_whole(routes: set[str], engine: httpx.Client) -> None:
-    """Paths without parameters, asked for by a method that none has: 405, where there is nothing 404."""
+def test_the_route_list_is_complete(routes: set[str], engine: httpx.Client) -> None:
+    """A known path answers 405 to an unknown method; an unknown path answers 404."""
     assert len(routes) > 15
     assert {"/v1/chat/completions", "/v1/completions", "/tokenize", "/v1/models", "/health", "/ping"} <= routes
     assert engine.request("QUERY", "/no-such-route").status_code == 404
@@ -41,8 +41,8 @@ def test_the_list_is_whole(routes: set[str], engine: httpx.Client) -> None:
     assert missing == []
 
 
-def test_all_but_the_served_are_404(shared_by_two: Teams, routes: set[str]) -> None:
-    """With a key that is good, so that nothing but the route is the reason."""
+def test_all_other_routes_are_404(shared_by_two: Teams, routes: set[str]) -> None:
+    """The key is valid, so that only the route can be the reason."""
     with shared_by_two.client("ward") as client:
         for path in sorted(routes | {"/", "/docs", "/openapi.json", "/redoc", "/v1", "/usage", "/shutdown"}):
             path = re.sub(r"\{[^}]*\}", "x", path)
@@ -56,15 +56,15 @@ def test_all_but_the_served_are_404(shared_by_two: Teams, routes: set[str]) -> N
                     assert_openai_error(answer, 404, "not_found")
 
 
-def test_nothing_answers_without_a_key(shared_by_two: Teams, routes: set[str]) -> None:
+def test_every_route_but_health_requires_a_key(shared_by_two: Teams, routes: set[str]) -> None:
     with httpx.Client(base_url=shared_by_two.server.root, timeout=30, trust_env=False) as client:
         for path in sorted(routes):
             path = re.sub(r"\{[^}]*\}", "x", path)
             for method in METHODS:
                 answer = client.request(method, path, json={} if method == "POST" else None)
-                open_to_all = (method, path) in SERVED and path.startswith("/health")
-                wanted = 200 if open_to_all else 401 if (method, path) in SERVED else 404
-                assert answer.status_code == wanted, (method, path)
+                public = (method, path) in SERVED and path.startswith("/health")
+                expected = 200 if public else 401 if (method, path) in SERVED else 404
+                assert answer.status_code == expected, (method, path)
 
 
 SPELLINGS = [
@@ -104,8 +104,8 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("target", SPELLINGS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_no_spelling_gets_through(shared_by_two: Teams, method: str, target: str) -> None:
-    """Byte for byte, as no library would send them; 400 where it is no HTTP."""
+def test_alternative_spellings_of_routes_are_refused(shared_by_two: Teams, method: str, target: str) -> None:
+    """Targets are sent byte for byte, without a library's normalisation; 400 means malformed HTTP."""
     assert status(shared_by_two, method, target, key=True) in (400, 404)
     assert status(shared_by_two, method, target, key=False) in (400, 404)
 
@@ -113,7 +113,7 @@ def test_no_spelling_gets_through(shared_by_two: Teams, method: str, target: str
 @pytest.mark.parametrize(
     "target", ["/v1/chat/%63ompletions", "/v1%2fchat/completions", "http://engine/v1/chat/completions"]
 )
-def test_other_spellings_of_what_is_served_ask_for_the_key_too(shared_by_two: Teams, target: str) -> None:
+def test_alternative_spellings_of_served_routes_require_a_key(shared_by_two: Teams, target: str) -> None:
     assert status(shared_by_two, "POST", target, key=False) == 401
 
 
@@ -131,19 +131,19 @@ def test_other_spellings_of_what_is_served_ask_for_the_key_too(shared_by_two: Te
         "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AA",
     ],
 )
-def test_no_header_chooses_a_route(shared_by_two: Teams, header: str) -> None:
+def test_headers_do_not_select_a_route(shared_by_two: Teams, header: str) -> None:
     assert status(shared_by_two, "GET", "/v1/models", key=False, header=header) == 401
     assert status(shared_by_two, "GET", "/v1/models", key=True, header=header) == 200
     assert status(shared_by_two, "GET", "/v1/realtime", key=True, header=header) == 404
 
 
 @pytest.mark.parametrize("method", ["CONNECT", "TRACE"])
-def test_methods_of_proxies(shared_by_two: Teams, method: str) -> None:
+def test_proxy_methods_are_refused(shared_by_two: Teams, method: str) -> None:
     for target in ("engine:80", "/tokenize", "http://engine/tokenize"):
         assert status(shared_by_two, method, target, key=True) in (400, 404)
 
 
-def test_the_admin_port_has_two_pages(shared_by_two: Teams, routes: set[str]) -> None:
+def test_the_admin_port_serves_two_pages(shared_by_two: Teams, routes: set[str]) -> None:
     admin = shared_by_two.server.metrics_url.removesuffix("/metrics")
     with httpx.Client(base_url=admin, timeout=30, trust_env=False) as client:
         assert client.get("/usage").status_code == 200
@@ -151,8 +151,8 @@ def test_the_admin_port_has_two_pages(shared_by_two: Teams, routes: set[str]) ->
             assert {client.get(path).status_code, client.post(path, json={}).status_code} == {404}, path
 
 
-def test_what_listens(shared_by_two: Teams) -> None:
-    """The launcher on its two ports; of the engine, gloo alone (torch.distributed), on loopback, and it is no HTTP."""
+def test_listening_sockets(shared_by_two: Teams) -> None:
+    """The launcher listens on two ports; of the engine only gloo (torch.distributed), on loopback, without HTTP."""
     launcher = shared_by_two.server.process.pid
     ours = {int(address.rpartition(":")[2], 16) for address in listening({launcher})}
     assert ours == {
@@ -161,20 +161,20 @@ def test_what_listens(shared_by_two: Teams) -> None:
     }
     for address in listening(family(launcher) - {launcher}):
         host, _, port = address.partition(":")
-        assert host == "0100007F", f"open to others: {address}"
+        assert host == "0100007F", f"listens beyond loopback: {address}"
         with pytest.raises(httpx.TransportError):
             httpx.get(f"http://127.0.0.1:{int(port, 16)}/health", timeout=0.3)
 
 
 def status(teams: Teams, method: str, target: str, *, key: bool, header: str = "") -> int:
-    """Send the target as it stands and read the status."""
+    """Send the target unchanged and return the status."""
     host, port = teams.server.root.removeprefix("http://").split(":")
     lines = [f"{method} {target} HTTP/1.1", "Content-Length: 0"]
     lines += [header] if header.startswith("Host:") else ["Host: x", *filter(None, [header])]
     lines += [f"Authorization: Bearer {teams.keys['ward']}"] if key else []
-    with socket.create_connection((host, int(port)), timeout=30) as plug:
-        plug.sendall("\r\n".join([*lines, "", ""]).encode())
-        answer = http.client.HTTPResponse(plug, method=method)
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = http.client.HTTPResponse(connection, method=method)
         answer.begin()
         if answer.status not in (200, 204):
             assert b'"error"' in answer.read()

@@ -1,4 +1,4 @@
-"""Real Prometheus scrapes a real server, with the scrape file of deploy/."""
+"""A real Prometheus scrapes a real server with deploy/prometheus.yml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, real_tools.needs_prometheus]
 SCRAPE = ROOT / "deploy/prometheus.yml"
 
 
-def test_a_query_finds_both_sides(running: LocalServer, tmp_path: Path) -> None:
+def test_queries_find_gateway_and_engine_metrics(running: LocalServer, tmp_path: Path) -> None:
     target = running.metrics_url.removeprefix("http://").removesuffix("/metrics")
     config = SCRAPE.read_text().replace("127.0.0.1:8001", target).replace("15s", "1s").replace("10s", "1s")
     assert target in config
