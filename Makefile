@@ -6,7 +6,7 @@ READY  := .venv/.ready
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway drill lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway drill lint lock demo-checkpoint fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,6 +34,12 @@ test: $(READY)  ## run every test, real vLLM included
 
 test-fast: $(READY)  ## run the tests that need no vLLM (under three minutes)
 	@$(RUN) -m pytest -m 'not slow' $(PYTEST)
+
+test-wheel: $(READY)  ## run the tests that need no vLLM on the built wheel
+	@$(RUN) -m tests.support.installed_wheel suite
+
+test-pythons: $(READY)  ## run the client's tests on Python 3.12 and 3.13, where installed
+	@$(RUN) -m tests.support.installed_wheel interpreters
 
 COVERAGE_FLOOR ?= 80
 coverage: $(READY)  ## line coverage of the tests that need no vLLM, with a floor
