@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from pedcxr_client.batch.entry import Entry, LeftOut
+from pedcxr_client.batch.manifest import Entry, LeftOut
 from pedcxr_client.errors import InputError
 from pedcxr_client.films import dicom
 

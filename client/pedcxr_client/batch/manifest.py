@@ -5,16 +5,49 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TextIO
 
-from pedcxr_client.batch.entry import Entry
 from pedcxr_client.errors import InputError
 
 COLUMNS = ("path", "id", "age", "sex", "assume_chest", "allow")
 """What a column may be; only ``path`` has to be there. Letter case and blanks around do not matter."""
 _TRUTH = {"": False, "0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
 _SHOWN = 10  # problems in a message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Entry:
+    """A film and what the manifest says of it.
+
+    Attributes:
+        id: the user's name for it, which stands in the output; unique in the batch.
+        path: where it is.
+        age, sex: as the manifest has them, or None; looked at when the film is taken in.
+        assume_chest: it shows a chest, should its header not say.
+        allow: names of checks that must not block it.
+    """
+
+    id: str
+    path: str
+    age: str | None = None
+    sex: str | None = None
+    assume_chest: bool = False
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class LeftOut:
+    """A file of a folder that is no film.
+
+    Attributes:
+        id: its path below the folder.
+        reason: why, in words of a closed set.
+    """
+
+    id: str
+    reason: str
 
 
 def check(path: str, *, allow_outside: bool = False) -> int:

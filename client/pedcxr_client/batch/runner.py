@@ -10,10 +10,9 @@ from hashlib import sha256
 from typing import cast
 
 from pedcxr_client.async_client import AsyncClient
-from pedcxr_client.batch import lines
-from pedcxr_client.batch.entry import Entry
+from pedcxr_client.batch.manifest import Entry
 from pedcxr_client.batch.outage import AWAY, Outage, ServerAway
-from pedcxr_client.batch.output_file import Journal
+from pedcxr_client.batch.output_file import Journal, error_line, report_line
 from pedcxr_client.errors import (
     AbortedReport,
     AuthenticationFailed,
@@ -146,11 +145,11 @@ class Batch:
             raise
         except PedcxrError as error:
             refused = isinstance(error, InputError | BadRequest)
-            await self._journal.append(lines.of_error(error, film_id=entry.id, key=key, refused=refused))
+            await self._journal.append(error_line(error, film_id=entry.id, key=key, refused=refused))
             self._tally.refused += refused
             self._tally.failed += not refused
         else:
-            await self._journal.append(lines.of_report(report, film_id=entry.id, key=key))
+            await self._journal.append(report_line(report, film_id=entry.id, key=key))
             self._tally.written += 1
             self._tally.demo = self._tally.demo or report.demo
         return self._settled(True)

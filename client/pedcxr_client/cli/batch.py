@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Never
 
 from pedcxr_client.batch import folder, manifest
-from pedcxr_client.batch.entry import Entry, LeftOut
-from pedcxr_client.cli import film_options, prompt_options
-from pedcxr_client.cli import options as _server
+from pedcxr_client.batch.manifest import Entry, LeftOut
+from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import InputError, RequestError
 from pedcxr_client.reports.report import DEMO_NOTICE, DISCLAIMER
 
@@ -45,18 +44,18 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     where.add_argument("-o", "--output", metavar="OUT.jsonl", help="made, or gone on with")
     where.add_argument("--dry-run", action="store_true", help="list the films, and what is none and why; sends nothing")
     parser.add_argument(
-        "--concurrency", metavar="N", type=_server.above_zero(int), default=8,
+        "--concurrency", metavar="N", type=shared.above_zero(int), default=8,
         help="films under way at once (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--give-up-after", metavar="S", type=_server.above_zero(float), default=900.0,
+        "--give-up-after", metavar="S", type=shared.above_zero(float), default=900.0,
         help="seconds to wait for a server that went away or asks to come back later (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument("--allow-outside", action="store_true", help="take films from outside the manifest's folder")
     parser.add_argument("--progress", action="store_true", help="show the bar even where stderr is no terminal")
-    film_options.add(parser)
-    prompt_options.add(parser)
-    _server.add(parser)
+    shared.add_film_options(parser)
+    shared.add_prompt_options(parser)
+    shared.add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,7 +90,7 @@ async def _run(options: argparse.Namespace, plan: Plan, journal: Journal, tally:
         says = f"pedcxr: the server is away or busy ({type(error).__name__}); waiting up to {plan.patience:g} s for it"
         bar.write(says, file=sys.stderr)
 
-    async with _server.connect_async(options, retries=0) as client:
+    async with shared.connect_async(options, retries=0) as client:
         films = (entry for entry in _entries(options) if isinstance(entry, Entry))
         await Batch(client, journal, plan, tally, settled=settled, away=away).run(films)
 
@@ -99,9 +98,7 @@ async def _run(options: argparse.Namespace, plan: Plan, journal: Journal, tally:
 def _plan(options: argparse.Namespace) -> Plan:
     from pedcxr_client.batch.runner import Plan
 
-    one = film_options.request(
-        "", options, max_tokens=options.max_tokens, prompt_profile=prompt_options.profile(options)
-    )
+    one = shared.film_request("", options, max_tokens=options.max_tokens, prompt_profile=shared.prompt_profile(options))
     asked = one.caller_facts()  # what is wrong for every film alike is said at once
     return Plan(
         age=asked.age,

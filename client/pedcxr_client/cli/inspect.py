@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from pedcxr_client.cli import film_options, prompt_options
+from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import ConfigurationError, InputError
 
 
@@ -16,8 +16,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("inspect", help=says, description=says, epilog=codes, allow_abbrev=False)
     parser.set_defaults(run=run)
     parser.add_argument("files", metavar="FILE", nargs="+", help="films: DICOM, PNG, JPEG or other image files")
-    film_options.add(parser)
-    prompt_options.add(parser)
+    shared.add_film_options(parser)
+    shared.add_prompt_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a film")
     parser.add_argument("--preview", metavar="OUT.png", help="write what would be sent of one film")
 
@@ -28,10 +28,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.preview is not None and len(options.files) > 1:
         raise ConfigurationError("--preview: shows one film; give one FILE")
-    profile = prompt_options.profile(options)
+    profile = shared.prompt_profile(options)
     films = []
     for file in options.files:
-        request = film_options.request(file, options, prompt_profile=profile)
+        request = shared.film_request(file, options, prompt_profile=profile)
         films.append(inspection.inspect(file, request))
         if options.json:
             print(json.dumps(films[-1].as_dict()), flush=True)

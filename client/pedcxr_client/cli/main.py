@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pedcxr_client.cli import batch, evaluate, inspect, metrics_options, probe, report
+from pedcxr_client.cli import batch, evaluate, inspect, probe, report
+from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import ConnectionFailed, PedcxrError, RequestError, TruncatedReport
 from pedcxr_client.types import __version__
 
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with metrics_options.published(options) as options.watch:
+    with shared.publish_metrics(options) as options.watch:
         code: int = options.run(options)
         sys.stdout.flush()  # the report does not wait for its metrics to be taken
     return code

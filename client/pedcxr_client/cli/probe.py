@@ -7,8 +7,7 @@ import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
-from pedcxr_client.cli import film_options, prompt_options
-from pedcxr_client.cli import options as _server
+from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import ReportError
 from pedcxr_client.request import intake
 
@@ -29,22 +28,22 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
     parser.add_argument("files", metavar="FILE", nargs="+", help="films: DICOM, PNG, JPEG or other image files")
-    film_options.add(parser)
-    prompt_options.add(parser)
+    shared.add_film_options(parser)
+    shared.add_prompt_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    _server.add(parser)
+    shared.add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print a line for each film, and what it comes to."""
     from pedcxr_client.evaluation import image_probe
 
-    profile = prompt_options.profile(options)
+    profile = shared.prompt_profile(options)
     requests = [
-        film_options.request(file, options, max_tokens=options.max_tokens, prompt_profile=profile)
+        shared.film_request(file, options, max_tokens=options.max_tokens, prompt_profile=profile)
         for file in options.files
     ]
-    with _server.connect(options) as client:
+    with shared.connect(options) as client:
         asks_size = any(request.preparation.asks_size for request in requests)
         size = client.model().image_size if asks_size else None
         images = [intake.take(request, size).image for request in requests]

@@ -7,9 +7,8 @@ import sys
 import unicodedata
 from typing import TYPE_CHECKING
 
-from pedcxr_client.cli import film_options, prompt_options
-from pedcxr_client.cli import form as _form
-from pedcxr_client.cli import options as _server
+from pedcxr_client.cli import options as shared
+from pedcxr_client.cli import output
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports.report import Report
 
@@ -31,32 +30,32 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
     parser.add_argument("file", metavar="FILE", help="the film: DICOM, PNG, JPEG or another image file")
-    film_options.add(parser)
-    prompt_options.add(parser)
-    prompt_options.add_indication(parser)
-    _form.add(parser)
+    shared.add_film_options(parser)
+    shared.add_prompt_options(parser)
+    shared.add_indication_option(parser)
+    output.add(parser)
     parser.add_argument(
         "--dry-run", action="store_true",
         help="print the JSON of the request and send no film; with --stream, of the one that is answered as a stream",
     )  # fmt: skip
-    _server.add(parser)
+    shared.add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the report on stdout or write its file, and what goes with it on stderr."""
-    form = _form.form(options)
-    request = film_options.request(
+    form = output.form(options)
+    request = shared.film_request(
         options.file,
         options,
         max_tokens=options.max_tokens,
-        prompt_profile=prompt_options.profile(options),
-        indication=prompt_options.indication(options),
+        prompt_profile=shared.prompt_profile(options),
+        indication=shared.indication(options),
     )
     if options.dry_run:
         if form is not None:
             raise ConfigurationError("--dry-run: prints the request; leave --format, --json and -o out")
         return _print_payload(request, options)
-    with _server.connect(options) as client, client._stream(request) as stream:
+    with shared.connect(options) as client, client._stream(request) as stream:
         if options.stream:
             _print_pieces(stream)
         for _ in stream:
@@ -64,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         report = stream.report
     if form is not None and form.path is not None:
         try:
-            _form.save(form, report)
+            output.save(form, report)
         except ConfigurationError:
             print(report.text)  # it was written with some effort
             raise
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_payload(request: FilmRequest, options: argparse.Namespace) -> int:
-    with _server.connect(options) as client:
+    with shared.connect(options) as client:
         print(client._payload(request, stream=options.stream).decode())
     return 0
 

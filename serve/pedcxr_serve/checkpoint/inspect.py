@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pedcxr_serve.checkpoint import architecture as shape
 from pedcxr_serve.checkpoint import processor_files, weights
-from pedcxr_serve.checkpoint.architecture import Shape
+from pedcxr_serve.checkpoint.architecture import Shape, parse
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 from pedcxr_serve.checkpoint.weights import KeyStyle
 from pedcxr_serve.demo import DEMO_KEY
@@ -130,7 +129,7 @@ def _read_config(config: Mapping[str, object], problems: list[Problem]) -> tuple
     if "quantization_config" in config:
         what = "the weights are quantised; figures of `plan` assume bfloat16 and reports were never compared"
         problems.append(Problem("warn", "config.json: quantization_config", what, "compare reports before use"))
-    sizes, bad = shape.parse(config)
+    sizes, bad = parse(config)
     for key, what in bad:
         problems.append(Problem("block", f"config.json: {key}", what, "copy config.json from the base model's folder"))
     return found, sizes

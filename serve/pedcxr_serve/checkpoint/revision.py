@@ -13,7 +13,7 @@ __all__ = ["of"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SMALL = 1 << 20  # a file below it is read whole: configuration and chat template change a report as weights do
-_HEADER = 100_000_000  # of a safetensors file, at most (`_shards.HEADER_LIMIT`)
+_HEADER = 100_000_000  # of a safetensors file, at most (`weights.HEADER_LIMIT`)
 _SAMPLES, _SAMPLE = 64, 4096  # of each larger file
 
 

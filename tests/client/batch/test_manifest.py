@@ -8,7 +8,7 @@ import pytest
 
 from pedcxr_client import InputError
 from pedcxr_client.batch import folder, manifest
-from pedcxr_client.batch.entry import Entry, LeftOut
+from pedcxr_client.batch.manifest import Entry, LeftOut
 from pedcxr_client.cli.main import main
 
 

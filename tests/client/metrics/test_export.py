@@ -97,7 +97,7 @@ def gateway() -> Iterator[Gateway]:
 
 def test_importing_starts_nothing():
     """Not even prometheus_client is loaded by the modules that everybody imports."""
-    code = "import sys, threading, pedcxr_client, pedcxr_client.metrics.export, pedcxr_client.cli.metrics_options\n"
+    code = "import sys, threading, pedcxr_client, pedcxr_client.metrics.export, pedcxr_client.cli.options\n"
     code += "print(threading.active_count(), 'prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1 False\n"

@@ -56,9 +56,9 @@ def test_the_packaged_demo_is_ready() -> None:
 
 
 def _elements(folder: Path) -> dict[str, int]:
-    from pedcxr_serve.checkpoint import shards as _shards
+    from pedcxr_serve.checkpoint import weights
 
-    shards = [_shards.read(path) for path in folder.glob("*.safetensors")]
+    shards = [weights.read_header(path) for path in folder.glob("*.safetensors")]
     return {name: tensor.elements for shard in shards for name, tensor in shard.tensors.items()}
 
 

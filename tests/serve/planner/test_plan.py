@@ -19,7 +19,7 @@ from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load, vllm_flags
 from pedcxr_serve.errors import CheckpointError, ConfigError
-from pedcxr_serve.planner import devices, plan, plan_page, roofline
+from pedcxr_serve.planner import devices, plan, roofline
 from pedcxr_serve.planner.plan import EnginePlan
 from tests.support import checkpoint_folders as folders
 
@@ -95,7 +95,7 @@ def test_operations_of_one_report_are_those_of_the_table(models: dict[str, Check
 
 @pytest.mark.parametrize(("name", "model", "key"), CASES, ids=[case[0] for case in CASES])
 def test_plans_are_as_in_the_golden_files(models: dict[str, Checkpoint], name: str, model: str, key: str) -> None:
-    assert plan_page.render(planned(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
+    assert plan.render(planned(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
 
 
 def test_the_floor_holds_for_what_is_planned(models: dict[str, Checkpoint]) -> None:
@@ -211,12 +211,6 @@ def test_a_checkpoint_without_a_config_is_refused(tmp_path: Path) -> None:
         planned(inspect.inspect(tmp_path), "cpu")
 
 
-def test_a_plan_is_json_too(models: dict[str, Checkpoint]) -> None:
-    made = planned(models["4b"], "h200")
-
-    assert json.loads(plan_page.as_json(made))["argv"] == list(made.argv)
-
-
 def test_no_planned_flag_can_be_given_twice(models: dict[str, Checkpoint]) -> None:
     for made in (planned(models["4b"], "h200"), planned(models["demo"], "cpu", block_size=32)):
         for flag in (word for word in made.argv if word.startswith("--")):
@@ -274,4 +268,4 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         found = inspected(Path(name))
         for case, model, key in CASES:
-            (GOLDEN / f"plan-{case}.txt").write_text(plan_page.render(planned(found[model], key)) + "\n")
+            (GOLDEN / f"plan-{case}.txt").write_text(plan.render(planned(found[model], key)) + "\n")
