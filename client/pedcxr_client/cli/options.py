@@ -1,4 +1,4 @@
-"""The options that commands share, and what they describe: films, prompts, the server and its client, metrics."""
+"""Options that several commands share, and what they describe: films, prompts, the server and its client, metrics."""
 
 from __future__ import annotations
 
@@ -27,27 +27,34 @@ if TYPE_CHECKING:
 
 _KEY_VARIABLE = "PEDCXR_API_KEY"
 _DEMO_MODEL = "pedcxr-demo"
-_METRICS_LINGER_S = 20.0  # a scrape every 15 s, and a little
+_METRICS_LINGER_S = 20.0  # longer than Prometheus' usual scrape interval of 15 s
 _PRIVACY_WARNING = (
-    "pedcxr: privacy: the indication is sent to the server word for word; put no name, date, number or place in it. "
-    "Reports keep its digest only"
+    "pedcxr: privacy: the indication is sent to the server verbatim; it must contain no name, date, number or place. "
+    "Reports store only its digest"
 )
 
 
 def add_film_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what a film is and what is done to it."""
+    """Add the options that describe a film and its preparation."""
     parser.add_argument(
-        "--age", metavar="AGE", help="at the time of the film: 10d, 3w, 18m, 5y (default: the header's)"
+        "--age", metavar="AGE", help="age at the time of the film: 10d, 3w, 18m, 5y (default: from the header)"
     )
-    parser.add_argument("--sex", choices=("M", "F"), help="default: the header's")
-    parser.add_argument("--assume-chest", action="store_true", help="it shows a chest, should its header not say")
+    parser.add_argument("--sex", choices=("M", "F"), help="sex of the patient (default: from the header)")
+    parser.add_argument(
+        "--assume-chest", action="store_true", help="treat the film as a chest film if its header names no body part"
+    )
     parser.add_argument(
         "--allow", metavar="NAME", action="append", default=[],
-        help=f"a check that must not block, recorded in the report: {', '.join(rules.NAMES)}",
+        help=f"do not let this check block; recorded in the report: {', '.join(rules.NAMES)}",
     )  # fmt: skip
-    parser.add_argument("--profile", choices=("display", "ped-train"), default="display", help="default: %(default)s")
-    parser.add_argument("--pad-square", action="store_true", help="add black until the film is square")
-    parser.add_argument("--resize", choices=("model",), help="stretch it to the model's input: a body 6 times smaller")
+    parser.add_argument(
+        "--profile", choices=("display", "ped-train"), default="display",
+        help="how grey values are prepared (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--pad-square", action="store_true", help="pad the film with black to a square")
+    parser.add_argument(
+        "--resize", choices=("model",), help="resize to the model's input; the request body is about 6 times smaller"
+    )
 
 
 def film_request(
@@ -58,7 +65,7 @@ def film_request(
     prompt_profile: prompts.Profile = prompts.CARD,
     indication: str | None = None,
 ) -> FilmRequest:
-    """What the options ask for of a film."""
+    """Return the request for one film that the options describe."""
     return FilmRequest(
         file,
         age=options.age,
@@ -73,41 +80,43 @@ def film_request(
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose the form of the words."""
+    """Add the options that choose the wording of the prompt."""
     parser.add_argument(
         "--prompt-profile", choices=tuple(prompts.VERSIONS), default="card",
-        help="the sentence of the model card, or of its training code with --system-file (default: %(default)s)",
+        help="prompt of the model card, or of its training code with --system-file (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--system-file", metavar="FILE", help="the system text of --prompt-profile training, UTF-8")
+    parser.add_argument(
+        "--system-file", metavar="FILE", help="UTF-8 file with the system text of --prompt-profile training"
+    )
 
 
 def add_indication_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option for free words about one film."""
+    """Add the option for free text about one film."""
     parser.add_argument(
         "--indication", metavar="TEXT",
-        help=f"why the film was taken, at most {LONGEST_INDICATION} characters; LEAVES THIS MACHINE as it is",
+        help=f"clinical indication, at most {LONGEST_INDICATION} characters; SENT TO THE SERVER VERBATIM",
     )  # fmt: skip
 
 
 def prompt_profile(options: argparse.Namespace) -> prompts.Profile:
-    """The profile that the options describe.
+    """Return the prompt profile that the options describe.
 
     Raises:
-        ConfigurationError: if they contradict each other, or the file cannot be used.
+        ConfigurationError: The options contradict each other, or the system file cannot be used.
     """
     if options.prompt_profile == "training":
         if options.system_file is None:
             raise ConfigurationError(
-                "--prompt-profile training: needs the system text of the training code: --system-file"
+                "--prompt-profile training: needs the system text of the training code; add --system-file FILE"
             )
         return prompts.read_training(options.system_file)
     if options.system_file is not None:
-        raise ConfigurationError("--system-file: belongs to --prompt-profile training")
+        raise ConfigurationError("--system-file: valid only with --prompt-profile training")
     return prompts.CARD
 
 
 def indication(options: argparse.Namespace) -> str | None:
-    """The indication, with its warning on stderr each time there is one."""
+    """Return the indication, and print the privacy warning to stderr if there is one."""
     if options.indication is not None:
         print(_PRIVACY_WARNING, file=sys.stderr)
     text: str | None = options.indication
@@ -115,26 +124,29 @@ def indication(options: argparse.Namespace) -> str | None:
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the server is and how it is asked."""
-    parser.add_argument("--url", default=DEFAULT_URL, help="the server (default: %(default)s)")
+    """Add the options that describe the server and the client's limits, and the metrics options."""
+    parser.add_argument("--url", default=DEFAULT_URL, help="URL of the server (default: %(default)s)")
     parser.add_argument(
         "--api-key-env", metavar="NAME", help=f"environment variable that holds the API key (default: {_KEY_VARIABLE})"
     )
-    parser.add_argument("--model", metavar="NAME", help="needed only if the server offers several")
-    parser.add_argument("--max-tokens", metavar="N", type=above_zero(int), default=500, help="default: %(default)s")
+    parser.add_argument("--model", metavar="NAME", help="name of the model, if the server offers several")
     parser.add_argument(
-        "--timeout", metavar="S", type=above_zero(float), default=Timeouts().total,
-        help="seconds for everything, waiting for a starting server included (default: %(default)g)",
+        "--max-tokens", metavar="N", type=positive(int), default=500,
+        help="maximum length of a report in tokens (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--insecure-http", action="store_true", help="allow plain http to another machine")
+    parser.add_argument(
+        "--timeout", metavar="S", type=positive(float), default=Timeouts().total,
+        help="seconds for one report, including retries while the server starts (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument("--insecure-http", action="store_true", help="allow plain HTTP to another machine")
     _add_metrics_options(parser)
 
 
 def connect(options: argparse.Namespace) -> Client:
-    """The client that the options describe.
+    """Return the client that the options describe.
 
     Raises:
-        ConfigurationError: if one of them cannot be used.
+        ConfigurationError: An option cannot be used.
     """
     return Client(
         options.url,
@@ -142,15 +154,15 @@ def connect(options: argparse.Namespace) -> Client:
         model=options.model,
         timeouts=Timeouts(total=options.timeout),
         insecure_http=options.insecure_http,
-        metrics=HookChain(Patience(), options.watch),
+        metrics=HookChain(RetryNotice(), options.watch),
     )
 
 
 def connect_async(options: argparse.Namespace, *, retries: int) -> AsyncClient:
-    """The same for asyncio.
+    """Return the asynchronous client that the options describe.
 
     Raises:
-        ConfigurationError: if one of the options cannot be used.
+        ConfigurationError: An option cannot be used.
     """
     return AsyncClient(
         options.url,
@@ -164,19 +176,22 @@ def connect_async(options: argparse.Namespace, *, retries: int) -> AsyncClient:
 
 
 def api_key(variable: str | None) -> str | None:
-    """The key from the environment variable of this name, or of the usual one; None if that is not set.
+    """Return the API key from the environment, or None if the default variable is not set.
+
+    Args:
+        variable: Name of the environment variable; None reads ``PEDCXR_API_KEY``.
 
     Raises:
-        ConfigurationError: if the variable that was named is not set.
+        ConfigurationError: ``variable`` is given but not set.
     """
     key = os.environ.get(variable or _KEY_VARIABLE)
     if variable is not None and not key:
-        raise ConfigurationError(f"--api-key-env: {variable} is not set; export it, or leave the option out")
+        raise ConfigurationError(f"--api-key-env: {variable} is not set; export it, or remove the option")
     return key or None
 
 
-def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """A converter of argparse for finite numbers above 0."""
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """Return an argparse converter for finite numbers above 0."""
 
     def convert(text: str) -> float:
         value = kind(text)
@@ -184,39 +199,44 @@ def above_zero(kind: Callable[[str], float]) -> Callable[[str], float]:
             raise ValueError
         return value
 
-    convert.__name__ = "number above 0"
+    convert.__name__ = "number above 0"  # argparse prints it: "invalid number above 0 value"
     return convert
 
 
-class Patience(NullHook):
-    """Says why nothing happens while the client waits for a server that asked to come back later."""
+class RetryNotice(NullHook):
+    """Prints a line to stderr for each wait while the server is starting or busy."""
 
     def retrying(self, error: RequestError, wait: float) -> None:
-        """Tell the terminal."""
+        """Print the reason and the wait in seconds."""
         if isinstance(error, RateLimited | Unavailable):
-            print(f"pedcxr: the server is starting or busy; trying again in {max(wait, 1):.0f} s", file=sys.stderr)
+            print(f"pedcxr: the server is starting or busy; retrying in {max(wait, 1):.0f} s", file=sys.stderr)
 
 
 def _add_metrics_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options."""
-    group = parser.add_argument_group("metrics for Prometheus, none of which is on by default")
-    group.add_argument("--metrics-textfile", metavar="FILE.prom", help="keep a page there for node_exporter")
-    group.add_argument("--metrics-push", metavar="URL", help="push to this Pushgateway, and delete in the end")
+    group = parser.add_argument_group("Prometheus metrics (off by default)")
+    group.add_argument(
+        "--metrics-textfile", metavar="FILE.prom", help="write a file for node_exporter's textfile collector"
+    )
+    group.add_argument(
+        "--metrics-push", metavar="URL", help="push to this Pushgateway, and delete the metrics at the end"
+    )
     group.add_argument(
         "--metrics-linger", metavar="S", type=_seconds, default=_METRICS_LINGER_S,
-        help="seconds between the last push and the deletion, for a scrape to happen (default: %(default)g)",
+        help="seconds between the last push and the deletion, so that Prometheus can scrape it (default: %(default)g)",
     )  # fmt: skip
-    group.add_argument("--metrics-port", metavar="PORT", type=int, help="answer scrapes on 127.0.0.1; 0: any free port")
+    group.add_argument(
+        "--metrics-port", metavar="PORT", type=int, help="serve metrics on this port of 127.0.0.1; 0 picks a free port"
+    )
 
 
 @contextmanager
 def publish_metrics(options: argparse.Namespace) -> Iterator[Hook]:
-    """The hook that watches a command's client; what it saw is published while the block runs and at its end.
+    """Yield the hook for a command's client, and publish its metrics during the block and at its end.
 
-    Nothing that goes wrong at publishing changes how the command ends.
+    A failure to publish never changes the command's exit code.
 
     Raises:
-        ConfigurationError: an option cannot be used; nothing was asked of a server yet.
+        ConfigurationError: An option cannot be used. No request was sent yet.
     """
     if not any(getattr(options, f"metrics_{way}", None) is not None for way in ("textfile", "push", "port")):
         yield NullHook()
@@ -236,37 +256,37 @@ def publish_metrics(options: argparse.Namespace) -> Iterator[Hook]:
             try:
                 export.write(registry, path)
             except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or "is no path"
+                reason = getattr(error, "strerror", None) or "not a valid path"
                 raise ConfigurationError(f"--metrics-textfile: cannot be written: {reason}") from error
-            failed = _complaint("--metrics-textfile: not written")
-            stack.enter_context(export.repeating(lambda: export.write(registry, path), failed))
+            warn = _warn_once("--metrics-textfile: cannot be written")
+            stack.enter_context(export.repeating(lambda: export.write(registry, path), warn))
         if options.metrics_push is not None:
             gateway = export.Pushgateway(url=options.metrics_push)
-            stack.push(lambda kind, _error, _trace: _forget(gateway, 0 if kind is not None else options.metrics_linger))
-            failed = _complaint("--metrics-push: the Pushgateway did not take them")
-            stack.enter_context(export.repeating(lambda: gateway.push(registry), failed))
+            stack.push(lambda kind, _error, _trace: _delete(gateway, 0 if kind is not None else options.metrics_linger))
+            warn = _warn_once("--metrics-push: the push failed")
+            stack.enter_context(export.repeating(lambda: gateway.push(registry), warn))
         yield metrics
 
 
-def _complaint(what: str) -> Callable[[OSError], None]:
-    """Says so once; a run of hours would say it a thousand times."""
-    said: list[OSError] = []
+def _warn_once(text: str) -> Callable[[OSError], None]:
+    """Return a function that prints the first error only: metrics are published every few seconds for hours."""
+    errors: list[OSError] = []
 
-    def complain(error: OSError) -> None:
-        if not said:
-            print(f"pedcxr: {what}: {getattr(error, 'reason', None) or error.strerror or error}", file=sys.stderr)
-        said.append(error)
+    def warn(error: OSError) -> None:
+        if not errors:
+            print(f"pedcxr: {text}: {getattr(error, 'reason', None) or error.strerror or error}", file=sys.stderr)
+        errors.append(error)
 
-    return complain
+    return warn
 
 
-def _forget(gateway: Pushgateway, linger: float) -> None:
-    with suppress(KeyboardInterrupt):  # which ends the waiting
+def _delete(gateway: Pushgateway, linger: float) -> None:
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends the wait, not the deletion
         time.sleep(linger)
     try:
         gateway.delete()
     except OSError as error:
-        _complaint("--metrics-push: not deleted")(error)
+        _warn_once("--metrics-push: the deletion failed")(error)
 
 
 def _seconds(text: str) -> float:
