@@ -167,10 +167,12 @@ def test_changes_that_need_a_new_report(engine, films, out, tmp_path, change, co
     assert sum(reported(out).values()) == 12 + count
 
 
-def test_one_film_with_two_ids_gets_two_lines(engine, films, out, tmp_path):
+def test_second_id_for_a_reported_film_gets_its_own_line(engine, films, out, tmp_path):
     manifest = tmp_path / "manifest.csv"
-    manifest.write_text("path,id,age,sex\nfilms/Popescu-0.png,first,5y,F\nfilms/Popescu-0.png,second,5y,F\n")
-    assert batch(manifest, out, engine.url, "--concurrency", "1") == 0
+    manifest.write_text("path,id,age,sex\nfilms/Popescu-0.png,first,5y,F\n")
+    assert batch(manifest, out, engine.url) == 0
+    manifest.write_text(manifest.read_text() + "films/Popescu-0.png,second,5y,F\n")
+    assert batch(manifest, out, engine.url) == 0
     assert [line["id"] for line in lines(out)] == ["first", "second"]
 
 
