@@ -71,8 +71,8 @@ def detect(name: str = "auto", *, env: Mapping[str, str] = os.environ) -> Device
     """Return the device to plan for.
 
     Args:
-        name: ``auto`` for the first visible GPU of this machine (through NVML), or its CPU if there is none; ``cpu``
-            for the CPU of this machine; any other key of `TABLE` for that row of the table.
+        name: ``auto`` for the first visible GPU of this machine (through NVML), otherwise its CPU; ``cpu`` for the
+            CPU of this machine; any other key of `TABLE` for that row of the table.
         env: The environment, for ``CUDA_VISIBLE_DEVICES``.
 
     Raises:

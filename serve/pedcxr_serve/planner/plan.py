@@ -13,7 +13,7 @@ from pedcxr_serve.config.load import ServeConfig
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from pedcxr_serve.planner import roofline, vllm_args
 from pedcxr_serve.planner.devices import Device
-from pedcxr_serve.planner.roofline import Floor
+from pedcxr_serve.planner.roofline import Throughput
 
 __all__ = ["EnginePlan", "make", "render"]
 
@@ -51,8 +51,8 @@ class EnginePlan:
         max_preparing: Multi-tenant only: maximum number of requests in image preprocessing. Large enough to keep the
             engine busy, small enough to keep the wait of the next request short.
         max_starting: Multi-tenant only: maximum number of requests without a first token, `max_preparing` included.
-        floor: The roofline with the best number of concurrent reports.
-        expected: The roofline with `max_num_seqs` concurrent reports.
+        upper_bound: Throughput with the best number of concurrent reports.
+        expected: Throughput with `max_num_seqs` concurrent reports.
     """
 
     argv: tuple[str, ...]
@@ -72,8 +72,8 @@ class EnginePlan:
     api_server_count: int
     max_preparing: int
     max_starting: int
-    floor: Floor
-    expected: Floor
+    upper_bound: Throughput
+    expected: Throughput
 
 
 def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_dir: Path, socket: Path) -> EnginePlan:
@@ -112,9 +112,9 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     at_once = capacity // (_blocks(tokens, block) * per_token)
     seqs, limit = _max_num_seqs(shape, device, config, at_once, size)
     batched = _max_num_batched_tokens(shape, device, config, seqs)
-    best = min(at_once, seqs if engine.max_num_seqs else roofline.FLOOR_IN_FLIGHT)
-    floor = roofline.floor(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
-    servers = engine.api_server_count or _api_servers(device, floor)
+    best = min(at_once, seqs if engine.max_num_seqs else roofline.BEST_IN_FLIGHT)
+    upper_bound = roofline.throughput(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
+    servers = engine.api_server_count or _api_servers(device, upper_bound)
     preparing, starting = _starting(device, config, servers)
     argv = vllm_args.argv(device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers)
     return EnginePlan(
@@ -135,14 +135,14 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
         api_server_count=servers,
         max_preparing=preparing,
         max_starting=starting,
-        floor=floor,
-        expected=roofline.floor(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
+        upper_bound=upper_bound,
+        expected=roofline.throughput(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
     )
 
 
 def render(plan: EnginePlan) -> str:
     """Return the plan as a text table, followed by the shell command."""
-    device, floor, expected = plan.device, plan.floor, plan.expected
+    device, upper_bound, expected = plan.device, plan.upper_bound, plan.expected
     gb, tera = 1e9, 1e12
     figures = f"{device.memory_bytes / gb:.0f} GB, {device.bandwidth_bytes_s / gb:,.0f} GB/s"
     figures += f", {device.peak_flops / tera:.3g} TFLOP/s"
@@ -156,7 +156,7 @@ def render(plan: EnginePlan) -> str:
         ("max-num-batched-tokens", str(plan.max_num_batched_tokens)),
         ("api-server-count", str(plan.api_server_count)),
         ("starting at once", f"{plan.max_starting}, {plan.max_preparing} with films to prepare; with several tenants"),
-        ("at best", f"{_rate(floor)}; bound by {floor.bound_by}"),
+        ("at best", f"{_rate(upper_bound)}; bound by {upper_bound.bound_by}"),
         ("as planned", _rate(expected)),
         ("counted with", f"{roofline.PROMPT_TOKENS} prompt and {plan.new_tokens} new tokens a report"),
     )
@@ -165,9 +165,9 @@ def render(plan: EnginePlan) -> str:
     return "\n".join([*lines, "", vllm_args.shell(plan.argv, plan.env)])
 
 
-def _rate(floor: Floor) -> str:
-    full, less = floor.reports_per_s, floor.reports_per_s_at_60
-    return f"{full:.3g} reports/s with {floor.in_flight} at once, {less:.3g} at 60 % of bandwidth"
+def _rate(throughput: Throughput) -> str:
+    full, less = throughput.reports_per_s, throughput.reports_per_s_at_60
+    return f"{full:.3g} reports/s with {throughput.in_flight} at once, {less:.3g} at 60 % of bandwidth"
 
 
 def _dtype(device: Device, setting: str) -> str:
@@ -253,9 +253,9 @@ def _starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, i
     return preparing, gateway.max_starting or preparing + prompts
 
 
-def _api_servers(device: Device, floor: Floor) -> int:
+def _api_servers(device: Device, upper_bound: Throughput) -> int:
     """Return enough API processes for twice the GPU's throughput, at most 4 and at most a quarter of the cores."""
     if device.kind == "cpu":
         return 1
-    count = min(4, math.ceil(2 * floor.reports_per_s / FILMS_PER_API_PROCESS))
+    count = min(4, math.ceil(2 * upper_bound.reports_per_s / FILMS_PER_API_PROCESS))
     return min(count, max(1, device.cores // 4)) if device.cores else count

@@ -24,18 +24,26 @@ from dataclasses import dataclass
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.planner.devices import Device
 
-__all__ = ["Floor", "decode_step_s", "floor", "kv_bytes_per_token", "prefill_flop", "reports_within", "vision_flop"]
+__all__ = [
+    "Throughput",
+    "decode_step_s",
+    "kv_bytes_per_token",
+    "prefill_flop",
+    "reports_within",
+    "throughput",
+    "vision_flop",
+]
 
 PROMPT_TOKENS = 300
 COMPUTE_EFFICIENCY = 0.5
 REAL_BANDWIDTH = 0.6
-FLOOR_IN_FLIGHT = 528
+BEST_IN_FLIGHT = 528
 GPU_OVERHEAD_BYTES = 2_500_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
-    """An upper bound on throughput.
+class Throughput:
+    """Throughput of a device, as an upper bound.
 
     Attributes:
         in_flight: Number of reports that decode together.
@@ -80,7 +88,7 @@ def decode_step_s(
     return max(reading, 2.0 * shape.text_parameters * in_flight / device.peak_flops)
 
 
-def floor(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int) -> Floor:
+def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int) -> Throughput:
     """Return the upper bound on throughput with `in_flight` concurrent reports."""
     prefill_s = (vision_flop(shape) + prefill_flop(shape, PROMPT_TOKENS)) / (COMPUTE_EFFICIENCY * device.peak_flops)
     rates = []
@@ -93,7 +101,7 @@ def floor(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new
         bound = "arithmetic (vision and prefill)"
     else:
         bound = "arithmetic (decode)" if step <= arithmetic else "memory bandwidth (decode)"
-    return Floor(in_flight, rates[0], rates[1], bound)
+    return Throughput(in_flight, rates[0], rates[1], bound)
 
 
 def reports_within(shape: Shape, device: Device, seconds: float, *, dtype_bytes: int, new_tokens: int) -> int:

@@ -29,17 +29,17 @@ CASES = (*((f"4b-{name}", "4b", name) for name in devices.TABLE), ("demo-cpu", "
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    return inspected(tmp_path_factory.mktemp("models"))
+    return inspect_models(tmp_path_factory.mktemp("models"))
 
 
-def inspected(folder: Path) -> dict[str, Checkpoint]:
+def inspect_models(folder: Path) -> dict[str, Checkpoint]:
     return {
         "4b": inspect.inspect(folders.medgemma_4b(folder / "4b")),
         "demo": inspect.inspect(folders.demo(folder / "demo")),
     }
 
 
-def planned(checkpoint: Checkpoint, key: str, *, table: str = "engine", **settings: object) -> EnginePlan:
+def make_plan(checkpoint: Checkpoint, key: str, *, table: str = "engine", **settings: object) -> EnginePlan:
     served = "pedcxr-demo" if checkpoint.parameters < 1e9 else "medgemma-4b-it-ped"
     config = load.load(None, {"served_name": served} | {f"{table}.{name}": value for name, value in settings.items()})
     socket = Path("/run/pedcxr/engine.sock")
@@ -51,14 +51,14 @@ def value(engine_plan: EnginePlan, flag: str) -> str:
 
 
 def test_4b_model_on_an_h200_has_the_figures_of_the_table(models: dict[str, Checkpoint]) -> None:
-    engine_plan = planned(models["4b"], "h200")
+    engine_plan = make_plan(models["4b"], "h200")
 
     assert engine_plan.kv_bytes_per_token == 139_264
     assert engine_plan.tokens_per_report == 800
     assert engine_plan.weights_bytes == pytest.approx((3.88e9 + 0.416e9) * 2, rel=0.02)
     assert engine_plan.reports_at_once == pytest.approx(1060, rel=0.02)
-    assert engine_plan.floor.reports_per_s == pytest.approx(41, rel=0.02)
-    assert engine_plan.floor.reports_per_s_at_60 == pytest.approx(32, rel=0.02)
+    assert engine_plan.upper_bound.reports_per_s == pytest.approx(41, rel=0.02)
+    assert engine_plan.upper_bound.reports_per_s_at_60 == pytest.approx(32, rel=0.02)
     assert (engine_plan.max_num_seqs, engine_plan.max_num_batched_tokens, engine_plan.api_server_count) == (
         512,
         2048,
@@ -79,11 +79,11 @@ def test_4b_model_on_an_h200_has_the_figures_of_the_table(models: dict[str, Chec
 def test_every_row_of_the_table_is_reproduced_to_its_last_digit(
     models: dict[str, Checkpoint], key: str, at_once: int, best: float, at_60: float, digit: float
 ) -> None:
-    engine_plan = planned(models["4b"], key)
+    engine_plan = make_plan(models["4b"], key)
 
     assert engine_plan.reports_at_once == pytest.approx(at_once, abs=5 if at_once % 10 == 0 else 0.5)
-    assert engine_plan.floor.reports_per_s == pytest.approx(best, abs=digit / 2)
-    assert engine_plan.floor.reports_per_s_at_60 == pytest.approx(at_60, abs=digit / 2)
+    assert engine_plan.upper_bound.reports_per_s == pytest.approx(best, abs=digit / 2)
+    assert engine_plan.upper_bound.reports_per_s_at_60 == pytest.approx(at_60, abs=digit / 2)
 
 
 def test_operations_per_report_equal_the_table(models: dict[str, Checkpoint]) -> None:
@@ -99,19 +99,19 @@ def test_operations_per_report_equal_the_table(models: dict[str, Checkpoint]) ->
 
 @pytest.mark.parametrize(("name", "model", "key"), CASES, ids=[case[0] for case in CASES])
 def test_plan_text_equals_the_golden_file(models: dict[str, Checkpoint], name: str, model: str, key: str) -> None:
-    assert plan.render(planned(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
+    assert plan.render(make_plan(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
 
 
 def test_plan_does_not_exceed_the_roofline(models: dict[str, Checkpoint]) -> None:
     for key in devices.TABLE:
-        engine_plan = planned(models["4b"], key)
+        engine_plan = make_plan(models["4b"], key)
         assert engine_plan.max_num_seqs <= engine_plan.reports_at_once
-        assert engine_plan.expected.reports_per_s <= engine_plan.floor.reports_per_s
-        assert engine_plan.floor.reports_per_s_at_60 < engine_plan.floor.reports_per_s
+        assert engine_plan.expected.reports_per_s <= engine_plan.upper_bound.reports_per_s
+        assert engine_plan.upper_bound.reports_per_s_at_60 < engine_plan.upper_bound.reports_per_s
 
 
 def test_gpu_and_cpu_plans_have_only_their_own_flags(models: dict[str, Checkpoint]) -> None:
-    gpu, cpu = planned(models["4b"], "h100"), planned(models["demo"], "cpu")
+    gpu, cpu = make_plan(models["4b"], "h100"), make_plan(models["demo"], "cpu")
 
     assert (gpu.dtype, cpu.dtype) == ("bfloat16", "float32")
     assert "--disable-chunked-mm-input" in cpu.argv
@@ -128,7 +128,7 @@ def test_gpu_and_cpu_plans_have_only_their_own_flags(models: dict[str, Checkpoin
 
 
 def test_settings_override_the_plan(models: dict[str, Checkpoint]) -> None:
-    engine_plan = planned(
+    engine_plan = make_plan(
         models["demo"],
         "cpu",
         max_num_seqs=100,
@@ -154,7 +154,7 @@ def test_settings_override_the_plan(models: dict[str, Checkpoint]) -> None:
 
 def test_settings_override_preparing_and_starting_limits(models: dict[str, Checkpoint]) -> None:
     def starting(**settings: int) -> tuple[int, int]:
-        engine_plan = planned(models["4b"], "h200", table="gateway", **settings)
+        engine_plan = make_plan(models["4b"], "h200", table="gateway", **settings)
         return engine_plan.max_preparing, engine_plan.max_starting
 
     assert starting() == (4, 12)
@@ -164,10 +164,10 @@ def test_settings_override_preparing_and_starting_limits(models: dict[str, Check
 
 
 def test_shorter_itl_target_gives_fewer_concurrent_reports(models: dict[str, Checkpoint]) -> None:
-    engine_plan = planned(models["4b"], "l4", target_itl_ms=33)
+    engine_plan = make_plan(models["4b"], "l4", target_itl_ms=33)
 
     assert (engine_plan.max_num_seqs, engine_plan.limited_by) == (24, "engine.target_itl_ms = 33")
-    assert planned(models["4b"], "l4", target_itl_ms=1).max_num_seqs == 1
+    assert make_plan(models["4b"], "l4", target_itl_ms=1).max_num_seqs == 1
 
 
 def test_preprocessing_uses_at_most_a_quarter_of_the_cores(models: dict[str, Checkpoint]) -> None:
@@ -191,12 +191,12 @@ def test_model_that_does_not_fit_is_rejected_with_its_memory_needs(models: dict[
         plan.make(models["4b"], small, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
     assert "gpu_memory_utilization = 0.92" in str(raised.value)
     with pytest.raises(ConfigError, match="cpu_kv_cache_gib = 100"):
-        planned(models["demo"], "cpu", cpu_kv_cache_gib=100)
+        make_plan(models["demo"], "cpu", cpu_kv_cache_gib=100)
 
 
 def test_step_smaller_than_an_image_is_rejected(models: dict[str, Checkpoint]) -> None:
     with pytest.raises(ConfigError, match=r"max_num_batched_tokens = 128: must be at least 512"):
-        planned(models["4b"], "h100", max_num_batched_tokens=128)
+        make_plan(models["4b"], "h100", max_num_batched_tokens=128)
 
 
 def test_long_socket_path_is_rejected(models: dict[str, Checkpoint]) -> None:
@@ -212,11 +212,11 @@ def test_long_socket_path_is_rejected(models: dict[str, Checkpoint]) -> None:
 
 def test_checkpoint_without_a_config_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pedcxr-serve check"):
-        planned(inspect.inspect(tmp_path), "cpu")
+        make_plan(inspect.inspect(tmp_path), "cpu")
 
 
 def test_every_planned_flag_is_refused_as_extra_argument(models: dict[str, Checkpoint]) -> None:
-    for engine_plan in (planned(models["4b"], "h200"), planned(models["demo"], "cpu", block_size=32)):
+    for engine_plan in (make_plan(models["4b"], "h200"), make_plan(models["demo"], "cpu", block_size=32)):
         for flag in (word for word in engine_plan.argv if word.startswith("--")):
             assert vllm_flags.refuse([flag]), flag
 
@@ -242,7 +242,7 @@ print(json.dumps({"parsed": parsed, "flags": sorted(o for a in serve._actions fo
 def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, Checkpoint]) -> None:
     if find_spec("vllm") is None:  # find_spec does not import vLLM, which would take half a minute
         pytest.skip("needs pedcxr[cpu] or pedcxr[gpu]")
-    plans = [planned(models["4b"], key) for key in devices.TABLE] + [planned(models["demo"], "cpu", block_size=32)]
+    plans = [make_plan(models["4b"], key) for key in devices.TABLE] + [make_plan(models["demo"], "cpu", block_size=32)]
 
     process = subprocess.run(
         [sys.executable, "-c", PARSE],
@@ -270,6 +270,6 @@ def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, C
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        checkpoints = inspected(Path(name))
+        checkpoints = inspect_models(Path(name))
         for case, model, key in CASES:
-            (GOLDEN / f"plan-{case}.txt").write_text(plan.render(planned(checkpoints[model], key)) + "\n")
+            (GOLDEN / f"plan-{case}.txt").write_text(plan.render(make_plan(checkpoints[model], key)) + "\n")
