@@ -53,7 +53,9 @@ def add_film_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--pad-square", action="store_true", help="pad the film with black to a square")
     parser.add_argument(
-        "--resize", choices=("model",), help="resize to the model's input; the request body is about 6 times smaller"
+        "--resize",
+        choices=("model",),
+        help="stretch to the model's input size; the request body is about 6 times smaller",
     )
 
 
