@@ -14,7 +14,7 @@ from pedcxr_serve import cli_records
 from pedcxr_serve.checkpoint import download, inspect
 from pedcxr_serve.config import load
 from pedcxr_serve.errors import EngineError, ServeError
-from pedcxr_serve.planner import devices, plan, plan_page
+from pedcxr_serve.planner import devices, plan
 
 _DRY_SOCKET = Path("/run/pedcxr/engine.sock")
 
@@ -87,7 +87,7 @@ def _plan(settings: load.ServeConfig) -> int:
     found = inspect.inspect(folder)
     inspect.require_ready(found)
     machine = devices.detect(settings.engine.device)
-    print(plan_page.render(plan.make(found, machine, settings, model_dir=folder, socket=_DRY_SOCKET)))
+    print(plan.render(plan.make(found, machine, settings, model_dir=folder, socket=_DRY_SOCKET)))
     return 0
 
 

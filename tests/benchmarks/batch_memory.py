@@ -1,8 +1,8 @@
-"""Memory of `pedcxr batch` as a run grows, on an engine that answers at once, in a process of its own.
+"""Measure the memory of `pedcxr batch` for increasing numbers of films, against a fake engine in its own process.
 
     python -m tests.benchmarks.batch_memory [FILMS ...]
 
-Prints the largest resident size of each run, films a second, and whether every film has one line and one report.
+Prints the maximum resident size of each run, films per second, and whether every film has one line and one report.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.support.fake_engine import FakeEngine
 
-DRAWN = 200  # films on disk; a run of more names each several times, under ids of its own
+FILES = 200  # on disk; a larger run lists each file several times, with different ids
 SIDE = 256
 
 
@@ -39,27 +39,29 @@ def manifest(folder: Path, films: int) -> Path:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("path", "id", "age", "sex", "assume_chest"))
-        rows.writerows((f"{number % DRAWN}.png", f"film-{number}", "5y", "M", "yes") for number in range(films))
+        rows.writerows((f"{number % FILES}.png", f"film-{number}", "5y", "M", "yes") for number in range(films))
     return path
 
 
 def run(folder: Path, url: str, films: int) -> str:
     out = folder / f"{films}.jsonl"
     command = [sys.executable, "-m", "pedcxr_client", "batch", str(manifest(folder, films)), "-o", str(out)]
-    began = time.monotonic()
+    start = time.monotonic()
     process = subprocess.Popen([*command, "--url", url, "--concurrency", "16"], stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     ids: set[str] = set()
     lines = reports = 0
     with out.open() as file:
         for line in file:
-            told = json.loads(line)
-            lines, reports = lines + 1, reports + bool(told.get("text"))
-            ids.add(told["id"])
-    whole = "whole" if (len(ids), lines, reports) == (films, films, films) else f"BROKEN: {len(ids)} {lines} {reports}"
-    return f"{films:>8} {usage.ru_maxrss / 1024:>10.0f} MiB {films / seconds:>8.0f} {process.returncode:>5}  {whole}"
+            entry = json.loads(line)
+            lines, reports = lines + 1, reports + bool(entry.get("text"))
+            ids.add(entry["id"])
+    state = (
+        "complete" if (len(ids), lines, reports) == (films, films, films) else f"BROKEN: {len(ids)} {lines} {reports}"
+    )
+    return f"{films:>8} {usage.ru_maxrss / 1024:>10.0f} MiB {films / seconds:>8.0f} {process.returncode:>5}  {state}"
 
 
 def main() -> None:
@@ -71,7 +73,7 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            for number in range(DRAWN):
+            for number in range(FILES):
                 Image.frombytes("L", (SIDE, SIDE), os.urandom(SIDE * SIDE)).save(folder / f"{number}.png")
             print(f"{'films':>8} {'largest':>14} {'films/s':>8} {'exit':>5}")
             for films in sizes:

@@ -1,13 +1,13 @@
-"""The published model's shape without its weights, to size a GPU before one has them.
+"""Create a checkpoint with the dimensions of the published model and no weights, to size a GPU without the model.
 
     python -m tests.benchmarks.weightless_checkpoint FOLDER
 
-The configuration is the published one; tokenizer and chat template are the demo's, the vocabulary filled up with words
-that mean nothing. The file of weights is a hole, so let vLLM make some up:
+The configuration is that of the published model. Tokenizer and chat template are those of the demo; the vocabulary is
+padded with placeholder words. The weights file is sparse, so vLLM must generate random weights:
 
     pedcxr-serve start --model FOLDER -- --load-format dummy
 
-What it then writes is nonsense, as long as `max_tokens` allows, and marked as the demo's.
+The reports are random text of `max_tokens` tokens, and carry the demo notice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIDE, IMAGE_TOKENS = folders.CONFIG_4B["vision_config"]["image_size"], folders.C
 
 
 def main(folder: Path) -> None:
-    """Write the folder, which must not be there."""
+    """Create the folder, which must not exist."""
     folder.mkdir(parents=True)
     demo = _read("config.json")
     ids = {key: demo[key] for key in ("boi_token_index", "eoi_token_index", "image_token_index", "eos_token_id")}
@@ -35,19 +35,19 @@ def main(folder: Path) -> None:
     for name in ("chat_template.jinja", "generation_config.json", "tokenizer_config.json"):
         shutil.copy(CHECKPOINT / name, folder)
     for name in ("processor_config.json", "preprocessor_config.json"):
-        folders.write_json(folder / name, _sized(_read(name)))
+        folders.write_json(folder / name, _with_image_size(_read(name)))
     words = _read("tokenizer.json")
-    known = words["model"]["vocab"]
-    known |= {f"▁word{number}": number for number in range(len(known), VOCABULARY)}
+    vocabulary = words["model"]["vocab"]
+    vocabulary |= {f"▁word{number}": number for number in range(len(vocabulary), VOCABULARY)}
     folders.write_json(folder / "tokenizer.json", words)
 
 
-def _sized(value: Any) -> Any:
-    """A processor's settings, for the larger image."""
+def _with_image_size(value: Any) -> Any:
+    """Return a processor's settings with the image size of the published model."""
     if not isinstance(value, dict):
         return value
-    new = {"size": {"height": SIDE, "width": SIDE}, "image_seq_length": IMAGE_TOKENS}
-    return {key: new.get(key, _sized(inner)) for key, inner in value.items()}
+    values = {"size": {"height": SIDE, "width": SIDE}, "image_seq_length": IMAGE_TOKENS}
+    return {key: values.get(key, _with_image_size(inner)) for key, inner in value.items()}
 
 
 def _read(name: str) -> Any:

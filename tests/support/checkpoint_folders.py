@@ -1,4 +1,4 @@
-"""Model folders made on the spot: true names, shapes and headers, no weights (the files are sparse)."""
+"""Create model folders with real names, shapes and headers but without weights (sparse files)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 Config = dict[str, Any]
 Tensors = dict[str, tuple[str, list[int]]]
 
-# As google publishes Gemma 3 4B and its MedGemma tunes: what equals a class default is left out.
+# As Google publishes Gemma 3 4B and MedGemma: values that equal the class default are omitted.
 CONFIG_4B: Config = {
     "architectures": ["Gemma3ForConditionalGeneration"],
     "boi_token_index": 255999,
@@ -42,7 +42,7 @@ CONFIG_4B: Config = {
         "vision_use_head": False,
     },
 }
-# As transformers 5 saves a small model: everything written out, layer types and rope by type.
+# As transformers 5 saves a small model: all values are present, rope parameters per layer type.
 CONFIG_DEMO: Config = {
     "architectures": ["Gemma3ForConditionalGeneration"],
     "boi_token_index": 5,
@@ -77,46 +77,46 @@ BITS = {"BF16": 16, "F32": 32}
 
 
 def tensors(config: Config, dtype: str, *, infix: str = "vision_model.", prefix: str = "") -> Tensors:
-    """Every weight of the architecture, as transformers names it."""
+    """Return dtype and shape of every weight of the architecture, by its name in transformers."""
     text = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208}
     text |= config["text_config"]
-    vision, found = config["vision_config"], {}
+    vision, shapes = config["vision_config"], {}
     hidden, inner = text["hidden_size"], text["intermediate_size"]
     q, kv = (text[key] * text["head_dim"] for key in ("num_attention_heads", "num_key_value_heads"))
     language = f"{prefix}language_model." if prefix else "language_model.model."
-    found[f"{language}embed_tokens.weight"] = [text["vocab_size"], hidden]
-    found[f"{language}norm.weight"] = [hidden]
+    shapes[f"{language}embed_tokens.weight"] = [text["vocab_size"], hidden]
+    shapes[f"{language}norm.weight"] = [hidden]
     for n in range(text["num_hidden_layers"]):
         layer = f"{language}layers.{n}."
         for name in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
-            found[f"{layer}{name}_layernorm.weight"] = [hidden]
-        found |= {f"{layer}mlp.{name}_proj.weight": [inner, hidden] for name in ("gate", "up")}
-        found[f"{layer}mlp.down_proj.weight"] = [hidden, inner]
-        found |= {f"{layer}self_attn.{name}_norm.weight": [text["head_dim"]] for name in ("q", "k")}
-        found[f"{layer}self_attn.q_proj.weight"] = [q, hidden]
-        found |= {f"{layer}self_attn.{name}_proj.weight": [kv, hidden] for name in ("k", "v")}
-        found[f"{layer}self_attn.o_proj.weight"] = [hidden, q]
+            shapes[f"{layer}{name}_layernorm.weight"] = [hidden]
+        shapes |= {f"{layer}mlp.{name}_proj.weight": [inner, hidden] for name in ("gate", "up")}
+        shapes[f"{layer}mlp.down_proj.weight"] = [hidden, inner]
+        shapes |= {f"{layer}self_attn.{name}_norm.weight": [text["head_dim"]] for name in ("q", "k")}
+        shapes[f"{layer}self_attn.q_proj.weight"] = [q, hidden]
+        shapes |= {f"{layer}self_attn.{name}_proj.weight": [kv, hidden] for name in ("k", "v")}
+        shapes[f"{layer}self_attn.o_proj.weight"] = [hidden, q]
     tower, width = f"{prefix}vision_tower.{infix}", vision["hidden_size"]
-    found[f"{tower}embeddings.patch_embedding.weight"] = [width, 3, vision["patch_size"], vision["patch_size"]]
-    found[f"{tower}embeddings.patch_embedding.bias"] = [width]
+    shapes[f"{tower}embeddings.patch_embedding.weight"] = [width, 3, vision["patch_size"], vision["patch_size"]]
+    shapes[f"{tower}embeddings.patch_embedding.bias"] = [width]
     positions = (vision["image_size"] // vision["patch_size"]) ** 2
-    found[f"{tower}embeddings.position_embedding.weight"] = [positions, width]
+    shapes[f"{tower}embeddings.position_embedding.weight"] = [positions, width]
     for n in range(vision["num_hidden_layers"]):
         layer = f"{tower}encoder.layers.{n}."
         for end, out in (("weight", [width, width]), ("bias", [width])):
-            found |= {f"{layer}self_attn.{name}_proj.{end}": out for name in ("q", "k", "v", "out")}
-            found |= {f"{layer}layer_norm{i}.{end}": [width] for i in (1, 2)}
-        found[f"{layer}mlp.fc1.weight"] = [vision["intermediate_size"], width]
-        found[f"{layer}mlp.fc2.weight"] = [width, vision["intermediate_size"]]
-        found[f"{layer}mlp.fc1.bias"], found[f"{layer}mlp.fc2.bias"] = [vision["intermediate_size"]], [width]
-    found |= {f"{tower}post_layernorm.{end}": [width] for end in ("weight", "bias")}
-    found[f"{prefix}multi_modal_projector.mm_input_projection_weight"] = [width, hidden]
-    found[f"{prefix}multi_modal_projector.mm_soft_emb_norm.weight"] = [width]
-    return {name: (dtype, shape) for name, shape in found.items()}
+            shapes |= {f"{layer}self_attn.{name}_proj.{end}": out for name in ("q", "k", "v", "out")}
+            shapes |= {f"{layer}layer_norm{i}.{end}": [width] for i in (1, 2)}
+        shapes[f"{layer}mlp.fc1.weight"] = [vision["intermediate_size"], width]
+        shapes[f"{layer}mlp.fc2.weight"] = [width, vision["intermediate_size"]]
+        shapes[f"{layer}mlp.fc1.bias"], shapes[f"{layer}mlp.fc2.bias"] = [vision["intermediate_size"]], [width]
+    shapes |= {f"{tower}post_layernorm.{end}": [width] for end in ("weight", "bias")}
+    shapes[f"{prefix}multi_modal_projector.mm_input_projection_weight"] = [width, hidden]
+    shapes[f"{prefix}multi_modal_projector.mm_soft_emb_norm.weight"] = [width]
+    return {name: (dtype, shape) for name, shape in shapes.items()}
 
 
 def write_shard(path: Path, content: Tensors) -> None:
-    """A safetensors file with the right header and a hole for its data."""
+    """Write a safetensors file with a complete header and sparse data."""
     header, end = {}, 0
     for name, (dtype, shape) in content.items():
         begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
@@ -154,7 +154,7 @@ def tokenizer(config: Config) -> dict[str, Any]:
     }
 
 
-def write_companions(folder: Path, config: Config) -> None:
+def write_processor_files(folder: Path, config: Config) -> None:
     size = config["vision_config"]["image_size"]
     write_json(folder / "config.json", config)
     write_json(folder / "tokenizer.json", tokenizer(config))
@@ -167,16 +167,16 @@ def write_companions(folder: Path, config: Config) -> None:
 
 
 def medgemma_4b(folder: Path, *, shards: int = 2) -> Path:
-    """The folder of the 4B model: 8.6 GB to `stat`, a few hundred kB on disk."""
+    """Create the folder of the 4B model: 8.6 GB in length, a few hundred kB on disk."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_companions(folder, CONFIG_4B)
+    write_processor_files(folder, CONFIG_4B)
     write_weights(folder, tensors(CONFIG_4B, "BF16"), shards)
     return folder
 
 
 def demo(folder: Path, *, infix: str = "vision_model.", prefix: str = "") -> Path:
-    """A folder like the packaged demo's."""
+    """Create a folder like that of the packaged demo."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_companions(folder, CONFIG_DEMO)
+    write_processor_files(folder, CONFIG_DEMO)
     write_weights(folder, tensors(CONFIG_DEMO, "F32", infix=infix, prefix=prefix), 1)
     return folder

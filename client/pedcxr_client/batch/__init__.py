@@ -1,7 +1,7 @@
-"""Thousands of films into one file: what ``pedcxr batch`` does.
+"""Reports of many films in one output file, as ``pedcxr batch`` writes them.
 
-manifest, folder   which films there are, one by one
-journal            the file: locked, repaired, appended to and synced; what it holds is not done again
-outage             waiting for a server that went away, once for all films
-run                a film at a time, many at once, from an entry to a line
+manifest, folder   list the films, one at a time
+output_file        the JSONL output: locked, repaired, appended to and synced; films reported there are skipped
+outage             one wait for an unavailable server, shared by all films
+runner             process films concurrently, from an entry to a line
 """

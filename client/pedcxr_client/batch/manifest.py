@@ -1,55 +1,88 @@
-"""MANIFEST.csv: a film a row. Errors tell line and column numbers, never what stands there."""
+"""MANIFEST.csv: one film per row. Errors give line and column numbers, never cell contents."""
 
 from __future__ import annotations
 
 import csv
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TextIO
 
-from pedcxr_client.batch.entry import Entry
 from pedcxr_client.errors import InputError
 
 COLUMNS = ("path", "id", "age", "sex", "assume_chest", "allow")
-"""What a column may be; only ``path`` has to be there. Letter case and blanks around do not matter."""
-_TRUTH = {"": False, "0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
-_SHOWN = 10  # problems in a message
+"""The column names; only ``path`` is required. Letter case and surrounding blanks are ignored."""
+_TRUTH_VALUES = {"": False, "0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
+_MAX_PROBLEMS = 10  # in one message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Entry:
+    """One film of a batch.
+
+    Attributes:
+        id: Name of the film in the output; unique within the batch.
+        path: Path of the file.
+        age, sex: Values from the manifest, or None. They are validated when the request is prepared.
+        assume_chest: Accept a film whose header does not name the body part.
+        allow: Names of checks that must not block this film.
+    """
+
+    id: str
+    path: str
+    age: str | None = None
+    sex: str | None = None
+    assume_chest: bool = False
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SkippedFile:
+    """A file in a folder that is not a film.
+
+    Attributes:
+        id: Its path relative to the folder.
+        reason: Why it is skipped, from a fixed set of texts.
+    """
+
+    id: str
+    reason: str
 
 
 def check(path: str, *, allow_outside: bool = False) -> int:
-    """PixelStats at all of a manifest before anything is sent, and return how many films it names.
+    """Validate a whole manifest before any film is sent, and return the number of films.
 
     Raises:
-        InputError: if it cannot be read, is no CSV of these columns, names an id twice, or a film outside its folder
-            that is not allowed to be there; the message says what is wrong on which lines, the first ten.
+        InputError: The file cannot be read, is not CSV with these columns, repeats an id, or lists a film outside its
+            folder without ``allow_outside``. The message lists the first ten problems with their line numbers.
     """
-    seen: dict[bytes, int] = {}
+    lines_by_id: dict[bytes, int] = {}
     problems: list[str] = []
-    wrong = 0
+    problem_count = 0
     for line, entry in _entries(path, allow_outside):
         if isinstance(entry, Entry):
-            name = blake2b(entry.id.encode(), digest_size=16).digest()
-            first = seen.setdefault(name, line)
-            problem = None if first == line else f"line {line}: its id is on line {first} already; each film needs one"
+            digest = blake2b(entry.id.encode(), digest_size=16).digest()
+            first = lines_by_id.setdefault(digest, line)
+            problem = None if first == line else f"line {line}: id is already used on line {first}; make it unique"
         else:
             problem = f"line {line}: {entry}"
         if problem is not None:
-            wrong += 1
-            problems += [problem] if len(problems) < _SHOWN else []
-    if wrong:
-        more = f"; and {wrong - _SHOWN} more" if wrong > _SHOWN else ""
+            problem_count += 1
+            problems += [problem] if len(problems) < _MAX_PROBLEMS else []
+    if problem_count:
+        more = f"; and {problem_count - _MAX_PROBLEMS} more" if problem_count > _MAX_PROBLEMS else ""
         raise InputError(f"the manifest: {'; '.join(problems)}{more}")
-    if not seen:
-        raise InputError("the manifest: names no film; write one a row below the header")
-    return len(seen)
+    if not lines_by_id:
+        raise InputError("the manifest: lists no film; add one row per film below the header")
+    return len(lines_by_id)
 
 
 def read(path: str, *, allow_outside: bool = False) -> Iterator[Entry]:
-    """The films of a manifest, one by one; it is never held whole.
+    """Yield the films of a manifest without loading the whole file.
 
     Raises:
-        InputError: as :func:`check` does, of the first thing that is wrong; ids are not compared.
+        InputError: As for :func:`check`, at the first problem. Ids are not compared.
     """
     for line, entry in _entries(path, allow_outside):
         if not isinstance(entry, Entry):
@@ -58,7 +91,7 @@ def read(path: str, *, allow_outside: bool = False) -> Iterator[Entry]:
 
 
 def _entries(path: str, allow_outside: bool) -> Iterator[tuple[int, Entry | str]]:
-    """Each row's line number with its film, or with what is wrong with it."""
+    """Yield the line number of each row with its entry, or with a description of its problem."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             yield from _rows(file, _Folder(path, allow_outside))
@@ -76,60 +109,61 @@ def _rows(file: TextIO, folder: _Folder) -> Iterator[tuple[int, Entry | str]]:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
-                yield reader.line_num, f"has {len(row)} cells, the header {len(header)}"
+                yield reader.line_num, f"has {len(row)} cells but the header has {len(header)}"
             else:
                 yield reader.line_num, _entry(dict(zip(header, (cell.strip() for cell in row), strict=True)), folder)
     except csv.Error as error:
         if "field limit" in str(error):
             raise InputError(
                 f"the manifest: line {reader.line_num}: a cell is longer than {csv.field_size_limit()} characters; "
-                "is a quotation mark missing?"
+                "check for a missing quotation mark"
             ) from error
-        raise InputError(f"the manifest: line {reader.line_num}: is no CSV; quote cells that hold commas") from error
+        raise InputError(
+            f"the manifest: line {reader.line_num}: is not valid CSV; put cells that contain commas in quotation marks"
+        ) from error
 
 
 def _header(row: list[str]) -> list[str]:
     header = [cell.strip().lower() for cell in row]
     if len(row) == 1 and (";" in row[0] or "\t" in row[0]):
-        raise InputError("the manifest: its columns are not separated by commas; export it as CSV with commas")
-    for place, name in enumerate(header, 1):
+        raise InputError("the manifest: columns are not separated by commas; export it as comma-separated CSV")
+    for number, name in enumerate(header, 1):
         if name not in COLUMNS:
             raise InputError(
-                f"the manifest: column {place} is none that is known; rename or remove it, lest it be a misspelt one. "
-                f"Known: {', '.join(COLUMNS)}"
+                f"the manifest: unknown column {number}; rename or remove it. Allowed columns: {', '.join(COLUMNS)}"
             )
-        if header.index(name) != place - 1:
-            raise InputError(f'the manifest: the column "{name}" is there twice; keep one')
+        if header.index(name) != number - 1:
+            raise InputError(f'the manifest: the column "{name}" appears twice; keep one')
     if "path" not in header:
-        raise InputError('the manifest: the column "path" is missing; the first line names the columns')
+        raise InputError('the manifest: the column "path" is missing; the first line must name the columns')
     return header
 
 
 class _Folder:
-    """The folder of a manifest, which its films must not leave."""
+    """The folder of a manifest, to which its paths are relative."""
 
     def __init__(self, manifest: str, allow_outside: bool) -> None:
-        self._here = os.path.dirname(os.path.abspath(manifest))
-        self._real = os.path.join(os.path.realpath(self._here), "")
+        self._path = os.path.dirname(os.path.abspath(manifest))
+        self._real = os.path.join(os.path.realpath(self._path), "")
         self._allow_outside = allow_outside
 
-    def find(self, path: str) -> str | None:
-        """The whole path of a film, None if it leads out of the folder, by ``..`` or by a link."""
-        whole = os.path.join(self._here, path)
-        return whole if self._allow_outside or os.path.realpath(whole).startswith(self._real) else None
+    def resolve(self, path: str) -> str | None:
+        """Return the absolute path of a film, or None if ``..`` or a link leads outside the folder."""
+        absolute = os.path.join(self._path, path)
+        return absolute if self._allow_outside or os.path.realpath(absolute).startswith(self._real) else None
 
 
 def _entry(cells: dict[str, str], folder: _Folder) -> Entry | str:
     if not cells["path"]:
-        return "its path is empty"
+        return "path is empty"
     if "\0" in cells["path"]:
-        return "its path holds a NUL character"
-    if (path := folder.find(cells["path"])) is None:
-        return "its path leads out of the manifest's folder; move the film, or allow it with --allow-outside"
+        return "path contains a NUL character"
+    if (path := folder.resolve(cells["path"])) is None:
+        return "path leads outside the manifest's folder; move the film, or use --allow-outside"
     if not (name := cells.get("id", cells["path"])):
-        return "its id is empty"
-    if (assume := _TRUTH.get(cells.get("assume_chest", "").lower())) is None:
-        return "assume_chest is neither true nor false"
+        return "id is empty"
+    if (assume := _TRUTH_VALUES.get(cells.get("assume_chest", "").lower())) is None:
+        return "assume_chest must be yes or no (or true, false, 1, 0)"
     return Entry(
         id=name,
         path=path,

@@ -1,4 +1,4 @@
-"""A server that went away: all films wait for it together, one of them asks."""
+"""A server that became unavailable: one shared wait for all films, one request that polls."""
 
 from __future__ import annotations
 
@@ -9,79 +9,79 @@ from collections.abc import Awaitable, Callable
 
 from pedcxr_client.errors import ConnectionFailed, RateLimited, RequestError, ServerFailed, TimedOut, Unavailable
 
-AWAY = (ConnectionFailed, Unavailable, RateLimited)
-"""The server is not there, or asks to come back later; says nothing about a film."""
+UNAVAILABLE = (ConnectionFailed, Unavailable, RateLimited)
+"""The server cannot be reached, or asks the client to retry later; the cause is not the film."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
 
 
-class ServerAway(RequestError):
-    """The server was away for longer than it is waited for; nothing is lost, and a later run goes on."""
+class OutageTooLong(RequestError):
+    """The server was unavailable for longer than the batch waits; completed reports are kept and a rerun resumes."""
 
     outcome = "unavailable"
 
 
 class Outage:
-    """Waits for a server.
+    """Waits until a server is available again.
 
     Args:
-        ask: raises a RequestError as long as it is away.
-        patience: seconds to wait since it last gave a report.
-        told: called once for each time that it goes away, with the reason.
-        clock: in seconds.
+        poll: Raises a RequestError while the server is unavailable.
+        patience: Seconds to wait since the outage began.
+        on_start: Called with the error at the start of each outage.
+        clock: Returns seconds.
     """
 
     def __init__(
         self,
-        ask: Callable[[], Awaitable[None]],
+        poll: Callable[[], Awaitable[None]],
         patience: float,
-        told: Callable[[RequestError], None],
+        on_start: Callable[[RequestError], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ask, self._patience, self._told, self._clock = ask, patience, told, clock
-        self._since: float | None = None
-        self._asked = 0
-        self._asking: asyncio.Task[None] | None = None
+        self._poll, self._patience, self._on_start, self._clock = poll, patience, on_start, clock
+        self._start: float | None = None
+        self._waits = 0
+        self._task: asyncio.Task[None] | None = None
 
-    def over(self) -> None:
-        """A report came: the server is there."""
-        self._since, self._asked = None, 0
+    def end(self) -> None:
+        """Mark the end of the outage: the server completed a report."""
+        self._start, self._waits = None, 0
 
     async def wait(self, error: RequestError) -> None:
-        """Return when the server answers again.
+        """Return when the server is available again.
 
         Raises:
-            ServerAway: if it does not in time.
+            OutageTooLong: The server stayed unavailable for longer than ``patience``.
         """
-        if self._asking is None:
-            self._asking = asyncio.create_task(self._wait(error))
-            self._asking.add_done_callback(self._forget)
-        await asyncio.shield(self._asking)
+        if self._task is None:
+            self._task = asyncio.create_task(self._poll_until_available(error))
+            self._task.add_done_callback(self._forget_task)
+        await asyncio.shield(self._task)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        self._asking = None
+    def _forget_task(self, task: asyncio.Task[None]) -> None:
+        self._task = None
         if not task.cancelled():
-            task.exception()  # those who wait have it; if all were cancelled, asyncio would complain
+            task.exception()  # asyncio logs an exception that no caller retrieved, as when all callers were cancelled
 
-    async def _wait(self, error: RequestError) -> None:
-        if self._since is None:
-            self._since = self._clock()
-            self._told(error)
+    async def _poll_until_available(self, error: RequestError) -> None:
+        if self._start is None:
+            self._start = self._clock()
+            self._on_start(error)
         while True:
-            left = self._since + self._patience - self._clock()
+            remaining = self._start + self._patience - self._clock()
             wait = self._next_wait(error)
-            if left <= 0 or wait > left:
-                raise ServerAway(
-                    f"the server was away or busy for {self._patience:g} s ({type(error).__name__}: {error}); "
-                    "what is done is kept: run the same command again to go on"
+            if remaining <= 0 or wait > remaining:
+                raise OutageTooLong(
+                    f"the server was unavailable for {self._patience:g} s ({type(error).__name__}: {error}); "
+                    "completed reports are kept: run the same command again to resume"
                 ) from error
             await asyncio.sleep(wait)
             try:
-                return await self._ask()
-            except (*AWAY, ServerFailed, TimedOut) as again:
-                error = again
+                return await self._poll()
+            except (*UNAVAILABLE, ServerFailed, TimedOut) as next_error:
+                error = next_error
 
     def _next_wait(self, error: RequestError) -> float:
-        wait = min(_FIRST_WAIT * 2.0**self._asked, _LONGEST_WAIT) * (0.5 + 0.5 * random.random())
-        self._asked = min(self._asked + 1, 10)
-        asked = getattr(error, "retry_after", None)
-        return wait if asked is None else max(wait, asked)
+        wait = min(_FIRST_WAIT * 2.0**self._waits, _LONGEST_WAIT) * (0.5 + 0.5 * random.random())
+        self._waits = min(self._waits + 1, 10)
+        retry_after = getattr(error, "retry_after", None)
+        return wait if retry_after is None else max(wait, retry_after)

@@ -1,7 +1,7 @@
-"""OUT.jsonl: a line a film, on the disk before it counts. One process writes it at a time.
+"""OUT.jsonl: one line per film, synced to disk before the film counts. One process writes it at a time.
 
-A line of a report is the report with ``id`` and ``key``; a line of an error has ``error`` instead. What a run was
-killed over is at most its last line, which is taken off and done again.
+A line of a report holds the report with ``id`` and ``key``; a line of an error holds ``error``. A killed run can leave
+at most its last line incomplete. The next run removes that line and processes the film again.
 """
 
 from __future__ import annotations
@@ -12,31 +12,62 @@ import fcntl
 import json
 import os
 import stat
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
-from pedcxr_client.errors import ConfigurationError
+from pedcxr_client.errors import ConfigurationError, PedcxrError, ReportError, RequestError
+from pedcxr_client.reports.json_lines import SCHEMA, one_line
+from pedcxr_client.reports.report import Report
+
+ERROR_SCHEMA = "pedcxr-error/1"
 
 _FIRST_BYTES = b'{"schema": "pedcxr-'
-_BLOCK = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
-class Journal:
-    """The file, inside a ``with``; new ones are for their owner alone (mode 0600).
+def report_line(report: Report, *, film_id: str, key: bytes) -> str:
+    """Return a report with all its fields as JSON, without a line break."""
+    return one_line({"schema": SCHEMA, "id": film_id, "key": key.hex(), **report.as_dict()})
+
+
+def error_line(error: PedcxrError, *, film_id: str, key: bytes, refused: bool) -> str:
+    """Return why a film has no report as JSON, without a line break; an unusable text of the model is included.
+
+    Args:
+        error: What ended the film's request.
+        film_id: The film's name in the output.
+        key: The film's key, see `OutputFile`.
+        refused: The film itself cannot be sent, so a retry would fail the same way.
+    """
+    details = {
+        "kind": "refused" if refused else "failed",
+        "type": type(error).__name__,
+        "code": error.outcome,
+        "message": str(error),
+        "text": error.text if isinstance(error, ReportError) else None,
+        "request_id": error.request_id if isinstance(error, RequestError) else None,
+    }
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return one_line({"schema": ERROR_SCHEMA, "id": film_id, "key": key.hex(), "created": created, "error": details})
+
+
+class OutputFile:
+    """The output file, open and locked inside a ``with``. A new file gets mode 0600.
 
     Attributes:
-        done: keys of the films that have a report.
-        refused: keys of those that will be refused again, since nothing about them has changed.
+        completed: Keys of films that have a report.
+        refused: Keys of films that were refused and would be refused again.
 
     Raises:
-        ConfigurationError: if it cannot be written, another run writes it, or a line is not ours.
+        ConfigurationError: The file cannot be written, another run is writing it, or it holds other lines.
     """
 
     def __init__(self, path: str) -> None:
-        self.done: set[bytes] = set()
+        self.completed: set[bytes] = set()
         self.refused: set[bytes] = set()
         self._file = _open(path)
-        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._queue: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         try:
             self._size = self._load()
@@ -51,37 +82,37 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._file)  # and with it the lock, as when the process is killed
+        os.close(self._file)  # this also releases the lock, as the end of the process does
 
     async def append(self, line: str) -> None:
-        """Return once the line is on the disk; lines that come meanwhile share the next sync.
+        """Return once the line is on disk. Lines that arrive during a sync share the next sync.
 
         Raises:
-            ConfigurationError: if it cannot be written.
+            ConfigurationError: The line cannot be written.
         """
-        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((line.encode() + b"\n", written))
+        sync: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((line.encode() + b"\n", sync))
         if self._writer is None:
-            self._writer = asyncio.create_task(self._write_all())
-        await written
+            self._writer = asyncio.create_task(self._write_queue())
+        await sync
 
     async def drain(self) -> None:
-        """Wait until everything that was appended is on the disk, also if those who appended were cancelled."""
+        """Wait until every appended line is on disk, including lines whose callers were cancelled."""
         while (writer := self._writer) is not None:
             await asyncio.shield(writer)
 
-    async def _write_all(self) -> None:
+    async def _write_queue(self) -> None:
         try:
-            while self._waiting:
-                taken, self._waiting = self._waiting, []
-                error = await asyncio.to_thread(self._write, b"".join(line for line, _ in taken))
-                for _, written in taken:
-                    if written.cancelled():
+            while self._queue:
+                batch, self._queue = self._queue, []
+                error = await asyncio.to_thread(self._write, b"".join(line for line, _ in batch))
+                for _, sync in batch:
+                    if sync.cancelled():
                         continue
                     if error is None:
-                        written.set_result(None)
+                        sync.set_result(None)
                     else:
-                        written.set_exception(error)
+                        sync.set_exception(error)
         finally:
             self._writer = None
 
@@ -94,36 +125,36 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._size)
-            failure = ConfigurationError(f"-o: cannot be written: {error.strerror}; make room and run it again")
+            failure = ConfigurationError(f"-o: cannot be written: {error.strerror}; free disk space and run it again")
             failure.__cause__ = error
             return failure
         self._size += len(lines)
         return None
 
     def _load(self) -> int:
-        """Read what there is and return how much of it is whole."""
-        good, rest, number = 0, b"", 0
-        while block := os.read(self._file, _BLOCK):
+        """Read the existing lines and return the length of the complete ones in bytes."""
+        complete, rest, number = 0, b"", 0
+        while block := os.read(self._file, _BLOCK_BYTES):
             *lines, rest = (rest + block).split(b"\n")
             for line in lines:
                 number += 1
-                if not self._take(line):
+                if not self._load_line(line):
                     raise ConfigurationError(
-                        f"-o: line {number} is no line of pedcxr batch; give another name, or mend it"
+                        f"-o: line {number} is not a line of pedcxr batch; give another file name, or repair the line"
                     )
-                good += len(line) + 1
-        torn = rest.rstrip(b"\0")  # some file systems leave these where the power went away
-        if torn and not (torn.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(torn)):
-            raise ConfigurationError(f"-o: line {number + 1} is no line of pedcxr batch; give another name")
-        return good
+                complete += len(line) + 1
+        partial = rest.rstrip(b"\0")  # some file systems leave NUL bytes after a power failure
+        if partial and not (partial.startswith(_FIRST_BYTES) or _FIRST_BYTES.startswith(partial)):
+            raise ConfigurationError(f"-o: line {number + 1} is not a line of pedcxr batch; give another file name")
+        return complete
 
-    def _take(self, line: bytes) -> bool:
+    def _load_line(self, line: bytes) -> bool:
         try:
             entry = json.loads(line)
             key = bytes.fromhex(entry["key"])
             error = entry.get("error")
             if error is None:
-                self.done.add(key)
+                self.completed.add(key)
             elif error["kind"] == "refused":
                 self.refused.add(key)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -136,15 +167,17 @@ def _open(path: str) -> int:
         is_new = not os.path.exists(path)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "is no path"
-        raise ConfigurationError(f"-o: cannot be written: {reason}; give another name") from error
+        reason = getattr(error, "strerror", None) or "not a valid path"
+        raise ConfigurationError(f"-o: cannot be written: {reason}; give another file name") from error
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise ConfigurationError("-o: is no regular file; give another name")
+            raise ConfigurationError("-o: is not a regular file; give another file name")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigurationError("-o: another run writes this file; wait for it, or give another name") from error
+            raise ConfigurationError(
+                "-o: another run is writing this file; wait for it to end, or give another file name"
+            ) from error
         if is_new:
             _sync_folder(path)
     except BaseException:
@@ -154,7 +187,7 @@ def _open(path: str) -> int:
 
 
 def _sync_folder(path: str) -> None:
-    """A new file's name is on the disk only once its folder is."""
+    """Sync the folder of a new file: without that, the file's name may be lost in a crash."""
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)

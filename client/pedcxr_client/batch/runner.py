@@ -1,4 +1,4 @@
-"""A batch, from entries to lines: many films at once, each its own line, nothing twice and nothing lost."""
+"""Process the films of a batch concurrently: each film becomes one line, without duplicates and without losses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from hashlib import sha256
 from typing import cast
 
 from pedcxr_client.async_client import AsyncClient
-from pedcxr_client.batch import lines
-from pedcxr_client.batch.entry import Entry
-from pedcxr_client.batch.outage import AWAY, Outage, ServerAway
-from pedcxr_client.batch.output_file import Journal
+from pedcxr_client.batch.manifest import Entry
+from pedcxr_client.batch.outage import UNAVAILABLE, Outage, OutageTooLong
+from pedcxr_client.batch.output_file import OutputFile, error_line, report_line
 from pedcxr_client.errors import (
     AbortedReport,
     AuthenticationFailed,
@@ -36,20 +35,26 @@ from pedcxr_client.request.prompts import Profile
 from pedcxr_client.request.served_model import ServedModel
 from pedcxr_client.types import Sex
 
-_FATAL = (AuthenticationFailed, NotFound, ConfigurationError, ServerAway)  # of every film alike: no use to go on
-_DOUBTFUL = (AbortedReport, ServerFailed, TimedOut, ConnectionFailed)  # the film's own fault if it comes again
-_TRIES = 3  # of a film with those
+_FATAL_ERRORS = (
+    AuthenticationFailed,
+    NotFound,
+    ConfigurationError,
+    OutageTooLong,
+)  # would fail every film the same way
+_AMBIGUOUS_ERRORS = (AbortedReport, ServerFailed, TimedOut, ConnectionFailed)  # caused by the film if they repeat
+_MAX_ATTEMPTS = 3  # per film that ends in an ambiguous error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is asked of every film.
+class BatchSettings:
+    """Settings that apply to every film of a batch.
 
     Attributes:
-        age, sex, assume_chest, allow: where the entry says nothing; ``allow`` comes on top of the entry's.
-        max_tokens, preparation, prompt_profile: as of :class:`FilmRequest`.
-        concurrency: films under way at once.
-        patience: seconds that a server which is away is waited for.
+        age, sex, assume_chest: Defaults where the entry gives no value.
+        allow: Names of checks that must not block, in addition to the entry's.
+        max_tokens, preparation, prompt_profile: See :class:`FilmRequest`.
+        concurrency: Maximum number of films processed at the same time.
+        patience: Seconds to wait for an unavailable server.
     """
 
     age: Age | None = None
@@ -64,169 +69,169 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Tally:
-    """How far a batch is.
+class BatchCounts:
+    """Progress of a batch, in films.
 
     Attributes:
-        written: reports of this run.
-        before: films that had a report.
-        refused: films that cannot be sent or that the server does not take, this time or before.
-        failed: films that the server has not reported; another run tries them again.
-        demo: whether the demonstration model wrote.
+        new_reports: Reports of this run.
+        earlier_reports: Films that had a report before this run.
+        refusals: Films that cannot be sent or that the server rejects, in this run or before.
+        failures: Films without a report because of the server; another run retries them.
+        is_demo: Whether the demonstration model wrote a report.
     """
 
-    written: int = 0
-    before: int = 0
-    refused: int = 0
-    failed: int = 0
-    demo: bool = False
+    new_reports: int = 0
+    earlier_reports: int = 0
+    refusals: int = 0
+    failures: int = 0
+    is_demo: bool = False
 
 
 class Batch:
-    """One run.
+    """One run of a batch.
 
     Args:
-        client: made with ``retries=0``: here all films wait together.
-        journal: where the lines go.
-        plan: what is asked.
-        tally: counted up as the batch goes.
-        settled: called after each film: True if there was something to do.
-        away: called when the server goes away.
+        client: A client with ``retries=0``, because the films of a batch wait for the server together.
+        output: The file that receives the lines.
+        settings: Settings for every film.
+        counts: Updated after each film.
+        on_film: Called after each film, with False if the film had a line already.
+        on_outage: Called with the error when the server becomes unavailable.
     """
 
     def __init__(
         self,
         client: AsyncClient,
-        journal: Journal,
-        plan: Plan,
-        tally: Tally,
+        output: OutputFile,
+        settings: BatchSettings,
+        counts: BatchCounts,
         *,
-        settled: Callable[[bool], None],
-        away: Callable[[RequestError], None],
+        on_film: Callable[[bool], None],
+        on_outage: Callable[[RequestError], None],
     ) -> None:
-        self._client, self._journal, self._plan, self._tally = client, journal, plan, tally
-        self._settled = settled
-        self._outage = Outage(self._ask, plan.patience, away)
+        self._client, self._output, self._settings, self._counts = client, output, settings, counts
+        self._on_film = on_film
+        self._outage = Outage(self._check_server, settings.patience, on_outage)
         self._model: ServedModel | None = None
 
     async def run(self, entries: Iterable[Entry]) -> None:
-        """Report every film that has no report yet. Reads entries as it needs them.
+        """Report every film that has no report yet. Entries are read as workers become free.
 
         Raises:
-            ServerAway: if the server stays away for longer than the plan's patience.
-            PedcxrError: what would befall every film alike: a wrong key, no such model, a full disk.
+            OutageTooLong: The server stayed unavailable for longer than ``settings.patience``.
+            PedcxrError: An error that would fail every film the same way: a wrong key, an unknown model, a full disk.
         """
-        self._model = await self._first_answer()
+        self._model = await self._wait_for_model()
         source = iter(entries)
-        workers = [asyncio.create_task(self._work(source)) for _ in range(self._plan.concurrency)]
+        workers = [asyncio.create_task(self._work(source)) for _ in range(self._settings.concurrency)]
         try:
             await asyncio.gather(*workers)
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-            await self._journal.drain()
+            await self._output.drain()
 
     async def _work(self, source: Iterable[Entry]) -> None:
-        for entry in source:  # shared: whoever is free takes the next one
-            await self._settle(entry)
+        for entry in source:  # an iterator that all workers share
+            await self._process(entry)
 
-    async def _settle(self, entry: Entry) -> None:
+    async def _process(self, entry: Entry) -> None:
         film = await asyncio.to_thread(_read, entry)
         request = self._request(entry, film)
         key = self._key(entry, request, film)
-        if key in self._journal.done or key in self._journal.refused:
-            self._count_before(key)
-            return self._settled(False)
+        if key in self._output.completed or key in self._output.refused:
+            self._count_earlier(key)
+            return self._on_film(False)
         try:
             if film.error is not None:
                 raise film.error
             report = await self._report(request)
-        except _FATAL:
+        except _FATAL_ERRORS:
             raise
         except PedcxrError as error:
             refused = isinstance(error, InputError | BadRequest)
-            await self._journal.append(lines.of_error(error, film_id=entry.id, key=key, refused=refused))
-            self._tally.refused += refused
-            self._tally.failed += not refused
+            await self._output.append(error_line(error, film_id=entry.id, key=key, refused=refused))
+            self._counts.refusals += refused
+            self._counts.failures += not refused
         else:
-            await self._journal.append(lines.of_report(report, film_id=entry.id, key=key))
-            self._tally.written += 1
-            self._tally.demo = self._tally.demo or report.demo
-        return self._settled(True)
+            await self._output.append(report_line(report, film_id=entry.id, key=key))
+            self._counts.new_reports += 1
+            self._counts.is_demo = self._counts.is_demo or report.demo
+        return self._on_film(True)
 
     async def _report(self, request: FilmRequest) -> Report:
-        tries = 0
+        attempts = 0
         while True:
             try:
                 report = await self._client._report(request)
-            except (*AWAY, *_DOUBTFUL) as error:
-                tries += isinstance(error, _DOUBTFUL)
-                if tries == _TRIES:
+            except (*UNAVAILABLE, *_AMBIGUOUS_ERRORS) as error:
+                attempts += isinstance(error, _AMBIGUOUS_ERRORS)
+                if attempts == _MAX_ATTEMPTS:
                     raise
                 await self._outage.wait(error)
             else:
-                self._outage.over()
+                self._outage.end()
                 return report
 
-    async def _first_answer(self) -> ServedModel:
+    async def _wait_for_model(self) -> ServedModel:
         while True:
             try:
                 return await self._client.model()
-            except AWAY as error:
+            except UNAVAILABLE as error:
                 await self._outage.wait(error)
 
-    async def _ask(self) -> None:
-        """Ask the server whether it is there, and whether it is still the same one."""
+    async def _check_server(self) -> None:
+        """Raise unless the server is available and still serves the same model."""
         model = await self._client.model(anew=True)
         if self._model is not None and model != self._model:
             raise ConfigurationError(
-                "the server came back with another model or revision; what is done is kept: run the same command again "
-                "to report the rest with that one"
+                "the server now serves another model or revision; completed reports are kept: run the same command "
+                "again to report the remaining films with the new model"
             )
 
-    def _request(self, entry: Entry, film: _Bytes) -> FilmRequest:
-        plan = self._plan
+    def _request(self, entry: Entry, film: _FileContent) -> FilmRequest:
+        settings = self._settings
         return FilmRequest(
             film.data,
-            age=entry.age or plan.age,
-            sex=cast("Sex | None", entry.sex or plan.sex),  # looked at when the film is taken in
-            max_tokens=plan.max_tokens,
-            assume_chest=entry.assume_chest or plan.assume_chest,
-            allow=(*plan.allow, *entry.allow),
-            preparation=plan.preparation.sized(self._model.image_size if self._model is not None else None),
-            prompt_profile=plan.prompt_profile,
+            age=entry.age or settings.age,
+            sex=cast("Sex | None", entry.sex or settings.sex),  # validated when the request is prepared
+            max_tokens=settings.max_tokens,
+            assume_chest=entry.assume_chest or settings.assume_chest,
+            allow=(*settings.allow, *entry.allow),
+            preparation=settings.preparation.sized(self._model.image_size if self._model is not None else None),
+            prompt_profile=settings.prompt_profile,
         )
 
-    def _key(self, entry: Entry, request: FilmRequest, film: _Bytes) -> bytes:
-        """What makes a report this one and no other."""
+    def _key(self, entry: Entry, request: FilmRequest, film: _FileContent) -> bytes:
+        """Return 16 bytes that identify everything the report depends on."""
         assert self._model is not None
-        told = [
+        values = [
             entry.id, film.sha256, request.preparation.tag, request.prompt_profile.tag, request.prompt_profile.sha256,
             str(request.age), request.sex, request.assume_chest, sorted(set(request.allow)), request.max_tokens,
             self._model.name, self._model.revision,
         ]  # fmt: skip
-        return sha256(json.dumps(told).encode()).digest()[:16]
+        return sha256(json.dumps(values).encode()).digest()[:16]
 
-    def _count_before(self, key: bytes) -> None:
-        if key in self._journal.done:
-            self._tally.before += 1
+    def _count_earlier(self, key: bytes) -> None:
+        if key in self._output.completed:
+            self._counts.earlier_reports += 1
         else:
-            self._tally.refused += 1
+            self._counts.refusals += 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class _Bytes:
-    """A film's file, or why there is none."""
+class _FileContent:
+    """The bytes of a film's file, or why it cannot be read."""
 
     data: bytes
     sha256: str
     error: InputError | None = None
 
 
-def _read(entry: Entry) -> _Bytes:
+def _read(entry: Entry) -> _FileContent:
     try:
-        data = files.read(entry.path, "the film")  # its path stays out of the output, where the id stands
+        data = files.read(entry.path, "the film")  # the output names a film by its id, never by its path
     except InputError as error:
-        return _Bytes(b"", "", error)
-    return _Bytes(data, sha256(data).hexdigest())
+        return _FileContent(b"", "", error)
+    return _FileContent(data, sha256(data).hexdigest())

@@ -1,1 +1,1 @@
-"""The commands of ``pedcxr``, one module each: ``add`` describes it to the parser, ``run`` does it."""
+"""The commands of ``pedcxr``, one module each: ``add`` defines the command's arguments, ``run`` executes it."""

@@ -1,4 +1,4 @@
-"""``pedcxr batch``: a manifest or a folder of films, a line each."""
+"""``pedcxr batch``: reports of a manifest or a folder of films, one line per film."""
 
 from __future__ import annotations
 
@@ -12,153 +12,158 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Never
 
 from pedcxr_client.batch import folder, manifest
-from pedcxr_client.batch.entry import Entry, LeftOut
-from pedcxr_client.cli import film_options, prompt_options
-from pedcxr_client.cli import options as _server
+from pedcxr_client.batch.manifest import Entry, SkippedFile
+from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import InputError, RequestError
 from pedcxr_client.reports.report import DEMO_NOTICE, DISCLAIMER
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pedcxr_client.batch.output_file import Journal
-    from pedcxr_client.batch.runner import Plan, Tally
+    from pedcxr_client.batch.output_file import OutputFile
+    from pedcxr_client.batch.runner import BatchCounts, BatchSettings
 
 _EPILOG = """\
-A manifest is CSV with a header: path (from the manifest's folder), and if you like id, age, sex, assume_chest, allow.
-A folder is walked to its leaves; magic bytes decide what is a film, and a film's id is its path in the folder.
-OUT.jsonl gets a line a film, on the disk before it counts. Run the same command again after Ctrl-C, a crash or an
-outage: films that have a report are not sent again, films that failed are.
+A manifest is a CSV file with a header: path (relative to the manifest's folder), and optionally id, age, sex,
+assume_chest, allow. A folder is searched recursively; magic bytes decide what is a film, and a film's id is its path in
+the folder. OUT.jsonl gets one line per film, synced to disk before the film counts. After Ctrl-C, a crash or an outage,
+run the same command again: films with a report are skipped, failed films are retried.
 
-exit codes: 0 every film has a report; 2 usage or configuration; 3 films were refused, the others have a report;
-4 the server failed or stayed away; 130 interrupted"""
+exit codes: 0 every film has a report; 2 usage or configuration; 3 films were refused, all others have a report;
+4 the server failed or stayed unavailable; 130 interrupted"""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describe the command."""
-    says = "write reports of many films into one file, and go on where the last run stopped"
-    parser = commands.add_parser("batch", help=says, description=says, epilog=_EPILOG, allow_abbrev=False)
+    """Define the command."""
+    summary = "write reports of many films to one file, or resume an earlier run"
+    parser = commands.add_parser("batch", help=summary, description=summary, epilog=_EPILOG, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
-    parser.add_argument("films", metavar="MANIFEST.csv|FOLDER", help="which films")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("-o", "--output", metavar="OUT.jsonl", help="made, or gone on with")
-    where.add_argument("--dry-run", action="store_true", help="list the films, and what is none and why; sends nothing")
+    parser.add_argument("films", metavar="MANIFEST.csv|FOLDER", help="the films")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("-o", "--output", metavar="OUT.jsonl", help="output file; an existing one is resumed")
+    target.add_argument(
+        "--dry-run", action="store_true", help="list the films, and other files with the reason; sends nothing"
+    )
     parser.add_argument(
-        "--concurrency", metavar="N", type=_server.above_zero(int), default=8,
-        help="films under way at once (default: %(default)s)",
+        "--concurrency", metavar="N", type=shared.positive(int), default=8,
+        help="maximum number of films processed at the same time (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--give-up-after", metavar="S", type=_server.above_zero(float), default=900.0,
-        help="seconds to wait for a server that went away or asks to come back later (default: %(default)g)",
+        "--give-up-after", metavar="S", type=shared.positive(float), default=900.0,
+        help="seconds to wait for a server that is unavailable or asks to retry later (default: %(default)g)",
     )  # fmt: skip
-    parser.add_argument("--allow-outside", action="store_true", help="take films from outside the manifest's folder")
-    parser.add_argument("--progress", action="store_true", help="show the bar even where stderr is no terminal")
-    film_options.add(parser)
-    prompt_options.add(parser)
-    _server.add(parser)
+    parser.add_argument("--allow-outside", action="store_true", help="allow films outside the manifest's folder")
+    parser.add_argument("--progress", action="store_true", help="show a progress bar even if stderr is not a terminal")
+    shared.add_film_options(parser)
+    shared.add_prompt_options(parser)
+    shared.add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Report what has no report yet; a summary on stderr at the end, however it comes."""
-    from pedcxr_client.batch.output_file import Journal
-    from pedcxr_client.batch.runner import Tally
+    """Report every film that has no report yet, and print a summary to stderr at the end of the run."""
+    from pedcxr_client.batch.output_file import OutputFile
+    from pedcxr_client.batch.runner import BatchCounts
 
-    plan = _plan(options)
+    settings = _settings(options)
     if options.dry_run:
         return _list(options)
-    total, left_out = _survey(options)
-    tally, began = Tally(), time.monotonic()
-    with Journal(options.output) as journal, _bar(total, shown=options.progress or sys.stderr.isatty()) as bar:
+    total, skip_counts = _count_films(options)
+    counts, start = BatchCounts(), time.monotonic()
+    show_bar = options.progress or sys.stderr.isatty()
+    with OutputFile(options.output) as output, _progress_bar(total, visible=show_bar) as bar:
         try:
-            asyncio.run(_run(options, plan, journal, tally, bar))
+            asyncio.run(_run(options, settings, output, counts, bar))
         finally:
             bar.close()
-            _summarize(tally, left_out, time.monotonic() - began)
-    return RequestError.exit_code if tally.failed else InputError.exit_code if tally.refused else 0
+            _print_summary(counts, skip_counts, time.monotonic() - start)
+    return RequestError.exit_code if counts.failures else InputError.exit_code if counts.refusals else 0
 
 
-async def _run(options: argparse.Namespace, plan: Plan, journal: Journal, tally: Tally, bar: tqdm[Never]) -> None:
+async def _run(
+    options: argparse.Namespace, settings: BatchSettings, output: OutputFile, counts: BatchCounts, bar: tqdm[Never]
+) -> None:
     from pedcxr_client.batch.runner import Batch
 
-    def settled(had_work: bool) -> None:
-        if had_work:
+    def on_film(is_new: bool) -> None:
+        if is_new:
             bar.update()
         elif bar.total is not None:
-            bar.total -= 1  # so that rate and time left are those of the films that there is something to do about
+            bar.total -= 1  # so that rate and remaining time cover only the films of this run
 
-    def away(error: RequestError) -> None:
-        says = f"pedcxr: the server is away or busy ({type(error).__name__}); waiting up to {plan.patience:g} s for it"
-        bar.write(says, file=sys.stderr)
+    def on_outage(error: RequestError) -> None:
+        text = f"the server is unavailable or busy ({type(error).__name__}); waiting up to {settings.patience:g} s"
+        bar.write(f"pedcxr: {text}", file=sys.stderr)
 
-    async with _server.connect_async(options, retries=0) as client:
+    async with shared.connect_async(options, retries=0) as client:
         films = (entry for entry in _entries(options) if isinstance(entry, Entry))
-        await Batch(client, journal, plan, tally, settled=settled, away=away).run(films)
+        await Batch(client, output, settings, counts, on_film=on_film, on_outage=on_outage).run(films)
 
 
-def _plan(options: argparse.Namespace) -> Plan:
-    from pedcxr_client.batch.runner import Plan
+def _settings(options: argparse.Namespace) -> BatchSettings:
+    from pedcxr_client.batch.runner import BatchSettings
 
-    one = film_options.request(
-        "", options, max_tokens=options.max_tokens, prompt_profile=prompt_options.profile(options)
+    template = shared.film_request(
+        "", options, max_tokens=options.max_tokens, prompt_profile=shared.prompt_profile(options)
     )
-    asked = one.caller_facts()  # what is wrong for every film alike is said at once
-    return Plan(
-        age=asked.age,
-        sex=asked.sex,
-        assume_chest=one.assume_chest,
-        allow=tuple(one.allow),
-        max_tokens=one.max_tokens,
-        preparation=one.preparation,
-        prompt_profile=one.prompt_profile,
+    facts = template.caller_facts()  # raises here, before any film, if an option is wrong for every film
+    return BatchSettings(
+        age=facts.age,
+        sex=facts.sex,
+        assume_chest=template.assume_chest,
+        allow=tuple(template.allow),
+        max_tokens=template.max_tokens,
+        preparation=template.preparation,
+        prompt_profile=template.prompt_profile,
         concurrency=options.concurrency,
         patience=options.give_up_after,
     )
 
 
-def _entries(options: argparse.Namespace) -> Iterator[Entry | LeftOut]:
+def _entries(options: argparse.Namespace) -> Iterator[Entry | SkippedFile]:
     if os.path.isdir(options.films):
-        return folder.walk(options.films, allow_outside=options.allow_outside, leave=options.output)
+        return folder.walk(options.films, allow_outside=options.allow_outside, exclude=options.output)
     return manifest.read(options.films, allow_outside=options.allow_outside)
 
 
-def _survey(options: argparse.Namespace) -> tuple[int, Counter[str]]:
-    """How many films there are, and how many files of a folder are none, by reason."""
+def _count_films(options: argparse.Namespace) -> tuple[int, Counter[str]]:
+    """Return the number of films, and the number of other files in a folder by reason."""
     if not os.path.isdir(options.films):
         return manifest.check(options.films, allow_outside=options.allow_outside), Counter()
-    left_out: Counter[str] = Counter()
+    skip_counts: Counter[str] = Counter()
     total = 0
     for entry in _entries(options):
-        if isinstance(entry, LeftOut):
-            left_out[entry.reason] += 1
+        if isinstance(entry, SkippedFile):
+            skip_counts[entry.reason] += 1
         else:
             total += 1
-    return total, left_out
+    return total, skip_counts
 
 
 def _list(options: argparse.Namespace) -> int:
     if not os.path.isdir(options.films):
         manifest.check(options.films, allow_outside=options.allow_outside)
     for entry in _entries(options):
-        print(f"left out\t{entry.id}\t{entry.reason}" if isinstance(entry, LeftOut) else f"film\t{entry.id}")
+        print(f"left out\t{entry.id}\t{entry.reason}" if isinstance(entry, SkippedFile) else f"film\t{entry.id}")
     return 0
 
 
-def _bar(total: int, *, shown: bool) -> tqdm[Never]:
+def _progress_bar(total: int, *, visible: bool) -> tqdm[Never]:
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=" films", dynamic_ncols=True, file=sys.stderr, disable=not shown)
+    return tqdm(total=total, unit=" films", dynamic_ncols=True, file=sys.stderr, disable=not visible)
 
 
-def _summarize(tally: Tally, left_out: Counter[str], seconds: float) -> None:
-    pace = f" in {seconds:.0f} s, {tally.written / seconds:.1f} a second" if tally.written else ""
-    counts = [f"{tally.written} reports written{pace}"]
-    counts += [f"{tally.before} had one before"] if tally.before else []
-    counts += [f"{tally.refused} refused"] if tally.refused else []
-    counts += [f"{tally.failed} failed; run it again to try those"] if tally.failed else []
-    print(f"pedcxr: {'; '.join(counts)}", file=sys.stderr)
-    for reason, count in left_out.most_common():
+def _print_summary(counts: BatchCounts, skip_counts: Counter[str], seconds: float) -> None:
+    reports = counts.new_reports
+    pace = f" in {seconds:.0f} s, {reports / seconds:.1f} per second" if reports else ""
+    parts = [f"{reports} reports written{pace}"]
+    parts += [f"{counts.earlier_reports} already had a report"] if counts.earlier_reports else []
+    parts += [f"{counts.refusals} refused"] if counts.refusals else []
+    parts += [f"{counts.failures} failed; run the same command again to retry them"] if counts.failures else []
+    print(f"pedcxr: {'; '.join(parts)}", file=sys.stderr)
+    for reason, count in skip_counts.most_common():
         print(f"pedcxr: left out: {count} x {reason} (--dry-run lists them)", file=sys.stderr)
-    if tally.demo:
+    if counts.is_demo:
         print(DEMO_NOTICE, file=sys.stderr)
     print(DISCLAIMER, file=sys.stderr)

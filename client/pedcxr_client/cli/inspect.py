@@ -1,37 +1,37 @@
-"""``pedcxr inspect``: what films are, and what would be sent of them."""
+"""``pedcxr inspect``: show films, their checks, and what would be sent."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-from pedcxr_client.cli import film_options, prompt_options
+from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import ConfigurationError, InputError
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describe the command."""
-    says = "show what films are, whether they may be sent, and what would be; sends nothing"
-    codes = "exit codes: 0 all would be sent; 2 usage; 3 one is blocked or cannot be read"
-    parser = commands.add_parser("inspect", help=says, description=says, epilog=codes, allow_abbrev=False)
+    """Define the command."""
+    summary = "show films, whether they may be sent, and what would be sent; sends nothing"
+    codes = "exit codes: 0 every film could be sent; 2 usage; 3 a film is blocked or cannot be read"
+    parser = commands.add_parser("inspect", help=summary, description=summary, epilog=codes, allow_abbrev=False)
     parser.set_defaults(run=run)
     parser.add_argument("files", metavar="FILE", nargs="+", help="films: DICOM, PNG, JPEG or other image files")
-    film_options.add(parser)
-    prompt_options.add(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object a film")
-    parser.add_argument("--preview", metavar="OUT.png", help="write what would be sent of one film")
+    shared.add_film_options(parser)
+    shared.add_prompt_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per film")
+    parser.add_argument("--preview", metavar="OUT.png", help="save the image that would be sent, for one film")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a sheet of one film, a table of several, or JSON."""
+    """Print details of one film, a table of several, or JSON."""
     from pedcxr_client.checks import inspection
 
     if options.preview is not None and len(options.files) > 1:
         raise ConfigurationError("--preview: shows one film; give one FILE")
-    profile = prompt_options.profile(options)
+    profile = shared.prompt_profile(options)
     films = []
     for file in options.files:
-        request = film_options.request(file, options, prompt_profile=profile)
+        request = shared.film_request(file, options, prompt_profile=profile)
         films.append(inspection.inspect(file, request))
         if options.json:
             print(json.dumps(films[-1].as_dict()), flush=True)

@@ -1,6 +1,6 @@
-"""The command ``pedcxr``: parses, dispatches, and turns errors into exit codes.
+"""The command ``pedcxr``: parse arguments, run a command, map errors to exit codes.
 
-What was asked for, and nothing else, goes to stdout; everything else to stderr.
+Only the requested output goes to stdout; everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pedcxr_client.cli import batch, evaluate, inspect, metrics_options, probe, report
+from pedcxr_client.cli import batch, evaluate, inspect, probe, report
+from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import ConnectionFailed, PedcxrError, RequestError, TruncatedReport
 from pedcxr_client.types import __version__
 
@@ -27,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a model may write what the terminal cannot show
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a report may contain characters that the terminal cannot encode
     try:
         return _guarded(lambda: _run(options))
     except KeyboardInterrupt:
@@ -39,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         "pedcxr",
         description="Draft reports of paediatric chest films. Research use only, not for diagnosis.",
         epilog="exit codes: 0 done; 2 usage or configuration; 3 a film or a prompt was refused; 4 the server failed; "
-        "130 interrupted; COMMAND --help says more",
+        "130 interrupted; see COMMAND --help",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"pedcxr {__version__}")
@@ -50,32 +53,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with metrics_options.published(options) as options.watch:
+    with shared.publish_metrics(options) as options.watch:
         code: int = options.run(options)
-        sys.stdout.flush()  # the report does not wait for its metrics to be taken
+        sys.stdout.flush()  # show the report before waiting for the last metrics scrape
     return code
 
 
 def _guarded(command: Callable[[], int]) -> int:
-    """Run a command: no traceback, and quiet where nobody reads on."""
+    """Run a command, print its error without a traceback, and exit silently on a broken pipe."""
     try:
         code = command()
         sys.stdout.flush()
     except PedcxrError as error:
         print(f"pedcxr: {error}", file=sys.stderr)
-        for line in _more(error):
+        for line in _hints(error):
             print(f"pedcxr: {line}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        # The interpreter flushes stdout once more on its way out, and would complain.
+        # The interpreter flushes stdout again at exit; on the broken pipe that would print an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     return code
 
 
-def _more(error: PedcxrError) -> list[str]:
+def _hints(error: PedcxrError) -> list[str]:
     if isinstance(error, TruncatedReport):
-        return ["--max-tokens sets it, and --stream shows the unfinished text"]
+        return ["raise the limit with --max-tokens; --stream shows the unfinished text"]
     if isinstance(error, RequestError) and not isinstance(error, ConnectionFailed) and error.request_id:
         return [f"request id {error.request_id}"]
     return []

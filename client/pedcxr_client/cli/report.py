@@ -7,9 +7,8 @@ import sys
 import unicodedata
 from typing import TYPE_CHECKING
 
-from pedcxr_client.cli import film_options, prompt_options
-from pedcxr_client.cli import form as _form
-from pedcxr_client.cli import options as _server
+from pedcxr_client.cli import options as shared
+from pedcxr_client.cli import output as report_output
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports.report import Report
 
@@ -17,59 +16,59 @@ if TYPE_CHECKING:
     from pedcxr_client.request.film_request import FilmRequest
     from pedcxr_client.stream import ReportStream
 
-_DESCRIPTION = "Draft reports of paediatric chest films. Research use only, not for diagnosis."
+_DESCRIPTION = "Draft a report of one paediatric chest film. Research use only, not for diagnosis."
 _EXIT_CODES = """\
 exit codes: 0 done; 2 usage or configuration; 3 the film or the prompt was refused;
-4 the server could not be reached, failed, or wrote no finished report; 130 interrupted"""
+4 the server is unreachable, failed, or returned no complete report; 130 interrupted"""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Describe the command."""
+    """Define the command."""
     parser = commands.add_parser(
         "report", help="write the report of one film", description=_DESCRIPTION, epilog=_EXIT_CODES, allow_abbrev=False
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
     parser.add_argument("file", metavar="FILE", help="the film: DICOM, PNG, JPEG or another image file")
-    film_options.add(parser)
-    prompt_options.add(parser)
-    prompt_options.add_indication(parser)
-    _form.add(parser)
+    shared.add_film_options(parser)
+    shared.add_prompt_options(parser)
+    shared.add_indication_option(parser)
+    report_output.add_options(parser)
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="print the JSON of the request and send no film; with --stream, of the one that is answered as a stream",
+        help="print the JSON request body without sending it; with --stream, the body of a streaming request",
     )  # fmt: skip
-    _server.add(parser)
+    shared.add_server_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the report on stdout or write its file, and what goes with it on stderr."""
-    form = _form.form(options)
-    request = film_options.request(
+    """Print the report to stdout or write its file; print warnings and notices to stderr."""
+    output = report_output.from_options(options)
+    request = shared.film_request(
         options.file,
         options,
         max_tokens=options.max_tokens,
-        prompt_profile=prompt_options.profile(options),
-        indication=prompt_options.indication(options),
+        prompt_profile=shared.prompt_profile(options),
+        indication=shared.indication(options),
     )
     if options.dry_run:
-        if form is not None:
-            raise ConfigurationError("--dry-run: prints the request; leave --format, --json and -o out")
+        if output is not None:
+            raise ConfigurationError("--dry-run: prints the request; remove --format, --json and -o")
         return _print_payload(request, options)
-    with _server.connect(options) as client, client._stream(request) as stream:
+    with shared.connect(options) as client, client._stream(request) as stream:
         if options.stream:
             _print_pieces(stream)
         for _ in stream:
             pass
         report = stream.report
-    if form is not None and form.path is not None:
+    if output is not None and output.path is not None:
         try:
-            _form.save(form, report)
+            output.save(report)
         except ConfigurationError:
-            print(report.text)  # it was written with some effort
+            print(report.text)  # do not lose a report that the server has written
             raise
-    elif form is not None:
-        print(form.render(report).decode(), end="")
+    elif output is not None:
+        print(output.render(report).decode(), end="")
     elif not options.stream:
         print(report.text, end="" if report.text.endswith("\n") else "\n")
     sys.stdout.flush()
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_payload(request: FilmRequest, options: argparse.Namespace) -> int:
-    with _server.connect(options) as client:
+    with shared.connect(options) as client:
         print(client._payload(request, stream=options.stream).decode())
     return 0
 
@@ -87,14 +86,14 @@ def _print_pieces(stream: ReportStream) -> None:
     piece = ""
     try:
         for piece in stream:
-            print(_harmless(piece), end="", flush=True)
+            print(_without_control_characters(piece), end="", flush=True)
     finally:
         if piece and not piece.endswith("\n"):
             print(flush=True)
 
 
-def _harmless(piece: str) -> str:
-    """A piece without what would command a terminal: it is shown before anybody has judged the text."""
+def _without_control_characters(piece: str) -> str:
+    """Replace control characters, which a terminal may execute: streamed text is printed before it is validated."""
     return "".join(
         "\ufffd" if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter for letter in piece
     )
@@ -103,6 +102,7 @@ def _harmless(piece: str) -> str:
 def _print_remarks(report: Report) -> None:
     for check in report.checks:
         if check.allowed or (check.status == "warn" and check.from_header):
-            print(f"pedcxr: {'allowed' if check.allowed else 'mind'}: {check.name}: {check.why}", file=sys.stderr)
+            label = "allowed" if check.allowed else "warning"
+            print(f"pedcxr: {label}: {check.name}: {check.why}", file=sys.stderr)
     for notice in report.notices:
         print(notice, file=sys.stderr)

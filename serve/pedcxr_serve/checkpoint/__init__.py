@@ -1,1 +1,1 @@
-"""Inspection of a checkpoint folder before it is served."""
+"""Locate, inspect and identify a checkpoint before it is served."""

@@ -1,4 +1,4 @@
-"""The sizes of a Gemma 3 vision-language model, read from its config.json."""
+"""The dimensions of a Gemma 3 vision-language model, read from its config.json."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 __all__ = ["Shape", "VisionShape", "parse"]
 
-# Google's files leave out what equals the class default. Source: transformers 5.19, Gemma3TextConfig and Gemma3Config
-# in models/gemma3/configuration_gemma3.py, SiglipVisionConfig in models/siglip/configuration_siglip.py.
+# Google's config.json omits values that equal the class default. Source: transformers 5.19, Gemma3TextConfig and
+# Gemma3Config in models/gemma3/configuration_gemma3.py, SiglipVisionConfig in models/siglip/configuration_siglip.py.
 TEXT_DEFAULTS = {
     "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208,
@@ -21,12 +21,12 @@ VISION_DEFAULTS = {
 MODEL_DEFAULTS = {
     "mm_tokens_per_image": 256, "boi_token_index": 255_999, "eoi_token_index": 256_000, "image_token_index": 262_144,
 }  # fmt: skip
-_LIMIT = 1 << 24  # no size of a real model is larger
+_MAX_SIZE = 1 << 24  # larger than any dimension of a real model
 
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """The SigLIP tower: widths, layers, heads; `image_size` and `patch_size` in pixels a side."""
+    """The SigLIP vision tower: widths, layers, heads; `image_size` and `patch_size` are side lengths in pixels."""
 
     hidden: int
     intermediate: int
@@ -37,20 +37,20 @@ class VisionShape:
 
     @property
     def patches(self) -> int:
-        """Positions that the tower works on, per image."""
+        """Number of patches per image."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Everything about a model that decides memory and time.
+    """The dimensions of a model that determine its memory and compute.
 
     Attributes:
-        sliding_window: Tokens that a sliding layer sees, or None.
-        sliding_layers: How many of `layers` slide.
-        tied: Whether the output layer is the embedding.
-        image_tokens: Tokens that one image takes in the prompt.
-        boi_token, eoi_token, image_token: Ids of begin, end and soft token of an image.
+        sliding_window: Window of the sliding-window layers in tokens, or None.
+        sliding_layers: Number of sliding-window layers among `layers`.
+        tied: Whether the output layer shares the weights of the embedding.
+        image_tokens: Prompt tokens per image.
+        boi_token, eoi_token, image_token: Ids of the begin-of-image, end-of-image and soft image token.
     """
 
     hidden: int
@@ -71,37 +71,37 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one text layer: attention, MLP and norms."""
+        """Parameters of one text layer: attention, MLP and norms."""
         attention = self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
         return attention + 3 * self.hidden * self.intermediate + 4 * self.hidden + 2 * self.head_dim
 
     @property
     def text_parameters(self) -> int:
-        """Weights that a decode step reads: all text layers, the last norm, the output layer (and embedding)."""
+        """Parameters that a decode step reads: text layers, final norm, output layer, and an untied embedding."""
         return self.layers * self.layer_parameters + self.hidden + self.hidden * self.vocab * (1 if self.tied else 2)
 
 
 def parse(config: Mapping[str, object]) -> tuple[Shape | None, tuple[tuple[str, str], ...]]:
-    """Read the sizes; files of transformers 4 and 5 are both understood.
+    """Read the dimensions from a config.json of transformers 4 or 5.
 
     Returns:
-        The shape (None when a value is unusable) and the unusable values as (key, what is wrong).
+        The shape, or None if a value is invalid, and the invalid values as (key, problem).
     """
-    bad: list[tuple[str, str]] = []
+    errors: list[tuple[str, str]] = []
 
     def table(key: str) -> Mapping[str, object]:
         value = config.get(key) or {}
         if isinstance(value, dict):
             return value
-        bad.append((key, f"{value!r} is not an object"))
+        errors.append((key, f"must be an object, not {value!r}"))
         return {}
 
     def size(source: Mapping[str, object], prefix: str, key: str, defaults: Mapping[str, int], low: int = 1) -> int:
         value = source.get(key)
         value = defaults[key] if value is None else value
-        if type(value) is int and low <= value <= _LIMIT:
+        if type(value) is int and low <= value <= _MAX_SIZE:
             return value
-        bad.append((prefix + key, f"{value!r} is not a whole number from {low} to {_LIMIT}"))
+        errors.append((prefix + key, f"must be an integer between {low} and {_MAX_SIZE:,}, not {value!r}"))
         return 1
 
     text, vision = table("text_config"), table("vision_config")
@@ -110,16 +110,16 @@ def parse(config: Mapping[str, object]) -> tuple[Shape | None, tuple[tuple[str, 
     m = {key: size(config, "", key, MODEL_DEFAULTS, 0) for key in MODEL_DEFAULTS}
     window = text.get("sliding_window", SLIDING_WINDOW_DEFAULT)
     if window is not None and (type(window) is not int or window < 1):
-        bad.append(("text_config.sliding_window", f"{window!r} is not a whole number of tokens"))
+        errors.append(("text_config.sliding_window", f"must be a positive integer or null, not {window!r}"))
         window = None
     if t["num_attention_heads"] % t["num_key_value_heads"]:
-        what = f"{t['num_key_value_heads']} does not divide the attention heads"
-        bad.append(("text_config.num_key_value_heads", what))
+        what = f"{t['num_key_value_heads']} must divide the number of attention heads, {t['num_attention_heads']}"
+        errors.append(("text_config.num_key_value_heads", what))
     if v["image_size"] < v["patch_size"]:
-        bad.append(("vision_config.patch_size", f"{v['patch_size']} is larger than the image"))
-    sliding = _sliding_layers(text, t["num_hidden_layers"], bad)
-    if bad:
-        return None, tuple(bad)
+        errors.append(("vision_config.patch_size", f"{v['patch_size']} must not exceed image_size, {v['image_size']}"))
+    sliding = _sliding_layers(text, t["num_hidden_layers"], errors)
+    if errors:
+        return None, tuple(errors)
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
     return Shape(
         hidden=t["hidden_size"],
@@ -147,15 +147,15 @@ def parse(config: Mapping[str, object]) -> tuple[Shape | None, tuple[tuple[str, 
     ), ()
 
 
-def _sliding_layers(text: Mapping[str, object], layers: int, bad: list[tuple[str, str]]) -> int:
+def _sliding_layers(text: Mapping[str, object], layers: int, errors: list[tuple[str, str]]) -> int:
     types = text.get("layer_types")
     if types is not None:
         if not isinstance(types, list) or len(types) != layers:
-            bad.append(("text_config.layer_types", f"does not name {layers} layers"))
+            errors.append(("text_config.layer_types", f"must be a list of {layers} layer types"))
             return 0
         return types.count("sliding_attention")
     pattern = text.get("sliding_window_pattern", text.get("_sliding_window_pattern", SLIDING_PATTERN_DEFAULT))
     if type(pattern) is not int or pattern < 1:
-        bad.append(("text_config.sliding_window_pattern", f"{pattern!r} is not a whole number of layers"))
+        errors.append(("text_config.sliding_window_pattern", f"must be a positive integer, not {pattern!r}"))
         return 0
     return layers - layers // pattern

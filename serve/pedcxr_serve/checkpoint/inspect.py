@@ -1,6 +1,6 @@
-"""What a model folder holds and whether it can be served: read from JSON files and safetensors headers alone.
+"""Inspect a model folder before serving, from JSON files and safetensors headers only.
 
-No torch, no GPU, no weights read: milliseconds, where vLLM would find the same fault after minutes of loading.
+This takes milliseconds and needs neither torch nor a GPU. vLLM would report the same problem after minutes of loading.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pedcxr_serve.checkpoint import architecture as shape
 from pedcxr_serve.checkpoint import processor_files, weights
-from pedcxr_serve.checkpoint.architecture import Shape
+from pedcxr_serve.checkpoint.architecture import Shape, parse
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 from pedcxr_serve.checkpoint.weights import KeyStyle
 from pedcxr_serve.demo import DEMO_KEY
@@ -25,21 +24,21 @@ ARCHITECTURE = "Gemma3ForConditionalGeneration"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model folder as it was found.
+    """The contents of a model folder.
 
     Attributes:
-        architecture: First of config.json's `architectures`, or "".
-        shape: None when config.json is unusable.
-        dtypes: (name as safetensors writes it, bytes), the largest first.
-        parameters: Weights in the shards, a redundant output layer of a tied model left out.
-        weight_bytes: Bytes of all tensors.
+        architecture: The first of `architectures` in config.json, or "".
+        shape: The dimensions, or None if config.json is invalid.
+        dtypes: (safetensors name, bytes) by descending size.
+        parameters: Number of parameters in the shards, without a redundant output layer of a tied model.
+        weight_bytes: Size of all tensors in bytes.
         shards: (file name, bytes).
-        key_style: How the vision tower's weights are named: ``vision_model`` (the infix that vLLM knows), ``flat``
-            (transformers 5.8 and later; mapped at load by our plugin), ``mixed`` or ``none``.
-        model_prefix: Whether names start with ``model.``; vLLM knows both forms.
-        processor, chat_template, tokenizer, generation_config: The file it was found in, or "".
-        demo: Whether config.json says that this is the demo checkpoint, wherever it was copied to.
-        problems: Everything found wrong, blocks first.
+        key_style: How the weights of the vision tower are named: ``vision_model`` (the infix that vLLM supports),
+            ``flat`` (transformers 5.8 and later; the vLLM plugin maps these names), ``mixed`` or ``none``.
+        model_prefix: Whether names start with ``model.``; vLLM supports both forms.
+        processor, chat_template, tokenizer, generation_config: Name of the file that contains it, or "".
+        demo: Whether config.json marks the demo checkpoint, also in a copy of it.
+        problems: All problems, those with severity ``block`` first.
     """
 
     folder: Path
@@ -60,58 +59,58 @@ class Checkpoint:
 
     @property
     def ready(self) -> bool:
-        """Whether it can be served: nothing blocks."""
+        """Whether the checkpoint can be served, that is, no problem blocks."""
         return not any(problem.severity == "block" for problem in self.problems)
 
 
 def inspect(folder: Path) -> Checkpoint:
-    """PixelStats at a model folder. Faults of the checkpoint become `problems`, not exceptions.
+    """Inspect a model folder. Problems of the checkpoint are returned in `problems`, not raised.
 
     Raises:
-        ConfigError: There is no such folder.
+        ConfigError: The folder does not exist.
     """
     if not folder.is_dir():
         raise ConfigError(
-            f"model = '{folder}': no such folder. Give the folder that holds config.json and the weights."
+            f"model = '{folder}': no such folder. Give the folder that contains config.json and the weights."
         )
     problems: list[Problem] = []
     config = read_json(folder / "config.json", problems)
     if config is None and not problems:
         problems.append(Problem("block", "config.json", "is missing", "copy it from the base model's folder"))
-    architecture, sizes = _read_config(config or {}, problems) if config is not None else ("", None)
+    architecture, shape = _read_config(config or {}, problems) if config is not None else ("", None)
     shards = weights.read(folder, problems)
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
     if tensors:
-        weights.compare(tensors, sizes, problems)
-    redundant = {name for name in tensors if name.endswith("lm_head.weight")} if sizes and sizes.tied else set()
+        weights.compare(tensors, shape, problems)
+    redundant = {name for name in tensors if name.endswith("lm_head.weight")} if shape and shape.tied else set()
     dtypes: Counter[str] = Counter()
     for tensor in tensors.values():
         dtypes[tensor.dtype] += tensor.nbytes
-    companions = processor_files.inspect(folder, sizes, problems)
+    files = processor_files.inspect(folder, shape, problems)
     return Checkpoint(
         folder=folder,
         architecture=architecture,
-        shape=sizes,
+        shape=shape,
         dtypes=tuple(dtypes.most_common()),
         parameters=sum(tensor.elements for name, tensor in tensors.items() if name not in redundant),
         weight_bytes=sum(dtypes.values()),
         shards=tuple((shard.name, shard.nbytes) for shard in shards),
         key_style=weights.key_style(tensors),
         model_prefix=bool(tensors) and all(name.startswith("model.") or name == "lm_head.weight" for name in tensors),
-        processor=companions.processor,
-        chat_template=companions.chat_template,
-        tokenizer=companions.tokenizer,
-        generation_config=companions.generation_config,
+        processor=files.processor,
+        chat_template=files.chat_template,
+        tokenizer=files.tokenizer,
+        generation_config=files.generation_config,
         demo=(config or {}).get(DEMO_KEY) is True,
         problems=tuple(sorted(problems, key=lambda problem: problem.severity != "block")),
     )
 
 
 def require_ready(checkpoint: Checkpoint) -> None:
-    """Pass a servable checkpoint.
+    """Raise unless the checkpoint can be served.
 
     Raises:
-        CheckpointError: Listing everything that blocks, with the remedies.
+        CheckpointError: Lists every blocking problem with its remedy.
     """
     blocks = [problem for problem in checkpoint.problems if problem.severity == "block"]
     if blocks:
@@ -121,36 +120,46 @@ def require_ready(checkpoint: Checkpoint) -> None:
 
 def _read_config(config: Mapping[str, object], problems: list[Problem]) -> tuple[str, Shape | None]:
     names = config.get("architectures")
-    found = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
-    if found != ARCHITECTURE:
-        what = f"names {found}" if found else "names no architecture"
-        remedy = f"pedcxr serves {ARCHITECTURE} only; give a MedGemma 4B (Gemma 3 with vision) folder"
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    if name != ARCHITECTURE:
+        what = f"contains {name}" if name else "contains no architecture"
+        remedy = f"pedcxr serves only {ARCHITECTURE}; give the folder of a MedGemma 4B model (Gemma 3 with vision)"
         problems.append(Problem("block", "config.json: architectures", what, remedy))
-        return found, None
+        return name, None
     if "quantization_config" in config:
-        what = "the weights are quantised; figures of `plan` assume bfloat16 and reports were never compared"
-        problems.append(Problem("warn", "config.json: quantization_config", what, "compare reports before use"))
-    sizes, bad = shape.parse(config)
-    for key, what in bad:
+        what = "marks quantised weights: the figures of `plan` assume bfloat16, and reports were not evaluated"
+        problems.append(
+            Problem(
+                "warn",
+                "config.json: quantization_config",
+                what,
+                "compare the reports with those of bfloat16 before use",
+            )
+        )
+    shape, errors = parse(config)
+    for key, what in errors:
         problems.append(Problem("block", f"config.json: {key}", what, "copy config.json from the base model's folder"))
-    return found, sizes
+    return name, shape
 
 
 def table(checkpoint: Checkpoint) -> str:
-    """What `pedcxr-serve check` prints: one line a fact, then the verdict and the remedies."""
-    sizes = checkpoint.shape
+    """Return the output of `pedcxr-serve check`: properties, problems with remedies, verdict."""
+    shape = checkpoint.shape
     rows = [("folder", str(checkpoint.folder)), ("architecture", checkpoint.architecture or "not found")]
-    if sizes:
-        text = f"{sizes.layers} layers of {sizes.hidden}, {sizes.heads} heads ({sizes.kv_heads} KV) of {sizes.head_dim}"
-        vision = sizes.vision
+    if shape:
+        text = f"{shape.layers} layers of {shape.hidden}, {shape.heads} heads ({shape.kv_heads} KV) of {shape.head_dim}"
+        vision = shape.vision
         rows += [
-            ("text", f"{text}, vocabulary {sizes.vocab:,}{', tied' if sizes.tied else ''}"),
-            ("attention", f"{sizes.sliding_layers} of {sizes.layers} layers slide over {sizes.sliding_window} tokens"),
+            ("text", f"{text}, vocabulary {shape.vocab:,}{', tied' if shape.tied else ''}"),
+            (
+                "attention",
+                f"{shape.sliding_layers} of {shape.layers} layers with a {shape.sliding_window}-token window",
+            ),
             (
                 "vision",
-                f"{vision.layers} layers of {vision.hidden}, {vision.image_size} px in patches of {vision.patch_size}",
+                f"{vision.layers} layers of {vision.hidden}, {vision.image_size} px, patches of {vision.patch_size} px",
             ),
-            ("image", f"{sizes.image_tokens} tokens"),
+            ("image", f"{shape.image_tokens} tokens"),
         ]
     dtypes = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in checkpoint.dtypes) or "none"
     rows += [
@@ -170,5 +179,5 @@ def table(checkpoint: Checkpoint) -> str:
         ]
     blocks = sum(problem.severity == "block" for problem in checkpoint.problems)
     warns = len(checkpoint.problems) - blocks
-    verdict = "can be served" if not blocks else f"cannot be served: {blocks} problem(s) block"
+    verdict = "can be served" if not blocks else f"cannot be served: {blocks} blocking problem(s)"
     return "\n".join([*lines, f"{'verdict':<{width}}  {verdict}" + (f", {warns} warning(s)" if warns else "")])

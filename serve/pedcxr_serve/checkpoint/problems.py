@@ -1,4 +1,4 @@
-"""Reading the small JSON files of a model folder, and what is wrong with them."""
+"""Problems of a model folder, and reading its JSON files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 __all__ = ["Problem", "read_json"]
 
-_LIMIT = 32 << 20
+_MAX_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding: "{where} {what}: {remedy}". `block` means that serving would fail or be wrong."""
+    """One problem, printed as "{where} {what}: {remedy}". With `block`, serving would fail or give wrong reports."""
 
     severity: Literal["block", "warn"]
     where: str
@@ -23,17 +23,20 @@ class Problem:
 
 
 def read_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
-    """The JSON object in a file; None when it is absent, or unusable (which is then among `problems`)."""
+    """Return the JSON object in a file, or None if the file is missing or invalid.
+
+    An invalid file is added to `problems`; a missing file is not.
+    """
     try:
         with path.open("rb") as file:
-            raw = file.read(_LIMIT + 1)
-        if len(raw) > _LIMIT:
+            raw = file.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
             raise ValueError("is larger than 32 MiB")
         value = json.loads(raw)
     except FileNotFoundError:
         return None
     except OSError as error:
-        what, remedy = f"cannot be read ({error.strerror})", "mend its permissions"
+        what, remedy = f"cannot be read ({error.strerror})", "fix its permissions"
     except (ValueError, RecursionError) as error:
         what, remedy = f"is not valid JSON ({error})", "download the file again"
     else:

@@ -1,7 +1,7 @@
-"""The files beside the weights: processor, chat template, tokenizer, generation config.
+"""The files next to the weights: processor, chat template, tokenizer, generation config.
 
-Fine-tuned models often come without some of them, and a wrong one is worse than none: without `<end_of_image>` (the
-tokenizers of MedGemma 1.0.0) or with another image size the model still writes fluent reports.
+Fine-tuned models often lack some of these files. A wrong file is worse than a missing one: without `<end_of_image>` (as
+in the tokenizer of MedGemma 1.0.0) or with a wrong image size, the model still writes fluent reports.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 
-__all__ = ["Companions", "inspect"]
+__all__ = ["ProcessorFiles", "inspect"]
 
-_BASE = "copy it from the base model's folder (google/medgemma-4b-it, 1.0.1 or later)"
-# vLLM's models/gemma3_mm.py merges newline tokens by these entries and fails at the first request without them.
+_REMEDY = "copy it from the base model's folder (google/medgemma-4b-it, 1.0.1 or later)"
+# vLLM 0.32 (models/gemma3_mm.py) merges newline tokens through these entries; without them every request fails.
 _NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Companions:
-    """The file each companion was found in, or ""."""
+class ProcessorFiles:
+    """The name of the file that provides each item, or "" if there is none."""
 
     processor: str
     chat_template: str
@@ -33,21 +33,21 @@ class Companions:
     generation_config: str
 
 
-def inspect(folder: Path, sizes: Shape | None, problems: list[Problem]) -> Companions:
-    """PixelStats for the companions; what is missing or does not fit the model is added to `problems`."""
-    return Companions(
-        processor=_processor(folder, sizes, problems),
+def inspect(folder: Path, shape: Shape | None, problems: list[Problem]) -> ProcessorFiles:
+    """Find the files next to the weights; add missing and incompatible ones to `problems`."""
+    return ProcessorFiles(
+        processor=_processor(folder, shape, problems),
         chat_template=_chat_template(folder, problems),
-        tokenizer=_tokenizer(folder, sizes, problems),
+        tokenizer=_tokenizer(folder, shape, problems),
         generation_config=_generation_config(folder, problems),
     )
 
 
-def _processor(folder: Path, sizes: Shape | None, problems: list[Problem]) -> str:
-    # transformers 5 nests the image processor in processor_config.json; 4 wrote it to preprocessor_config.json.
+def _processor(folder: Path, shape: Shape | None, problems: list[Problem]) -> str:
+    # transformers 5 saves the image processor inside processor_config.json, transformers 4 in preprocessor_config.json.
     before = len(problems)
     outer = read_json(folder / "processor_config.json", problems) or {}
-    found = next(
+    source = next(
         (
             (name, settings)
             for name, settings in (
@@ -58,23 +58,23 @@ def _processor(folder: Path, sizes: Shape | None, problems: list[Problem]) -> st
         ),
         None,
     )
-    if found is None:
+    if source is None:
         if len(problems) == before:
-            what = "is missing (nor is there a processor_config.json with an image processor)"
-            problems.append(Problem("block", "preprocessor_config.json", what, _BASE))
+            what = "is missing, and processor_config.json contains no image processor"
+            problems.append(Problem("block", "preprocessor_config.json", what, _REMEDY))
         return ""
-    name, settings = found
+    name, settings = source
     size = settings.get("size")
-    if sizes and isinstance(size, dict) and {size.get("height"), size.get("width")} != {sizes.vision.image_size}:
-        what = f"resizes images to {size}, the vision tower expects {sizes.vision.image_size} px"
-        problems.append(Problem("block", name, what, _BASE))
+    if shape and isinstance(size, dict) and {size.get("height"), size.get("width")} != {shape.vision.image_size}:
+        what = f"resizes images to {size}, but the vision tower expects {shape.vision.image_size} px"
+        problems.append(Problem("block", name, what, _REMEDY))
     if settings.get("do_pan_and_scan"):
-        what = "turns pan-and-scan on: a film would take several images' tokens"
+        what = "enables pan-and-scan: a film would use the tokens of several images"
         problems.append(Problem("warn", name, what, "set do_pan_and_scan to false"))
     tokens = outer.get("image_seq_length", settings.get("image_seq_length"))
-    if sizes and tokens is not None and tokens != sizes.image_tokens:
-        what = f"gives an image {tokens} tokens, config.json {sizes.image_tokens}"
-        problems.append(Problem("block", name, what, _BASE))
+    if shape and tokens is not None and tokens != shape.image_tokens:
+        what = f"uses {tokens} tokens per image, but config.json says {shape.image_tokens}"
+        problems.append(Problem("block", name, what, _REMEDY))
     return name
 
 
@@ -90,11 +90,13 @@ def _chat_template(folder: Path, problems: list[Problem]) -> str:
                 source, text = name, template if isinstance(template, str) else json.dumps(template)
                 break
     if not text.strip():
-        problems.append(Problem("block", "chat_template.jinja", "is missing (nor is a template elsewhere)", _BASE))
+        problems.append(
+            Problem("block", "chat_template.jinja", "is missing, and no other file contains a template", _REMEDY)
+        )
         return ""
     if "image" not in text:
-        what = "never mentions images: the film might not reach the prompt"
-        problems.append(Problem("warn", source, what, _BASE))
+        what = "does not mention images: the prompt may not contain the film"
+        problems.append(Problem("warn", source, what, _REMEDY))
     return source
 
 
@@ -104,78 +106,76 @@ def _generation_config(folder: Path, problems: list[Problem]) -> str:
     if read_json(folder / name, problems) is not None:
         return name
     if len(problems) == before:
-        what = "is missing: the model may not know the token that ends its turn, and reports run on to the limit"
-        problems.append(Problem("warn", name, what, _BASE))
+        what = "is missing: without the end-of-turn token, reports may run to the token limit"
+        problems.append(Problem("warn", name, what, _REMEDY))
     return ""
 
 
-def _tokenizer(folder: Path, sizes: Shape | None, problems: list[Problem]) -> str:
+def _tokenizer(folder: Path, shape: Shape | None, problems: list[Problem]) -> str:
     path = folder / "tokenizer.json"
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        what = "is missing" + (
-            " (tokenizer.model alone cannot be checked)" if (folder / "tokenizer.model").exists() else ""
-        )
-        problems.append(Problem("block", path.name, what, _BASE))
+        what = "is missing" + (" (tokenizer.model cannot be checked)" if (folder / "tokenizer.model").exists() else "")
+        problems.append(Problem("block", path.name, what, _REMEDY))
         return ""
     except OSError as error:
-        problems.append(Problem("block", path.name, f"cannot be read ({error.strerror})", "mend its permissions"))
+        problems.append(Problem("block", path.name, f"cannot be read ({error.strerror})", "fix its permissions"))
         return path.name
     ids = _token_ids(raw)
     if ids is None:
         problems.append(Problem("block", path.name, "is not a valid tokenizer file", "download the file again"))
         return path.name
-    if sizes:
-        wanted = {
-            "<start_of_image>": sizes.boi_token,
-            "<end_of_image>": sizes.eoi_token,
-            "<image_soft_token>": sizes.image_token,
+    if shape:
+        required_ids = {
+            "<start_of_image>": shape.boi_token,
+            "<end_of_image>": shape.eoi_token,
+            "<image_soft_token>": shape.image_token,
         }
-        for token, expected in wanted.items():
+        for token, expected in required_ids.items():
             if ids.get(token) != expected:
-                found = "no id" if token not in ids else f"id {ids[token]}"
+                actual = "no id" if token not in ids else f"id {ids[token]}"
                 problems.append(
-                    Problem("block", path.name, f"gives {token} {found}, config.json says {expected}", _BASE)
+                    Problem("block", path.name, f"gives {token} {actual}, but config.json says {expected}", _REMEDY)
                 )
     absent = [repr(text) for text in _NEWLINES if text not in ids]
     if absent:
-        what = f"lacks the entries {', '.join(absent)}, which vLLM needs for Gemma 3"
-        problems.append(Problem("block", path.name, what, _BASE))
+        what = f"lacks the entries {', '.join(absent)}, which vLLM requires for Gemma 3"
+        problems.append(Problem("block", path.name, what, _REMEDY))
     return path.name
 
 
 def _token_ids(raw: bytes) -> Mapping[str, int] | None:
-    """Ids of added tokens and newline entries; None for a broken file.
+    """Return the ids of added tokens and newline entries, or None if the file is invalid.
 
-    Gemma's file is 33 MB, 0.5 s to parse whole. The added tokens stand near its start and the newlines can be found as
-    text, so the whole is parsed only when that does not answer everything.
+    Gemma's file has 33 MB and takes 0.5 s to parse. The added tokens are near its start, and a text search finds the
+    newlines. The file is parsed completely only if these two steps do not find all ids.
     """
-    quick = _quick_ids(raw)
-    if quick is not None and all(text in quick for text in _NEWLINES):
-        return quick
+    ids_near_start = _ids_without_parsing(raw)
+    if ids_near_start is not None and all(text in ids_near_start for text in _NEWLINES):
+        return ids_near_start
     try:
         parsed: Any = json.loads(raw)
         vocabulary = parsed["model"]["vocab"]
         ids = dict(vocabulary) if isinstance(vocabulary, dict) else {}
-        ids |= {entry["content"]: entry["id"] for entry in parsed.get("added_tokens") or []}
+        ids |= {token["content"]: token["id"] for token in parsed.get("added_tokens") or []}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return ids
 
 
-def _quick_ids(raw: bytes) -> dict[str, int] | None:
+def _ids_without_parsing(raw: bytes) -> dict[str, int] | None:
     start = re.search(rb'"added_tokens"\s*:\s*', raw[:4096])
     if start is None or not raw.rstrip().endswith(b"}"):
         return None
     try:
-        # latin-1 keeps byte positions; the tokens that matter are ASCII.
+        # latin-1 preserves byte positions; the required tokens are ASCII.
         added, _ = json.JSONDecoder().raw_decode(raw.decode("latin-1"), start.end())
-        ids = {entry["content"]: entry["id"] for entry in added}
+        ids = {token["content"]: token["id"] for token in added}
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     for text in _NEWLINES:
-        found = re.search(b'"' + rb"\\n" * len(text) + rb'"\s*:\s*(\d+)', raw)
-        if text not in ids and found:
-            ids[text] = int(found[1])
+        entry = re.search(b'"' + rb"\\n" * len(text) + rb'"\s*:\s*(\d+)', raw)
+        if text not in ids and entry:
+            ids[text] = int(entry[1])
     return ids

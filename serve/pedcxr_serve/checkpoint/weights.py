@@ -1,31 +1,91 @@
-"""The weights of a model folder: shards, index, names; their headers, never their data."""
+"""The weights of a model folder: safetensors headers, index and tensor names; tensor data is never read.
+
+Format of a safetensors file (huggingface/safetensors, README): 8 bytes little-endian length N, N bytes of JSON
+``{name: {dtype, shape, data_offsets: [begin, end]}}``, then the data without gaps.
+
+`safetensors.safe_open` is no replacement. It rejects an incomplete file without its tensors or the expected length,
+needs numpy, and takes ten times as long for the names and shapes of a 4B model.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pedcxr_serve.checkpoint import shards as _shards
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 
-__all__ = ["KeyStyle", "compare", "key_style", "read"]
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "HeaderError",
+    "KeyStyle",
+    "Shard",
+    "Tensor",
+    "compare",
+    "key_style",
+    "read",
+    "read_header",
+]
 
 KeyStyle = Literal["vision_model", "flat", "mixed", "none"]
 _INDEX = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100_000_000  # MAX_HEADER_SIZE of safetensors 0.8
+_DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "F4": 4,
+}  # fmt: skip
 
 
-def read(folder: Path, problems: list[Problem]) -> list[_shards.Shard]:
-    """The headers of all shards that belong to the model; what is missing or broken is added to `problems`."""
+class HeaderError(ValueError):
+    """The file is not a complete safetensors file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor: safetensors dtype, shape, size in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One safetensors file.
+
+    Attributes:
+        name: File name without folder.
+        nbytes: Length of the file.
+        expected: Length according to the header; equal to `nbytes` in a complete file.
+        tensors: Tensors by name.
+    """
+
+    name: str
+    nbytes: int
+    expected: int
+    tensors: dict[str, Tensor]
+
+
+def read(folder: Path, problems: list[Problem]) -> list[Shard]:
+    """Read the headers of all shards of the model; add missing and invalid files to `problems`."""
     names = sorted(path.name for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_"))
     weight_map = _weight_map(folder, problems)
     if weight_map is not None:
         names = sorted(set(weight_map.values()))
     elif not names and not _explain_no_weights(folder, problems):
-        remedy = "download the folder again; safetensors files are needed"
-        problems.append(Problem("block", "*.safetensors", "no weights found", remedy))
+        remedy = "download the folder again, with its safetensors files"
+        problems.append(Problem("block", "*.safetensors", "is missing: the folder contains no weights", remedy))
     elif len(names) > 1:
         _check_numbering(names, problems)
     shards = [shard for name in names if (shard := _read_shard(folder / name, problems)) is not None]
@@ -39,78 +99,131 @@ def _weight_map(folder: Path, problems: list[Problem]) -> dict[str, str] | None:
     if index is None:
         return None
     weight_map = index.get("weight_map")
-    if isinstance(weight_map, dict) and weight_map and all(_plain(name) for name in weight_map.values()):
+    if isinstance(weight_map, dict) and weight_map and all(_is_file_name(name) for name in weight_map.values()):
         return weight_map
-    problems.append(Problem("block", _INDEX, "has no usable weight_map", "download the file again"))
+    problems.append(Problem("block", _INDEX, "has no valid weight_map", "download the file again"))
     return None
 
 
-def _plain(name: object) -> bool:
+def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def _explain_no_weights(folder: Path, problems: list[Problem]) -> bool:
     if (folder / "adapter_config.json").exists():
-        what = "holds a LoRA adapter, not a model"
+        what = "belongs to a LoRA adapter, not to a model"
         adapter = read_json(folder / "adapter_config.json", problems) or {}
-        saved = adapter.get("modules_to_save")
-        if saved:
-            what += f", with modules_to_save {saved}, which vLLM refuses to load as an adapter"
+        modules = adapter.get("modules_to_save")
+        if modules:
+            what += f", with modules_to_save {modules}, which vLLM cannot load as an adapter"
         remedy = (
-            "merge it into its base model first (peft: model.merge_and_unload().save_pretrained(FOLDER)) and copy the "
-            "base model's processor and tokenizer files beside it"
+            "merge it into its base model (peft: model.merge_and_unload().save_pretrained(FOLDER)) and copy the base "
+            "model's processor and tokenizer files into the same folder"
         )
         problems.append(Problem("block", "adapter_config.json", what, remedy))
         return True
     if any(folder.glob("*.bin")) or any(folder.glob("*.gguf")):
-        remedy = "load it with transformers and save_pretrained(FOLDER), which writes safetensors"
-        problems.append(Problem("block", "*.safetensors", "the weights are in another format (.bin, .gguf)", remedy))
+        remedy = "load it with transformers and call save_pretrained(FOLDER), which writes safetensors"
+        what = "is missing: the weights are in another format (.bin, .gguf)"
+        problems.append(Problem("block", "*.safetensors", what, remedy))
         return True
     return False
 
 
 def _check_numbering(names: list[str], problems: list[Problem]) -> None:
-    totals = {int(found[1]) for name in names if (found := re.search(r"-of-(\d+)\.safetensors$", name))}
+    totals = {int(number[1]) for name in names if (number := re.search(r"-of-(\d+)\.safetensors$", name))}
     if totals and totals != {len(names)}:
-        what = f"{len(names)} shards of {max(totals)} are here, and there is no {_INDEX}"
+        what = f"is incomplete: {len(names)} of {max(totals)} shards exist, and there is no {_INDEX}"
         problems.append(Problem("block", "*.safetensors", what, "download the missing shards and the index"))
     else:
-        problems.append(Problem("warn", _INDEX, "is missing", "download it, so that missing weights can be seen"))
+        problems.append(Problem("warn", _INDEX, "is missing", "download it, so that missing weights are detected"))
 
 
-def _read_shard(path: Path, problems: list[Problem]) -> _shards.Shard | None:
-    again = "download the file again"
+def _read_shard(path: Path, problems: list[Problem]) -> Shard | None:
+    remedy = "download the file again"
     try:
-        shard = _shards.read(path)
+        shard = read_header(path)
     except FileNotFoundError:
-        problems.append(Problem("block", path.name, f"is missing, and {_INDEX} names it", "download it"))
+        problems.append(Problem("block", path.name, f"is missing, but {_INDEX} lists it", "download it"))
     except OSError as error:
-        problems.append(Problem("block", path.name, f"cannot be read ({error.strerror})", "mend its permissions"))
-    except _shards.HeaderError as error:
-        problems.append(Problem("block", path.name, str(error), again))
+        problems.append(Problem("block", path.name, f"cannot be read ({error.strerror})", "fix its permissions"))
+    except HeaderError as error:
+        problems.append(Problem("block", path.name, str(error), remedy))
     else:
         if shard.nbytes != shard.expected:
-            how = "was cut short" if shard.nbytes < shard.expected else "is longer than it should be"
-            what = f"{how}: {shard.nbytes:,} bytes where its header says {shard.expected:,}"
-            problems.append(Problem("block", path.name, what, again))
+            state = "is truncated" if shard.nbytes < shard.expected else "is too long"
+            what = f"{state}: {shard.nbytes:,} bytes, but its header says {shard.expected:,}"
+            problems.append(Problem("block", path.name, what, remedy))
         return shard
     return None
 
 
-def _check_index(weight_map: Mapping[str, str], shards: Iterable[_shards.Shard], problems: list[Problem]) -> None:
+def read_header(path: Path) -> Shard:
+    """Read the header of one file, without the data.
+
+    Raises:
+        HeaderError: The header is invalid. The message continues a sentence that starts with the file name.
+        OSError: The file is missing or unreadable.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise HeaderError(f"has {size} bytes and no safetensors header")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > MAX_HEADER_BYTES:
+            raise HeaderError(
+                f"has a header length of {length} bytes: it is not a safetensors file (a git-lfs pointer?)"
+            )
+        raw = file.read(length)
+    if len(raw) < length:
+        raise HeaderError(f"is truncated inside its header ({size} of at least {8 + length} bytes)")
+    try:
+        header = json.loads(raw)
+    except ValueError as error:
+        raise HeaderError("has a header that is not valid JSON") from error
+    if not isinstance(header, dict):
+        raise HeaderError("has a header that is not a JSON object")
+    header.pop("__metadata__", None)
+    spans: list[tuple[int, int]] = []
+    tensors = {str(name): _tensor(name, entry, spans) for name, entry in header.items()}
+    end = 0
+    for begin, stop in sorted(spans):
+        if begin != end:
+            raise HeaderError(f"has a header with overlapping tensors or a gap at byte {end}")
+        end = stop
+    return Shard(path.name, size, 8 + length + end, tensors)
+
+
+def _tensor(name: str, entry: object, spans: list[tuple[int, int]]) -> Tensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise HeaderError(f"has a header whose entry {name!r} lacks dtype, shape or data_offsets")
+    if dtype not in _DTYPE_BITS or not all(type(n) is int and n >= 0 for n in shape) or not 0 <= begin <= end:
+        raise HeaderError(f"has a header whose entry {name!r} has an invalid dtype, shape or offset")
+    if end - begin != math.prod(shape) * _DTYPE_BITS[dtype] // 8:
+        raise HeaderError(f"has a header whose entry {name!r} has offsets that contradict its shape")
+    spans.append((begin, end))
+    return Tensor(dtype, tuple(shape), end - begin)
+
+
+def _check_index(weight_map: Mapping[str, str], shards: Iterable[Shard], problems: list[Problem]) -> None:
+    remedy = "download the shard and the index from the same revision"
     for shard in shards:
         absent = [name for name, file in weight_map.items() if file == shard.name and name not in shard.tensors]
         if absent:
-            what = f"lacks {len(absent)} weights that {_INDEX} places in it ({absent[0]}, ...)"
-            problems.append(Problem("block", shard.name, what, "download shard and index of the same revision"))
+            what = f"lacks {len(absent)} weights that {_INDEX} lists for it ({absent[0]}, ...)"
+            problems.append(Problem("block", shard.name, what, remedy))
         extra = [name for name in shard.tensors if name not in weight_map]
         if extra:
-            what = f"holds {len(extra)} weights that {_INDEX} does not name ({extra[0]}, ...)"
-            problems.append(Problem("warn", shard.name, what, "download shard and index of the same revision"))
+            what = f"contains {len(extra)} weights that {_INDEX} does not list ({extra[0]}, ...)"
+            problems.append(Problem("warn", shard.name, what, remedy))
 
 
 def key_style(tensors: Iterable[str]) -> KeyStyle:
-    """How these names spell the vision tower."""
+    """Return how tensor names spell the vision tower; see `inspect.Checkpoint.key_style`."""
     vision = [name for name in tensors if "vision_tower." in name]
     infix = sum("vision_tower.vision_model." in name for name in vision)
     if not vision:
@@ -118,28 +231,27 @@ def key_style(tensors: Iterable[str]) -> KeyStyle:
     return "vision_model" if infix == len(vision) else "mixed" if infix else "flat"
 
 
-def compare(tensors: Mapping[str, _shards.Tensor], sizes: Shape | None, problems: list[Problem]) -> None:
-    """Check the weights' names and sizes against the config."""
-    again = "save the model again with transformers, whole, from one class"
+def compare(tensors: Mapping[str, Tensor], shape: Shape | None, problems: list[Problem]) -> None:
+    """Check the names and shapes of the weights against the configuration; add contradictions to `problems`."""
     style = key_style(tensors)
     if style in ("none", "mixed"):
-        what = "hold no vision tower" if style == "none" else "name the vision tower in two ways"
-        problems.append(Problem("block", "weights", what, again))
+        what = "contain no vision tower" if style == "none" else "use two naming schemes for the vision tower"
+        problems.append(Problem("block", "weights", what, "save the whole model again with transformers"))
     elif style == "flat":
         what = "name the vision tower without the vision_model infix (transformers 5.8 and later)"
-        remedy = "nothing to do: pedcxr's plugin maps the names; bare vLLM would refuse them"
+        remedy = "no action needed: the plugin of pedcxr maps the names; vLLM alone would reject them"
         problems.append(Problem("warn", "weights", what, remedy))
-    if sizes is None:
+    if shape is None:
         return
-    if sizes.tied and any(name.endswith("lm_head.weight") for name in tensors):
-        what = "hold an output layer (lm_head) although config.json ties it to the embedding: it will be ignored"
-        remedy = "if it was trained, set tie_word_embeddings to false; else drop it"
+    if shape.tied and any(name.endswith("lm_head.weight") for name in tensors):
+        what = "contain an output layer (lm_head), but config.json ties it to the embedding: it will be ignored"
+        remedy = "if it was trained, set tie_word_embeddings to false; otherwise remove it"
         problems.append(Problem("warn", "weights", what, remedy))
     embedding = next((t.shape for name, t in tensors.items() if name.endswith("embed_tokens.weight")), None)
-    if embedding is not None and embedding != (sizes.vocab, sizes.hidden):
-        what = f"have an embedding of {embedding}, config.json says {(sizes.vocab, sizes.hidden)}"
+    if embedding is not None and embedding != (shape.vocab, shape.hidden):
+        what = f"have an embedding of {embedding}, but config.json says {(shape.vocab, shape.hidden)}"
         problems.append(Problem("block", "weights", what, "use config.json and weights of the same model"))
-    layers = {int(found[1]) for name in tensors if (found := re.search(r"language_model.*\.layers\.(\d+)\.", name))}
-    if layers != set(range(sizes.layers)):
-        what = f"hold {len(layers)} text layers, config.json says {sizes.layers}"
-        problems.append(Problem("block", "weights", what, "download the missing shards, or the right config.json"))
+    layers = {int(number[1]) for name in tensors if (number := re.search(r"language_model.*\.layers\.(\d+)\.", name))}
+    if layers != set(range(shape.layers)):
+        what = f"contain {len(layers)} text layers, but config.json says {shape.layers}"
+        problems.append(Problem("block", "weights", what, "download the missing shards or the matching config.json"))

@@ -1,1 +1,1 @@
-"""Sizing of the engine for a device."""
+"""Choose the engine settings for a device and estimate its throughput."""

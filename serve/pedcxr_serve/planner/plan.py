@@ -1,4 +1,4 @@
-"""From a checkpoint, a device and a configuration to the exact vLLM command, and what it will hold. Pure."""
+"""Plan the engine: from checkpoint, device and configuration to the vLLM command and its capacity. Pure."""
 
 from __future__ import annotations
 
@@ -13,43 +13,46 @@ from pedcxr_serve.config.load import ServeConfig
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from pedcxr_serve.planner import roofline, vllm_args
 from pedcxr_serve.planner.devices import Device
-from pedcxr_serve.planner.roofline import Floor
+from pedcxr_serve.planner.roofline import Throughput
 
-__all__ = ["EnginePlan", "make"]
+__all__ = ["EnginePlan", "make", "render"]
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-# Above 512 sequences vLLM decodes without CUDA graphs (config/vllm.py, default_max_graph_size).
-SATURATION = 512
+# vLLM 0.32 decodes more than 512 sequences without CUDA graphs (config/vllm.py, default_max_graph_size).
+MAX_GRAPH_SEQS = 512
 CPU_MAX_NUM_SEQS = 64
-# On 2 cores 64 at once write more reports a second than 32, but a light tenant then waits 3.3 x its own time for the
-# first word under a flood, not 2 x (bench_fairness -- --max-num-seqs 64, docs/tenants.md).
-CPU_SEQS_A_CORE = 16
-FILMS_A_PROCESS = 45  # films a second that one API process prepares, measured with an 896 px processor
-SOCKET_LIMIT = 107  # bytes of a Unix socket's path (sockaddr_un.sun_path less the final zero)
+# On 2 cores, 64 sequences give more reports per second than 32. But while another tenant floods the server, a light
+# tenant then waits 3.3 times as long as alone for its first token, instead of twice (`tests.benchmarks.fairness`).
+CPU_SEQS_PER_CORE = 16
+FILMS_PER_API_PROCESS = 45  # films per second that one API process preprocesses, measured with an 896 px processor
+MAX_SOCKET_PATH_BYTES = 107  # of a Unix socket (sockaddr_un.sun_path without the final NUL)
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """How the engine will be run, and what it will hold.
+    """The command of the engine and its capacity.
 
     Attributes:
-        argv: Arguments after the program, beginning with ``serve``.
-        env: Variables to set for the engine, (name, value).
-        model_dir: The checkpoint, as a path.
-        device: What it was planned for.
+        argv: Arguments after the program name, starting with ``serve``.
+        env: Environment variables to set for the engine, (name, value).
+        model_dir: Path of the checkpoint.
+        device: The device of the plan.
         dtype: ``bfloat16`` or ``float32``.
-        weights_bytes: Of the loaded model.
+        weights_bytes: Size of the loaded weights.
         kv_bytes_per_token: See `roofline.kv_bytes_per_token`.
-        kv_capacity_bytes: Room for keys and values.
-        new_tokens: Of the longest report.
-        tokens_per_report: Prompt and answer that a report is counted with.
-        reports_at_once: How many such reports fit into the KV cache.
-        max_num_seqs: How many the engine will work on at once, and `limited_by` says why not more.
-        max_preparing: Of those, how many may be sent before the first one's film is prepared, where tenants share:
-            enough to keep the engine busy, so few that nobody waits long behind them.
-        max_starting: How many may be sent before the first one's answer begins; with the former.
-        floor: The roofline at the best number in flight.
-        expected: The same at `max_num_seqs`.
+        kv_capacity_bytes: Size of the KV cache.
+        new_tokens: Length of the longest report in tokens.
+        tokens_per_report: Prompt and report tokens assumed per report.
+        reports_at_once: Number of such reports that fit into the KV cache.
+        max_num_seqs: Maximum number of sequences that the engine runs concurrently.
+        limited_by: What limits `max_num_seqs`.
+        max_num_batched_tokens: Maximum number of tokens per engine step.
+        api_server_count: Number of API processes, which preprocess films.
+        max_preparing: Multi-tenant only: maximum number of requests in image preprocessing. Large enough to keep the
+            engine busy, small enough to keep the wait of the next request short.
+        max_starting: Multi-tenant only: maximum number of requests without a first token, `max_preparing` included.
+        upper_bound: Throughput with the best number of concurrent reports.
+        expected: Throughput with `max_num_seqs` concurrent reports.
     """
 
     argv: tuple[str, ...]
@@ -69,29 +72,32 @@ class EnginePlan:
     api_server_count: int
     max_preparing: int
     max_starting: int
-    floor: Floor
-    expected: Floor
+    upper_bound: Throughput
+    expected: Throughput
 
 
 def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_dir: Path, socket: Path) -> EnginePlan:
     """Plan the engine.
 
     Args:
-        checkpoint: As `checkpoint.inspect` found it.
-        device: As `device.detect` found it.
-        config: As `config.load` read it.
-        model_dir: What vLLM is given to load.
-        socket: Where vLLM shall listen; its folder must be private (mode 0700), for the socket itself is not.
+        checkpoint: From `checkpoint.inspect`.
+        device: From `devices.detect`.
+        config: From `config.load`.
+        model_dir: The folder that vLLM loads.
+        socket: Path of the Unix socket that vLLM listens on. Its folder must be private (mode 0700), because vLLM does
+            not restrict access to the socket.
 
     Raises:
-        CheckpointError: The checkpoint's config could not be read.
-        ConfigError: The model does not fit the device, or a setting does not fit the model.
+        CheckpointError: The checkpoint has no valid config.json.
+        ConfigError: The model does not fit the device, or a setting contradicts the model.
     """
     shape = checkpoint.shape
     if shape is None:
-        raise CheckpointError(f"{checkpoint.folder}: no usable config.json. Run `pedcxr-serve check` to see why.")
-    if len(os.fsencode(socket)) > SOCKET_LIMIT:
-        raise ConfigError(f"engine.socket_dir: {socket} is too long for a socket (at most {SOCKET_LIMIT} bytes).")
+        raise CheckpointError(f"{checkpoint.folder}: no valid config.json. Run `pedcxr-serve check` for details.")
+    if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"engine.socket_dir: {socket} is too long for a socket path; must be at most {MAX_SOCKET_PATH_BYTES} bytes."
+        )
     engine = config.engine
     new_tokens = engine.max_new_tokens
     dtype = _dtype(device, engine.dtype)
@@ -106,9 +112,9 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     at_once = capacity // (_blocks(tokens, block) * per_token)
     seqs, limit = _max_num_seqs(shape, device, config, at_once, size)
     batched = _max_num_batched_tokens(shape, device, config, seqs)
-    best = min(at_once, seqs if engine.max_num_seqs else roofline.FLOOR_IN_FLIGHT)
-    floor = roofline.floor(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
-    servers = engine.api_server_count or _api_servers(device, floor)
+    best = min(at_once, seqs if engine.max_num_seqs else roofline.BEST_IN_FLIGHT)
+    upper_bound = roofline.throughput(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
+    servers = engine.api_server_count or _api_servers(device, upper_bound)
     preparing, starting = _starting(device, config, servers)
     argv = vllm_args.argv(device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers)
     return EnginePlan(
@@ -129,17 +135,47 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
         api_server_count=servers,
         max_preparing=preparing,
         max_starting=starting,
-        floor=floor,
-        expected=roofline.floor(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
+        upper_bound=upper_bound,
+        expected=roofline.throughput(shape, device, min(seqs, at_once), dtype_bytes=size, new_tokens=new_tokens),
     )
 
 
-def _dtype(device: Device, wanted: str) -> str:
-    if wanted == "auto":
-        # float32 on a CPU: the same tokens as transformers. GPUs before Ampere have no bfloat16.
+def render(plan: EnginePlan) -> str:
+    """Return the plan as a text table, followed by the shell command."""
+    device, upper_bound, expected = plan.device, plan.upper_bound, plan.expected
+    gb, tera = 1e9, 1e12
+    figures = f"{device.memory_bytes / gb:.0f} GB, {device.bandwidth_bytes_s / gb:,.0f} GB/s"
+    figures += f", {device.peak_flops / tera:.3g} TFLOP/s"
+    rough = " (a rule of thumb: right to the order of magnitude)" if device.kind == "cpu" else ""
+    rows = (
+        ("device", f"{device.name}, {figures}{rough}"),
+        ("weights", f"{plan.weights_bytes / gb:.3f} GB in {plan.dtype}"),
+        ("KV cache", f"{plan.kv_capacity_bytes / gb:.1f} GB at {plan.kv_bytes_per_token:,} B a token"),
+        ("fits at once", f"{plan.reports_at_once:,} reports of {plan.tokens_per_report} tokens"),
+        ("max-num-seqs", f"{plan.max_num_seqs} (limited by {plan.limited_by})"),
+        ("max-num-batched-tokens", str(plan.max_num_batched_tokens)),
+        ("api-server-count", str(plan.api_server_count)),
+        ("starting at once", f"{plan.max_starting}, {plan.max_preparing} with films to prepare; with several tenants"),
+        ("at best", f"{_rate(upper_bound)}; bound by {upper_bound.bound_by}"),
+        ("as planned", _rate(expected)),
+        ("counted with", f"{roofline.PROMPT_TOKENS} prompt and {plan.new_tokens} new tokens a report"),
+    )
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    return "\n".join([*lines, "", vllm_args.shell(plan.argv, plan.env)])
+
+
+def _rate(throughput: Throughput) -> str:
+    full, less = throughput.reports_per_s, throughput.reports_per_s_at_60
+    return f"{full:.3g} reports/s with {throughput.in_flight} at once, {less:.3g} at 60 % of bandwidth"
+
+
+def _dtype(device: Device, setting: str) -> str:
+    if setting == "auto":
+        # On a CPU, float32 gives the same tokens as transformers. GPUs before Ampere do not support bfloat16.
         old = device.compute_capability is not None and device.compute_capability < (8, 0)
         return "float32" if device.kind == "cpu" or old else "bfloat16"
-    return wanted
+    return setting
 
 
 def _kv_capacity(device: Device, config: ServeConfig, weights: int) -> int:
@@ -150,13 +186,13 @@ def _kv_capacity(device: Device, config: ServeConfig, weights: int) -> int:
 
 
 def _does_not_fit(device: Device, config: ServeConfig, weights: int, capacity: int, needed: int) -> str:
-    knob = "cpu_kv_cache_gib" if device.kind == "cpu" else "gpu_memory_utilization"
+    setting = "cpu_kv_cache_gib" if device.kind == "cpu" else "gpu_memory_utilization"
     return (
-        f"engine.{knob} = {getattr(config.engine, knob)}: the model does not fit {device.name} "
+        f"engine.{setting} = {getattr(config.engine, setting)}: the model does not fit {device.name} "
         f"({device.memory_bytes / 1e9:.0f} GB): weights take {weights / 1e9:.1f} GB, keys and values get "
         f"{max(0, capacity) / 1e9:.2f} GB, and one request of engine.max_model_len = {config.engine.max_model_len} "
-        f"tokens needs {needed / 1e9:.2f} GB. Allowed is what fits: a larger device, another engine.{knob}, or a "
-        "smaller engine.max_model_len."
+        f"tokens needs {needed / 1e9:.2f} GB. Use a larger device, another engine.{setting}, or a smaller "
+        "engine.max_model_len."
     )
 
 
@@ -169,47 +205,47 @@ def _max_num_seqs(shape: Shape, device: Device, config: ServeConfig, at_once: in
     if engine.max_num_seqs:
         return engine.max_num_seqs, "engine.max_num_seqs"
     if device.kind == "cpu":
-        cores = CPU_SEQS_A_CORE * max(1, device.cores)
+        cores = CPU_SEQS_PER_CORE * max(1, device.cores)
         limits = [
             (at_once, "KV cache"),
             (CPU_MAX_NUM_SEQS, "default for a CPU"),
-            (cores, f"{CPU_SEQS_A_CORE} for each CPU core"),
+            (cores, f"{CPU_SEQS_PER_CORE} for each CPU core"),
         ]
     else:
         by_itl = roofline.reports_within(
             shape, device, engine.target_itl_ms / 1e3, dtype_bytes=size, new_tokens=engine.max_new_tokens
         )
-        # vLLM's own defaults (engine/arg_utils.py, get_batch_defaults), by memory and name.
+        # vLLM 0.32 chooses its default by memory size and name (engine/arg_utils.py, get_batch_defaults).
         large = device.memory_bytes >= 70 * 2**30 and "A100" not in device.name
         limits = [
             (at_once, "KV cache"),
             (max(1, by_itl), f"engine.target_itl_ms = {engine.target_itl_ms:g}"),
             (1024 if large else 256, "vLLM's default for this device"),
-            (SATURATION, "CUDA graphs, which end at 512"),
+            (MAX_GRAPH_SEQS, "CUDA graphs, which end at 512"),
         ]
     seqs, why = min(limits)
     return (seqs - seqs % 8 if seqs > 16 else max(1, seqs)), why
 
 
 def _max_num_batched_tokens(shape: Shape, device: Device, config: ServeConfig, seqs: int) -> int:
-    # Also the budget of the vision tower: value / image_tokens films a step, 11 ms each on an H100, 90 ms on an L4.
+    # Also limits the vision tower to value / image_tokens films per step, 11 ms each on an H100 and 90 ms on an L4.
     low = max(seqs, shape.image_tokens)
-    wanted = config.engine.max_num_batched_tokens
-    if wanted is None:
+    value = config.engine.max_num_batched_tokens
+    if value is None:
         return max(low, 1024 if device.kind == "cuda" and device.peak_flops < 200e12 else 2048)
-    if wanted < low:
+    if value < low:
         raise ConfigError(
-            f"engine.max_num_batched_tokens = {wanted}: allowed is at least {low}, so that a step holds one token of "
+            f"engine.max_num_batched_tokens = {value}: must be at least {low}, so that a step holds one token of "
             f"each of {seqs} reports and a whole image ({shape.image_tokens} tokens)."
         )
-    return wanted
+    return value
 
 
 def _starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, int]:
-    """How many may be sent whose films are not prepared, and whose reports have not begun.
+    """Return `max_preparing` and `max_starting`.
 
-    On a CPU by measurement. An H200 needed two films a step for its highest rate, and a prompt was about four steps on
-    its way through the engine to its first word: hence eight. docs/tenants.md has what was measured there.
+    The CPU values are measured. An H200 needed two films per step for its maximum throughput, and a prompt took about
+    four steps to its first token, hence eight prompts.
     """
     gateway = config.gateway
     preparing, prompts = (servers, 4) if device.kind == "cpu" else (2 * servers, 8)
@@ -217,9 +253,9 @@ def _starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, i
     return preparing, gateway.max_starting or preparing + prompts
 
 
-def _api_servers(device: Device, floor: Floor) -> int:
-    """Enough processes to prepare films at twice the rate that the GPU can take, 4 at most, a quarter of the cores."""
+def _api_servers(device: Device, upper_bound: Throughput) -> int:
+    """Return enough API processes for twice the GPU's throughput, at most 4 and at most a quarter of the cores."""
     if device.kind == "cpu":
         return 1
-    wanted = min(4, math.ceil(2 * floor.reports_per_s / FILMS_A_PROCESS))
-    return min(wanted, max(1, device.cores // 4)) if device.cores else wanted
+    count = min(4, math.ceil(2 * upper_bound.reports_per_s / FILMS_PER_API_PROCESS))
+    return min(count, max(1, device.cores // 4)) if device.cores else count

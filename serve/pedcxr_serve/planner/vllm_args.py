@@ -1,4 +1,4 @@
-"""The command line and the environment of vLLM 0.32's `serve`. A test passes every one through vLLM's own parser."""
+"""Arguments and environment of `vllm serve`, vLLM 0.32. A test parses every plan with vLLM's own parser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pedcxr_serve.planner.devices import Device
 
 __all__ = ["argv", "env", "shell"]
 
-# From 2 ms, where vLLM's own begin at 10 ms and would show an H200's whole range in one bucket.
+# In seconds. vLLM's default buckets start at 10 ms, which puts the whole range of an H200 into one bucket.
 ITL_BUCKETS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.033, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0)
 
 
@@ -27,7 +27,7 @@ def argv(
     batched: int,
     servers: int,
 ) -> tuple[str, ...]:
-    """The arguments after the program; see `plan.make` for what they mean."""
+    """Return the arguments after the program name; see `plan.make` for the values."""
     engine = config.engine
     cpu = device.kind == "cpu"
     eager = cpu if engine.enforce_eager is None else engine.enforce_eager
@@ -36,19 +36,19 @@ def argv(
     words = ["serve", str(model_dir), "--uds", str(socket), "--served-model-name", config.served_name]
     words += ["--dtype", dtype, "--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(seqs)]
     words += ["--max-num-batched-tokens", str(batched), "--api-server-count", str(servers)]
-    # Without the processor's cache: it takes a film as sent to the engine before it is, so that a client that leaves in
-    # between makes the next request for the film fail (vLLM 0.32, MultiModalCacheMissError, which nobody sends again).
+    # No processor cache: it marks a film as sent before the engine has it. If the client disconnects in between, the
+    # next request for the same film fails without a retry (vLLM 0.32, MultiModalCacheMissError).
     words += ["--limit-mm-per-prompt", _compact({"image": 1}), "--mm-processor-cache-gb", "0"]
     words += ["--override-generation-config", _compact(generation), "--custom-histogram-buckets", _compact(buckets)]
-    # Running and waiting together; the gateway keeps the engine's queue near empty, this only backs it up.
+    # Limits running and queued requests together, as a backstop: the gateway keeps the engine's queue nearly empty.
     words += ["--max-num-queued-reqs", str(2 * seqs)]
     words += ["--shutdown-timeout", str(int(min(45, config.gateway.drain_s))), "--sse-keep-alive-interval", "15"]
-    # Not --enable-force-include-usage: it counts in every event of a stream (vLLM 0.32), and the gateway asks itself.
+    # No --enable-force-include-usage: it adds usage to every event (vLLM 0.32), and the gateway requests usage itself.
     words += ["--enable-per-request-metrics", "--enable-prompt-tokens-details"]
     words += ["--enable-request-id-headers", "--disable-fastapi-docs"]
     words += ["--disable-access-log-for-endpoints", "/health,/metrics", "--uvicorn-log-level", engine.log_level]
     if cpu:
-        words += ["--disable-chunked-mm-input"]  # our attention takes an image whole, within one step
+        words += ["--disable-chunked-mm-input"]  # the attention of the plugin needs a whole image in one step
     else:
         words += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
     if eager:
@@ -59,30 +59,31 @@ def argv(
 
 
 def env(device: Device, config: ServeConfig) -> tuple[tuple[str, str], ...]:
-    """The variables to set for the engine, over those it inherits."""
+    """Return the environment variables to set for the engine, in addition to the inherited ones."""
     variables = {
         "VLLM_PLUGINS": "pedcxr",
         "VLLM_MEDIA_CONNECTOR": "pedcxr",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_MAX_IMAGE_PIXELS": str(config.engine.max_image_pixels),
         "VLLM_SERVER_DEV_MODE": "0",
-        # Two requests with one id must stay two, and an answer is nobody's to log, whatever the launcher inherited.
+        # Fixed here because the launcher may inherit other values: requests with equal ids must stay separate, and
+        # responses must not be logged.
         "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "0",
         "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        # The model is on disk: nothing shall look for it elsewhere.
+        # The model is on disk; the engine must not contact the hub.
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        # The supervisor reads the stage of start-up from vLLM's INFO lines and shows those of engine.log_level.
+        # The supervisor reads the start-up stage from INFO lines, and prints lines from engine.log_level upwards.
         "VLLM_LOGGING_LEVEL": "DEBUG" if config.engine.log_level == "debug" else "INFO",
     }
     if device.kind == "cpu":
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cpu_kv_cache_gib),
-            # Three processes share the cores: a thread that spins at a barrier keeps the others from reaching theirs.
-            # With that, vLLM's own choice of one reserved core is the best on 2 cores: 8.4 reports of the demo model a
-            # second one at a time, against 6.9 with none reserved and 2.9 with threads that spin (make bench).
+            # Three processes share the cores: a thread that spins at a barrier delays the threads it waits for.
+            # On 2 cores, `make bench` wrote 8.4 reports per second with the demo model, one at a time. Without vLLM's
+            # default of one reserved core it wrote 6.9, and with spinning threads 2.9.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
     return tuple(variables.items())
@@ -93,7 +94,7 @@ def _compact(value: object) -> str:
 
 
 def shell(argv: Sequence[str], env: Sequence[tuple[str, str]]) -> str:
-    """The command for pasting into a shell, one variable and one flag a line."""
+    """Return a shell command with one variable or flag per line."""
     parts = [f"{name}={shlex.quote(value)}" for name, value in env]
     line = " ".join(shlex.quote(word) for word in ("python", "-m", "pedcxr_serve.engine.vllm_main", *argv[:2]))
     for word in argv[2:]:

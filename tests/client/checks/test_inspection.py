@@ -280,7 +280,7 @@ def test_the_command_says_what_to_mind(engine, dicom, capsys):
     assert out == TEXT + "\n"
     first, second, last = err.splitlines()
     assert first == "pedcxr: allowed: modality: Modality (0008,0060) is CT; only CR and DX are chest films"
-    assert second == "pedcxr: mind: view: ViewPosition (0018,5101) is LL, lateral"
+    assert second == "pedcxr: warning: view: ViewPosition (0018,5101) is LL, lateral"
     assert last == DISCLAIMER
 
 

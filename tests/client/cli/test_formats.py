@@ -1,4 +1,4 @@
-"""``pedcxr report --format``: forms on stdout and in files, and what is refused before anything is sent."""
+"""``pedcxr report --format``: output on stdout and in files, and usage errors before any request."""
 
 from __future__ import annotations
 
@@ -30,57 +30,57 @@ def dicom(tmp_path) -> str:
     return str(path)
 
 
-def written(engine, capsys, *arguments: str) -> str:
+def report(engine, capsys, *arguments: str) -> str:
     assert main(["report", *arguments, "--url", engine.url]) == 0
     out, err = capsys.readouterr()
     assert err.endswith(DISCLAIMER + "\n")
     return out
 
 
-def test_each_form_on_stdout(engine, path, capsys):
-    text = written(engine, capsys, path, "--format", "text")
+def test_each_text_format_on_stdout(engine, path, capsys):
+    text = report(engine, capsys, path, "--format", "text")
     assert text.startswith(DISCLAIMER) and f"\n{TEXT}\n" in text
-    assert json.loads(written(engine, capsys, path, "--format", "json"))["text"] == TEXT
-    assert json.loads(written(engine, capsys, path, "--json"))["schema"] == "pedcxr-report/1"
-    head, row = csv.reader(io.StringIO(written(engine, capsys, path, "--format", "csv"), newline=""))
+    assert json.loads(report(engine, capsys, path, "--format", "json"))["text"] == TEXT
+    assert json.loads(report(engine, capsys, path, "--json"))["schema"] == "pedcxr-report/1"
+    head, row = csv.reader(io.StringIO(report(engine, capsys, path, "--format", "csv"), newline=""))
     assert dict(zip(COLUMNS, row, strict=True))["text"] == TEXT and tuple(head) == COLUMNS
     arguments = ["--format", "fhir", "--subject", "Patient/7", "--preliminary"]
-    resource = json.loads(written(engine, capsys, path, *arguments))
+    resource = json.loads(report(engine, capsys, path, *arguments))
     assert (resource["subject"]["reference"], resource["status"]) == ("Patient/7", "preliminary")
 
 
-@pytest.mark.parametrize("form", [[], ["--format", "text"], ["--json"], ["--format", "csv"], ["--format", "fhir"]])
-def test_a_file_for_its_owner_alone(engine, path, tmp_path, capsys, form):
+@pytest.mark.parametrize("flags", [[], ["--format", "text"], ["--json"], ["--format", "csv"], ["--format", "fhir"]])
+def test_output_file_is_readable_by_its_owner_only(engine, path, tmp_path, capsys, flags):
     target = tmp_path / "out"
-    assert written(engine, capsys, path, *form, "-o", str(target)) == ""
+    assert report(engine, capsys, path, *flags, "-o", str(target)) == ""
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
     assert DISCLAIMER in target.read_text()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["film.png", "out"]
 
 
-def test_sr_of_nobody_and_of_the_film(engine, dicom, tmp_path, capsys):
+def test_sr_without_and_with_the_identity_of_the_film(engine, dicom, tmp_path, capsys):
     target = tmp_path / "sr.dcm"
-    written(engine, capsys, dicom, "--format", "sr", "-o", str(target))
+    report(engine, capsys, dicom, "--format", "sr", "-o", str(target))
     assert not pydicom.dcmread(target).PatientName
-    written(engine, capsys, dicom, "--format", "sr", "-o", str(target), "--force", "--copy-identity")
+    report(engine, capsys, dicom, "--format", "sr", "-o", str(target), "--force", "--copy-identity")
     document = pydicom.dcmread(target)
     assert (document.PatientName, document.StudyInstanceUID) == ("Popescu^Ana", "1.2.3.5")
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
-    assert all(b"Popescu" not in seen.body and b"1.2.3.5" not in seen.body for seen in engine.chats)
+    assert all(b"Popescu" not in chat.body and b"1.2.3.5" not in chat.body for chat in engine.chats)
 
 
-def test_nothing_is_replaced_unasked(engine, path, tmp_path, capsys):
+def test_existing_file_is_replaced_only_with_force(engine, path, tmp_path, capsys):
     target = tmp_path / "out.txt"
     target.write_text("mine")
     assert main(["report", path, "-o", str(target), "--url", engine.url]) == 2
-    assert "is there already; give another name, or --force" in capsys.readouterr().err
+    assert "already exists; give another file name, or use --force" in capsys.readouterr().err
     assert target.read_text() == "mine"
     assert not engine.chats
-    written(engine, capsys, path, "-o", str(target), "--force")
+    report(engine, capsys, path, "-o", str(target), "--force")
     assert TEXT in target.read_text()
 
 
-def test_a_file_that_came_meanwhile_is_left_alone(tmp_path):
+def test_file_that_appears_after_the_check_is_not_replaced(tmp_path):
     target = tmp_path / "out.txt"
     output.check(str(target), film="x", force=False)
     target.write_text("mine")
@@ -90,7 +90,7 @@ def test_a_file_that_came_meanwhile_is_left_alone(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["out.txt"]
 
 
-def test_a_report_that_cannot_be_filed_is_shown(engine, path, tmp_path, capsys, monkeypatch):
+def test_report_is_printed_if_its_file_cannot_be_written(engine, path, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "gone"
     folder.mkdir()
     monkeypatch.setattr(engine, "answer", Answer(first=0.5))
@@ -106,49 +106,49 @@ def test_a_report_that_cannot_be_filed_is_shown(engine, path, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
-        (["--format", "sr"], 2, "say where to write it: -o OUT.dcm"),
+        (["--format", "sr"], 2, "give a file to write: -o OUT.dcm"),
         (["--format", "pdf"], 2, "invalid choice"),
         (["--format", "json", "--json"], 2, "not allowed with"),
         (["--stream", "--format", "csv"], 2, "not allowed with"),
-        (["--stream", "-o", "TMP/x"], 2, "--stream shows the text"),
-        (["--force"], 2, "belongs to -o"),
-        (["--subject", "Patient/7"], 2, "belongs to --format fhir"),
-        (["--json", "--preliminary"], 2, "belongs to --format fhir"),
-        (["--format", "fhir", "--copy-identity"], 2, "belongs to --format sr"),
+        (["--stream", "-o", "TMP/x"], 2, "cannot be combined with --stream"),
+        (["--force"], 2, "valid only with -o"),
+        (["--subject", "Patient/7"], 2, "valid only with --format fhir"),
+        (["--json", "--preliminary"], 2, "valid only with --format fhir"),
+        (["--format", "fhir", "--copy-identity"], 2, "valid only with --format sr"),
         (["--format", "fhir", "--subject", "Popescu"], 2, "write Patient/ID"),
         (["--format", "sr", "-o", "TMP/x", "--copy-identity"], 3, "no DICOM file"),
         (["-o", "TMP/absent/x"], 2, "its folder does not exist"),
-        (["-o", "TMP"], 2, "no plain file"),
+        (["-o", "TMP"], 2, "is not a regular file"),
         (["-o", "TMP/film.png", "--force"], 2, "is the film itself"),
         (["-o", "TMP/link", "--force"], 2, "is the film itself"),
-        (["-o", "/dev/null", "--force"], 2, "no plain file"),
+        (["-o", "/dev/null", "--force"], 2, "is not a regular file"),
     ],
 )
-def test_what_is_wrong_is_so_before_anything_is_sent(engine, path, tmp_path, capsys, arguments, code, says):
+def test_usage_errors_are_reported_before_any_request(engine, path, tmp_path, capsys, arguments, code, message):
     (tmp_path / "link").symlink_to(path)
     arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
     before = Path(path).read_bytes()
     assert main(["report", path, *arguments, "--url", engine.url]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert says in err
+    assert message in err
     assert "Popescu" not in err
     assert not engine.chats
     assert Path(path).read_bytes() == before
 
 
-def test_without_pydicom_the_line_that_installs_it(path, tmp_path):
+def test_sr_without_pydicom_gives_the_install_command(path, tmp_path):
     code = "import sys; sys.modules['pydicom'] = None\n"
     code += "from pedcxr_client.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "report", path, "--format", "sr", "-o", str(tmp_path / "x.dcm")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert 'DICOM SR needs pydicom: pip install "pedcxr[dicom]"' in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert 'DICOM SR needs pydicom: pip install "pedcxr[dicom]"' in process.stderr
 
 
-def test_a_stream_gives_the_terminal_no_commands(engine, path, capsys):
+def test_streamed_control_characters_are_replaced(engine, path, capsys):
     engine.answer = Answer(pieces=("Lungs\n\x1b]0;x\x07", " clear:\u00a05\u202fmm.\r\u009b2J"))
     assert main(["report", path, "--stream", "--url", engine.url]) == 4
     out, err = capsys.readouterr()

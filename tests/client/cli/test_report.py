@@ -1,4 +1,4 @@
-"""The command ``pedcxr``, in this process where that is enough, in its own where signals and pipes matter."""
+"""The command ``pedcxr``: in this process, or in a child process where signals and pipes matter."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from pedcxr_client import DISCLAIMER, __version__
 from pedcxr_client.cli.main import main
 from tests.support.fake_engine import TEXT, Answer
+from tests.support.processes import spawn
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def path(tmp_path, film) -> str:
     return str(path)
 
 
-def test_a_report_alone_is_on_stdout(engine, path, capsys):
+def test_stdout_holds_only_the_report(engine, path, capsys):
     assert main(["report", path, "--age", "5y", "--sex", "M", "--url", engine.url]) == 0
     out, err = capsys.readouterr()
     assert out == TEXT + "\n"
@@ -33,12 +34,12 @@ def test_a_report_alone_is_on_stdout(engine, path, capsys):
     assert prompt == "Generate a radiology report for this chest X-ray of a 5-year-old male."
 
 
-def test_streamed(engine, path, capsys):
+def test_stream_prints_the_same_text(engine, path, capsys):
     assert main(["report", path, "--stream", "--url", engine.url]) == 0
     assert capsys.readouterr() == (TEXT + "\n", DISCLAIMER + "\n")
 
 
-def test_json_is_one_object_with_everything(engine, path, capsys):
+def test_json_is_one_object_with_all_fields(engine, path, capsys):
     assert main(["report", path, "--json", "--url", engine.url, "--max-tokens", "77"]) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1
@@ -52,7 +53,7 @@ def test_json_is_one_object_with_everything(engine, path, capsys):
     assert err == DISCLAIMER + "\n"
 
 
-def test_the_demo_model_says_so(engine, path, capsys):
+def test_demo_model_adds_its_notice(engine, path, capsys):
     engine.answer = Answer(headers={"x-pedcxr-demo": "1"})
     assert main(["report", path, "--url", engine.url]) == 0
     out, err = capsys.readouterr()
@@ -60,16 +61,16 @@ def test_the_demo_model_says_so(engine, path, capsys):
     assert err == "demo model: synthetic, not a medical report\n" + DISCLAIMER + "\n"
 
 
-def test_what_a_terminal_cannot_show_is_escaped(engine, path):
+def test_characters_outside_the_terminal_encoding_are_escaped(engine, path):
     engine.answer = Answer(pieces=("Lungs: caf\u00e9.",))
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "--url", engine.url]
-    done = subprocess.run(command, capture_output=True, env=environment, check=True)
-    assert done.stdout == b"Lungs: caf\\xe9.\n"
+    process = subprocess.run(command, capture_output=True, env=environment, check=True)
+    assert process.stdout == b"Lungs: caf\\xe9.\n"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "required"),
         (["report"], 2, "FILE"),
@@ -85,7 +86,7 @@ def test_what_a_terminal_cannot_show_is_escaped(engine, path):
         (["report", __file__], 3, "not an image"),
     ],
 )
-def test_wrong_use_is_said_in_a_line_or_two(engine, path, capsys, monkeypatch, arguments, code, says):
+def test_usage_errors_are_short_and_precede_any_request(engine, path, capsys, monkeypatch, arguments, code, message):
     monkeypatch.delenv("PEDCXR_NOT_SET", raising=False)
     arguments = [path if argument == "FILM" else argument for argument in arguments]
     if "--url" not in arguments and arguments:
@@ -93,13 +94,13 @@ def test_wrong_use_is_said_in_a_line_or_two(engine, path, capsys, monkeypatch, a
     assert main(arguments) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert says in err
+    assert message in err
     assert "Traceback" not in err
     assert not engine.chats
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "says"),
+    ("answer", "code", "message"),
     [
         (Answer(status=400, error={"message": "image too large", "param": "messages"}), 3, "image too large"),
         (Answer(status=401), 2, "set PEDCXR_API_KEY"),
@@ -109,44 +110,44 @@ def test_wrong_use_is_said_in_a_line_or_two(engine, path, capsys, monkeypatch, a
         (Answer(pieces=()), 4, "wrote nothing"),
     ],
 )
-def test_failures_of_the_server_are_said_in_two_lines(engine, path, capsys, answer, code, says):
+def test_server_failures_are_reported_in_at_most_two_lines(engine, path, capsys, answer, code, message):
     engine.answer = answer
     assert main(["report", path, "--url", engine.url]) == code
     out, err = capsys.readouterr()
     assert out == ""
-    assert says in err
+    assert message in err
     assert err.count("\n") <= 2
 
 
-def test_a_cut_stream_keeps_what_came(engine, path, capsys):
+def test_broken_stream_keeps_the_text_received(engine, path, capsys):
     engine.answer = Answer(cut_after=2)
     assert main(["report", path, "--stream", "--url", engine.url]) == 4
     assert capsys.readouterr().out == "FINDINGS: The lungs\n"
 
 
-def test_without_a_server_it_says_how_to_start_one(path, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+def test_error_without_a_server_names_the_start_command(path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     assert main(["report", path, "--url", url, "--timeout", "0.3"]) == 4
     err = capsys.readouterr().err
     assert "pedcxr-serve start" in err
     assert err.count("\n") == 1
 
 
-def test_a_starting_server_is_waited_for(engine, path, capsys):
+def test_command_waits_for_a_starting_server(engine, path, capsys):
     engine.reply(*[Answer(status=503, headers={"retry-after": "0.1"})] * 3)
     assert main(["report", path, "--url", engine.url]) == 0
     out, err = capsys.readouterr()
     assert out == TEXT + "\n"
-    assert err.count("the server is starting or busy; trying again") == 3
+    assert err.count("the server is starting or busy; retrying in") == 3
 
 
-def test_the_key_comes_from_the_environment(engine, path, monkeypatch):
+def test_api_key_is_read_from_the_environment(engine, path, monkeypatch):
     monkeypatch.setenv("PEDCXR_API_KEY", "key-1")
     monkeypatch.setenv("OTHER_KEY", "key-2")
     main(["report", path, "--url", engine.url])
     main(["report", path, "--url", engine.url, "--api-key-env", "OTHER_KEY"])
-    assert [seen.headers["authorization"] for seen in engine.chats] == ["Bearer key-1", "Bearer key-2"]
+    assert [chat.headers["authorization"] for chat in engine.chats] == ["Bearer key-1", "Bearer key-2"]
 
 
 def test_version_and_help(capsys):
@@ -158,10 +159,10 @@ def test_version_and_help(capsys):
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-W", "error", "-m", "pedcxr_client", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_ctrl_c_is_quiet_and_closes_the_request(engine, path):
+def test_ctrl_c_exits_silently_and_closes_the_request(engine, path):
     engine.answer = Answer(stall_after=1)
     with start("report", path, "--stream", "--url", engine.url) as process:
         assert process.stdout.read(9) == b"FINDINGS:"
@@ -172,7 +173,7 @@ def test_ctrl_c_is_quiet_and_closes_the_request(engine, path):
     assert engine.chats[0].disconnected.wait(5)
 
 
-def test_a_broken_pipe_is_quiet(engine, path):
+def test_broken_pipe_exits_silently(engine, path):
     engine.answer = Answer(pieces=("x" * 5000,) * 50, gap=0.002)
     with start("report", path, "--stream", "--url", engine.url) as process:
         assert process.stdout.read(1) == b"x"
@@ -184,10 +185,10 @@ def test_a_broken_pipe_is_quiet(engine, path):
     assert engine.chats[0].disconnected.wait(5)
 
 
-def test_the_command_is_installed(engine, path):
+def test_command_is_installed(engine, path):
     command = Path(sys.executable).with_name("pedcxr")
     if not command.exists():
         pytest.skip("pedcxr is not installed beside this Python")
     environment = os.environ | {"PYTHONWARNINGS": "error"}
-    done = subprocess.run([command, "--version"], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == f"pedcxr {__version__}\n"
+    process = subprocess.run([command, "--version"], capture_output=True, text=True, env=environment, check=True)
+    assert process.stdout == f"pedcxr {__version__}\n"

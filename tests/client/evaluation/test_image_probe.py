@@ -99,7 +99,7 @@ def probe(capsys, server: Server, films: list[str], *more: str) -> tuple[int, st
 def test_a_model_that_looks(server, films, capsys):
     server.model = sees
     code, out = probe(capsys, server, films)
-    assert code == 0 and "the reports follow the film" in out
+    assert code == 0 and "the reports depend on the film" in out
     assert out.splitlines()[-2].split() == ["changed", "0", "of", "3", "3", "of", "3", "3", "of", "3", "3", "of", "3"]
     assert len(server.asked) == 15 and len({words for _, words in server.asked}) == 1
 
@@ -136,7 +136,7 @@ def test_chance_is_no_looking(server, films, capsys):
     rolls = iter(range(1000))
     server.model = lambda film, words: f"Effusion on the left, {next(rolls)}."
     code, out = probe(capsys, server, films)
-    assert code == 5 and "not repeatable" in out
+    assert code == 5 and "not reproducible" in out
 
 
 def test_a_mirror_tells_only_where_a_report_names_a_side(server, films, capsys):

@@ -25,6 +25,7 @@ from pedcxr_client.cli.main import main
 from pedcxr_client.metrics import export
 from pedcxr_client.metrics.prometheus import Metrics
 from tests.support.fake_engine import TEXT, Answer
+from tests.support.processes import spawn
 
 DURATION = "gen_ai_client_operation_duration_seconds"
 
@@ -97,7 +98,7 @@ def gateway() -> Iterator[Gateway]:
 
 def test_importing_starts_nothing():
     """Not even prometheus_client is loaded by the modules that everybody imports."""
-    code = "import sys, threading, pedcxr_client, pedcxr_client.metrics.export, pedcxr_client.cli.metrics_options\n"
+    code = "import sys, threading, pedcxr_client, pedcxr_client.metrics.export, pedcxr_client.cli.options\n"
     code += "print(threading.active_count(), 'prometheus_client' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1 False\n"
@@ -284,7 +285,7 @@ def test_no_trouble_of_the_gateway_s_harms_the_report(engine, path, gateway, cap
         assert main(["report", path, "--url", engine.url, "--metrics-push", url, "--metrics-linger", "0"]) == 0
     out, err = capsys.readouterr()
     assert out == TEXT + "\n"
-    assert "--metrics-push: the Pushgateway did not take them" in err and "not deleted" in err
+    assert "--metrics-push: the push failed" in err and "--metrics-push: the deletion failed" in err
     assert "Traceback" not in err
 
 
@@ -292,7 +293,7 @@ def test_the_command_answers_scrapes_until_it_ends(engine, path):
     engine.answer = Answer(stall_after=1)
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "--stream", "--url", engine.url]
     command += ["--metrics-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         address = process.stderr.readline().removeprefix("pedcxr: metrics at ").strip()
         process.stdout.read(1)  # a report is under way, and stays so
@@ -309,7 +310,7 @@ def test_the_command_answers_scrapes_until_it_ends(engine, path):
     [
         (["--metrics-textfile", "pedcxr.txt"], ".prom"),
         (["--metrics-textfile", "/no/such/folder/pedcxr.prom"], "No such file"),
-        (["--metrics-textfile", "nul\0.prom"], "is no path"),
+        (["--metrics-textfile", "nul\0.prom"], "not a valid path"),
         (["--metrics-push", "gateway"], "http://HOST:9091"),
         (["--metrics-port", "70000"], "port 70000"),
     ],

@@ -81,7 +81,7 @@ def test_the_command_takes_all_of_it_and_warns(engine, path, system, capsys):
     arguments = ["--prompt-profile", "training", "--system-file", system, "--indication", SECRET, "--json"]
     assert main(["report", path, "--age", "5y", *arguments, "--url", engine.url]) == 0
     out, err = capsys.readouterr()
-    assert "privacy: the indication is sent to the server word for word" in err
+    assert "privacy: the indication is sent to the server verbatim" in err
     assert SECRET not in out + err
     prompt = json.loads(out)["prompt"]
     assert (prompt["profile"], prompt["sha256"]) == ("training", training(SYSTEM).sha256)
@@ -106,7 +106,7 @@ def test_inspect_says_where_no_group_holds_the_age(path, system, capsys):
     ("arguments", "code", "says"),
     [
         (["--prompt-profile", "training"], 2, "--system-file"),
-        (["--system-file", "x.txt"], 2, "belongs to --prompt-profile training"),
+        (["--system-file", "x.txt"], 2, "valid only with --prompt-profile training"),
         (["--prompt-profile", "training", "--system-file", "absent.txt"], 2, "absent.txt: cannot be read"),
         (["--prompt-profile", "other"], 2, "invalid choice"),
         (["--indication", "x" * 201], 3, "indication: has 201 characters"),

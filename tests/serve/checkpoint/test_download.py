@@ -1,4 +1,4 @@
-"""A hub that answers as the real one does when it refuses, on loopback: no network is needed."""
+"""Resolve models against a local server that returns the error responses of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from pedcxr_serve.checkpoint import download
 from pedcxr_serve.errors import ConfigError
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
-FILES = {"config.json": b"{}", "model.safetensors": b"weights", "optimizer.pt": b"not wanted", "README.md": b"nor this"}
-REFUSED = {
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights",
+    "optimizer.pt": b"not served",
+    "README.md": b"not served",
+}
+ERROR_RESPONSES = {
     "gated/model": (403, "GatedRepo"),
     "absent/model": (401, "RepoNotFound"),
     "good/model/revision/nope": (404, "RevisionNotFound"),
@@ -35,7 +40,7 @@ class Hub(BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self) -> None:
-        for part, (status, code) in REFUSED.items():
+        for part, (status, code) in ERROR_RESPONSES.items():
             if part in self.path:
                 return self.reply(status, b"{}", {"X-Error-Code": code} if code else {})
         if "/tree/" in self.path:
@@ -74,7 +79,7 @@ def endpoint() -> Iterator[str]:
     thread.join()
 
 
-# huggingface_hub reads its environment once, at import: hence a process of its own for each environment.
+# huggingface_hub reads its environment at import, so each environment needs its own process.
 SCRIPT = """
 import json, sys
 from pedcxr_serve.checkpoint import download
@@ -93,24 +98,24 @@ def answers(models: list[tuple[str, str | None]], cache: Path, **env: str) -> di
     base = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     base |= {"HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **env}
     command = [sys.executable, "-c", SCRIPT, json.dumps(models)]
-    done = subprocess.run(command, env=base, capture_output=True, text=True, check=True, cwd=cache)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, env=base, capture_output=True, text=True, check=True, cwd=cache)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
-def test_what_the_hub_refuses_is_told_in_words(endpoint: str, tmp_path: Path) -> None:
-    asked = [("gated/model", None), ("absent/model", None), ("good/model", "nope"), ("broken/model", None)]
-    told = answers(asked, tmp_path, HF_ENDPOINT=endpoint)
+def test_errors_of_the_hub_have_helpful_messages(endpoint: str, tmp_path: Path) -> None:
+    models = [("gated/model", None), ("absent/model", None), ("good/model", "nope"), ("broken/model", None)]
+    messages = answers(models, tmp_path, HF_ENDPOINT=endpoint)
 
-    assert told["gated/model"].startswith("2 GatedRepoError: model = 'gated/model': the repository is gated")
-    assert f"{endpoint}/gated/model" in told["gated/model"]
-    assert "HF_TOKEN" in told["gated/model"]
-    assert "no such repository" in told["absent/model"]
-    assert "no folder of that name" in told["absent/model"]
-    assert "revision = 'nope': the repository has no such revision" in told["good/model"]
-    assert "the hub answered 500" in told["broken/model"]
+    assert messages["gated/model"].startswith("2 GatedRepoError: model = 'gated/model': the repository is gated")
+    assert f"{endpoint}/gated/model" in messages["gated/model"]
+    assert "HF_TOKEN" in messages["gated/model"]
+    assert "no such repository" in messages["absent/model"]
+    assert "no local folder of that name" in messages["absent/model"]
+    assert "revision = 'nope': the repository has no such revision" in messages["good/model"]
+    assert "the hub answered 500" in messages["broken/model"]
 
 
-def test_only_what_serving_needs_is_downloaded(endpoint: str, tmp_path: Path) -> None:
+def test_download_contains_only_files_for_serving(endpoint: str, tmp_path: Path) -> None:
     folder = Path(answers([("good/model", None)], tmp_path, HF_ENDPOINT=endpoint)["good/model"])
 
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
@@ -119,31 +124,31 @@ def test_only_what_serving_needs_is_downloaded(endpoint: str, tmp_path: Path) ->
     assert Path(answers([("good/model", None)], tmp_path, HF_HUB_OFFLINE="1")["good/model"]) == folder
 
 
-def test_offline_and_unreachable_are_told_apart(tmp_path: Path) -> None:
+def test_offline_mode_and_unreachable_hub_have_different_messages(tmp_path: Path) -> None:
     offline = answers([("some/model", None)], tmp_path, HF_HUB_OFFLINE="1")["some/model"]
     unreachable = answers([("some/model", None)], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")["some/model"]
 
     assert "HF_HUB_OFFLINE is set" in offline
-    assert "the hub cannot be reached" in unreachable
-    for told in (offline, unreachable):
-        assert told.startswith("2 ")
-        assert "hf download some/model" in told
+    assert "the hub is unreachable" in unreachable
+    for message in (offline, unreachable):
+        assert message.startswith("2 ")
+        assert "hf download some/model" in message
 
 
 @pytest.mark.parametrize("model", ["./absent", "/absent/folder", "~/absent", "a/b/c", "medgemma", "", "a b/c", "-x/y"])
-def test_what_is_neither_folder_nor_hub_id_is_a_missing_folder(model: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no such folder|config\.json") as caught:
+def test_invalid_names_are_reported_as_missing_folders(model: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such folder|config\.json") as raised:
         download.resolve(model if model else str(tmp_path / "absent"))
-    assert caught.value.exit_code == 2
+    assert raised.value.exit_code == 2
 
 
-def test_a_folder_is_itself_and_takes_no_revision(tmp_path: Path) -> None:
+def test_folder_resolves_to_itself_and_rejects_a_revision(tmp_path: Path) -> None:
     assert download.resolve(str(tmp_path)) == tmp_path.resolve()
     with pytest.raises(ConfigError, match="revision = 'main'"):
         download.resolve(str(tmp_path), "main")
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
+def test_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ConfigError, match="Give the folder"):
         download.resolve(str(tmp_path / "model.safetensors"))

@@ -1,3 +1,5 @@
+"""Inspect checkpoint folders that are complete, incomplete or damaged."""
+
 from __future__ import annotations
 
 import json
@@ -20,24 +22,24 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def blocks(folder: Path) -> list[str]:
-    found = inspect.inspect(folder)
-    assert found.ready is not any(problem.severity == "block" for problem in found.problems)
-    return [f"{p.where}: {p.what}: {p.remedy}" for p in found.problems if p.severity == "block"]
+    checkpoint = inspect.inspect(folder)
+    assert checkpoint.ready is not any(problem.severity == "block" for problem in checkpoint.problems)
+    return [f"{p.where}: {p.what}: {p.remedy}" for p in checkpoint.problems if p.severity == "block"]
 
 
 def warnings(folder: Path) -> list[str]:
     return [f"{p.where}: {p.what}" for p in inspect.inspect(folder).problems if p.severity == "warn"]
 
 
-def test_the_4b_model_as_published_is_ready(tmp_path: Path) -> None:
-    found = inspect.inspect(folders.medgemma_4b(tmp_path))
+def test_published_4b_model_is_ready(tmp_path: Path) -> None:
+    checkpoint = inspect.inspect(folders.medgemma_4b(tmp_path))
 
-    assert found.problems == ()
-    assert found.parameters == 4_300_079_472  # as the hub counts google/gemma-3-4b-it
-    assert found.weight_bytes == 2 * found.parameters
-    assert found.dtypes == (("BF16", found.weight_bytes),)
-    assert (found.key_style, found.model_prefix) == ("vision_model", False)
-    shape = found.shape
+    assert checkpoint.problems == ()
+    assert checkpoint.parameters == 4_300_079_472  # as the hub counts google/gemma-3-4b-it
+    assert checkpoint.weight_bytes == 2 * checkpoint.parameters
+    assert checkpoint.dtypes == (("BF16", checkpoint.weight_bytes),)
+    assert (checkpoint.key_style, checkpoint.model_prefix) == ("vision_model", False)
+    shape = checkpoint.shape
     assert shape is not None
     assert (shape.heads, shape.kv_heads, shape.head_dim, shape.vocab, shape.tied) == (8, 4, 256, 262208, True)
     assert (shape.sliding_window, shape.sliding_layers) == (1024, 29)
@@ -47,7 +49,7 @@ def test_the_4b_model_as_published_is_ready(tmp_path: Path) -> None:
     )
 
 
-def test_the_packaged_demo_is_ready() -> None:
+def test_packaged_demo_is_ready() -> None:
     from pedcxr_serve.demo import CHECKPOINT
 
     if not (CHECKPOINT / "config.json").exists():
@@ -56,30 +58,30 @@ def test_the_packaged_demo_is_ready() -> None:
 
 
 def _elements(folder: Path) -> dict[str, int]:
-    from pedcxr_serve.checkpoint import shards as _shards
+    from pedcxr_serve.checkpoint import weights
 
-    shards = [_shards.read(path) for path in folder.glob("*.safetensors")]
+    shards = [weights.read_header(path) for path in folder.glob("*.safetensors")]
     return {name: tensor.elements for shard in shards for name, tensor in shard.tensors.items()}
 
 
-def test_a_9_gb_checkpoint_in_many_shards_is_read_in_under_a_second(tmp_path: Path) -> None:
+def test_inspecting_200_shards_takes_under_a_second(tmp_path: Path) -> None:
     folder = folders.medgemma_4b(tmp_path, shards=200)
 
-    began = time.perf_counter()
-    found = inspect.inspect(folder)
+    start = time.perf_counter()
+    checkpoint = inspect.inspect(folder)
 
-    assert time.perf_counter() - began < 1
-    assert found.ready
-    assert len(found.shards) == 200
+    assert time.perf_counter() - start < 1
+    assert checkpoint.ready
+    assert len(checkpoint.shards) == 200
 
 
-def test_a_model_saved_by_transformers_5_is_read(tmp_path: Path) -> None:
-    found = inspect.inspect(folders.demo(tmp_path))
+def test_config_of_transformers_5_is_read(tmp_path: Path) -> None:
+    checkpoint = inspect.inspect(folders.demo(tmp_path))
 
-    assert found.problems == ()
-    assert found.shape is not None
-    assert (found.shape.sliding_layers, found.shape.sliding_window, found.shape.head_dim) == (3, 512, 32)
-    assert found.dtypes[0][0] == "F32"
+    assert checkpoint.problems == ()
+    assert checkpoint.shape is not None
+    assert (checkpoint.shape.sliding_layers, checkpoint.shape.sliding_window, checkpoint.shape.head_dim) == (3, 512, 32)
+    assert checkpoint.dtypes[0][0] == "F32"
 
 
 @pytest.mark.parametrize(
@@ -91,15 +93,15 @@ def test_a_model_saved_by_transformers_5_is_read(tmp_path: Path) -> None:
         ("", "model.", "flat", True),
     ],
 )
-def test_key_styles_are_told_apart(tmp_path: Path, infix: str, prefix: str, style: str, prefixed: bool) -> None:
-    found = inspect.inspect(folders.demo(tmp_path, infix=infix, prefix=prefix))
+def test_key_styles_are_distinguished(tmp_path: Path, infix: str, prefix: str, style: str, prefixed: bool) -> None:
+    checkpoint = inspect.inspect(folders.demo(tmp_path, infix=infix, prefix=prefix))
 
-    assert (found.key_style, found.model_prefix) == (style, prefixed)
-    assert found.ready
-    assert bool(found.problems) is (style == "flat")  # a warning that says the plugin maps it
+    assert (checkpoint.key_style, checkpoint.model_prefix) == (style, prefixed)
+    assert checkpoint.ready
+    assert bool(checkpoint.problems) is (style == "flat")  # the warning that the plugin maps the names
 
 
-def test_the_nested_processor_of_transformers_5_is_found(tmp_path: Path) -> None:
+def test_nested_processor_of_transformers_5_is_found(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     (folder / "preprocessor_config.json").unlink()
     processor = {"image_processor": {"size": {"height": 224, "width": 224}}, "image_seq_length": 64}
@@ -110,7 +112,7 @@ def test_the_nested_processor_of_transformers_5_is_found(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json"])
-def test_a_chat_template_of_transformers_4_is_found(tmp_path: Path, name: str) -> None:
+def test_chat_template_of_transformers_4_is_found(tmp_path: Path, name: str) -> None:
     folder = folders.demo(tmp_path)
     (folder / "chat_template.jinja").unlink()
     folders.write_json(folder / name, {"chat_template": "{{ '<start_of_image>' }}"})
@@ -118,12 +120,12 @@ def test_a_chat_template_of_transformers_4_is_found(tmp_path: Path, name: str) -
     assert inspect.inspect(folder).chat_template == name
 
 
-def test_a_missing_folder_is_a_configuration_error(tmp_path: Path) -> None:
+def test_missing_folder_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         inspect.inspect(tmp_path / "absent")
 
 
-def test_an_empty_folder_says_everything_that_is_missing(tmp_path: Path) -> None:
+def test_empty_folder_reports_every_missing_file(tmp_path: Path) -> None:
     where = " ".join(blocks(tmp_path))
 
     for name in ("config.json", "*.safetensors", "preprocessor_config.json", "chat_template.jinja", "tokenizer.json"):
@@ -140,7 +142,7 @@ def test_an_empty_folder_says_everything_that_is_missing(tmp_path: Path) -> None
         ("generation_config.json", "warn"),
     ],
 )
-def test_a_missing_file_is_named_with_its_remedy(tmp_path: Path, name: str, severity: str) -> None:
+def test_missing_file_is_reported_with_its_remedy(tmp_path: Path, name: str, severity: str) -> None:
     folder = folders.demo(tmp_path)
     (folder / name).unlink()
 
@@ -150,7 +152,7 @@ def test_a_missing_file_is_named_with_its_remedy(tmp_path: Path, name: str, seve
     assert "base model" in problems[0].remedy
 
 
-def test_a_shard_cut_short_is_found(tmp_path: Path) -> None:
+def test_truncated_shard_is_reported(tmp_path: Path) -> None:
     folder = folders.medgemma_4b(tmp_path)
     shard = folder / "model-00002-of-00002.safetensors"
     size = shard.stat().st_size
@@ -159,21 +161,19 @@ def test_a_shard_cut_short_is_found(tmp_path: Path) -> None:
 
     (block,) = blocks(folder)
 
-    assert "model-00002-of-00002.safetensors: was cut short" in block
+    assert "model-00002-of-00002.safetensors: is truncated" in block
     assert f"{size - 1:,} bytes" in block
     assert f"{size:,}" in block
 
 
-def test_an_index_naming_an_absent_shard_is_found(tmp_path: Path) -> None:
+def test_missing_shard_of_the_index_is_reported(tmp_path: Path) -> None:
     folder = folders.medgemma_4b(tmp_path, shards=3)
     (folder / "model-00003-of-00003.safetensors").unlink()
 
-    found = blocks(folder)
-
-    assert "model-00003-of-00003.safetensors: is missing" in found[0]
+    assert "model-00003-of-00003.safetensors: is missing" in blocks(folder)[0]
 
 
-def test_an_index_naming_a_weight_that_its_shard_lacks_is_found(tmp_path: Path) -> None:
+def test_missing_weight_of_the_index_is_reported(tmp_path: Path) -> None:
     folder = folders.medgemma_4b(tmp_path)
     first = "model-00001-of-00002.safetensors"
     edit(folder / "model.safetensors.index.json", lambda index: index["weight_map"].update({"lm_head.weight": first}))
@@ -185,23 +185,23 @@ def test_an_index_naming_a_weight_that_its_shard_lacks_is_found(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "..", 3, ""])
-def test_an_index_that_points_out_of_the_folder_is_refused(tmp_path: Path, name: object) -> None:
+def test_index_with_paths_outside_the_folder_is_rejected(tmp_path: Path, name: object) -> None:
     folder = folders.medgemma_4b(tmp_path)
     edit(folder / "model.safetensors.index.json", lambda index: index["weight_map"].update({"x": name}))
 
-    assert "no usable weight_map" in blocks(folder)[0]
+    assert "no valid weight_map" in blocks(folder)[0]
 
 
-def test_missing_shards_without_an_index_are_counted(tmp_path: Path) -> None:
+def test_missing_shards_without_an_index_are_reported(tmp_path: Path) -> None:
     folder = folders.medgemma_4b(tmp_path, shards=3)
     (folder / "model.safetensors.index.json").unlink()
     assert blocks(folder) == []
     (folder / "model-00002-of-00003.safetensors").unlink()
 
-    assert "2 shards of 3 are here" in blocks(folder)[0]
+    assert "2 of 3 shards exist" in blocks(folder)[0]
 
 
-def test_an_adapter_without_its_model_is_told_to_merge(tmp_path: Path) -> None:
+def test_adapter_without_a_model_has_a_merge_remedy(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
     folders.write_json(folder / "adapter_config.json", {"modules_to_save": ["lm_head", "embed_tokens"]})
@@ -213,7 +213,7 @@ def test_an_adapter_without_its_model_is_told_to_merge(tmp_path: Path) -> None:
     assert "merge_and_unload" in block
 
 
-def test_weights_in_another_format_are_named(tmp_path: Path) -> None:
+def test_weights_in_another_format_are_reported(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -221,7 +221,7 @@ def test_weights_in_another_format_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["Gemma3ForCausalLM"], [], None, "x"])
-def test_another_architecture_is_refused_with_found_and_expected(tmp_path: Path, names: object) -> None:
+def test_other_architecture_is_rejected_with_both_names(tmp_path: Path, names: object) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "config.json", lambda config: config.update(architectures=names))
 
@@ -245,14 +245,14 @@ def test_another_architecture_is_refused_with_found_and_expected(tmp_path: Path,
         ("vision_config", "image_size", [896, 896]),
     ],
 )
-def test_a_wrong_size_in_the_config_is_named(tmp_path: Path, table: str, key: str, value: object) -> None:
+def test_invalid_size_in_the_config_is_reported(tmp_path: Path, table: str, key: str, value: object) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "config.json", lambda config: config[table].update({key: value}))
 
     assert f"config.json: {table}.{key}" in blocks(folder)[0]
 
 
-def test_a_sub_config_that_is_no_object_is_named(tmp_path: Path) -> None:
+def test_text_config_that_is_not_an_object_is_reported(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "config.json", lambda config: config.update(text_config=3))
 
@@ -261,7 +261,7 @@ def test_a_sub_config_that_is_no_object_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["{", "[1]", "", "\x00", "[" * 100_000])
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tokenizer.json"])
-def test_corrupt_json_is_named(tmp_path: Path, name: str, text: str) -> None:
+def test_invalid_json_is_reported(tmp_path: Path, name: str, text: str) -> None:
     folder = folders.demo(tmp_path)
     (folder / name).write_text(text)
 
@@ -272,7 +272,7 @@ HEADERS = {
     "empty": b"",
     "short": b"\1\2",
     "git-lfs pointer": b"version https://git-lfs.github.com/spec/v1\n",
-    "cut in the header": struct.pack("<Q", 1000) + b'{"x":',
+    "truncated in the header": struct.pack("<Q", 1000) + b'{"x":',
     "not json": struct.pack("<Q", 4) + b"\xff\xfe{}",
     "a list": struct.pack("<Q", 2) + b"[]",
     "no shape": struct.pack("<Q", 24) + b'{"x": {"dtype": "BF16" }}'[:24],
@@ -281,7 +281,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("raw", HEADERS.values(), ids=HEADERS)
-def test_garbage_in_a_shard_is_named(tmp_path: Path, raw: bytes) -> None:
+def test_invalid_shard_is_reported(tmp_path: Path, raw: bytes) -> None:
     folder = folders.demo(tmp_path)
     (folder / "model.safetensors").write_bytes(raw)
 
@@ -298,7 +298,7 @@ def test_garbage_in_a_shard_is_named(tmp_path: Path, raw: bytes) -> None:
         {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
     ],
 )
-def test_an_impossible_header_is_named(tmp_path: Path, entry: object) -> None:
+def test_contradictory_header_is_reported(tmp_path: Path, entry: object) -> None:
     folder = folders.demo(tmp_path)
     raw = json.dumps({"x": entry}).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + b"\0" * 8)
@@ -306,24 +306,24 @@ def test_an_impossible_header_is_named(tmp_path: Path, entry: object) -> None:
     assert blocks(folder)[0].startswith("model.safetensors")
 
 
-def test_a_tokenizer_without_end_of_image_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_without_end_of_image_is_rejected(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "tokenizer.json", lambda value: value["added_tokens"].pop(1))
 
     (block,) = blocks(folder)
 
-    assert "tokenizer.json: gives <end_of_image> no id, config.json says 6" in block
+    assert "tokenizer.json: gives <end_of_image> no id, but config.json says 6" in block
     assert "1.0.1" in block
 
 
-def test_a_tokenizer_with_another_id_for_end_of_image_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_with_another_id_for_end_of_image_is_rejected(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "tokenizer.json", lambda value: value["added_tokens"][1].update(id=9))
 
-    assert "<end_of_image> id 9, config.json says 6" in blocks(folder)[0]
+    assert "<end_of_image> id 9, but config.json says 6" in blocks(folder)[0]
 
 
-def test_a_tokenizer_without_the_newline_entries_is_refused(tmp_path: Path) -> None:
+def test_tokenizer_without_the_newline_entries_is_rejected(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "tokenizer.json", lambda value: value["model"]["vocab"].pop("\n\n\n"))
 
@@ -332,7 +332,7 @@ def test_a_tokenizer_without_the_newline_entries_is_refused(tmp_path: Path) -> N
     assert r"lacks the entries '\n\n\n'" in block
 
 
-def test_newlines_spelled_with_unicode_escapes_are_found(tmp_path: Path) -> None:
+def test_newlines_with_unicode_escapes_are_found(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace("\\n", "\\u000a"))
@@ -340,37 +340,37 @@ def test_newlines_spelled_with_unicode_escapes_are_found(tmp_path: Path) -> None
     assert blocks(folder) == []
 
 
-def test_companions_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_processor_files_of_another_model_are_rejected(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "preprocessor_config.json", lambda value: value["size"].update(height=896, width=896))
     edit(folder / "processor_config.json", lambda value: value.update(image_seq_length=256))
 
     assert [block.split(":")[1] for block in blocks(folder)] == [
         " resizes images to {'height'",
-        " gives an image 256 tokens, config.json 64",
+        " uses 256 tokens per image, but config.json says 64",
     ]
 
 
-def test_weights_of_another_size_than_the_config_says_are_refused(tmp_path: Path) -> None:
+def test_weights_that_contradict_the_config_are_rejected(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     edit(folder / "config.json", lambda config: config["text_config"].update(vocab_size=641))
 
-    assert "embedding of (640, 128), config.json says (641, 128)" in blocks(folder)[0]
+    assert "embedding of (640, 128), but config.json says (641, 128)" in blocks(folder)[0]
 
 
-def test_missing_layers_and_a_missing_tower_are_refused(tmp_path: Path) -> None:
+def test_missing_layers_and_missing_vision_tower_are_rejected(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     content = folders.tensors(folders.CONFIG_DEMO, "F32")
-    kept = {name: t for name, t in content.items() if "vision_tower" not in name and "layers.2." not in name}
-    folders.write_shard(folder / "model.safetensors", kept)
+    partial = {name: t for name, t in content.items() if "vision_tower" not in name and "layers.2." not in name}
+    folders.write_shard(folder / "model.safetensors", partial)
 
     assert [block.split(":")[1] for block in blocks(folder)] == [
-        " hold no vision tower",
-        " hold 3 text layers, config.json says 4",
+        " contain no vision tower",
+        " contain 3 text layers, but config.json says 4",
     ]
 
 
-def test_an_output_layer_that_would_be_ignored_is_pointed_out_and_not_counted(tmp_path: Path) -> None:
+def test_redundant_output_layer_is_a_warning_and_not_counted(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     plain = inspect.inspect(folder).parameters
     content = folders.tensors(folders.CONFIG_DEMO, "F32") | {"lm_head.weight": ("F32", [640, 128])}
@@ -380,20 +380,20 @@ def test_an_output_layer_that_would_be_ignored_is_pointed_out_and_not_counted(tm
     assert inspect.inspect(folder).parameters == plain
 
 
-def test_require_ready_lists_every_block_with_its_remedy(tmp_path: Path) -> None:
+def test_require_ready_lists_every_blocking_problem(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path)
     inspect.require_ready(inspect.inspect(folder))
     (folder / "tokenizer.json").unlink()
     (folder / "preprocessor_config.json").unlink()
 
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError) as raised:
         inspect.require_ready(inspect.inspect(folder))
 
-    assert caught.value.exit_code == 3
-    assert str(caught.value).count("google/medgemma-4b-it") == 2
+    assert raised.value.exit_code == 3
+    assert str(raised.value).count("google/medgemma-4b-it") == 2
 
 
-def test_the_table_ends_in_a_verdict(tmp_path: Path) -> None:
+def test_table_ends_with_the_verdict(tmp_path: Path) -> None:
     folder = folders.demo(tmp_path, infix="")
     assert inspect.table(inspect.inspect(folder)).endswith("can be served, 1 warning(s)")
     (folder / "tokenizer.json").unlink()
@@ -401,4 +401,4 @@ def test_the_table_ends_in_a_verdict(tmp_path: Path) -> None:
     text = inspect.table(inspect.inspect(folder))
 
     assert "BLOCK" in text
-    assert "cannot be served: 1 problem(s) block" in text.splitlines()[-1]
+    assert "cannot be served: 1 blocking problem(s)" in text.splitlines()[-1]

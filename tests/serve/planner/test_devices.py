@@ -1,6 +1,11 @@
+"""Devices from the table, from this machine, and from a simulated NVML."""
+
 from __future__ import annotations
 
 import os
+import sys
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -10,14 +15,14 @@ from pedcxr_serve.planner import devices
 GB = 10**9
 
 
-def test_a_known_device_is_answered_from_the_table_wherever_this_runs() -> None:
+def test_device_of_the_table_does_not_depend_on_this_machine() -> None:
     h200 = devices.detect("h200")
 
     assert (h200.memory_bytes, h200.bandwidth_bytes_s, h200.peak_flops) == (141 * GB, 4.8e12, 989e12)
     assert h200.compute_capability == (9, 0)
 
 
-def test_the_cpu_is_this_machines() -> None:
+def test_cpu_is_that_of_this_machine() -> None:
     cpu = devices.detect("cpu")
 
     assert cpu.kind == "cpu"
@@ -25,16 +30,16 @@ def test_the_cpu_is_this_machines() -> None:
     assert cpu.memory_bytes > GB
 
 
-def test_a_hidden_gpu_is_not_planned_for() -> None:
+def test_hidden_gpu_is_ignored() -> None:
     assert devices.detect("auto", env={"CUDA_VISIBLE_DEVICES": ""}).kind == "cpu"
     assert devices.detect("auto", env={"CUDA_VISIBLE_DEVICES": "-1"}).kind == "cpu"
 
 
-def test_auto_answers_on_any_machine() -> None:
+def test_auto_returns_a_device_on_any_machine() -> None:
     assert devices.detect().memory_bytes > GB
 
 
-def test_an_unknown_name_is_refused() -> None:
+def test_unknown_name_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"engine.device = 'tpu'.*h200"):
         devices.detect("tpu")
 
@@ -49,12 +54,12 @@ def test_an_unknown_name_is_refused() -> None:
         ("NVIDIA L4", 24_152_899_584, "l4"),
     ],
 )
-def test_a_recognised_gpu_gets_the_tables_figures_and_its_real_memory(name: str, memory: int, key: str) -> None:
-    found = devices.recognise(name, memory, 1e9, (9, 0), 16)
+def test_gpu_of_the_table_gets_its_figures_and_actual_memory(name: str, memory: int, key: str) -> None:
+    device = devices.recognise(name, memory, 1e9, (9, 0), 16)
 
-    known = devices.KNOWN[key]
-    assert (found.bandwidth_bytes_s, found.peak_flops) == (known.bandwidth_bytes_s, known.peak_flops)
-    assert (found.name, found.memory_bytes, found.cores) == (name, memory, 16)
+    row = devices.TABLE[key]
+    assert (device.bandwidth_bytes_s, device.peak_flops) == (row.bandwidth_bytes_s, row.peak_flops)
+    assert (device.name, device.memory_bytes, device.cores) == (name, memory, 16)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +73,91 @@ def test_a_recognised_gpu_gets_the_tables_figures_and_its_real_memory(name: str,
         ("NVIDIA RTX 6000", 48 * GB),
     ],
 )
-def test_another_gpu_gets_the_drivers_bandwidth_and_a_cautious_peak(name: str, memory: int) -> None:
-    found = devices.recognise(name, memory, 2e12, (8, 9), 8)
+def test_other_gpu_gets_the_bandwidth_of_the_driver_and_a_low_peak(name: str, memory: int) -> None:
+    device = devices.recognise(name, memory, 2e12, (8, 9), 8)
 
-    assert (found.bandwidth_bytes_s, found.peak_flops) == (2e12, 300e12)
+    assert (device.bandwidth_bytes_s, device.peak_flops) == (2e12, 300e12)
+
+
+class NVMLError(Exception):
+    pass
+
+
+class Nvml(SimpleNamespace):
+    """The functions of pynvml that `devices` calls, for a machine with two GPUs."""
+
+    NVMLError = NVMLError
+    NVML_CLOCK_MEM = 2
+    gpus: ClassVar = {0: ("NVIDIA RTX 6000", 48 * GB), 1: ("NVIDIA L4", 24 * GB), "GPU-8f1d": ("NVIDIA L4", 24 * GB)}
+    has_driver, has_clock, open_sessions = True, True, 0
+
+    def nvmlInit(self) -> None:
+        if not self.has_driver:
+            raise NVMLError
+        self.open_sessions += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open_sessions -= 1
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> tuple[str, int]:
+        if index not in self.gpus:
+            raise NVMLError
+        return self.gpus[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> tuple[str, int]:
+        return self.gpus[uuid]
+
+    def nvmlDeviceGetName(self, gpu: tuple[str, int]) -> str:
+        return gpu[0]
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: tuple[str, int]) -> Any:
+        return SimpleNamespace(total=gpu[1])
+
+    def nvmlDeviceGetCudaComputeCapability(self, gpu: tuple[str, int]) -> tuple[int, int]:
+        return 8, 9
+
+    def nvmlDeviceGetMaxClockInfo(self, gpu: tuple[str, int], kind: int) -> int:
+        if not self.has_clock or kind != self.NVML_CLOCK_MEM:
+            raise NVMLError
+        return 10_000  # MHz
+
+    def nvmlDeviceGetMemoryBusWidth(self, gpu: tuple[str, int]) -> int:
+        return 384
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch) -> Nvml:
+    nvml = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    return nvml
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ({}, "NVIDIA RTX 6000"),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, "NVIDIA L4"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8f1d"}, "NVIDIA L4"),
+    ],
+)
+def test_auto_returns_the_first_visible_gpu(nvml: Nvml, env: dict[str, str], name: str) -> None:
+    device = devices.detect("auto", env=env)
+
+    assert (device.name, device.kind, device.compute_capability) == (name, "cuda", (8, 9))
+    assert device.cores == len(os.sched_getaffinity(0))
+    assert nvml.open_sessions == 0
+
+
+def test_bandwidth_is_computed_from_clock_and_bus_width(nvml: Nvml) -> None:
+    assert devices.detect("auto", env={}).bandwidth_bytes_s == 10_000e6 * 2 * 384 / 8
+    nvml.has_clock = False
+    assert devices.detect("auto", env={}).bandwidth_bytes_s == devices.TABLE["l4"].bandwidth_bytes_s
+
+
+def test_auto_is_the_cpu_without_driver_gpu_or_nvidia_ml_py(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.detect("auto", env={"CUDA_VISIBLE_DEVICES": "7"}).kind == "cpu"
+    assert nvml.open_sessions == 0
+    nvml.has_driver = False
+    assert devices.detect("auto", env={}).kind == "cpu"
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert devices.detect("auto", env={}).kind == "cpu"

@@ -1,6 +1,6 @@
-"""Plans against the table of physical limits, against golden files, and against vLLM's own parser.
+"""Plans compared with the table of physical limits, with golden files, and with vLLM's own parser.
 
-`python -m tests.serve.planner.test_plan` writes the golden files anew; read the difference before you commit it.
+`python -m tests.serve.planner.test_plan` rewrites the golden files; review the diff before committing it.
 """
 
 from __future__ import annotations
@@ -19,47 +19,51 @@ from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load, vllm_flags
 from pedcxr_serve.errors import CheckpointError, ConfigError
-from pedcxr_serve.planner import devices, plan, plan_page, roofline
+from pedcxr_serve.planner import devices, plan, roofline
 from pedcxr_serve.planner.plan import EnginePlan
 from tests.support import checkpoint_folders as folders
 
 GOLDEN = Path(__file__).parent / "golden"
-CASES = (*((f"4b-{name}", "4b", name) for name in devices.KNOWN), ("demo-cpu", "demo", "cpu"))
+CASES = (*((f"4b-{name}", "4b", name) for name in devices.TABLE), ("demo-cpu", "demo", "cpu"))
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
-    return inspected(tmp_path_factory.mktemp("models"))
+    return inspect_models(tmp_path_factory.mktemp("models"))
 
 
-def inspected(folder: Path) -> dict[str, Checkpoint]:
+def inspect_models(folder: Path) -> dict[str, Checkpoint]:
     return {
         "4b": inspect.inspect(folders.medgemma_4b(folder / "4b")),
         "demo": inspect.inspect(folders.demo(folder / "demo")),
     }
 
 
-def planned(found: Checkpoint, key: str, *, table: str = "engine", **settings: object) -> EnginePlan:
-    served = "pedcxr-demo" if found.parameters < 1e9 else "medgemma-4b-it-ped"
-    loaded = load.load(None, {"served_name": served} | {f"{table}.{name}": value for name, value in settings.items()})
+def make_plan(checkpoint: Checkpoint, key: str, *, table: str = "engine", **settings: object) -> EnginePlan:
+    served = "pedcxr-demo" if checkpoint.parameters < 1e9 else "medgemma-4b-it-ped"
+    config = load.load(None, {"served_name": served} | {f"{table}.{name}": value for name, value in settings.items()})
     socket = Path("/run/pedcxr/engine.sock")
-    return plan.make(found, devices.KNOWN[key], loaded, model_dir=Path("/models") / served, socket=socket)
+    return plan.make(checkpoint, devices.TABLE[key], config, model_dir=Path("/models") / served, socket=socket)
 
 
-def value(made: EnginePlan, flag: str) -> str:
-    return made.argv[made.argv.index(flag) + 1]
+def value(engine_plan: EnginePlan, flag: str) -> str:
+    return engine_plan.argv[engine_plan.argv.index(flag) + 1]
 
 
-def test_the_4b_model_on_an_h200_has_the_figures_of_the_table(models: dict[str, Checkpoint]) -> None:
-    made = planned(models["4b"], "h200")
+def test_4b_model_on_an_h200_has_the_figures_of_the_table(models: dict[str, Checkpoint]) -> None:
+    engine_plan = make_plan(models["4b"], "h200")
 
-    assert made.kv_bytes_per_token == 139_264
-    assert made.tokens_per_report == 800
-    assert made.weights_bytes == pytest.approx((3.88e9 + 0.416e9) * 2, rel=0.02)
-    assert made.reports_at_once == pytest.approx(1060, rel=0.02)
-    assert made.floor.reports_per_s == pytest.approx(41, rel=0.02)
-    assert made.floor.reports_per_s_at_60 == pytest.approx(32, rel=0.02)
-    assert (made.max_num_seqs, made.max_num_batched_tokens, made.api_server_count) == (512, 2048, 2)
+    assert engine_plan.kv_bytes_per_token == 139_264
+    assert engine_plan.tokens_per_report == 800
+    assert engine_plan.weights_bytes == pytest.approx((3.88e9 + 0.416e9) * 2, rel=0.02)
+    assert engine_plan.reports_at_once == pytest.approx(1060, rel=0.02)
+    assert engine_plan.upper_bound.reports_per_s == pytest.approx(41, rel=0.02)
+    assert engine_plan.upper_bound.reports_per_s_at_60 == pytest.approx(32, rel=0.02)
+    assert (engine_plan.max_num_seqs, engine_plan.max_num_batched_tokens, engine_plan.api_server_count) == (
+        512,
+        2048,
+        2,
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,39 +79,39 @@ def test_the_4b_model_on_an_h200_has_the_figures_of_the_table(models: dict[str, 
 def test_every_row_of_the_table_is_reproduced_to_its_last_digit(
     models: dict[str, Checkpoint], key: str, at_once: int, best: float, at_60: float, digit: float
 ) -> None:
-    made = planned(models["4b"], key)
+    engine_plan = make_plan(models["4b"], key)
 
-    assert made.reports_at_once == pytest.approx(at_once, abs=5 if at_once % 10 == 0 else 0.5)
-    assert made.floor.reports_per_s == pytest.approx(best, abs=digit / 2)
-    assert made.floor.reports_per_s_at_60 == pytest.approx(at_60, abs=digit / 2)
+    assert engine_plan.reports_at_once == pytest.approx(at_once, abs=5 if at_once % 10 == 0 else 0.5)
+    assert engine_plan.upper_bound.reports_per_s == pytest.approx(best, abs=digit / 2)
+    assert engine_plan.upper_bound.reports_per_s_at_60 == pytest.approx(at_60, abs=digit / 2)
 
 
-def test_operations_of_one_report_are_those_of_the_table(models: dict[str, Checkpoint]) -> None:
+def test_operations_per_report_equal_the_table(models: dict[str, Checkpoint]) -> None:
     shape = models["4b"].shape
     assert shape is not None
 
     assert roofline.vision_flop(shape) == pytest.approx(5.46e12, rel=0.001)
     assert roofline.prefill_flop(shape, 300) == pytest.approx(1.94e12, rel=0.002)
     assert 500 * 2 * shape.text_parameters == pytest.approx(3.88e12, rel=0.001)
-    step = roofline.decode_step_s(shape, devices.KNOWN["h200"], 100, dtype_bytes=2, new_tokens=500)
+    step = roofline.decode_step_s(shape, devices.TABLE["h200"], 100, dtype_bytes=2, new_tokens=500)
     assert step == pytest.approx((7.76e9 + 100 * 76.6e6) / 4.8e12, rel=0.001)
 
 
 @pytest.mark.parametrize(("name", "model", "key"), CASES, ids=[case[0] for case in CASES])
-def test_plans_are_as_in_the_golden_files(models: dict[str, Checkpoint], name: str, model: str, key: str) -> None:
-    assert plan_page.render(planned(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
+def test_plan_text_equals_the_golden_file(models: dict[str, Checkpoint], name: str, model: str, key: str) -> None:
+    assert plan.render(make_plan(models[model], key)) + "\n" == (GOLDEN / f"plan-{name}.txt").read_text()
 
 
-def test_the_floor_holds_for_what_is_planned(models: dict[str, Checkpoint]) -> None:
-    for key in devices.KNOWN:
-        made = planned(models["4b"], key)
-        assert made.max_num_seqs <= made.reports_at_once
-        assert made.expected.reports_per_s <= made.floor.reports_per_s
-        assert made.floor.reports_per_s_at_60 < made.floor.reports_per_s
+def test_plan_does_not_exceed_the_roofline(models: dict[str, Checkpoint]) -> None:
+    for key in devices.TABLE:
+        engine_plan = make_plan(models["4b"], key)
+        assert engine_plan.max_num_seqs <= engine_plan.reports_at_once
+        assert engine_plan.expected.reports_per_s <= engine_plan.upper_bound.reports_per_s
+        assert engine_plan.upper_bound.reports_per_s_at_60 < engine_plan.upper_bound.reports_per_s
 
 
-def test_a_gpu_gets_no_cpu_flags_and_the_other_way_round(models: dict[str, Checkpoint]) -> None:
-    gpu, cpu = planned(models["4b"], "h100"), planned(models["demo"], "cpu")
+def test_gpu_and_cpu_plans_have_only_their_own_flags(models: dict[str, Checkpoint]) -> None:
+    gpu, cpu = make_plan(models["4b"], "h100"), make_plan(models["demo"], "cpu")
 
     assert (gpu.dtype, cpu.dtype) == ("bfloat16", "float32")
     assert "--disable-chunked-mm-input" in cpu.argv
@@ -123,8 +127,8 @@ def test_a_gpu_gets_no_cpu_flags_and_the_other_way_round(models: dict[str, Check
     assert (gpu.max_preparing, gpu.max_starting) == (4, 12)
 
 
-def test_settings_win_over_the_plan(models: dict[str, Checkpoint]) -> None:
-    made = planned(
+def test_settings_override_the_plan(models: dict[str, Checkpoint]) -> None:
+    engine_plan = make_plan(
         models["demo"],
         "cpu",
         max_num_seqs=100,
@@ -137,21 +141,21 @@ def test_settings_win_over_the_plan(models: dict[str, Checkpoint]) -> None:
         log_level="debug",
     )
 
-    assert (made.max_num_seqs, made.limited_by) == (100, "engine.max_num_seqs")
-    assert value(made, "--max-num-batched-tokens") == "512"
-    assert value(made, "--api-server-count") == "3"
-    assert "--enforce-eager" not in made.argv
-    assert value(made, "--block-size") == "32"
-    assert made.tokens_per_report == 500
-    assert json.loads(value(made, "--override-generation-config")) == {"temperature": 0, "max_new_tokens": 200}
-    assert made.argv[-2:] == ("--seed", "7")
-    assert dict(made.env)["VLLM_LOGGING_LEVEL"] == "DEBUG"
+    assert (engine_plan.max_num_seqs, engine_plan.limited_by) == (100, "engine.max_num_seqs")
+    assert value(engine_plan, "--max-num-batched-tokens") == "512"
+    assert value(engine_plan, "--api-server-count") == "3"
+    assert "--enforce-eager" not in engine_plan.argv
+    assert value(engine_plan, "--block-size") == "32"
+    assert engine_plan.tokens_per_report == 500
+    assert json.loads(value(engine_plan, "--override-generation-config")) == {"temperature": 0, "max_new_tokens": 200}
+    assert engine_plan.argv[-2:] == ("--seed", "7")
+    assert dict(engine_plan.env)["VLLM_LOGGING_LEVEL"] == "DEBUG"
 
 
-def test_how_many_may_start_is_the_users_to_choose(models: dict[str, Checkpoint]) -> None:
+def test_settings_override_preparing_and_starting_limits(models: dict[str, Checkpoint]) -> None:
     def starting(**settings: int) -> tuple[int, int]:
-        made = planned(models["4b"], "h200", table="gateway", **settings)
-        return made.max_preparing, made.max_starting
+        engine_plan = make_plan(models["4b"], "h200", table="gateway", **settings)
+        return engine_plan.max_preparing, engine_plan.max_starting
 
     assert starting() == (4, 12)
     assert starting(max_preparing=8) == (8, 16)
@@ -159,71 +163,65 @@ def test_how_many_may_start_is_the_users_to_choose(models: dict[str, Checkpoint]
     assert starting(max_preparing=2, max_starting=6) == (2, 6)
 
 
-def test_a_tighter_itl_target_means_fewer_reports_at_once(models: dict[str, Checkpoint]) -> None:
-    made = planned(models["4b"], "l4", target_itl_ms=33)
+def test_shorter_itl_target_gives_fewer_concurrent_reports(models: dict[str, Checkpoint]) -> None:
+    engine_plan = make_plan(models["4b"], "l4", target_itl_ms=33)
 
-    assert (made.max_num_seqs, made.limited_by) == (24, "engine.target_itl_ms = 33")
-    assert planned(models["4b"], "l4", target_itl_ms=1).max_num_seqs == 1
-
-
-def test_preprocessing_leaves_cores_for_the_engine(models: dict[str, Checkpoint]) -> None:
-    small = replace(devices.KNOWN["h200"], cores=4)
-    made = plan.make(models["4b"], small, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
-
-    assert made.api_server_count == 1
+    assert (engine_plan.max_num_seqs, engine_plan.limited_by) == (24, "engine.target_itl_ms = 33")
+    assert make_plan(models["4b"], "l4", target_itl_ms=1).max_num_seqs == 1
 
 
-def test_an_old_gpu_computes_in_float32(models: dict[str, Checkpoint]) -> None:
-    old = replace(devices.KNOWN["l40s"], compute_capability=(7, 5))
-    made = plan.make(models["4b"], old, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
+def test_preprocessing_uses_at_most_a_quarter_of_the_cores(models: dict[str, Checkpoint]) -> None:
+    small = replace(devices.TABLE["h200"], cores=4)
+    engine_plan = plan.make(models["4b"], small, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
 
-    assert made.dtype == "float32"
-    assert made.weights_bytes == 4 * models["4b"].parameters
+    assert engine_plan.api_server_count == 1
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_sums(models: dict[str, Checkpoint]) -> None:
-    small = replace(devices.KNOWN["l4"], memory_bytes=8 * 10**9)
-    with pytest.raises(ConfigError, match=r"weights take 8\.6 GB.*max_model_len") as caught:
+def test_gpu_before_ampere_uses_float32(models: dict[str, Checkpoint]) -> None:
+    old = replace(devices.TABLE["l40s"], compute_capability=(7, 5))
+    engine_plan = plan.make(models["4b"], old, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
+
+    assert engine_plan.dtype == "float32"
+    assert engine_plan.weights_bytes == 4 * models["4b"].parameters
+
+
+def test_model_that_does_not_fit_is_rejected_with_its_memory_needs(models: dict[str, Checkpoint]) -> None:
+    small = replace(devices.TABLE["l4"], memory_bytes=8 * 10**9)
+    with pytest.raises(ConfigError, match=r"weights take 8\.6 GB.*max_model_len") as raised:
         plan.make(models["4b"], small, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
-    assert "gpu_memory_utilization = 0.92" in str(caught.value)
+    assert "gpu_memory_utilization = 0.92" in str(raised.value)
     with pytest.raises(ConfigError, match="cpu_kv_cache_gib = 100"):
-        planned(models["demo"], "cpu", cpu_kv_cache_gib=100)
+        make_plan(models["demo"], "cpu", cpu_kv_cache_gib=100)
 
 
-def test_a_step_too_small_for_an_image_is_refused(models: dict[str, Checkpoint]) -> None:
-    with pytest.raises(ConfigError, match=r"max_num_batched_tokens = 128: allowed is at least 512"):
-        planned(models["4b"], "h100", max_num_batched_tokens=128)
+def test_step_smaller_than_an_image_is_rejected(models: dict[str, Checkpoint]) -> None:
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens = 128: must be at least 512"):
+        make_plan(models["4b"], "h100", max_num_batched_tokens=128)
 
 
-def test_a_socket_path_that_is_too_long_is_refused(models: dict[str, Checkpoint]) -> None:
+def test_long_socket_path_is_rejected(models: dict[str, Checkpoint]) -> None:
     with pytest.raises(ConfigError, match="too long"):
         plan.make(
             models["demo"],
-            devices.KNOWN["cpu"],
+            devices.TABLE["cpu"],
             load.load(None, {}),
             model_dir=Path("/m"),
             socket=Path("/" + "x" * 107),
         )
 
 
-def test_a_checkpoint_without_a_config_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_without_a_config_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="pedcxr-serve check"):
-        planned(inspect.inspect(tmp_path), "cpu")
+        make_plan(inspect.inspect(tmp_path), "cpu")
 
 
-def test_a_plan_is_json_too(models: dict[str, Checkpoint]) -> None:
-    made = planned(models["4b"], "h200")
-
-    assert json.loads(plan_page.as_json(made))["argv"] == list(made.argv)
-
-
-def test_no_planned_flag_can_be_given_twice(models: dict[str, Checkpoint]) -> None:
-    for made in (planned(models["4b"], "h200"), planned(models["demo"], "cpu", block_size=32)):
-        for flag in (word for word in made.argv if word.startswith("--")):
+def test_every_planned_flag_is_refused_as_extra_argument(models: dict[str, Checkpoint]) -> None:
+    for engine_plan in (make_plan(models["4b"], "h200"), make_plan(models["demo"], "cpu", block_size=32)):
+        for flag in (word for word in engine_plan.argv if word.startswith("--")):
             assert vllm_flags.refuse([flag]), flag
 
 
-# Prints what vLLM's own parser makes of each plan, and every flag it knows.
+# Prints the arguments that vLLM's parser reads from each plan, and all flags of the parser.
 PARSE = """
 import json, sys
 from vllm.config import ObservabilityConfig
@@ -242,27 +240,27 @@ print(json.dumps({"parsed": parsed, "flags": sorted(o for a in serve._actions fo
 
 @pytest.mark.slow
 def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, Checkpoint]) -> None:
-    if find_spec("vllm") is None:  # asked for, not imported: that takes half a minute
+    if find_spec("vllm") is None:  # find_spec does not import vLLM, which would take half a minute
         pytest.skip("needs pedcxr[cpu] or pedcxr[gpu]")
-    plans = [planned(models["4b"], key) for key in devices.KNOWN] + [planned(models["demo"], "cpu", block_size=32)]
+    plans = [make_plan(models["4b"], key) for key in devices.TABLE] + [make_plan(models["demo"], "cpu", block_size=32)]
 
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PARSE],
-        input=json.dumps([made.argv for made in plans]),
+        input=json.dumps([engine_plan.argv for engine_plan in plans]),
         capture_output=True,
         text=True,
         timeout=240,
     )
 
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout.splitlines()[-1])
-    for made, parsed in zip(plans, answer["parsed"], strict=True):
-        assert parsed["model_tag"] == made.model_dir
+    assert process.returncode == 0, process.stderr
+    answer = json.loads(process.stdout.splitlines()[-1])
+    for engine_plan, parsed in zip(plans, answer["parsed"], strict=True):
+        assert parsed["model_tag"] == engine_plan.model_dir
         assert parsed["uds"] == "/run/pedcxr/engine.sock"
         assert parsed["limit_mm_per_prompt"] == {"image": 1}
-        assert parsed["max_num_seqs"] == made.max_num_seqs
+        assert parsed["max_num_seqs"] == engine_plan.max_num_seqs
         assert parsed["override_generation_config"]["temperature"] == 0
-        assert parsed["enforce_eager"] is (made.device.kind == "cpu")
+        assert parsed["enforce_eager"] is (engine_plan.device.kind == "cpu")
         assert parsed["trust_request_mm_kwargs"] is False
     listed = {*vllm_flags._FORBIDDEN, *vllm_flags._PLANNED}
     assert listed <= set(answer["flags"])
@@ -272,6 +270,6 @@ def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, C
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
-        found = inspected(Path(name))
+        checkpoints = inspect_models(Path(name))
         for case, model, key in CASES:
-            (GOLDEN / f"plan-{case}.txt").write_text(plan_page.render(planned(found[model], key)) + "\n")
+            (GOLDEN / f"plan-{case}.txt").write_text(plan.render(make_plan(checkpoints[model], key)) + "\n")
