@@ -9,20 +9,31 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.dicom import INSTALL
 from pedcxr_client.films.log_silencer import quiet
-from pedcxr_client.reports import sr_content
+from pedcxr_client.reports import provenance
 from pedcxr_client.reports.report import DEMO_NOTICE, Report
+from pedcxr_client.reports.sections import preface
 from pedcxr_client.types import __version__
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+class _Code(NamedTuple):
+    """A coded concept (PS3.3 section 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
 
 BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
 
@@ -30,6 +41,22 @@ _PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate",
 _STUDY = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 _MAY_BE_ABSENT = ("IssuerOfPatientID",)  # type 3; the others are type 2 and stay, empty
+_DOCUMENT_TITLE = _Code("18748-4", "LN", "Diagnostic Imaging Report")  # TID 2000
+_LANGUAGE = _Code("121049", "DCM", "Language of Content Item and Descendants")  # TID 1204
+_ENGLISH = _Code("en", "RFC5646", "English")
+_OBSERVER_TYPE = _Code("121005", "DCM", "Observer Type")  # TID 1002
+_DEVICE = _Code("121007", "DCM", "Device")
+_OBSERVER_UID = _Code("121012", "DCM", "Device Observer UID")  # TID 1004
+_OBSERVER_NAME = _Code("121013", "DCM", "Device Observer Name")
+_OBSERVER_MODEL = _Code("121015", "DCM", "Device Observer Model Name")
+_FINDINGS = _Code("59776-5", "LN", "Findings")  # CID 7001, headings
+_IMPRESSIONS = _Code("19005-8", "LN", "Impressions")
+_SUMMARY = _Code("55112-7", "LN", "Summary")
+_FINDING = _Code("121071", "DCM", "Finding")  # CID 7002, their elements
+_IMPRESSION = _Code("121073", "DCM", "Impression")
+_COMMENT = _Code("121106", "DCM", "Comment")
+
+_CONTROL = re.compile("[\v\x85]")  # laid out a text; PS3.5 section 6.1.3 knows TAB, LF, FF and CR only
 _OFFSET = re.compile(r"([+-])(\d\d)(\d\d)")
 
 
@@ -138,10 +165,10 @@ def _document(report: Report, identity: Identity | None) -> Dataset:
     if identity is not None:
         made.CurrentRequestedProcedureEvidenceSequence = [_evidence(known)]
     made.ValueType, made.ContinuityOfContent = "CONTAINER", "SEPARATE"
-    made.ConceptNameCodeSequence = [sr_content.code(sr_content.REPORT)]
+    made.ConceptNameCodeSequence = [_code_item(_DOCUMENT_TITLE)]
     device = uuid5(NAMESPACE_URL, f"pedcxr:{report.model}@{report.model_revision or ''}")  # the same each time
     film = (known["SOPClassUID"], known["SOPInstanceUID"]) if identity is not None else None
-    made.ContentSequence = sr_content.items(report, f"2.25.{device.int}", film)
+    made.ContentSequence = _content(report, f"2.25.{device.int}", film)
     return made
 
 
@@ -172,3 +199,77 @@ def _evidence(known: dict[str, str]) -> Dataset:
 def _short(text: str) -> str:
     """A text fit for a value of VR LO: 64 characters, and no backslash, which would make it two values."""
     return "".join(letter if letter.isprintable() and letter != "\\" else " " for letter in text)[:64]
+
+
+def _content(report: Report, device_uid: str, film: tuple[str, str] | None) -> list[Dataset]:
+    """The children of the root: language, observer, notices, sections, the film, the origin.
+
+    Args:
+        device_uid: names the model and its revision.
+        film: SOP class and instance of the film, where the caller's source named them.
+    """
+    context = [
+        _item("HAS CONCEPT MOD", "CODE", _LANGUAGE, _ENGLISH),
+        _item("HAS OBS CONTEXT", "CODE", _OBSERVER_TYPE, _DEVICE),
+        _item("HAS OBS CONTEXT", "UIDREF", _OBSERVER_UID, device_uid),
+        _item("HAS OBS CONTEXT", "TEXT", _OBSERVER_NAME, f"{report.model} (pedcxr)"),
+        _item("HAS OBS CONTEXT", "TEXT", _OBSERVER_MODEL, _model_and_revision(report)),
+    ]
+    words = [_text_item(_COMMENT, notice) for notice in report.notices]
+    before = preface(report.text)
+    if before is not None:
+        words.append(_section_item(_SUMMARY, _COMMENT, before))
+    if report.findings is not None:
+        words.append(_section_item(_FINDINGS, _FINDING, report.findings))
+    if report.impression is not None:
+        words.append(_section_item(_IMPRESSIONS, _IMPRESSION, report.impression))
+    if film is not None:
+        words.append(_image_item(*film))
+    about = "\n".join(f"{label}: {value}" for label, value in provenance.lines(report))
+    return [*context, *words, _text_item(_COMMENT, about)]
+
+
+def _code_item(concept: _Code) -> Dataset:
+
+    from pydicom import Dataset
+
+    made = Dataset()
+    made.CodeValue, made.CodingSchemeDesignator, made.CodeMeaning = concept
+    return made
+
+
+def _model_and_revision(report: Report) -> str:
+    return report.model if report.model_revision is None else f"{report.model}, revision {report.model_revision}"
+
+
+def _item(relation: str, kind: str, concept: _Code, value: str | _Code | Iterable[Dataset]) -> Dataset:
+    from pydicom import Dataset
+
+    made = Dataset()
+    made.RelationshipType, made.ValueType, made.ConceptNameCodeSequence = relation, kind, [_code_item(concept)]
+    if isinstance(value, _Code):
+        made.ConceptCodeSequence = [_code_item(value)]
+    elif kind == "UIDREF":
+        made.UID = value
+    elif isinstance(value, str):
+        made.TextValue = _CONTROL.sub("\n", value)
+    else:
+        made.ContinuityOfContent, made.ContentSequence = "SEPARATE", list(value)
+    return made
+
+
+def _text_item(concept: _Code, text: str) -> Dataset:
+    return _item("CONTAINS", "TEXT", concept, text)
+
+
+def _section_item(heading: _Code, element: _Code, text: str) -> Dataset:
+    return _item("CONTAINS", "CONTAINER", heading, [_text_item(element, text)])
+
+
+def _image_item(sop_class: str, sop_instance: str) -> Dataset:
+    from pydicom import Dataset
+
+    film, made = Dataset(), Dataset()
+    film.ReferencedSOPClassUID, film.ReferencedSOPInstanceUID = sop_class, sop_instance
+    made.RelationshipType, made.ValueType, made.ReferencedSOPSequence = "CONTAINS", "IMAGE", [film]
+    return made
