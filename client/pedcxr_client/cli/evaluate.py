@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _others(names: list[str], this: Run, right: Reference) -> dict[str, dict[str, float]]:
-    from pedcxr_client.evaluation import adapters
+    from pedcxr_client.evaluation import text_overlap
 
     if names and not right.has_text:
         raise ConfigurationError("--with: compares texts; the reference needs the column reference")
@@ -71,7 +71,9 @@ def _others(names: list[str], this: Run, right: Reference) -> dict[str, dict[str
         for name, row in right.rows.items()
         if name in this.reports and row.text is not None
     ]
-    return {name: adapters.score(name, [one for one, _ in pairs], [two for _, two in pairs]) for name in names}
+    return {
+        name: text_overlap.package_scores(name, [one for one, _ in pairs], [two for _, two in pairs]) for name in names
+    }
 
 
 def _write(path: Path, text: str) -> None:

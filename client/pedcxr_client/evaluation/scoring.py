@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pedcxr_client.evaluation import subgroups
-from pedcxr_client.evaluation.agreement import Agreement, Rate, agreement
 from pedcxr_client.evaluation.lexicon import Lexicon
 from pedcxr_client.evaluation.negation import Said, read
 from pedcxr_client.evaluation.references import Reference, Right
 from pedcxr_client.evaluation.runs import Run
-from pedcxr_client.evaluation.statistics import Difference, compare
+from pedcxr_client.evaluation.statistics import Agreement, Difference, Rate, agreement, compare
 from pedcxr_client.evaluation.text_overlap import Overlap, overlap
 
 ANY = "any abnormality"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pedcxr_client.evaluation.agreement import Agreement, Rate
 from pedcxr_client.evaluation.scoring import ANY, Evaluation
-from pedcxr_client.evaluation.statistics import Difference
+from pedcxr_client.evaluation.statistics import Agreement, Difference, Rate
 
 _ABBREVIATED = 12  # figures of the lexicon's digest
 

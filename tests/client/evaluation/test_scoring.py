@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from pedcxr_client.cli.main import main
-from pedcxr_client.evaluation import extras, subgroups
+from pedcxr_client.evaluation import statistics, subgroups
 from pedcxr_client.evaluation.statistics import holm
 
 SECRET = "Popescu^Ana"
@@ -303,7 +303,7 @@ def test_a_missing_package_names_the_line_to_type(wrote, capsys, monkeypatch):
                 if module.startswith(name):
                     patch.setitem(sys.modules, module, None)
             assert main(["eval", run, reference]) == 2
-        assert capsys.readouterr().err == f"pedcxr: pedcxr eval needs {name}: {extras.INSTALL}\n"
+        assert capsys.readouterr().err == f"pedcxr: pedcxr eval needs {name}: {statistics.INSTALL}\n"
 
 
 def test_the_command_line_imports_nothing_of_it():
