@@ -86,7 +86,7 @@ def save(made: Form, report: Report) -> None:
 
 def _renderer(name: str, options: argparse.Namespace) -> Callable[[Report], bytes]:
     if name == "sr":
-        dicom_sr.needed()
+        dicom_sr.require_pydicom()
         identity = reports.identity_of(options.file) if options.copy_identity else None
         return lambda report: reports.to_sr(report, identity=identity)
     if name == "fhir":

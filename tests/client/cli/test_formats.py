@@ -117,8 +117,8 @@ def test_a_report_that_cannot_be_filed_is_shown(engine, path, tmp_path, capsys, 
         (["--subject", "Patient/7"], 2, "belongs to --format fhir"),
         (["--json", "--preliminary"], 2, "belongs to --format fhir"),
         (["--format", "fhir", "--copy-identity"], 2, "belongs to --format sr"),
-        (["--format", "fhir", "--subject", "Popescu"], 2, "write Patient/ID"),
-        (["--format", "sr", "-o", "TMP/x", "--copy-identity"], 3, "no DICOM file"),
+        (["--format", "fhir", "--subject", "Popescu"], 2, "must be Patient/ID"),
+        (["--format", "sr", "-o", "TMP/x", "--copy-identity"], 3, "not a readable DICOM file"),
         (["-o", "TMP/absent/x"], 2, "its folder does not exist"),
         (["-o", "TMP"], 2, "no plain file"),
         (["-o", "TMP/film.png", "--force"], 2, "is the film itself"),
@@ -145,7 +145,7 @@ def test_without_pydicom_the_line_that_installs_it(path, tmp_path):
     command = [sys.executable, "-c", code, "report", path, "--format", "sr", "-o", str(tmp_path / "x.dcm")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert 'DICOM SR needs pydicom: pip install "pedcxr[dicom]"' in done.stderr
+    assert 'DICOM SR requires pydicom: pip install "pedcxr[dicom]"' in done.stderr
 
 
 def test_a_stream_gives_the_terminal_no_commands(engine, path, capsys):

@@ -172,8 +172,8 @@ def test_one_time_zone_holds_for_film_and_document():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "no DICOM file"),
-        (b"\x89PNG Popescu", "no DICOM file"),
+        (b"", "not a readable DICOM file"),
+        (b"\x89PNG Popescu", "not a readable DICOM file"),
         (dicom_maker.film(**(PERSON | {"StudyInstanceUID": None})), "StudyInstanceUID is absent"),
         (dicom_maker.film(**(PERSON | {"PatientID": ["1", "2"]})), "PatientID is absent or malformed"),
     ],

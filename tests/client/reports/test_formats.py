@@ -241,7 +241,7 @@ def test_fhir_of_somebody(subject):
 
 @pytest.mark.parametrize("subject", ["", "Popescu", "Practitioner/7", "Patient/", "Patient/7\n", "Patient/7?x=1"])
 def test_fhir_of_nobody_in_particular(subject):
-    with pytest.raises(ConfigurationError, match="write Patient/ID") as caught:
+    with pytest.raises(ConfigurationError, match="must be Patient/ID") as caught:
         to_fhir(REPORT, subject=subject)
     assert not subject or subject not in str(caught.value).replace("Patient/ID", "")
 
