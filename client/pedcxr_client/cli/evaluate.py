@@ -1,4 +1,4 @@
-"""``pedcxr eval``: a run against its references. Reads two files, asks nobody."""
+"""``pedcxr eval``: measure a run against its references. Reads files only; sends no requests."""
 
 from __future__ import annotations
 

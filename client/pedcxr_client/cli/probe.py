@@ -13,7 +13,7 @@ from pedcxr_client.errors import ReportError
 from pedcxr_client.request import intake
 
 if TYPE_CHECKING:
-    from pedcxr_client.evaluation.image_probe import Probe, Probed, Tally
+    from pedcxr_client.evaluation.image_probe import Probe, ProbeResult, Tally
     from pedcxr_client.films.film import EncodedImage
 
 IGNORED = 5
@@ -65,12 +65,12 @@ def run(options: argparse.Namespace) -> int:
     return IGNORED if failings else 0
 
 
-def _print_json(files: list[str], films: list[Probed], found: dict[Probe, Tally], failings: list[str]) -> None:
+def _print_json(files: list[str], films: list[ProbeResult], found: dict[Probe, Tally], failings: list[str]) -> None:
     listed = [{"file": file, **asdict(film)} for file, film in zip(files, films, strict=True)]
     print(json.dumps({"films": listed, "probes": {p: asdict(one) for p, one in found.items()}, "failings": failings}))
 
 
-def _print_table(files: list[str], films: list[Probed], found: dict[Probe, Tally], failings: list[str]) -> None:
+def _print_table(files: list[str], films: list[ProbeResult], found: dict[Probe, Tally], failings: list[str]) -> None:
     from pedcxr_client.evaluation.image_probe import PROBES
     from pedcxr_client.evaluation.text_tables import grid
 

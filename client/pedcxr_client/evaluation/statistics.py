@@ -1,4 +1,4 @@
-"""Counts of agreement, rates with Wilson's interval, and McNemar's test with Holm's correction. Pure; needs scipy."""
+"""Agreement counts, rates with Wilson intervals, and McNemar's test with Holm's correction. Requires scipy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from types import ModuleType
 from pedcxr_client.errors import ConfigurationError
 
 INSTALL = 'pip install "pedcxr[eval]"'
+"""The command that installs the extra."""
 CONFIDENCE = 0.95
+"""Confidence level of the intervals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """``hits`` of ``count``, and the 95 % interval of Wilson's score method; None where there is nothing to count."""
+    """``hits`` / ``count`` with its 95 % Wilson score interval, all from 0 to 1. None if ``count`` is 0."""
 
     hits: int
     count: int
@@ -25,20 +27,20 @@ class Rate:
 
     @classmethod
     def of(cls, hits: int, count: int) -> Rate:
-        """The rate of ``hits`` among ``count``.
+        """Return the rate of ``hits`` among ``count``.
 
         Raises:
-            ConfigurationError: if scipy is not installed.
+            ConfigurationError: scipy is not installed.
         """
         if count == 0:
             return cls(0, 0, None, None, None)
-        found = import_extra("scipy.stats").binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
-        return cls(hits, count, hits / count, float(found.low), float(found.high))
+        interval = import_extra("scipy.stats").binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+        return cls(hits, count, hits / count, float(interval.low), float(interval.high))
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Films by what is right and what the report says."""
+    """The confusion matrix of one finding: number of films by reference and report."""
 
     true_positive: int
     false_positive: int
@@ -47,18 +49,18 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """All films counted."""
+        """Number of films."""
         return self.true_positive + self.false_positive + self.false_negative + self.true_negative
 
     @property
     def positive(self) -> int:
-        """Films that show it."""
+        """Number of films with the finding, according to the reference."""
         return self.true_positive + self.false_negative
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How well reports find one finding: ``sensitivity`` TP / (TP + FN), ``specificity`` TN / (TN + FP)."""
+    """Agreement on one finding: ``sensitivity`` is TP / (TP + FN), ``specificity`` is TN / (TN + FP)."""
 
     counts: Counts
     sensitivity: Rate
@@ -66,8 +68,12 @@ class Agreement:
 
 
 def agreement(pairs: Iterable[tuple[bool, bool]]) -> Agreement:
-    """From pairs of what is right and what the report says."""
-    tally = {(right, said): 0 for right in (True, False) for said in (True, False)}
+    """Count pairs of (reference, report), each True if the finding is present.
+
+    Raises:
+        ConfigurationError: scipy is not installed.
+    """
+    tally = {(reference, report): 0 for reference in (True, False) for report in (True, False)}
     for pair in pairs:
         tally[pair] += 1
     counts = Counts(tally[True, True], tally[False, True], tally[True, False], tally[False, False])
@@ -80,12 +86,13 @@ def agreement(pairs: Iterable[tuple[bool, bool]]) -> Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One finding in two runs, over ``count`` films that both have a report of.
+    """Comparison of two runs on one finding.
 
     Attributes:
-        only_this, only_other: films that one run gets right and the other wrong.
-        p: two-sided, of the exact binomial test; 1.0 where the runs never differ.
-        p_holm: corrected for the number of findings compared (Holm 1979).
+        count: films for which both runs have a report.
+        only_this, only_other: films on which only one of the runs agrees with the reference.
+        p: two-sided p-value of McNemar's exact test; 1.0 if the runs never differ.
+        p_holm: p with Holm's correction for the number of findings (Holm 1979).
     """
 
     count: int
@@ -96,10 +103,13 @@ class Difference:
 
 
 def compare(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> dict[str, Difference]:
-    """For each finding: of each film, whether this run is right and whether the other is.
+    """Compare two runs.
+
+    Args:
+        pairs: for each finding and film, whether this run and the other run agree with the reference.
 
     Raises:
-        ConfigurationError: if scipy is not installed.
+        ConfigurationError: scipy is not installed.
     """
     tallies = {
         name: (sum(this and not other for this, other in films), sum(other and not this for this, other in films))
@@ -113,13 +123,13 @@ def compare(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> dict[str, Diffe
 
 
 def mcnemar(only_this: int, only_other: int) -> float:
-    """McNemar's exact p, two-sided: a binomial test of the films on which the runs differ."""
+    """Return the two-sided p-value of McNemar's exact test, a binomial test of the films on which the runs differ."""
     differing = only_this + only_other
     return float(import_extra("scipy.stats").binomtest(only_this, differing).pvalue) if differing else 1.0
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction."""
+    """Return p-values with Holm's step-down correction."""
     corrected: dict[str, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(values, key=values.__getitem__)):
@@ -129,12 +139,12 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def import_extra(module: str) -> ModuleType:
-    """Import a module of the extra.
+    """Import a module of the extra ``pedcxr[eval]``.
 
     Raises:
-        ConfigurationError: if it is not installed; the message is the line to type.
+        ConfigurationError: the module is not installed. The message contains the command that installs it.
     """
     try:
         return import_module(module)
     except ImportError as error:
-        raise ConfigurationError(f"pedcxr eval needs {module.partition('.')[0]}: {INSTALL}") from error
+        raise ConfigurationError(f"pedcxr eval requires {module.partition('.')[0]}: {INSTALL}") from error

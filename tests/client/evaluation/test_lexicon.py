@@ -154,13 +154,13 @@ def test_another_lexicon(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "findings: at least one"),
-        ("not toml", "no TOML"),
+        ("", "findings: must contain at least one"),
+        ("not toml", "not valid TOML"),
         ("[findings.a]\nterms = 'x'", r"findings\.a\.terms: must be a list"),
-        ("[findings.a]\nterms = ['(']", r"findings\.a\.terms: holds what is no regular expression"),
-        ("[findings.a]\nterm = ['x']", r"findings\.a: a table of terms"),
-        ("[findings.a]\nabnormal = true", r"findings\.a: needs terms or phrases"),
-        ("[findings.a]\nterms = ['x']\nabnormal = 1", "abnormal is true or false"),
+        ("[findings.a]\nterms = ['(']", r"findings\.a\.terms: contains an invalid regular expression"),
+        ("[findings.a]\nterm = ['x']", r"findings\.a: must be a table with the keys terms"),
+        ("[findings.a]\nabnormal = true", r"findings\.a: must have terms or phrases"),
+        ("[findings.a]\nterms = ['x']\nabnormal = 1", "abnormal must be true or false"),
         ("[findings.a]\nterms = ['x']\n[negation]\nbefore = [1]", r"negation\.before: must be a list"),
     ],
 )

@@ -229,17 +229,17 @@ REFERENCE = [["id", "reference"], ["a", WELL]]
 @pytest.mark.parametrize(
     ("run", "says"),
     [
-        ([], "holds no line"),
-        ([line("a"), "{" + SECRET], "line 2: is no JSON object"),
-        (["[1]"], "line 1: is no JSON object"),
-        (["[" * 100_000], "line 1: is no JSON object"),
-        ([{"text": SECRET}], 'line 1: "id" is absent'),
-        ([line("")], 'line 1: "id" is absent'),
-        ([{"id": 7, "text": SECRET}], 'line 1: "id" is absent or no text'),
+        ([], "contains no line"),
+        ([line("a"), "{" + SECRET], "line 2: not a JSON object"),
+        (["[1]"], "line 1: not a JSON object"),
+        (["[" * 100_000], "line 1: not a JSON object"),
+        ([{"text": SECRET}], 'line 1: "id" must be a string'),
+        ([line("")], 'line 1: "id" must be a string that is not empty'),
+        ([{"id": 7, "text": SECRET}], 'line 1: "id" must be a string'),
         ([{"id": SECRET}], 'line 1: has neither "text" nor "error"'),
         ([{"id": SECRET, "text": 5}], 'line 1: has neither "text" nor "error"'),
-        ([line(SECRET), line("b"), line(SECRET)], "line 3: its id has a report on line 1 already"),
-        (['{"id": "' + "x" * 10_000_001 + '"}'], "line 1: is longer than 10 million"),
+        ([line(SECRET), line("b"), line(SECRET)], "line 3: duplicate id, first report on line 1"),
+        (['{"id": "' + "x" * 10_000_001 + '"}'], "line 1: longer than 10 million"),
     ],
 )
 def test_a_run_that_cannot_be_used_names_the_line(wrote, capsys, run, says):
@@ -251,21 +251,21 @@ def test_a_run_that_cannot_be_used_names_the_line(wrote, capsys, run, says):
 @pytest.mark.parametrize(
     ("reference", "says"),
     [
-        ([], 'the column "id" is missing'),
-        ([["reference"], ["x"]], 'the column "id" is missing'),
+        ([], 'the column "id" is absent'),
+        ([["reference"], ["x"]], 'the column "id" is absent'),
         ([["id"], ["a"]], "nothing to compare with"),
         ([["id", "age"], ["a", "5y"]], "nothing to compare with"),
-        ([["id", "reference"]], "holds no film"),
-        ([["id", "reference", SECRET], ["a", "", ""]], "column 3 is none that is known"),
-        ([["id", "reference", "ID"], ["a", "", ""]], 'the column "id" is there twice'),
+        ([["id", "reference"]], "contains no film"),
+        ([["id", "reference", SECRET], ["a", "", ""]], "unknown column 3; rename or remove it"),
+        ([["id", "reference", "ID"], ["a", "", ""]], 'duplicate column "id"'),
         ([["id;reference"], ["a;x"]], "not separated by commas"),
-        ([["id", "reference"], ["a", "x"], [SECRET, "x"], [SECRET, "y"]], "line 4: its id is on line 3 already"),
-        ([["id", "reference"], ["", SECRET]], "line 2: its id is empty"),
-        ([["id", "reference"], ["a", "x", SECRET]], "line 2: has 3 cells, the header 2"),
-        ([["id", "pneumothorax"], ["a", SECRET]], "line 2, column 2: a finding is 1, 0 or empty"),
-        ([["id", "reference", "age"], ["a", "x", "62"]], "line 2, column 3: the age is"),
-        ([["id", "reference", "sex"], ["a", "x", SECRET]], "line 2, column 3: the sex is"),
-        ([["id", "reference"], ["a", "x" * 10_000_001]], "is no CSV"),
+        ([["id", "reference"], ["a", "x"], [SECRET, "x"], [SECRET, "y"]], "line 4: duplicate id, first on line 3"),
+        ([["id", "reference"], ["", SECRET]], "line 2: the id is empty"),
+        ([["id", "reference"], ["a", "x", SECRET]], "line 2: has 3 cells, but the header has 2"),
+        ([["id", "pneumothorax"], ["a", SECRET]], "line 2, column 2: a finding must be 1, 0 or empty"),
+        ([["id", "reference", "age"], ["a", "x", "62"]], "line 2, column 3: the age must be"),
+        ([["id", "reference", "sex"], ["a", "x", SECRET]], "line 2, column 3: the sex must be"),
+        ([["id", "reference"], ["a", "x" * 10_000_001]], "line 2: invalid CSV"),
     ],
 )
 def test_a_reference_that_cannot_be_used_names_line_and_column(wrote, capsys, reference, says):
@@ -303,7 +303,7 @@ def test_a_missing_package_names_the_line_to_type(wrote, capsys, monkeypatch):
                 if module.startswith(name):
                     patch.setitem(sys.modules, module, None)
             assert main(["eval", run, reference]) == 2
-        assert capsys.readouterr().err == f"pedcxr: pedcxr eval needs {name}: {statistics.INSTALL}\n"
+        assert capsys.readouterr().err == f"pedcxr: pedcxr eval requires {name}: {statistics.INSTALL}\n"
 
 
 def test_the_command_line_imports_nothing_of_it():
@@ -316,7 +316,7 @@ def test_other_projects_scores(wrote, capsys, monkeypatch):
     run, reference = wrote("run.jsonl", RUN), wrote("ref.csv", REFERENCE)
     for name in ("radgraph", "radeval"):
         assert main(["eval", run, reference, "--with", name]) == 2
-        assert f"--with {name}: is not installed: pip install {name}" in capsys.readouterr().err
+        assert f"--with {name}: the package is not installed: pip install {name}" in capsys.readouterr().err
     graph, every = types.ModuleType("radgraph"), types.ModuleType("RadEval")
     graph.F1RadGraph = lambda reward_level, model_type: lambda hyps, refs: ((0.7, 0.6, 0.5), [], [], [])
     every.RadEval = lambda do_radgraph, do_chexbert: lambda refs, hyps: {"bleu": 0.36, "texts": refs}
@@ -326,6 +326,6 @@ def test_other_projects_scores(wrote, capsys, monkeypatch):
     assert "radgraph: simple 0.700, partial 0.600, complete 0.500\n\nradeval: bleu 0.360" in capsys.readouterr().out
     every.RadEval = lambda do_radgraph, do_chexbert: lambda refs, hyps: None
     assert main(["eval", run, reference, "--with", "radeval"]) == 2
-    assert "answers in another form" in capsys.readouterr().err
+    assert "the installed version is not compatible with the evaluator of RadEval 0.1" in capsys.readouterr().err
     columns = wrote("columns.csv", [["id", "pneumothorax"], ["a", "0"]])
     assert main(["eval", run, columns, "--with", "radgraph"]) == 2
