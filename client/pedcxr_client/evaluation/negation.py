@@ -52,8 +52,8 @@ def read(report: str, lexicon: Lexicon) -> dict[str, Assertion]:
 def sentences(report: str) -> list[str]:
     """Return the sentences in lower case, without markdown.
 
-    The sections INDICATION, HISTORY, COMPARISON and TECHNIQUE are omitted, because they do not describe the film. A
-    wrapped line is joined to the next one.
+    Sections such as INDICATION, HISTORY, COMPARISON and TECHNIQUE are omitted, because they do not describe the film.
+    A wrapped line is joined to the next one.
     """
     result: list[str] = []
     skipping = False

@@ -15,7 +15,7 @@ _MAX_LINE = 10_000_000  # characters
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RunReport:
-    """One report of a run. ``age``, ``sex`` and ``view`` are None if the line does not state them."""
+    """One report of a run, with ``age``, ``sex`` and ``view`` as stated on its line, or None."""
 
     text: str
     age: str | None

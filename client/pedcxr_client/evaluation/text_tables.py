@@ -14,7 +14,7 @@ _DIGEST_LENGTH = 12  # characters of the digest of the lexicon
 
 
 def text(result: Evaluation) -> str:
-    """Return the tables of ``pedcxr eval``, at most 100 columns wide unless the name of a finding is long."""
+    """Return the tables of ``pedcxr eval``."""
     findings_head = ["finding", *AGREEMENT_COLUMNS]
     findings_rows = [agreement_row(name, agreement) for name, agreement in result.findings.items()]
     parts = ["\n".join(f"{name:<22}{value}" for name, value in summary(result)), grid([findings_head, *findings_rows])]
@@ -27,14 +27,14 @@ def text(result: Evaluation) -> str:
 def summary(result: Evaluation) -> list[tuple[str, str]]:
     """Return the labels and values above the tables."""
     lines = [
-        ("model", ", ".join(result.models) or "not named"),
+        ("model", ", ".join(result.models) or "unknown"),
         ("lexicon", f"version {result.lexicon_version}, sha256 {result.lexicon_sha256[:_DIGEST_LENGTH]}"),
         ("uncertain counts as", result.uncertain),
         ("lines of the run", str(result.lines)),
         ("films in both", str(result.films)),
         ("in one file only", f"run {result.only_run}, reference {result.only_reference}"),
         ("finished", rate(result.finished)),
-        ("same text as another", f"{rate(result.duplicates)}; the commonest text is of {result.largest}"),
+        ("same text as another", f"{rate(result.duplicates)}; the most frequent text occurs {result.largest} times"),
         ("all normal", f"{rate(result.all_normal)}; of the references {rate(result.right_all_normal)}"),
     ]
     if result.overlap is not None:
@@ -42,7 +42,7 @@ def summary(result: Evaluation) -> list[tuple[str, str]]:
         lines.append(("BLEU-4", f"{overlap.bleu4:.1f} of 100, {overlap.count} texts ({overlap.bleu_signature})"))
         lines.append(("ROUGE-L", f"{overlap.rouge_l:.3f} of 1, mean F1"))
     if result.unused:
-        lines.append(("named by neither", ", ".join(result.unused)))
+        lines.append(("in neither file", ", ".join(result.unused)))
     return lines
 
 

@@ -20,7 +20,7 @@ _HEADING = re.compile(
 
 
 class Sections(NamedTuple):
-    """The sections of a report. A section that the model did not write is None."""
+    """The sections of a report, with None for a section that the model did not write."""
 
     findings: str | None
     impression: str | None

@@ -205,7 +205,7 @@ def test_tables_contain_rates_and_groups(write, capsys):
     out = capsys.readouterr().out
     assert re.search(r"^finished +66.7 % \(20.8-93.9\) of 3$", out, re.M)
     assert re.search(r"^pleural_effusion +2 +1 +0 +0 +1 +100.0 % \(20.7-100.0\) +100.0 % \(20.7-100.0\)$", out, re.M)
-    for words in ("by age: any abnormality", "school age", "ROUGE-L", "McNemar p", "named by neither"):
+    for words in ("by age: any abnormality", "school age", "ROUGE-L", "McNemar p", "in neither file"):
         assert words in out
 
 

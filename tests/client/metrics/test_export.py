@@ -288,6 +288,15 @@ def test_pushgateway_failure_does_not_affect_the_report(engine, path, gateway, c
     assert "Traceback" not in err
 
 
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Restore the default SIGINT handling, which the child inherits. A run under ``nohup ... &`` ignores SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_command_answers_scrapes_until_it_ends(engine, path):
     engine.answer = Answer(stall_after=1)
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "--stream", "--url", engine.url]
