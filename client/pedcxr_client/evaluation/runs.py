@@ -97,7 +97,7 @@ def _entry(path: Path, number: int, line: str) -> dict[str, Any]:
 def _name(path: Path, number: int, entry: dict[str, Any]) -> str:
     name = entry.get("id")
     if not isinstance(name, str) or not name.strip():
-        raise InputError(f'{path}: line {number}: "id" must be a string that is not empty; every film needs one')
+        raise InputError(f'{path}: line {number}: "id" must be a non-empty string; every film needs one')
     return name.strip()
 
 

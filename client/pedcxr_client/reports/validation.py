@@ -16,12 +16,12 @@ _LAYOUT = "\t\n\v\f\r\x85"  # control characters that are allowed as white space
 _LONGEST_WORD = 100
 _SYSTEM_WORDS = range(4, 9)  # compare the first 8 words of the system text; fewer than 4 may occur in any report
 
-# Rule 1: a unit of words is repeated back to back. Required repeats: 20 for a unit of 1 word, 10 for 2 words, 7 for 3
-# words, 4 for 5 to 11 words, 3 for 12 words or more. A valid report may say "no focal consolidation" twice in a row.
+# Rule 1: a unit of words is repeated back to back. Required repetitions: 20 for a unit of 1 word, 10 for 2 words, 7 for
+# 3, 5 for 4, 4 for 5 to 11, 3 for 12 to 120. A valid report may say "no focal consolidation" twice in a row.
 _MIN_SPAN = 20
 _MIN_REPEATS, _MIN_REPEATS_LONG, _LONG_UNIT = 4, 3, 12
 _LONGEST_UNIT = 120
-# Rule 2: few n-ngrams of a long text are distinct. It finds loops in which a number or a side changes on each repeat.
+# Rule 2: few n-grams of a long text are distinct. It finds loops in which a number or a side changes on each repeat.
 _NGRAM, _MIN_WORDS, _MIN_DISTINCT = 4, 60, 1 / 3
 
 
