@@ -6,7 +6,6 @@ front of a cell that starts with an apostrophe. Removing one leading apostrophe 
 
 from __future__ import annotations
 
-import csv
 import io
 
 from pedcxr_client.reports.provenance import created_utc
@@ -31,6 +30,8 @@ def to_csv(report: Report, *, film_id: str = "", header: bool = True) -> str:
         film_id: the caller's name for the film, written to the column ``id``.
         header: start with a row of column names.
     """
+    import csv
+
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\r\n")
     if header:

@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple
-from uuid import NAMESPACE_URL, uuid5
 
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.dicom import INSTALL
@@ -142,6 +141,8 @@ def require_pydicom() -> None:
 
 
 def _document(report: Report, identity: Identity | None) -> Dataset:
+    from uuid import NAMESPACE_URL, uuid5
+
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
