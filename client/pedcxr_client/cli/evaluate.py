@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _external_scores(names: list[str], this: Run, right: Reference) -> dict[str, dict[str, float]]:
-    from pedcxr_client.evaluation import adapters
+    from pedcxr_client.evaluation import text_overlap
 
     if names and not right.has_text:
         raise ConfigurationError("--with: needs reference texts; add the column reference")
@@ -74,7 +74,7 @@ def _external_scores(names: list[str], this: Run, right: Reference) -> dict[str,
         if name in this.reports and row.text is not None
     ]
     texts, references = [text for text, _ in pairs], [reference for _, reference in pairs]
-    return {name: adapters.score(name, texts, references) for name in names}
+    return {name: text_overlap.package_scores(name, texts, references) for name in names}
 
 
 def _write(path: Path, text: str) -> None:

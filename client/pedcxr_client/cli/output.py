@@ -90,7 +90,7 @@ def from_options(options: argparse.Namespace) -> Output | None:
 
 def _renderer(name: str, options: argparse.Namespace) -> Callable[[Report], bytes]:
     if name == "sr":
-        dicom_sr.needed()
+        dicom_sr.require_pydicom()
         identity = reports.identity_of(options.file) if options.copy_identity else None
         return lambda report: reports.to_sr(report, identity=identity)
     if name == "fhir":

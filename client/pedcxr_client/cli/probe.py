@@ -12,7 +12,7 @@ from pedcxr_client.errors import ReportError
 from pedcxr_client.request import intake
 
 if TYPE_CHECKING:
-    from pedcxr_client.evaluation.image_probe import Probe, Probed, Tally
+    from pedcxr_client.evaluation.image_probe import Probe, ProbeResult, Tally
     from pedcxr_client.films.film import EncodedImage
 
 IGNORED = 5
@@ -66,13 +66,13 @@ def run(options: argparse.Namespace) -> int:
     return IGNORED if failings else 0
 
 
-def _print_json(files: list[str], films: list[Probed], tallies: dict[Probe, Tally], failings: list[str]) -> None:
+def _print_json(files: list[str], films: list[ProbeResult], tallies: dict[Probe, Tally], failings: list[str]) -> None:
     rows = [{"file": file, **asdict(film)} for file, film in zip(files, films, strict=True)]
     probes = {probe: asdict(tally) for probe, tally in tallies.items()}
     print(json.dumps({"films": rows, "probes": probes, "failings": failings}))
 
 
-def _print_table(files: list[str], films: list[Probed], tallies: dict[Probe, Tally], failings: list[str]) -> None:
+def _print_table(files: list[str], films: list[ProbeResult], tallies: dict[Probe, Tally], failings: list[str]) -> None:
     from pedcxr_client.evaluation.image_probe import PROBES
     from pedcxr_client.evaluation.text_tables import grid
 

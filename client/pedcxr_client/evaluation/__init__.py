@@ -1,5 +1,5 @@
-"""``pedcxr eval``: how well a run's reports agree with the references. Needs the extra ``pedcxr[eval]``.
+"""``pedcxr eval`` and ``pedcxr probe``: measure reports against references, and test a model with altered images.
 
-What a report says is decided by a lexicon of findings and the rules of negation around them, both data in
-``lexicon.toml``; no model is downloaded. What comes out are rates with their intervals, never a judgement.
+``pedcxr eval`` requires the extra ``pedcxr[eval]``. It extracts findings from the text of a report with a lexicon
+(``lexicon.toml``), so no model is downloaded. The results are rates with confidence intervals.
 """

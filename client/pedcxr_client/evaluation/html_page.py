@@ -1,14 +1,13 @@
-"""An evaluation as one HTML page that needs nothing else: no script, no address, no text of a report. Pure."""
+"""Print an evaluation as one self-contained HTML page, without scripts, external resources or report texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
-from pedcxr_client.evaluation import forest
-from pedcxr_client.evaluation.agreement import Agreement
 from pedcxr_client.evaluation.scoring import ANY, Evaluation
-from pedcxr_client.evaluation.text_tables import interval, summary
+from pedcxr_client.evaluation.statistics import Agreement, Rate
+from pedcxr_client.evaluation.text_tables import AGREEMENT_COLUMNS, agreement_row, difference_rows, interval, summary
 from pedcxr_client.reports.report import DISCLAIMER
 
 _STYLE = """\
@@ -19,14 +18,17 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right
 th:first-child, td:first-child { text-align: left } .wide td { white-space: normal; text-align: left }
 .plot { overflow-x: auto } footer { margin-top: 2rem; color: #555 }"""
 _RULES = """\
-A finding counts as said where the lexicon reads it as present, or as uncertain if that counts as positive; one that a
-text does not name counts as absent. Intervals are Wilson's, 95 %. Films without a finished report count in no rate but
-"finished". BLEU and ROUGE measure words, not truth."""
-_COLUMNS = ("n", "TP", "FP", "FN", "TN", "sensitivity (95 %)", "specificity (95 %)")
+A finding counts as present if the lexicon reads it as present, or as uncertain with --uncertain positive. A finding
+that a text does not mention counts as absent. Intervals are 95 % Wilson score intervals. Films without a finished
+report count only in "finished". BLEU and ROUGE measure shared words, not clinical correctness."""
+# Forest plot geometry in pixels: row height, top margin, and widths.
+_ROW, _TOP, _NAMES, _PLOT, _GAP, _FIGURES = 26, 58, 250, 250, 28, 150
+_SERIES = (("sensitivity", "#0b5394"), ("specificity", "#b45309"))
+_PANEL = _PLOT + _FIGURES + _GAP
 
 
 def html(result: Evaluation) -> str:
-    """The page."""
+    """Return the page."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
@@ -34,35 +36,75 @@ def html(result: Evaluation) -> str:
         f"<title>pedcxr eval</title><style>{_STYLE}</style></head><body>",
         "<h1>Agreement of draft reports with their references</h1>",
         _table(None, summary(result), kind="wide"),
-        f'<h2>Each finding</h2><div class="plot">{forest.svg(result.findings)}</div>',
-        _table(["finding", *_COLUMNS], [_row(name, found) for name, found in result.findings.items()]),
+        f'<h2>Each finding</h2><div class="plot">{_forest_plot(result.findings)}</div>',
+        _table(
+            ["finding", *AGREEMENT_COLUMNS],
+            [agreement_row(_spaced(name), agreement) for name, agreement in result.findings.items()],
+        ),
     ]
     for key, groups in result.groups.items():
-        rows = [_row(group, found[ANY]) for group, found in groups.items()]
-        parts.append(f"<h2>By {escape(key)}: {escape(ANY)}</h2>{_table([key, *_COLUMNS], rows)}")
+        rows = [agreement_row(group, agreements[ANY]) for group, agreements in groups.items()]
+        parts.append(f"<h2>By {escape(key)}: {escape(ANY)}</h2>{_table([key, *AGREEMENT_COLUMNS], rows)}")
     if result.against is not None:
         head = ["finding", "n", "only this run right", "only the other right", "McNemar p", "p (Holm)"]
-        rows = [
-            [
-                forest.label(name),
-                *map(str, (one.count, one.only_this, one.only_other)),
-                f"{one.p:.3g}",
-                f"{one.p_holm:.3g}",
-            ]
-            for name, one in result.against.items()
-        ]
+        rows = difference_rows({_spaced(name): difference for name, difference in result.against.items()})
         parts.append(f"<h2>Against the other run</h2>{_table(head, rows)}")
     parts.append(f"<footer><p>{escape(_RULES)}</p><p>{escape(DISCLAIMER)}</p></footer></body></html>")
     return "\n".join(parts) + "\n"
-
-
-def _row(name: str, found: Agreement) -> list[str]:
-    counts = found.counts
-    numbers = (counts.total, counts.true_positive, counts.false_positive, counts.false_negative, counts.true_negative)
-    return [forest.label(name), *map(str, numbers), interval(found.sensitivity), interval(found.specificity)]
 
 
 def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
     top = "" if head is None else f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr>"
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<table class="{kind}">{top}{body}</table>'
+
+
+def _forest_plot(findings: Mapping[str, Agreement]) -> str:
+    """Return an SVG with sensitivity and specificity side by side, each from 0 to 100 %, and their intervals."""
+    height = _TOP + _ROW * len(findings) + 20
+    width = _NAMES + 2 * _PANEL
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'role="img" aria-label="Sensitivity and specificity of each finding with 95 % intervals" '
+        'font-family="system-ui, sans-serif" font-size="13">'
+    )
+    parts = [head, *(_plot_axis(series, title, height) for series, (title, _) in enumerate(_SERIES))]
+    for row, (name, agreement) in enumerate(findings.items()):
+        middle = _TOP + _ROW * row + _ROW / 2
+        parts.append(f'<text x="{_NAMES - 14}" y="{middle + 4:g}" text-anchor="end">{escape(_spaced(name))}</text>')
+        for series, (title, colour) in enumerate(_SERIES):
+            parts.append(_plot_point(series, middle, getattr(agreement, title), colour))
+    return "".join([*parts, "</svg>"])
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _plot_x(series: int) -> float:
+    """Return the x coordinate of 0 % in the plot of a series."""
+    return _NAMES + series * _PANEL
+
+
+def _plot_axis(series: int, title: str, height: int) -> str:
+    origin = _plot_x(series)
+    parts = [f'<text x="{origin}" y="20" font-weight="600">{title}, %</text>']
+    for share in (0, 25, 50, 75, 100):
+        x = origin + _PLOT * share / 100
+        parts.append(f'<line x1="{x:g}" y1="{_TOP - 8}" x2="{x:g}" y2="{height - 14}" stroke="#ddd"/>')
+        parts.append(f'<text x="{x:g}" y="{_TOP - 14}" text-anchor="middle" fill="#555">{share}</text>')
+    return "".join(parts)
+
+
+def _plot_point(series: int, y: float, rate: Rate, colour: str) -> str:
+    origin = _plot_x(series)
+    figures = (
+        f'<text x="{origin + _PLOT + 14}" y="{y + 4:g}" fill="#333">{interval(rate).replace("%", "").strip()}</text>'
+    )
+    if rate.value is None or rate.low is None or rate.high is None:
+        return figures
+    x, low, high = (origin + _PLOT * share for share in (rate.value, rate.low, rate.high))
+    return (
+        f'<line x1="{low:.1f}" y1="{y:g}" x2="{high:.1f}" y2="{y:g}" stroke="{colour}" stroke-width="2"/>'
+        f'<rect x="{x - 4:.1f}" y="{y - 4:g}" width="8" height="8" fill="{colour}"/>{figures}'
+    )

@@ -1,6 +1,6 @@
-"""Does a model look at the film? The same prompts with other pixels: the reports must change. Pure but for ``ask``.
+"""Test whether a model uses the image: send the same prompt with other pixels and compare the reports.
 
-A language model can write a likely report from the age and the sex alone. No metric of texts tells, but these do.
+A language model can write a plausible report from the age and the sex alone. Text metrics do not detect this.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 Probe = Literal["again", "black", "mirrored", "shuffled"]
 PROBES: tuple[Probe, ...] = ("again", "black", "mirrored", "shuffled")
-"""``again``: the film as it is, the control. ``black``: no picture. ``mirrored``: left is right. ``shuffled``: the next
-film's pixels under this film's prompt."""
+"""``again`` is the control: the film unchanged. ``black``: black pixels of the same size. ``mirrored``: left and right
+exchanged. ``shuffled``: the pixels of the next film with the prompt of this film."""
 
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-Ask = Callable[[int, EncodedImage], str]
-"""Asks for the report of these pixels with the prompt of the film of this number; what came back, report or not."""
+RequestText = Callable[[int, EncodedImage], str]
+"""Sends an image with the prompt of the film at an index, and returns the output text, even if it is not a report."""
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """One film.
+class ProbeResult:
+    """The probes of one film.
 
     Attributes:
-        changed: by probe, whether another text came back; None where there was nothing to ask, since the pixels are
-            the same.
-        sided: its own report names a side, so that the mirrored film's must differ.
+        changed: for each probe, whether the text differs from that of the film. None if the probe leaves the pixels
+            unchanged, because then no request is sent.
+        sided: the report of the film contains "left" or "right", so the report of the mirrored film must differ.
     """
 
     changed: dict[Probe, bool | None]
@@ -45,65 +45,65 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """One probe over all films: reports that changed, of those that should."""
+    """One probe over all films: ``changed`` reports of ``asked`` comparable reports."""
 
     changed: int
     asked: int
 
 
 def variant(probe: Probe, own: EncodedImage, following: EncodedImage) -> EncodedImage:
-    """The pixels of a probe, with the facts of the film itself, which the prompt follows."""
+    """Return the image of a probe. It keeps the header values of the film, because the prompt depends on them."""
     if probe == "again":
         return own
     if probe == "shuffled":
         return replace(following, facts=own.facts)
-    return _encoded(own, "probe: black") if probe == "black" else _encoded(own, "probe: mirrored")
+    return _altered(own, "probe: black") if probe == "black" else _altered(own, "probe: mirrored")
 
 
-def run(films: Sequence[EncodedImage], ask: Ask) -> Iterator[Probed]:
-    """Probe films, one after the other."""
-    for at, own in enumerate(films):
-        text = ask(at, own)
+def run(films: Sequence[EncodedImage], request_text: RequestText) -> Iterator[ProbeResult]:
+    """Run all probes on each film, in order."""
+    for index, own in enumerate(films):
+        text = request_text(index, own)
         changed: dict[Probe, bool | None] = {}
         for probe in PROBES:
-            other = variant(probe, own, films[(at + 1) % len(films)])
+            other = variant(probe, own, films[(index + 1) % len(films)])
             same_pixels = probe != "again" and _pixels(other).tobytes() == _pixels(own).tobytes()
-            changed[probe] = None if same_pixels else ask(at, other) != text
-        yield Probed(changed, _SIDE.search(text) is not None)
+            changed[probe] = None if same_pixels else request_text(index, other) != text
+        yield ProbeResult(changed, _SIDE.search(text) is not None)
 
 
-def tallies(films: Sequence[Probed]) -> dict[Probe, Tally]:
-    """Each probe over all films; of the mirrored ones only those count whose own report names a side."""
-    found: dict[Probe, Tally] = {}
+def tallies(films: Sequence[ProbeResult]) -> dict[Probe, Tally]:
+    """Count each probe over all films. ``mirrored`` counts a film only if its own report contains a side."""
+    counts: dict[Probe, Tally] = {}
     for probe in PROBES:
-        counted = [film.changed[probe] for film in films if film.sided or probe != "mirrored"]
-        asked = [one for one in counted if one is not None]
-        found[probe] = Tally(sum(asked), len(asked))
-    return found
+        relevant = [film.changed[probe] for film in films if film.sided or probe != "mirrored"]
+        changes = [changed for changed in relevant if changed is not None]
+        counts[probe] = Tally(sum(changes), len(changes))
+    return counts
 
 
-def failings(found: dict[Probe, Tally]) -> list[str]:
-    """What speaks against the model, in sentences; [] where its reports follow the film.
+def failings(counts: dict[Probe, Tally]) -> list[str]:
+    """Return a sentence for each failed probe; an empty list if the reports depend on the image.
 
-    A probe fails where no more reports changed than when the same film was asked about again.
+    A probe fails if it changes no more reports than ``again`` does.
     """
-    noise = found["again"].changed
-    told: dict[Probe, str] = {
-        "black": "black films: the reports stay the same; the model does not look at the film",
-        "shuffled": "shuffled films: the reports stay the same; the model does not look at the film",
-        "mirrored": "mirrored films: the reports stay the same; the model does not tell left from right",
+    noise = counts["again"].changed
+    messages: dict[Probe, str] = {
+        "black": "black films: the reports do not change; the model does not use the image",
+        "shuffled": "shuffled films: the reports do not change; the model does not use the image",
+        "mirrored": "mirrored films: the reports do not change; the model does not distinguish left from right",
     }
-    return [says for probe, says in told.items() if found[probe].asked and found[probe].changed <= noise]
+    return [message for probe, message in messages.items() if counts[probe].asked and counts[probe].changed <= noise]
 
 
 def _pixels(image: EncodedImage) -> Image:
     from PIL import Image as pillow
 
-    with pillow.open(BytesIO(b64decode(image.base64))) as opened:
-        return opened.convert("L")
+    with pillow.open(BytesIO(b64decode(image.base64))) as image_file:
+        return image_file.convert("L")
 
 
-def _encoded(own: EncodedImage, how: str) -> EncodedImage:
+def _altered(own: EncodedImage, how: str) -> EncodedImage:
     from PIL import Image as pillow
     from PIL import ImageOps
 

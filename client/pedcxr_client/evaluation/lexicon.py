@@ -1,4 +1,4 @@
-"""The words of findings and of negation, from a TOML file: data, compiled once, named by the file's digest."""
+"""The lexicon: terms of findings, negation and uncertainty, compiled from a TOML file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from typing import Any
 from pedcxr_client.errors import InputError
 
 SHIPPED = Path(__file__).with_name("lexicon.toml")
-# Between words, whatever stands around marks such as "?" and ",".
+# Word boundaries that also hold next to punctuation such as "?" and ",".
 _START, _END = r"(?:(?<!\w)|(?=\W))", r"(?:(?!\w)|(?<=\W))"
 _NEVER = re.compile(r"(?!)")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One finding: ``terms`` are negated by their surroundings, ``phrases`` say what they say.
+    """One finding of the lexicon.
 
-    ``abnormal`` is False where a film that shows it may still be called normal: a normal thymus, a tube in its place.
+    Attributes:
+        name: key of the finding.
+        terms: match a mention, which the negation and uncertainty words of its sentence modify.
+        phrases: match a statement that the finding is present, whatever the rest of the sentence says.
+        abnormal: False if a film with this finding can still be normal, such as a normal thymus or a tube in place.
     """
 
     name: str
@@ -33,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Triggers:
-    """Words that decide what a sentence says of a term in it; see the comments in ``lexicon.toml``."""
+    """Words that negate a term or make it uncertain. The comments in ``lexicon.toml`` define each kind."""
 
     negated_before: re.Pattern[str]
     negated_after: re.Pattern[str]
@@ -47,7 +51,7 @@ class Triggers:
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """A lexicon; ``version`` as its file gives it, ``sha256`` of the file."""
+    """A lexicon with the ``version`` that its file states and the ``sha256`` of that file."""
 
     version: str
     sha256: str
@@ -59,7 +63,7 @@ def load(path: Path = SHIPPED) -> Lexicon:
     """Read a lexicon.
 
     Raises:
-        InputError: if the file cannot be read, is no TOML, or lacks a part; the message names the key.
+        InputError: the file cannot be read, is not TOML, or has an invalid or absent key. The message names the key.
     """
     try:
         data = path.read_bytes()
@@ -67,23 +71,23 @@ def load(path: Path = SHIPPED) -> Lexicon:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'cannot be opened'}; check the path") from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise InputError(f"{path}: is no TOML in UTF-8; correct it as the shipped lexicon.toml shows") from error
-    named = table.get("findings")
-    if not isinstance(named, dict) or not named:
-        raise InputError(f"{path}: findings: at least one table [findings.NAME] is needed")
-    findings = {name: _finding(path, name, entry) for name, entry in named.items()}
+        raise InputError(f"{path}: is not valid TOML in UTF-8; see the bundled lexicon.toml for the format") from error
+    entries = table.get("findings")
+    if not isinstance(entries, dict) or not entries:
+        raise InputError(f"{path}: findings: must contain at least one table [findings.NAME]")
+    findings = {name: _finding(path, name, entry) for name, entry in entries.items()}
     return Lexicon(str(table.get("version", "")), sha256(data).hexdigest(), findings, _triggers(path, table))
 
 
 def _finding(path: Path, name: str, entry: Any) -> Finding:
-    where = f"findings.{name}"
+    key = f"findings.{name}"
     if not isinstance(entry, dict) or not entry.keys() <= {"terms", "phrases", "abnormal"}:
-        raise InputError(f"{path}: {where}: a table of terms, phrases and abnormal, and nothing else")
+        raise InputError(f"{path}: {key}: must be a table with the keys terms, phrases and abnormal only")
     abnormal = entry.get("abnormal", True)
     if not isinstance(abnormal, bool) or not (entry.get("terms") or entry.get("phrases")):
-        raise InputError(f"{path}: {where}: needs terms or phrases; abnormal is true or false")
-    terms = _compiled(path, f"{where}.terms", entry.get("terms", []))
-    return Finding(name, terms, _compiled(path, f"{where}.phrases", entry.get("phrases", [])), abnormal)
+        raise InputError(f"{path}: {key}: must have terms or phrases; abnormal must be true or false")
+    terms = _compile(path, f"{key}.terms", entry.get("terms", []))
+    return Finding(name, terms, _compile(path, f"{key}.phrases", entry.get("phrases", [])), abnormal)
 
 
 def _triggers(path: Path, table: dict[str, Any]) -> Triggers:
@@ -91,7 +95,7 @@ def _triggers(path: Path, table: dict[str, Any]) -> Triggers:
         value: Any = table
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
-        return _compiled(path, ".".join(keys), value or [])
+        return _compile(path, ".".join(keys), value or [])
 
     clauses = words("borders", "clauses")
     terms = words("borders", "terms")
@@ -107,7 +111,7 @@ def _triggers(path: Path, table: dict[str, Any]) -> Triggers:
     )
 
 
-def _compiled(path: Path, key: str, words: Any) -> re.Pattern[str]:
+def _compile(path: Path, key: str, words: Any) -> re.Pattern[str]:
     if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
         raise InputError(f"{path}: {key}: must be a list of regular expressions")
     if not words:
@@ -115,4 +119,4 @@ def _compiled(path: Path, key: str, words: Any) -> re.Pattern[str]:
     try:
         return re.compile(rf"{_START}(?:{'|'.join(f'(?:{word})' for word in words)}){_END}")
     except re.error as error:
-        raise InputError(f"{path}: {key}: holds what is no regular expression: {error.msg}") from error
+        raise InputError(f"{path}: {key}: contains an invalid regular expression: {error.msg}") from error

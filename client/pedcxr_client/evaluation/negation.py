@@ -1,8 +1,8 @@
-"""What a report says of each finding: present, absent or uncertain. Pure; rules of NegEx's kind.
+"""Detect for each finding whether a report states it as present, uncertain or absent, with rules based on NegEx.
 
 Chapman et al., "A simple algorithm for identifying negated findings and diseases in discharge summaries", J Biomed
-Inform 2001; 34: 301. As there, words of negation reach over a sentence up to a border; unlike there, not five words
-but the whole list that radiologists write after one "no".
+Inform 2001; 34: 301. As in NegEx, the scope of a negation word ends at a termination term. Its length is not limited to
+five words, because radiologists write long lists after one "no".
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from enum import StrEnum
 from pedcxr_client.evaluation.lexicon import Finding, Lexicon, Triggers
 
 
-class Said(StrEnum):
-    """What a report says of a finding; a finding that it does not name is ``ABSENT`` too."""
+class Assertion(StrEnum):
+    """The assertion status of a finding in a report. A finding that the report does not mention is ``ABSENT``."""
 
     PRESENT = "present"
     UNCERTAIN = "uncertain"
@@ -28,26 +28,34 @@ _HEADING = re.compile(
     r"|(indications?|(?:clinical )?(?:history|information|indication|data|question)|comparisons?|technique"
     r"|exam(?:ination)?|procedure|reason for (?:the )?exam(?:ination)?))\s*(?::|$)", re.I
 )  # fmt: skip
-_ITEM = re.compile(r"\s*(?:[-•]|\d{1,2}[.)])\s+")
-_ENDED = re.compile(r"[.:;!?]\s*$")
+_LIST_ITEM = re.compile(r"\s*(?:[-•]|\d{1,2}[.)])\s+")
+_LINE_END = re.compile(r"[.:;!?]\s*$")
 _SENTENCE_END = re.compile(r"(?<=[.;!?])\s+")
 
 
-def read(report: str, lexicon: Lexicon) -> dict[str, Said]:
-    """What a report says of every finding of the lexicon. The strongest of several mentions counts: a finding that is
-    present in one sentence is present."""
-    seen: dict[str, set[Said]] = {name: set() for name in lexicon.findings}
+def read(report: str, lexicon: Lexicon) -> dict[str, Assertion]:
+    """Return the assertion status of every finding of the lexicon.
+
+    If a report mentions a finding several times, the strongest status counts: present, then uncertain, then absent.
+    """
+    mentions: dict[str, set[Assertion]] = {name: set() for name in lexicon.findings}
     for sentence in sentences(report):
         for name, finding in lexicon.findings.items():
-            seen[name].update(_mentions(sentence, finding, lexicon.triggers))
-    order = (Said.PRESENT, Said.UNCERTAIN, Said.ABSENT)
-    return {name: next((one for one in order if one in said), Said.ABSENT) for name, said in seen.items()}
+            mentions[name].update(_assertions(sentence, finding, lexicon.triggers))
+    strongest_first = (Assertion.PRESENT, Assertion.UNCERTAIN, Assertion.ABSENT)
+    return {
+        name: next((status for status in strongest_first if status in statuses), Assertion.ABSENT)
+        for name, statuses in mentions.items()
+    }
 
 
 def sentences(report: str) -> list[str]:
-    """The sentences in lower case, without markdown, and without what stands under INDICATION, HISTORY, COMPARISON,
-    TECHNIQUE: that is not what the film shows. A line that only breaks off is joined to the next."""
-    found: list[str] = []
+    """Return the sentences in lower case, without markdown.
+
+    Sections such as INDICATION, HISTORY, COMPARISON and TECHNIQUE are omitted, because they do not describe the film.
+    A wrapped line is joined to the next one.
+    """
+    result: list[str] = []
     skipping = False
     for block in _blocks(_MARKDOWN.sub("", report)):
         if heading := _HEADING.match(block):
@@ -55,68 +63,68 @@ def sentences(report: str) -> list[str]:
             block = block[heading.end() :]
         if not skipping:
             words = " ".join(block.lower().split())
-            found += [one for one in _SENTENCE_END.split(words) if one]
-    return found
+            result += [sentence for sentence in _SENTENCE_END.split(words) if sentence]
+    return result
 
 
 def _blocks(text: str) -> Iterator[str]:
-    """Lines, those that were only wrapped put together again."""
-    held = ""
+    """Return the lines of the text, with wrapped lines joined."""
+    block = ""
     for line in text.splitlines():
-        starts = not line.strip() or _ITEM.match(line) or _HEADING.match(line) or line.lstrip()[:1].isupper()
-        if held and (starts or _ENDED.search(held)):
-            yield held
-            held = ""
-        held = f"{held} {_ITEM.sub('', line)}" if held else _ITEM.sub("", line)
-    yield held
+        starts = not line.strip() or _LIST_ITEM.match(line) or _HEADING.match(line) or line.lstrip()[:1].isupper()
+        if block and (starts or _LINE_END.search(block)):
+            yield block
+            block = ""
+        block = f"{block} {_LIST_ITEM.sub('', line)}" if block else _LIST_ITEM.sub("", line)
+    yield block
 
 
-def _mentions(sentence: str, finding: Finding, triggers: Triggers) -> Iterator[Said]:
+def _assertions(sentence: str, finding: Finding, triggers: Triggers) -> Iterator[Assertion]:
     if finding.phrases.search(sentence):
-        yield Said.PRESENT
-    spans = [found.span() for found in finding.terms.finditer(sentence)]
+        yield Assertion.PRESENT
+    spans = [match.span() for match in finding.terms.finditer(sentence)]
     if not spans:
         return
-    words = _Words(sentence, triggers)
+    scopes = _Scopes(sentence, triggers)
     for start, end in spans:
-        yield words.said(start, end)
+        yield scopes.assertion(start, end)
 
 
-class _Words:
-    """The triggers of one sentence. What one kind has taken is no word of the next: "cannot be excluded" negates
-    nothing."""
+class _Scopes:
+    """The triggers of one sentence. Each kind removes its matches before the next kind is searched, so that the words
+    "cannot be excluded" do not also count as a negation."""
 
     def __init__(self, sentence: str, triggers: Triggers) -> None:
         self.sentence = sentence
         self.triggers = triggers
-        self.borders = [found.start() for found in triggers.borders.finditer(sentence)]
-        rest = self._take(triggers.pseudo, sentence)[1]
-        self.uncertain_after, rest = self._take(triggers.uncertain_after, rest)
-        self.negated_after, rest = self._take(triggers.negated_after, rest)
-        self.uncertain, rest = self._take(triggers.uncertain_before, rest)
-        self.weak, rest = self._take(triggers.uncertain_weak, rest)
-        self.negated = self._take(triggers.negated_before, rest)[0]
+        self.borders = [match.start() for match in triggers.borders.finditer(sentence)]
+        rest = self._remove(triggers.pseudo, sentence)[1]
+        self.uncertain_after, rest = self._remove(triggers.uncertain_after, rest)
+        self.negated_after, rest = self._remove(triggers.negated_after, rest)
+        self.uncertain, rest = self._remove(triggers.uncertain_before, rest)
+        self.weak, rest = self._remove(triggers.uncertain_weak, rest)
+        self.negated = self._remove(triggers.negated_before, rest)[0]
 
     @staticmethod
-    def _take(words: re.Pattern[str], text: str) -> tuple[list[tuple[int, int]], str]:
-        spans = [found.span() for found in words.finditer(text)]
+    def _remove(words: re.Pattern[str], text: str) -> tuple[list[tuple[int, int]], str]:
+        spans = [match.span() for match in words.finditer(text)]
         for start, end in spans:
             text = text[:start] + "\0" * (end - start) + text[end:]
         return spans, text
 
-    def said(self, start: int, end: int) -> Said:
-        """What the sentence says of the term at ``start`` to ``end``."""
+    def assertion(self, start: int, end: int) -> Assertion:
+        """Return the assertion status of the term at ``start`` to ``end``."""
         after_negated = any(self._reaches_back(end, at) for at, _ in self.negated_after)
         after_uncertain = any(self._reaches_back(end, at) for at, _ in self.uncertain_after)
         negated, uncertain, weak = (
-            max((at for at, stop in spans if self._reaches(stop, start, end, at)), default=-1)
+            max((at for at, stop in spans if self._reaches_forward(stop, start, end, at)), default=-1)
             for spans in (self.negated, self.uncertain, self.weak)
         )
         if after_negated or negated > uncertain:
-            return Said.ABSENT
-        return Said.UNCERTAIN if after_uncertain or max(uncertain, weak) >= 0 else Said.PRESENT
+            return Assertion.ABSENT
+        return Assertion.UNCERTAIN if after_uncertain or max(uncertain, weak) >= 0 else Assertion.PRESENT
 
-    def _reaches(self, stop: int, start: int, end: int, at: int) -> bool:
+    def _reaches_forward(self, stop: int, start: int, end: int, at: int) -> bool:
         return at < end and not any(stop <= border < start for border in self.borders)
 
     def _reaches_back(self, end: int, at: int) -> bool:

@@ -1,4 +1,4 @@
-"""REFERENCE.csv: what is right for each film. Errors tell line and column number, never what stands there."""
+"""Read REFERENCE.csv, the reference standard of each film. Errors name the line and the column, never a cell value."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from pedcxr_client.errors import InputError
 from pedcxr_client.films.age import Age
 
 TEXT = "reference"
-_OTHERS = ("id", TEXT, "age", "sex", "view")
+_OTHER_COLUMNS = ("id", TEXT, "age", "sex", "view")
 _CELLS = {"1": True, "0": False, "": None}
-_LONGEST = 10_000_000  # characters a cell
+_MAX_CELL = 10_000_000  # characters
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Right:
-    """What is right for one film: a report, or findings that are there (True), not there (False) or not known (None).
+class ReferenceRow:
+    """The reference standard of one film.
 
-    ``line`` is that of the file.
+    Attributes:
+        line: number of its line in the file.
+        text: the reference report, or None.
+        findings: for each finding that has a column, whether it is present; None if unknown.
+        age, sex, view: for the groups, or None.
     """
 
     line: int
@@ -33,29 +37,29 @@ class Right:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Reference:
-    """A file of references.
+    """A reference file.
 
     Attributes:
-        rows: by id, in the order of the file.
-        columns: findings that have a column; () where the reports are the reference.
-        has_text: whether there is a column of reports.
+        rows: by id, in file order.
+        columns: findings that have a column. Empty if the reference reports are the standard.
+        has_text: whether the file has a column of reference reports.
     """
 
-    rows: Mapping[str, Right]
+    rows: Mapping[str, ReferenceRow]
     columns: tuple[str, ...]
     has_text: bool
 
 
 def read(path: Path, names: Sequence[str]) -> Reference:
-    """Read a reference: UTF-8 with or without a byte order mark, commas, any line ends.
+    """Read a reference file: CSV with commas in UTF-8, with or without a byte order mark, with any line endings.
 
     Args:
         path: the file.
-        names: of the lexicon's findings, which a column may have; letter case, spaces and ``-`` do not matter.
+        names: findings of the lexicon, which are valid column names. Case is ignored; spaces and ``-`` match ``_``.
 
     Raises:
-        InputError: if the file cannot be read, a column is missing, unknown or there twice, an id is empty or there
-            twice, or a cell holds what it may not.
+        InputError: the file cannot be read; a column is absent, unknown or duplicate; an id is empty or duplicate; or
+            a cell is invalid.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -67,75 +71,76 @@ def read(path: Path, names: Sequence[str]) -> Reference:
 
 
 def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not blank, each with the number of its last line."""
-    limit = csv.field_size_limit(_LONGEST)
+    """Return the rows that are not blank, each with the number of its last line."""
+    limit = csv.field_size_limit(_MAX_CELL)
     reader = csv.reader(file, strict=True)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{path}: line {reader.line_num}: is no CSV ({error}); quote cells with commas") from error
+        raise InputError(f"{path}: line {reader.line_num}: invalid CSV ({error}); quote cells with commas") from error
     finally:
         csv.field_size_limit(limit)
 
 
 def _read(path: Path, names: Sequence[str], rows: Iterator[tuple[int, list[str]]]) -> Reference:
     header = _header(path, names, next(rows, (1, []))[1])
-    findings = tuple(name for name in header if name not in _OTHERS)
-    found: dict[str, Right] = {}
+    findings = tuple(name for name in header if name not in _OTHER_COLUMNS)
+    films: dict[str, ReferenceRow] = {}
     for line, row in rows:
         if len(row) != len(header):
-            raise InputError(f"{path}: line {line}: has {len(row)} cells, the header {len(header)}; correct it")
+            raise InputError(f"{path}: line {line}: has {len(row)} cells, but the header has {len(header)}; correct it")
         cells = {name: cell.strip() for name, cell in zip(header, row, strict=True)}
         name = cells["id"]
         if not name:
-            raise InputError(f"{path}: line {line}: its id is empty; each film needs one")
-        if name in found:
-            raise InputError(f"{path}: line {line}: its id is on line {found[name].line} already; keep one")
-        for place, column in enumerate(header, 1):
-            if (wrong := _wrong(column, cells[column], findings)) is not None:
-                raise InputError(f"{path}: line {line}, column {place}: {wrong}")
-        text, age, sex, view = (cells.get(key) or None for key in _OTHERS[1:])
-        found[name] = Right(line, text, {one: _CELLS[cells[one]] for one in findings}, age, sex, view)
-    if not found:
-        raise InputError(f"{path}: holds no film; one line each below the header")
-    return Reference(found, findings, TEXT in header)
+            raise InputError(f"{path}: line {line}: the id is empty; every film needs one")
+        if name in films:
+            raise InputError(f"{path}: line {line}: duplicate id, first on line {films[name].line}; keep one")
+        for number, column in enumerate(header, 1):
+            if (problem := _cell_problem(column, cells[column], findings)) is not None:
+                raise InputError(f"{path}: line {line}, column {number}: {problem}")
+        text, age, sex, view = (cells.get(key) or None for key in _OTHER_COLUMNS[1:])
+        values = {finding: _CELLS[cells[finding]] for finding in findings}
+        films[name] = ReferenceRow(line, text, values, age, sex, view)
+    if not films:
+        raise InputError(f"{path}: contains no film; add one per line below the header")
+    return Reference(films, findings, TEXT in header)
 
 
-def _wrong(column: str, cell: str, findings: tuple[str, ...]) -> str | None:
-    """Why a cell is not one of its column's; None where it is."""
+def _cell_problem(column: str, cell: str, findings: tuple[str, ...]) -> str | None:
+    """Return why a cell is invalid in its column, or None if it is valid."""
     if column in findings and cell not in _CELLS:
-        return "a finding is 1, 0 or empty"
+        return "a finding must be 1, 0 or empty"
     if column == "sex" and cell.upper() not in ("M", "F", "O", ""):
-        return "the sex is M, F, O or empty"
+        return "the sex must be M, F, O or empty"
     if column == "age" and cell:
         try:
             Age.parse(cell)
         except InputError:
-            return "the age is a number and one of d, w, m, y, such as 5y or 18m, or empty"
+            return "the age must be empty, or a number followed by d, w, m or y, such as 5y or 18m"
     return None
 
 
 def _header(path: Path, names: Sequence[str], row: list[str]) -> list[str]:
-    known = {_plain(name): name for name in (*names, *_OTHERS)}
-    header = [known.get(_plain(cell), "") for cell in row]
+    columns = {_normalised(name): name for name in (*names, *_OTHER_COLUMNS)}
+    header = [columns.get(_normalised(cell), "") for cell in row]
     if len(row) == 1 and (";" in row[0] or "\t" in row[0]):
-        raise InputError(f"{path}: its columns are not separated by commas; export it as CSV with commas")
+        raise InputError(f"{path}: the columns are not separated by commas; export the file as CSV with commas")
     if "id" not in header:
-        raise InputError(f'{path}: the column "id" is missing; the first line names the columns')
+        raise InputError(f'{path}: the column "id" is absent; the first line must name the columns')
     if "" in header:
-        place = header.index("") + 1
+        number = header.index("") + 1
         raise InputError(
-            f"{path}: column {place} is none that is known; remove or rename it. Known: {', '.join(known.values())}"
+            f"{path}: unknown column {number}; rename or remove it. Valid columns: {', '.join(columns.values())}"
         )
     for name in header:
         if header.count(name) > 1:
-            raise InputError(f'{path}: the column "{name}" is there twice; keep one')
+            raise InputError(f'{path}: duplicate column "{name}"; keep one')
     if not set(header) - {"id", "age", "sex", "view"}:
-        raise InputError(f'{path}: nothing to compare with: a column "{TEXT}", or columns of findings, are missing')
+        raise InputError(f'{path}: nothing to compare with; add a column "{TEXT}" or columns of findings')
     return header
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return name.strip().lower().replace(" ", "_").replace("-", "_")

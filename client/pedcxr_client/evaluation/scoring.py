@@ -1,4 +1,4 @@
-"""From a run and its references to an :class:`Evaluation`. Pure but for the libraries of statistics."""
+"""Score a run against its references."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from pedcxr_client.evaluation import subgroups
-from pedcxr_client.evaluation.agreement import Agreement, Rate, agreement
 from pedcxr_client.evaluation.lexicon import Lexicon
-from pedcxr_client.evaluation.negation import Said, read
-from pedcxr_client.evaluation.references import Reference, Right
+from pedcxr_client.evaluation.negation import Assertion, read
+from pedcxr_client.evaluation.references import Reference, ReferenceRow
 from pedcxr_client.evaluation.runs import Run
-from pedcxr_client.evaluation.statistics import Difference, compare
+from pedcxr_client.evaluation.statistics import Agreement, Difference, Rate, agreement, compare
 from pedcxr_client.evaluation.text_overlap import Overlap, overlap
 
 ANY = "any abnormality"
-"""The row of whether a film shows anything abnormal at all: what a screening would ask."""
+"""Name of the row that states whether a film has any abnormal finding."""
 
 Uncertain = Literal["positive", "negative"]
+Labels = Mapping[str, bool | None]
+"""Whether each finding, and :data:`ANY`, is present on a film; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """How a run's reports agree with the references.
+    """Agreement of the reports of a run with the references.
 
     Attributes:
-        lexicon_version, lexicon_sha256: of the lexicon that read the reports.
-        uncertain: what a finding counts as that a text calls possible.
-        models: that wrote the run, as its lines name them.
-        films: ids in both files; ``only_run`` and ``only_reference`` count those in one alone.
-        finished: films with a report, of those in both; the others failed and count in no other figure.
-        findings: by finding, and for :data:`ANY`; those that neither side ever names are in ``unused``.
-        groups: by ``"age"``, ``"sex"`` and ``"view"``, then by group: films, and agreement on :data:`ANY` and on every
-            finding.
-        overlap: of words, None without reference texts.
-        distinct: different texts among the reports; ``largest`` films share the commonest one.
-        all_normal, right_all_normal: reports, and references, that name nothing abnormal.
-        against: by finding, compared with another run; None without one.
+        lexicon_version, lexicon_sha256: the lexicon that read the reports.
+        uncertain: how an uncertain finding is counted.
+        models: models of the run, as its lines name them.
+        lines: lines of the run.
+        films: ids in both files.
+        only_run, only_reference: ids in one of the files.
+        finished: films with a report, of the films in both files. The other films failed and count in no other figure.
+        findings: agreement by finding, and for :data:`ANY`.
+        unused: findings that neither the reports nor the references contain.
+        groups: by ``"age"``, ``"sex"`` and ``"view"``, then by group: agreement on :data:`ANY` and every finding.
+        overlap: text overlap, or None without reference texts.
+        distinct: number of distinct texts among the reports.
+        largest: number of reports with the most frequent text.
+        all_normal, right_all_normal: rate of reports, and of references, without an abnormal finding.
+        against: comparison with another run by finding, or None.
     """
 
     lexicon_version: str
@@ -62,11 +66,11 @@ class Evaluation:
 
     @property
     def duplicates(self) -> Rate:
-        """Reports whose text another film's report has word for word, less one for each such text."""
+        """Rate of reports that repeat the text of an earlier report."""
         return Rate.of(self.finished.hits - self.distinct, self.finished.hits)
 
     def as_dict(self) -> dict[str, object]:
-        """Everything, ready for ``json.dumps``; no text and no id."""
+        """Return all fields as values that ``json.dumps`` accepts, without texts and ids."""
         return {**asdict(self), "duplicates": asdict(self.duplicates)}
 
 
@@ -80,91 +84,100 @@ def evaluate(
 ) -> Evaluation:
     """Score a run.
 
-    Columns of findings are the reference where there are any; otherwise the reference's reports, read by the lexicon
-    as the run's are.
+    The reference standard is the columns of findings if the file has any. Otherwise it is the reference reports, read
+    with the lexicon like the reports of the run.
+
+    Args:
+        run: the reports to score.
+        reference: the reference standard.
+        lexicon: extracts the findings from texts.
+        uncertain: count an uncertain finding as present ("positive") or absent ("negative").
+        against: another run to compare with.
 
     Raises:
-        ConfigurationError: if the extra ``pedcxr[eval]`` is not installed.
+        ConfigurationError: the extra ``pedcxr[eval]`` is not installed.
     """
-    reader = _Reader(lexicon, uncertain)
-    both = [name for name in reference.rows if name in run.reports]
-    failed = sum(name in run.failed for name in reference.rows)
-    rows = [reference.rows[name] for name in both]
-    texts = [run.reports[name].text for name in both]
-    right = [reader.right(row, reference.columns) for row in rows]
-    said = [reader.said(text) for text in texts]
+    labeller = _Labeller(lexicon, uncertain)
+    ids = [name for name in reference.rows if name in run.reports]
+    failures = sum(name in run.failed for name in reference.rows)
+    rows = [reference.rows[name] for name in ids]
+    texts = [run.reports[name].text for name in ids]
+    truths = [labeller.reference_labels(row, reference.columns) for row in rows]
+    predictions = [labeller.labels(text) for text in texts]
     names = reference.columns or tuple(lexicon.findings)
-    used = [name for name in names if reference.columns or any(one[name] for one in (*right, *said))]
-    groups = {key: _by(key, both, run, reference) for key in _GROUPINGS}
+    scored = [name for name in names if reference.columns or any(labels[name] for labels in (*truths, *predictions))]
+    groups = {key: _group(key, ids, run, reference) for key in _GROUPINGS}
     pairs = [(row.text, text) for row, text in zip(rows, texts, strict=True) if row.text is not None]
-    spoken = Counter(" ".join(text.split()) for text in texts)
+    text_counts = Counter(" ".join(text.split()) for text in texts)
     return Evaluation(
         lexicon_version=lexicon.version,
         lexicon_sha256=lexicon.sha256,
         uncertain=uncertain,
         models=run.models,
         lines=run.lines,
-        films=len(both) + failed,
+        films=len(ids) + failures,
         only_run=len((run.reports.keys() | run.failed) - reference.rows.keys()),
         only_reference=len(reference.rows.keys() - run.reports.keys() - run.failed),
-        finished=Rate.of(len(both), len(both) + failed),
-        findings=_agreements([*used, ANY], right, said),
-        unused=tuple(name for name in names if name not in used),
+        finished=Rate.of(len(ids), len(ids) + failures),
+        findings=_agreements([*scored, ANY], truths, predictions),
+        unused=tuple(name for name in names if name not in scored),
         groups={
             grouping: {
-                group: _agreements([ANY, *used], [right[at] for at in places], [said[at] for at in places])
-                for group, places in members.items()
+                group: _agreements([ANY, *scored], [truths[at] for at in indices], [predictions[at] for at in indices])
+                for group, indices in members.items()
             }
             for grouping, members in groups.items()
         },
         overlap=overlap([text for _, text in pairs], [truth for truth, _ in pairs]),
-        distinct=len(spoken),
-        largest=max(spoken.values(), default=0),
-        all_normal=Rate.of(sum(one[ANY] is False for one in said), len(said)),
-        right_all_normal=_share(one[ANY] is False for one in right if one[ANY] is not None),
-        against=None if against is None else _against(reader, [*used, ANY], both, right, said, against),
+        distinct=len(text_counts),
+        largest=max(text_counts.values(), default=0),
+        all_normal=_share(labels[ANY] is False for labels in predictions),
+        right_all_normal=_share(labels[ANY] is False for labels in truths if labels[ANY] is not None),
+        against=None if against is None else _compare(labeller, [*scored, ANY], ids, truths, predictions, against),
     )
 
 
-class _Reader:
-    """From texts and cells to whether each finding is there: True, False, or None where nobody knows."""
+class _Labeller:
+    """Converts texts and reference rows to labels."""
 
     def __init__(self, lexicon: Lexicon, uncertain: Uncertain) -> None:
         self.lexicon = lexicon
-        self.there = {Said.PRESENT, Said.UNCERTAIN} if uncertain == "positive" else {Said.PRESENT}
+        self.positive = {Assertion.PRESENT} | ({Assertion.UNCERTAIN} if uncertain == "positive" else set())
 
-    def said(self, text: str) -> dict[str, bool | None]:
-        found: dict[str, bool | None] = {name: one in self.there for name, one in read(text, self.lexicon).items()}
-        return found | {ANY: self._any(found)}
+    def labels(self, text: str) -> Labels:
+        labels: dict[str, bool | None] = {
+            name: assertion in self.positive for name, assertion in read(text, self.lexicon).items()
+        }
+        return labels | {ANY: self._any(labels)}
 
-    def right(self, row: Right, columns: Sequence[str]) -> dict[str, bool | None]:
+    def reference_labels(self, row: ReferenceRow, columns: Sequence[str]) -> Labels:
         if columns:
             return {**row.findings, ANY: self._any(row.findings)}
         if row.text is None:
             return dict.fromkeys([*self.lexicon.findings, ANY])
-        return self.said(row.text)
+        return self.labels(row.text)
 
-    def _any(self, found: Mapping[str, bool | None]) -> bool | None:
-        """Whether anything abnormal is there; None where one that is not known may be all there is."""
-        abnormal = [value for name, value in found.items() if self.lexicon.findings[name].abnormal]
+    def _any(self, labels: Labels) -> bool | None:
+        """Return whether an abnormal finding is present; None if it depends on an unknown finding."""
+        abnormal = [label for name, label in labels.items() if self.lexicon.findings[name].abnormal]
         return True if any(abnormal) else None if None in abnormal else False
 
 
-def _agreements(
-    names: Sequence[str], right: Sequence[Mapping[str, bool | None]], said: Sequence[Mapping[str, bool | None]]
-) -> dict[str, Agreement]:
-    """Of each finding, over the films of which it is known."""
+def _agreements(names: Sequence[str], truths: Sequence[Labels], predictions: Sequence[Labels]) -> dict[str, Agreement]:
+    """Return the agreement on each finding, over the films whose reference is known."""
     return {
         name: agreement(
-            (truth, bool(one[name])) for know, one in zip(right, said, strict=True) if (truth := know[name]) is not None
+            (label, bool(prediction[name]))
+            for truth, prediction in zip(truths, predictions, strict=True)
+            if (label := truth[name]) is not None
         )
         for name in names
     }
 
 
 def _share(flags: Iterable[bool]) -> Rate:
-    listed = list(flags)
-    return Rate.of(sum(listed), len(listed))
+    values = list(flags)
+    return Rate.of(sum(values), len(values))
 
 
 _GROUPINGS: dict[str, tuple[Callable[[str | None], str], tuple[str, ...]]] = {
@@ -174,31 +187,35 @@ _GROUPINGS: dict[str, tuple[Callable[[str | None], str], tuple[str, ...]]] = {
 }
 
 
-def _by(key: str, both: Sequence[str], run: Run, reference: Reference) -> dict[str, list[int]]:
-    """Places of the films by group, in the groups' own order; the reference's word counts before the run's."""
+def _group(key: str, ids: Sequence[str], run: Run, reference: Reference) -> dict[str, list[int]]:
+    """Return the indices of the films by group, in group order. Values of the reference override those of the run."""
     group, order = _GROUPINGS[key]
     members: dict[str, list[int]] = {name: [] for name in order}
-    for at, name in enumerate(both):
-        word = getattr(reference.rows[name], key) or getattr(run.reports[name], key)
-        members[group(word)].append(at)
-    return {name: places for name, places in members.items() if places}
+    for index, name in enumerate(ids):
+        value = getattr(reference.rows[name], key) or getattr(run.reports[name], key)
+        members[group(value)].append(index)
+    return {name: indices for name, indices in members.items() if indices}
 
 
-def _against(
-    reader: _Reader,
+def _compare(
+    labeller: _Labeller,
     names: Sequence[str],
-    both: Sequence[str],
-    right: Sequence[Mapping[str, bool | None]],
-    said: Sequence[Mapping[str, bool | None]],
+    ids: Sequence[str],
+    truths: Sequence[Labels],
+    predictions: Sequence[Labels],
     other: Run,
 ) -> dict[str, Difference]:
-    shared = [(at, reader.said(other.reports[name].text)) for at, name in enumerate(both) if name in other.reports]
+    shared = [
+        (truths[at], predictions[at], labeller.labels(other.reports[name].text))
+        for at, name in enumerate(ids)
+        if name in other.reports
+    ]
     return compare(
         {
             name: [
-                (said[at][name] == right[at][name], others[name] == right[at][name])
-                for at, others in shared
-                if right[at][name] is not None
+                (this[name] == truth[name], others[name] == truth[name])
+                for truth, this, others in shared
+                if truth[name] is not None
             ]
             for name in names
         }

@@ -1,21 +1,98 @@
-"""Two runs on the same films: McNemar's exact test for each finding, by scipy, and Holm's correction."""
+"""Agreement counts, rates with Wilson intervals, and McNemar's test with Holm's correction. Requires scipy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
-from pedcxr_client.evaluation.extras import need
+from pedcxr_client.errors import ConfigurationError
+
+INSTALL = 'pip install "pedcxr[eval]"'
+"""The command that installs the extra."""
+CONFIDENCE = 0.95
+"""Confidence level of the intervals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """``hits`` / ``count`` with its 95 % Wilson score interval, all from 0 to 1. None if ``count`` is 0."""
+
+    hits: int
+    count: int
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, hits: int, count: int) -> Rate:
+        """Return the rate of ``hits`` among ``count``.
+
+        Raises:
+            ConfigurationError: scipy is not installed.
+        """
+        if count == 0:
+            return cls(0, 0, None, None, None)
+        interval = import_extra("scipy.stats").binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+        return cls(hits, count, hits / count, float(interval.low), float(interval.high))
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The confusion matrix of one finding: number of films by reference and report."""
+
+    true_positive: int
+    false_positive: int
+    false_negative: int
+    true_negative: int
+
+    @property
+    def total(self) -> int:
+        """Number of films."""
+        return self.true_positive + self.false_positive + self.false_negative + self.true_negative
+
+    @property
+    def positive(self) -> int:
+        """Number of films with the finding, according to the reference."""
+        return self.true_positive + self.false_negative
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Agreement on one finding: ``sensitivity`` is TP / (TP + FN), ``specificity`` is TN / (TN + FP)."""
+
+    counts: Counts
+    sensitivity: Rate
+    specificity: Rate
+
+
+def agreement(pairs: Iterable[tuple[bool, bool]]) -> Agreement:
+    """Count pairs of (reference, report), each True if the finding is present.
+
+    Raises:
+        ConfigurationError: scipy is not installed.
+    """
+    tally = {(reference, report): 0 for reference in (True, False) for report in (True, False)}
+    for pair in pairs:
+        tally[pair] += 1
+    counts = Counts(tally[True, True], tally[False, True], tally[True, False], tally[False, False])
+    return Agreement(
+        counts,
+        Rate.of(counts.true_positive, counts.positive),
+        Rate.of(counts.true_negative, counts.true_negative + counts.false_positive),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One finding in two runs, over ``count`` films that both have a report of.
+    """Comparison of two runs on one finding.
 
     Attributes:
-        only_this, only_other: films that one run gets right and the other wrong.
-        p: two-sided, of the exact binomial test; 1.0 where the runs never differ.
-        p_holm: corrected for the number of findings compared (Holm 1979).
+        count: films for which both runs have a report.
+        only_this, only_other: films on which only one of the runs agrees with the reference.
+        p: two-sided p-value of McNemar's exact test; 1.0 if the runs never differ.
+        p_holm: p with Holm's correction for the number of findings (Holm 1979).
     """
 
     count: int
@@ -26,10 +103,13 @@ class Difference:
 
 
 def compare(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> dict[str, Difference]:
-    """For each finding: of each film, whether this run is right and whether the other is.
+    """Compare two runs.
+
+    Args:
+        pairs: for each finding and film, whether this run and the other run agree with the reference.
 
     Raises:
-        ConfigurationError: if scipy is not installed.
+        ConfigurationError: scipy is not installed.
     """
     tallies = {
         name: (sum(this and not other for this, other in films), sum(other and not this for this, other in films))
@@ -43,16 +123,28 @@ def compare(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> dict[str, Diffe
 
 
 def mcnemar(only_this: int, only_other: int) -> float:
-    """McNemar's exact p, two-sided: a binomial test of the films on which the runs differ."""
+    """Return the two-sided p-value of McNemar's exact test, a binomial test of the films on which the runs differ."""
     differing = only_this + only_other
-    return float(need("scipy.stats").binomtest(only_this, differing).pvalue) if differing else 1.0
+    return float(import_extra("scipy.stats").binomtest(only_this, differing).pvalue) if differing else 1.0
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction."""
+    """Return p-values with Holm's step-down correction."""
     corrected: dict[str, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(values, key=values.__getitem__)):
         highest = max(highest, min(1.0, values[name] * (len(values) - rank)))
         corrected[name] = highest
     return corrected
+
+
+def import_extra(module: str) -> ModuleType:
+    """Import a module of the extra ``pedcxr[eval]``.
+
+    Raises:
+        ConfigurationError: the module is not installed. The message contains the command that installs it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(f"pedcxr eval requires {module.partition('.')[0]}: {INSTALL}") from error

@@ -1,15 +1,14 @@
-"""Ways for a client's metrics to reach Prometheus: asked for, left in a file, or pushed. Nothing starts by itself.
+"""Export the metrics of a client to Prometheus: by scrape, by text file or by Pushgateway.
 
-Labels and values are all that goes out; :mod:`.metrics` lets nothing into them that names a film or a person.
+Importing this module starts no thread and no server. An export contains metric names, labels and values only.
+:class:`pedcxr_client.metrics.prometheus.Metrics` keeps films and persons out of them.
 """
 
 from __future__ import annotations
 
-import http.client
 import os
 import socket
 import threading
-import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 LOOPBACK = "127.0.0.1"
+"""Default address of :func:`serving`."""
 EVERY_S = 15.0
-"""Seconds between two publications of a run that goes on."""
+"""Default interval of :func:`repeating`, in seconds."""
 
 
 def asgi(registry: CollectorRegistry) -> Any:
-    """An ASGI app that answers a scrape, to be mounted in a program's own server."""
+    """Return an ASGI app that answers scrapes, to mount in an existing server."""
     from prometheus_client import make_asgi_app
 
     return make_asgi_app(registry)
@@ -35,26 +35,26 @@ def asgi(registry: CollectorRegistry) -> Any:
 
 @contextmanager
 def serving(registry: CollectorRegistry, port: int = 0, *, host: str = LOOPBACK) -> Iterator[str]:
-    """Answer scrapes in a thread while the block runs.
+    """Answer scrapes from a thread while the block runs.
 
     Args:
-        registry: what is shown.
-        port: 0 takes any free one.
-        host: loopback, so that nobody else can look, unless another is given.
+        registry: the metrics to expose.
+        port: TCP port, or 0 for a free port.
+        host: address to listen on. The default is loopback, so other machines cannot connect.
 
     Yields:
-        The address to scrape.
+        The URL to scrape.
 
     Raises:
-        ConfigurationError: the port is taken or not allowed.
+        ConfigurationError: the port is in use, not permitted or out of range.
     """
     from prometheus_client import start_http_server
 
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "is no port"
-        raise ConfigurationError(f"metrics port {port}: {reason}; choose another, or 0 for any free one") from error
+        reason = getattr(error, "strerror", None) or "must be an integer between 0 and 65,535"
+        raise ConfigurationError(f"metrics port {port}: {reason}; choose another port, or 0 for a free one") from error
     try:
         yield f"http://{host}:{server.server_port}/metrics"
     finally:
@@ -64,31 +64,32 @@ def serving(registry: CollectorRegistry, port: int = 0, *, host: str = LOOPBACK)
 
 
 def write(registry: CollectorRegistry, path: str | os.PathLike[str]) -> None:
-    """Leave a page for node_exporter's textfile collector; whoever reads sees the old one or the new one, whole.
+    """Write a file for the textfile collector of node_exporter. The file is replaced atomically.
 
     Raises:
-        ConfigurationError: the name does not end in ``.prom``, without which node_exporter passes it over.
-        OSError: it cannot be written.
+        ConfigurationError: the name does not end in ``.prom``; node_exporter ignores other files.
+        OSError: the file cannot be written.
     """
     from prometheus_client import write_to_textfile
 
     if not os.fspath(path).endswith(".prom"):
-        raise ConfigurationError("the metrics file: must end in .prom, or node_exporter does not read it")
+        raise ConfigurationError("metrics file: the name must end in .prom, because node_exporter ignores other files")
     write_to_textfile(os.fspath(path), registry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pushgateway:
-    """Where a run that ends before anybody could scrape it leaves its metrics.
+    """A Pushgateway, for runs that may end between two scrapes.
 
     Attributes:
-        url: of the Pushgateway, ``http://HOST:9091``.
-        job: the group's first label.
-        instance: its second, this machine and process: two runs at once must not overwrite each other.
-        timeout: seconds a push or a deletion may take.
+        url: URL of the Pushgateway, ``http://HOST:9091``.
+        job: label ``job`` of the group.
+        instance: label ``instance`` of the group. The default names host and process, so that concurrent runs do not
+            overwrite each other.
+        timeout: timeout of a push or a deletion, in seconds.
 
     Raises:
-        ConfigurationError: if the address is none.
+        ConfigurationError: the URL is not an HTTP URL.
     """
 
     url: str
@@ -99,13 +100,13 @@ class Pushgateway:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigurationError("the Pushgateway's address: give http://HOST:9091")
+            raise ConfigurationError("Pushgateway URL: must be an HTTP URL such as http://HOST:9091")
 
     def push(self, registry: CollectorRegistry) -> None:
-        """Put the group as it is now in place of what was there.
+        """Replace the group with the current metrics.
 
         Raises:
-            OSError: it did not answer in time, or not with success.
+            OSError: the Pushgateway timed out, or its response was not a success.
         """
         from prometheus_client import push_to_gateway
 
@@ -113,10 +114,10 @@ class Pushgateway:
             push_to_gateway(self.url, self.job, registry, {"instance": self.instance}, self.timeout)
 
     def delete(self) -> None:
-        """Take the group away: a Pushgateway never forgets, and would be scraped for a run that ended last year.
+        """Delete the group. Otherwise the Pushgateway exposes the metrics of a finished run indefinitely.
 
         Raises:
-            OSError: it did not answer in time, or not with success.
+            OSError: the Pushgateway timed out, or its response was not a success.
         """
         from prometheus_client import delete_from_gateway
 
@@ -126,14 +127,14 @@ class Pushgateway:
 
 @contextmanager
 def repeating(
-    publish: Callable[[], None], failed: Callable[[OSError], None], *, every: float = EVERY_S
+    publish: Callable[[], None], on_error: Callable[[OSError], None], *, every: float = EVERY_S
 ) -> Iterator[None]:
-    """Publish again and again while the block runs, in a thread, and once more at its end.
+    """Publish at an interval from a thread while the block runs, and once at the end of the block.
 
     Args:
-        publish: may raise OSError and must end by itself in seconds.
-        failed: told of each failure, which harms nothing else.
-        every: seconds.
+        publish: publishes the metrics. It may raise OSError, and must return within seconds.
+        on_error: called with each OSError. Publishing continues afterwards.
+        every: interval in seconds.
     """
     stop = threading.Event()
 
@@ -141,13 +142,13 @@ def repeating(
         try:
             publish()
         except OSError as error:
-            failed(error)
+            on_error(error)
 
-    def again() -> None:
+    def loop() -> None:
         while not stop.wait(every):
             attempt()
 
-    thread = threading.Thread(target=again, name="pedcxr-metrics", daemon=True)
+    thread = threading.Thread(target=loop, name="pedcxr-metrics", daemon=True)
     thread.start()
     try:
         yield
@@ -159,10 +160,14 @@ def repeating(
 
 @contextmanager
 def _as_oserror() -> Iterator[None]:
+    # A program that does not push should not load an HTTP client when it imports pedcxr_client.
+    import http.client
+    import urllib.error
+
     try:
         yield
     except urllib.error.HTTPError as error:
-        error.close()  # prometheus_client 0.26 leaves the connection open
+        error.close()  # prometheus_client 0.26 does not close the connection
         raise
     except (http.client.HTTPException, ValueError) as error:
-        raise OSError(f"the answer is not HTTP ({type(error).__name__})") from error
+        raise OSError(f"the response is not HTTP ({type(error).__name__})") from error

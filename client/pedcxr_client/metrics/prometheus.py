@@ -1,6 +1,7 @@
-"""Prometheus metrics of a client. Imported only when asked for; starts no server and no thread.
+"""Prometheus metrics of a client.
 
-Names are OpenTelemetry's for generative AI where it has one. Labels hold words from closed sets only.
+Metric names follow the OpenTelemetry conventions for generative AI where these define one. Label values come from
+closed sets.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram
-
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Histogram
 
     from pedcxr_client.errors import RequestError
     from pedcxr_client.metrics.hooks import Outcome
@@ -26,15 +25,15 @@ _BYTES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30
 
 
 class Metrics:
-    """A hook that counts and times a client's calls: ``Client(metrics=Metrics(registry))``.
+    """A hook that counts and times the calls of a client: ``Client(metrics=Metrics(registry))``.
 
-    One object may serve several clients and threads.
+    Several clients and threads may share one object.
 
     Args:
-        registry: where the metrics are registered; one Metrics each.
-        models: model names that may stand in a label; any other becomes ``"other"``.
-        ttft_slo, tpot_slo, e2e_slo: seconds promised; each becomes a bucket's edge, so that the share of calls that
-            kept the promise is exact. TTFT is measured from sending, E2E from the call.
+        registry: registry for the metrics. A registry accepts one ``Metrics`` object.
+        models: model names that are allowed as label values. Any other model becomes ``"other"``.
+        ttft_slo, tpot_slo, e2e_slo: latency objectives in seconds. Each becomes a bucket boundary, so that the share
+            of calls within the objective is exact. TTFT starts when the request is sent, E2E when the call starts.
     """
 
     def __init__(
@@ -46,62 +45,69 @@ class Metrics:
         tpot_slo: float | None = None,
         e2e_slo: float | None = None,
     ) -> None:
+        from prometheus_client import Counter, Gauge, Histogram
+
         self._models = frozenset(models)
         operation = ("gen_ai_operation_name", "gen_ai_request_model")
 
-        def histogram(name: str, text: str, labels: Iterable[str], edges: Iterable[float]) -> Histogram:
-            return Histogram(name, text, tuple(labels), registry=registry, buckets=tuple(edges))
+        def histogram(name: str, help_text: str, labels: Iterable[str], buckets: Iterable[float]) -> Histogram:
+            return Histogram(name, help_text, tuple(labels), registry=registry, buckets=tuple(buckets))
 
         self._duration = histogram(
             "gen_ai_client_operation_duration_seconds",
-            "From the call to its end, encoding and retries included.",
+            "Duration of a call, including encoding and retries.",
             (*operation, "error_type"),
-            _with_edge(_DURATION, e2e_slo),
+            _with_boundary(_DURATION, e2e_slo),
         )
         self._first_chunk = histogram(
             "gen_ai_client_operation_time_to_first_chunk_seconds",
-            "From sending to the first text (TTFT).",
+            "Time from sending the request to the first text (TTFT).",
             operation,
-            _with_edge(_FIRST_CHUNK, ttft_slo),
+            _with_boundary(_FIRST_CHUNK, ttft_slo),
         )
         self._tokens = histogram(
             "gen_ai_client_token_usage",
-            "Tokens of a call, as the server counts them.",
+            "Tokens of a call, as counted by the server.",
             (*operation, "gen_ai_token_type"),
             _TOKENS,
         )
         self._per_token = histogram(
             "pedcxr_client_time_per_output_token_seconds",
-            "Per token after the first (TPOT).",
+            "Time per output token after the first (TPOT).",
             ("model",),
-            _with_edge(_PER_TOKEN, tpot_slo),
+            _with_boundary(_PER_TOKEN, tpot_slo),
         )
         self._phases = histogram(
-            "pedcxr_client_phase_seconds", "Encode, wait (to the first text), generate.", ("phase",), _PHASE
+            "pedcxr_client_phase_seconds",
+            "Time per phase: encode, wait (until the first text), generate.",
+            ("phase",),
+            _PHASE,
         )
-        self._bytes = histogram("pedcxr_client_request_bytes", "Length of request bodies.", (), _BYTES)
-        self._in_flight = Gauge("pedcxr_client_in_flight", "Calls under way.", registry=registry)
-        self._retries = Counter("pedcxr_client_retries", "RetryState tried again.", ("reason",), registry=registry)
+        self._bytes = histogram("pedcxr_client_request_bytes", "Size of request bodies.", (), _BYTES)
+        self._in_flight = Gauge("pedcxr_client_in_flight", "Calls in flight.", registry=registry)
+        self._retries = Counter("pedcxr_client_retries", "Retries by reason.", ("reason",), registry=registry)
         self._aborts = Counter(
-            "pedcxr_client_aborts", "Calls whose text is no report, or was not waited for.", ("reason",),
+            "pedcxr_client_aborts",
+            "Calls without a usable report: rejected text, timeout or cancellation.",
+            ("reason",),
             registry=registry,
-        )  # fmt: skip
+        )
 
     def started(self) -> None:
-        """A call began."""
+        """Count the start of a call."""
         self._in_flight.inc()
 
     def retrying(self, error: RequestError, wait: float) -> None:
-        """An attempt failed and is tried again."""
+        """Count a retry."""
         self._retries.labels(error.outcome).inc()
 
     def finished(self, outcome: Outcome) -> None:
-        """A call ended."""
+        """Record the result of a call."""
         self._in_flight.dec()
         model = outcome.model if outcome.model in self._models else "other"
         timing, operation = outcome.timing, ("chat", model)
-        failed = "" if outcome.name == "ok" else outcome.name
-        _observe(self._duration.labels(*operation, failed), timing.scheduled, timing.done)
+        error_type = "" if outcome.name == "ok" else outcome.name
+        _observe(self._duration.labels(*operation, error_type), timing.scheduled, timing.done)
         _observe(self._first_chunk.labels(*operation), timing.sent, timing.first)
         _observe(self._phases.labels("encode"), timing.scheduled, timing.encoded)
         _observe(self._phases.labels("wait"), timing.sent, timing.first)
@@ -117,8 +123,8 @@ class Metrics:
             self._aborts.labels(outcome.name).inc()
 
 
-def _with_edge(edges: Iterable[float], edge: float | None) -> list[float]:
-    return sorted({*edges} if edge is None else {*edges, edge})
+def _with_boundary(buckets: Iterable[float], slo: float | None) -> list[float]:
+    return sorted({*buckets} if slo is None else {*buckets, slo})
 
 
 def _observe(histogram: Histogram, start: float | None, end: float | None) -> None:

@@ -1,6 +1,7 @@
-"""Reports in the forms that others read: text, JSON, CSV, FHIR R4, DICOM SR. Each carries the notices and the origin.
+"""Output formats of a report: plain text, JSON, CSV, FHIR R4 and DICOM SR.
 
-No option of any of them leaves the disclaimer out, and none calls a report final or verified.
+Every format contains the notices and the provenance of the report. No option removes the disclaimer, and no format
+marks a report as final or verified.
 """
 
 from pedcxr_client.reports.csv_table import COLUMNS, to_csv

@@ -1,15 +1,14 @@
-"""CSV for research (RFC 4180): a row a report. Pure.
+"""CSV for research (RFC 4180), one row per report.
 
-A spreadsheet runs a cell that begins like a formula. Such a cell, and one that begins with an apostrophe, gets an
-apostrophe before it: whoever takes one leading apostrophe off every cell has the very text again.
+Spreadsheets evaluate a cell that starts like a formula. The writer puts an apostrophe in front of such a cell, and in
+front of a cell that starts with an apostrophe. Removing one leading apostrophe from every cell restores the text.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 
-from pedcxr_client.reports.provenance import moment
+from pedcxr_client.reports.provenance import created_utc
 from pedcxr_client.reports.report import Report
 
 COLUMNS = (
@@ -19,30 +18,32 @@ COLUMNS = (
     "temperature", "max_tokens", "prompt_tokens", "completion_tokens", "finish_reason",
     "ttft_s", "tpot_s", "e2e_s", "attempts", "request_id", "created", "notices",
 )  # fmt: skip
-"""The columns, in this order; new ones come at the end."""
+"""The columns in order. New columns are appended."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def to_csv(report: Report, *, film_id: str = "", header: bool = True) -> str:
-    """The row of a report, ends of line CRLF; what is not known is empty.
+    """Return the report as one CSV row with CRLF line endings. Unknown values are empty.
 
     Args:
-        film_id: your name of the film, in the column ``id``.
-        header: begin with the row of column names.
+        film_id: the caller's name for the film, written to the column ``id``.
+        header: start with a row of column names.
     """
-    lines = io.StringIO()
-    writer = csv.writer(lines, lineterminator="\r\n")
+    import csv
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\r\n")
     if header:
         writer.writerow(COLUMNS)
     cells = _cells(report) | {"id": film_id}
-    writer.writerow([_safe(cells[column]) for column in COLUMNS])
-    return lines.getvalue()
+    writer.writerow([_escape_formula(cells[column]) for column in COLUMNS])
+    return buffer.getvalue()
 
 
 def _cells(report: Report) -> dict[str, object]:
     timing, usage = report.timing, report.usage
-    doubtful = [check for check in report.checks if check.status != "ok"]
+    failed_checks = [check for check in report.checks if check.status != "ok"]
     return {
         "age": report.age,
         "sex": report.sex,
@@ -51,7 +52,7 @@ def _cells(report: Report) -> dict[str, object]:
         "impression": report.impression,
         "text": report.text,
         "warnings": " | ".join(
-            f"{check.name} {'allowed' if check.allowed else check.status}: {check.why}" for check in doubtful
+            f"{check.name} {'allowed' if check.allowed else check.status}: {check.why}" for check in failed_checks
         ),
         "prompt_profile": report.prompt_profile,
         "prompt_version": report.prompt_version,
@@ -73,7 +74,7 @@ def _cells(report: Report) -> dict[str, object]:
         "e2e_s": _seconds(timing.e2e),
         "attempts": report.attempts,
         "request_id": report.request_id,
-        "created": moment(report),
+        "created": created_utc(report),
         "notices": " | ".join(report.notices),
     }
 
@@ -82,7 +83,7 @@ def _seconds(value: float | None) -> str | None:
     return None if value is None else f"{value:.6f}"
 
 
-def _safe(value: object) -> str:
+def _escape_formula(value: object) -> str:
     cell = "" if value is None else str(value)
-    # Blanks before it do not hide a formula from every spreadsheet.
+    # Some spreadsheets skip leading white space before they look for a formula.
     return f"'{cell}" if cell.startswith(_FORMULA) or cell.lstrip().startswith(_FORMULA) else cell

@@ -1,7 +1,7 @@
-"""A FHIR R4 DiagnosticReport (hl7.org/fhir/R4/diagnosticreport.html). Pure, and without extensions.
+"""FHIR R4 DiagnosticReport (hl7.org/fhir/R4/diagnosticreport.html), without extensions.
 
-R4 lets no device perform a DiagnosticReport, so that the model is the device of the one contained Observation, which
-holds the findings. ``conclusion`` is there only where the model wrote an impression.
+In R4 a device cannot be the performer of a DiagnosticReport. The model is therefore the device of the contained
+Observation, which holds the findings. ``conclusion`` is present only if the model wrote an impression.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from html import escape
 
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports import provenance
@@ -20,31 +19,32 @@ TITLE = "AI-generated draft report of a chest film. Research use only. Not for d
 
 _SUBJECT = re.compile(r"((https?://[^\s?#]+/)?Patient/[A-Za-z0-9.-]{1,64}|urn:uuid:[0-9a-f-]{36})")
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
-_ODD_SPACE = re.compile(r"[^\S \r\n\t]")  # FHIR's strings know four kinds of white space
+_OTHER_SPACE = re.compile(r"[^\S \r\n\t]")  # a FHIR string allows four white-space characters
 
 
 def to_fhir(report: Report, *, subject: str | None = None, preliminary: bool = False) -> str:
-    """The resource as JSON on one line, without a line break at its end.
+    """Return the resource as JSON on one line, without a trailing line break.
 
     Args:
-        subject: reference to the patient: ``Patient/ID``, its http address, or ``urn:uuid:...``; by default nobody.
-        preliminary: status ``preliminary`` instead of ``partial``; neither is final.
+        subject: reference to the patient: ``Patient/ID``, a URL that ends in it, or ``urn:uuid:...``. None leaves the
+            subject out.
+        preliminary: set the status ``preliminary`` instead of ``partial``. Neither is final.
 
     Raises:
-        ConfigurationError: if ``subject`` is no such reference.
+        ConfigurationError: ``subject`` is not such a reference.
     """
     check_subject(subject)
-    about = {} if subject is None else {"subject": {"reference": subject}}
+    patient = {} if subject is None else {"subject": {"reference": subject}}
     resource: dict[str, object] = {
         "resourceType": "DiagnosticReport",
-        "meta": {"security": _labels(report)},
+        "meta": {"security": _security_labels(report)},
         "text": {"status": "generated", "div": _narrative(report)},
-        "contained": [_device(report), _observation(report) | about],
+        "contained": [_device(report), _observation(report) | patient],
         "status": "preliminary" if preliminary else "partial",
         "category": [_coded("http://terminology.hl7.org/CodeSystem/v2-0074", "RAD", "Radiology")],
         "code": _coded("http://loinc.org", "18748-4", "Diagnostic imaging study") | {"text": TITLE},
-        **about,
-        "issued": provenance.moment(report),
+        **patient,
+        "issued": provenance.created_utc(report),
         "result": [{"reference": "#findings"}],
         "presentedForm": [
             {
@@ -52,7 +52,7 @@ def to_fhir(report: Report, *, subject: str | None = None, preliminary: bool = F
                 "language": "en",
                 "data": b64encode(to_text(report).encode()).decode(),
                 "title": TITLE,
-                "creation": provenance.moment(report),
+                "creation": provenance.created_utc(report),
             }
         ],
     }
@@ -62,20 +62,20 @@ def to_fhir(report: Report, *, subject: str | None = None, preliminary: bool = F
 
 
 def check_subject(subject: str | None) -> None:
-    """Raise unless it is None or a reference to a patient; the message does not repeat it.
+    """Check a reference to a patient. None is valid.
 
     Raises:
-        ConfigurationError
+        ConfigurationError: the reference is invalid. The message does not contain it.
     """
     if subject is not None and not _SUBJECT.fullmatch(subject):
-        raise ConfigurationError("FHIR subject: write Patient/ID, its http address, or urn:uuid:...")
+        raise ConfigurationError("FHIR subject must be Patient/ID, a URL that ends in Patient/ID, or urn:uuid:...")
 
 
 def _coded(system: str, code: str, display: str) -> dict[str, object]:
     return {"coding": [{"system": system, "code": code, "display": display}]}
 
 
-def _labels(report: Report) -> list[dict[str, str]]:
+def _security_labels(report: Report) -> list[dict[str, str]]:
     system = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
     research = {"system": system, "code": "HRESCH", "display": "healthcare research"}
     return [research, {"system": system, "code": "HTEST", "display": "test health data"}] if report.demo else [research]
@@ -115,14 +115,16 @@ def _observation(report: Report) -> dict[str, object]:
 
 
 def _narrative(report: Report) -> str:
+    from html import escape
+
     notices = "".join(f"<p><b>{escape(notice)}</b></p>" for notice in report.notices)
     text = escape(_NOT_XML.sub(" ", report.text)).replace("\r\n", "\n").replace("\r", "\n").replace("\n", "<br/>")
-    about = "".join(
+    rows = "".join(
         f"<tr><td>{escape(label)}</td><td>{escape(_NOT_XML.sub(' ', value))}</td></tr>"
         for label, value in provenance.lines(report)
     )
-    return f'<div xmlns="http://www.w3.org/1999/xhtml">{notices}<p>{text}</p><table>{about}</table></div>'
+    return f'<div xmlns="http://www.w3.org/1999/xhtml">{notices}<p>{text}</p><table>{rows}</table></div>'
 
 
 def _string(text: str) -> str:
-    return _ODD_SPACE.sub(" ", text)
+    return _OTHER_SPACE.sub(" ", text)

@@ -1,4 +1,4 @@
-"""JSON: everything that is known of a report, one object a line. Pure."""
+"""JSON: the whole report as one object per line."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Mapping
 from pedcxr_client.reports.report import Report
 
 SCHEMA = "pedcxr-report/1"
-"""The first key of each object. A key that goes or changes its meaning makes it ``/2``; new ones may come."""
+"""Value of the key ``schema``. The number increases when a key is removed or changes its meaning."""
 
-# str.splitlines, and readers built like it, take these for ends of lines; JSON allows them within a text.
-_BREAKS = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x7f\x85\u2028\u2029"}
+# JSON allows these characters in a string, but str.splitlines and similar readers split lines at them.
+_LINE_BREAKS = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x7f\x85\u2028\u2029"}
 
 
 def to_json(report: Report, *, film_id: str | None = None) -> str:
-    """One object on one line, without a line break at its end.
+    """Return the report as one JSON object on one line, without a trailing line break.
 
     Args:
-        film_id: your name of the film, under ``"id"``.
+        film_id: the caller's name for the film, written to ``"id"``.
     """
     return one_line({"schema": SCHEMA, "id": film_id, **report.as_dict()})
 
 
 def one_line(record: Mapping[str, object]) -> str:
-    """An object as JSON that no reader takes for several lines, without a line break at its end."""
-    text = json.dumps(record, ensure_ascii=False).translate(_BREAKS)
-    # A lone surrogate, which a model may write, has no UTF-8; escaped it is JSON like any other.
+    """Return a record as JSON on one line. No line reader splits it, and it has no trailing line break."""
+    text = json.dumps(record, ensure_ascii=False).translate(_LINE_BREAKS)
+    # A model may write a lone surrogate. UTF-8 cannot encode it, but its JSON escape is valid.
     return text.encode(errors="backslashreplace").decode()
 
 
 def to_jsonl(report: Report, *, film_id: str | None = None) -> str:
-    """:func:`to_json` with its line break: a line to append to a file."""
+    """Return :func:`to_json` followed by a line break, ready to append to a file."""
     return to_json(report, film_id=film_id) + "\n"

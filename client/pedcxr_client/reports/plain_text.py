@@ -1,4 +1,4 @@
-"""Plain text: the notices, the model's words byte for byte, and their origin. Pure."""
+"""Plain text: the notices, the text of the model byte for byte, and the provenance."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ RULE = "-" * 72
 
 
 def to_text(report: Report) -> str:
-    """A text to read and to file; it ends with a line break."""
-    about = [f"{label}: {value}" for label, value in provenance.lines(report)]
-    return "\n".join([*report.notices, RULE, report.text, RULE, *about, ""])
+    """Return the report as text for reading and filing. The text ends with a line break."""
+    provenance_lines = [f"{label}: {value}" for label, value in provenance.lines(report)]
+    return "\n".join([*report.notices, RULE, report.text, RULE, *provenance_lines, ""])

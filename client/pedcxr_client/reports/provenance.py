@@ -1,4 +1,4 @@
-"""Where a report comes from, in words: what every format says beside the text. Pure."""
+"""Provenance of a report as labelled values, which every format contains."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pedcxr_client.reports.report import Report
 
 
 def lines(report: Report) -> list[tuple[str, str]]:
-    """Label and value of all that tells one report's origin from another's; nothing that identifies a person."""
+    """Return label and value of every part of the provenance. No part identifies a person."""
     indication = report.indication_sha256
-    known = [
+    entries = [
         ("model", report.model),
         ("model revision", report.model_revision or "not known"),
         ("prompt profile", f"{report.prompt_profile}/{report.prompt_version}, sha256 {report.prompt_sha256}"),
@@ -16,13 +16,13 @@ def lines(report: Report) -> list[tuple[str, str]]:
         ("image profile", report.image_profile),
         ("image made by", "; ".join(report.image_how)),
         ("image", f"sha256 {report.image_sha256}"),
-        ("written", moment(report)),
+        ("written", created_utc(report)),
     ]
     if report.request_id is not None:
-        known.append(("request", report.request_id))
-    return known + [("check overridden", f"{check.name}: {check.why}") for check in report.checks if check.allowed]
+        entries.append(("request", report.request_id))
+    return entries + [("check overridden", f"{check.name}: {check.why}") for check in report.checks if check.allowed]
 
 
-def moment(report: Report) -> str:
-    """When it was finished, in UTC to the second, as ISO 8601."""
+def created_utc(report: Report) -> str:
+    """Return the time of completion in UTC, as ISO 8601 with a precision of one second."""
     return report.created.isoformat(timespec="seconds")

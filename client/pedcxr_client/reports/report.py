@@ -1,4 +1,4 @@
-"""What comes back: a report, its timing and its token counts."""
+"""A finished report with its provenance, its timing and its token counts."""
 
 from __future__ import annotations
 
@@ -10,35 +10,37 @@ from pedcxr_client.reports.sections import parse
 from pedcxr_client.types import Check, Sex, Timing, Usage
 
 DISCLAIMER = "AI-generated draft. Research use only. Not for diagnosis. Must be reviewed by a qualified professional."
-"""Stands beside every report. No option removes it."""
+"""Accompanies every report. No option removes it."""
 DEMO_NOTICE = "demo model: synthetic, not a medical report"
-"""Stands beside it where the demonstration model wrote the report."""
+"""Accompanies every report of the demonstration model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
-    """A finished report: the model ended it by itself (``finish_reason == "stop"``). A draft, never a diagnosis.
+    """A finished draft report, never a diagnosis. The model ended it itself (``finish_reason == "stop"``).
 
     Attributes:
-        text: what the model wrote, byte for byte.
-        model: the model as the server names it.
-        model_revision: which weights wrote it, or None where the server did not say or, a model being named, was not
-            asked.
-        demo: True if the demonstration model wrote it; then it is no medical text at all.
-        age, sex: as the prompt has them, None where they were left out.
-        view: ViewPosition as the film's header has it, or None.
-        prompt: the words sent with the film; in place of an indication it says "(not recorded)".
-        prompt_profile, prompt_version: which form they follow.
-        prompt_sha256: digest of that form, the system text included; the same for all patients.
-        indication_sha256: digest of the indication, None if none was given. Short texts can be guessed from it.
-        image_sha256: digest of the image bytes as they were sent.
-        image_how: how those bytes were made, in short notes; ``image_profile`` names the preparation.
-        checks: those of the intended use; one that blocks is there only if the caller allowed it.
-        max_tokens: the most tokens the report might have had.
-        usage: token counts, or None if the server gave none.
-        request_id: the server's ``X-Request-Id``, or None.
-        attempts: requests it took, 1 without a retry.
-        created: when it was finished, in UTC.
+        text: the output of the model, byte for byte.
+        model: name of the model on the server.
+        model_revision: revision of the weights. None if the server did not report it, or if the caller named the model
+            and the client did not query the server.
+        demo: True if the demonstration model wrote the report. Its text has no medical meaning.
+        age, sex: the values in the prompt, or None if the prompt omits them.
+        view: ViewPosition (0018,5101) of the DICOM header, or None.
+        prompt: the text sent with the film. "(not recorded)" replaces an indication.
+        prompt_profile, prompt_version: the prompt template.
+        prompt_sha256: digest of the template and the system text, equal for all patients.
+        indication_sha256: digest of the indication, or None without one. A short indication can be guessed from it.
+        image_sha256: digest of the image bytes in the request.
+        image_how: the steps that produced those bytes.
+        image_profile: name of the image preparation.
+        checks: results of the intended-use checks. A check that blocks appears only if the caller allowed it.
+        max_tokens: the token limit of the request.
+        usage: token counts, or None if the server sent none.
+        timing: timestamps of the call.
+        request_id: the ``X-Request-Id`` header of the response, or None.
+        attempts: number of requests, 1 without a retry.
+        created: time of completion, in UTC.
     """
 
     text: str
@@ -67,26 +69,26 @@ class Report:
 
     @property
     def findings(self) -> str | None:
-        """The FINDINGS section, or all of the text if the model wrote no headings."""
+        """The FINDINGS section, or the whole text if it has no headings. None if the section is empty or absent."""
         return parse(self.text).findings
 
     @property
     def impression(self) -> str | None:
-        """The IMPRESSION section, or None if the model wrote none; never invented."""
+        """The IMPRESSION section, or None if the model wrote none."""
         return parse(self.text).impression
 
     @property
     def disclaimer(self) -> str:
-        """:data:`DISCLAIMER`; it belongs beside the text wherever the text goes."""
+        """:data:`DISCLAIMER`. Show it wherever the text is shown."""
         return DISCLAIMER
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What must stand beside the text: :data:`DISCLAIMER`, and of a demonstration that it is one."""
+        """The notices to show with the text: :data:`DISCLAIMER`, preceded by :data:`DEMO_NOTICE` for the demo model."""
         return (DEMO_NOTICE, DISCLAIMER) if self.demo else (DISCLAIMER,)
 
     def as_dict(self) -> dict[str, object]:
-        """Everything, ready for ``json.dumps``."""
+        """Return all fields as values that ``json.dumps`` accepts."""
         return {
             "text": self.text,
             "findings": self.findings,

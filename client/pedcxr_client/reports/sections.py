@@ -1,12 +1,12 @@
-"""The sections of a report's text, where the model wrote their headings. Pure."""
+"""Split the text of a report at its FINDINGS and IMPRESSION headings."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-# A heading starts the text, a line or a sentence. With a colon it may be followed by its text; without one it must
-# stand alone on its line, or "The impression is that" would become one.
+# A heading is at the start of the text, of a line or of a sentence. With a colon, its text may follow on the same line.
+# Without a colon, it must be alone on its line. Otherwise "The impression is that" would match.
 _HEADING = re.compile(
     r"""
     (?: \A | \n | (?<=[.!?])[ \t]+ )
@@ -20,17 +20,18 @@ _HEADING = re.compile(
 
 
 class Sections(NamedTuple):
-    """``findings`` and ``impression``, None where the model wrote none."""
+    """The sections of a report, with None for a section that the model did not write."""
 
     findings: str | None
     impression: str | None
 
 
 def parse(text: str) -> Sections:
-    """Split a report at its FINDINGS and IMPRESSION headings: any case, markdown or plain, on a line or inline.
+    """Split a report at its FINDINGS and IMPRESSION headings.
 
-    Without headings all of the text is findings. Text before the first heading is findings only if no FINDINGS
-    heading follows. Nothing is ever invented; whitespace at the ends of a section is left out.
+    Headings may be in any case, plain or markdown, on their own line or inline. Without headings, the whole text is
+    the findings. Text before the first heading belongs to the findings only if no FINDINGS heading follows. White
+    space at both ends of a section is removed.
 
     >>> parse("**Findings:** Clear lungs. IMPRESSION: Normal.")
     Sections(findings='Clear lungs.', impression='Normal.')
@@ -49,7 +50,9 @@ def parse(text: str) -> Sections:
 
 
 def preface(text: str) -> str | None:
-    """What stands before the headings of a text that has a FINDINGS heading, which :func:`parse` leaves out.
+    """Return the text before the first heading, which :func:`parse` omits if there is a FINDINGS heading.
+
+    Return None if that text is empty, or if there is no FINDINGS heading.
 
     >>> preface("Chest, one view. FINDINGS: Clear lungs.")
     'Chest, one view.'

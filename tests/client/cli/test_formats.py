@@ -117,8 +117,8 @@ def test_report_is_printed_if_its_file_cannot_be_written(engine, path, tmp_path,
         (["--subject", "Patient/7"], 2, "valid only with --format fhir"),
         (["--json", "--preliminary"], 2, "valid only with --format fhir"),
         (["--format", "fhir", "--copy-identity"], 2, "valid only with --format sr"),
-        (["--format", "fhir", "--subject", "Popescu"], 2, "write Patient/ID"),
-        (["--format", "sr", "-o", "TMP/x", "--copy-identity"], 3, "no DICOM file"),
+        (["--format", "fhir", "--subject", "Popescu"], 2, "must be Patient/ID"),
+        (["--format", "sr", "-o", "TMP/x", "--copy-identity"], 3, "not a readable DICOM file"),
         (["-o", "TMP/absent/x"], 2, "its folder does not exist"),
         (["-o", "TMP"], 2, "is not a regular file"),
         (["-o", "TMP/film.png", "--force"], 2, "is the film itself"),
@@ -145,7 +145,7 @@ def test_sr_without_pydicom_gives_the_install_command(path, tmp_path):
     command = [sys.executable, "-c", code, "report", path, "--format", "sr", "-o", str(tmp_path / "x.dcm")]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert 'DICOM SR needs pydicom: pip install "pedcxr[dicom]"' in process.stderr
+    assert 'DICOM SR requires pydicom: pip install "pedcxr[dicom]"' in process.stderr
 
 
 def test_streamed_control_characters_are_replaced(engine, path, capsys):

@@ -1,4 +1,4 @@
-"""``pedcxr probe``: against models that look at the film, and against such that do not."""
+"""``pedcxr probe`` with models that use the image and models that ignore it."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Model = Callable[[bytes, str], str]
 
 
 class Server:
-    """An OpenAI-shaped server whose reports are a function of the pixels and the prompt."""
+    """An OpenAI-compatible server whose reports are a function of the pixels and the prompt."""
 
     def __init__(self) -> None:
         self.model: Model = lambda film, words: ""
-        self.asked: list[tuple[bytes, str]] = []
+        self.requests: list[tuple[bytes, str]] = []
 
     def report(self, body: bytes) -> str:
         image, words = json.loads(body)["messages"][0]["content"]
         data = b64decode(image["image_url"]["url"].partition(",")[2])
         film = Image.open(io.BytesIO(data)).convert("L").tobytes()
-        self.asked.append((film, words["text"]))
+        self.requests.append((film, words["text"]))
         return self.model(film, words["text"])
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    made = Server()
+    server = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None: ...
@@ -44,7 +44,7 @@ def server() -> Iterator[Server]:
             self.answer("application/json", json.dumps({"object": "list", "data": [{"id": "m"}]}).encode())
 
         def do_POST(self) -> None:
-            text = made.report(self.rfile.read(int(self.headers["content-length"])))
+            text = server.report(self.rfile.read(int(self.headers["content-length"])))
             delta = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}
             self.answer("text/event-stream", f"data: {json.dumps(delta)}\n\ndata: [DONE]\n\n".encode())
 
@@ -58,15 +58,15 @@ def server() -> Iterator[Server]:
     listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
     thread.start()
-    made.url = f"http://127.0.0.1:{listening.server_address[1]}/v1"  # type: ignore[attr-defined]
-    yield made
+    server.url = f"http://127.0.0.1:{listening.server_address[1]}/v1"  # type: ignore[attr-defined]
+    yield server
     listening.shutdown()
     thread.join()
     listening.server_close()
 
 
 def picture(seed: int) -> Image.Image:
-    """Brighter at one side, so that its mirror image is another picture."""
+    """Return an image that differs from its mirror image."""
     return ImageOps.invert(Image.linear_gradient("L").rotate(90)).point(lambda value: max(0, value - 20 * seed))
 
 
@@ -91,23 +91,23 @@ def sees_nothing(film: bytes, words: str) -> str:
 
 def probe(capsys, server: Server, films: list[str], *more: str) -> tuple[int, str]:
     code = main(["probe", *films, "--url", server.url, "--age", "5y", "--sex", "F", *more])
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    return code, shown.out
+    output = capsys.readouterr()
+    assert output.err == ""
+    return code, output.out
 
 
-def test_a_model_that_looks(server, films, capsys):
+def test_model_that_uses_the_image_passes(server, films, capsys):
     server.model = sees
     code, out = probe(capsys, server, films)
     assert code == 0 and "the reports depend on the film" in out
     assert out.splitlines()[-2].split() == ["changed", "0", "of", "3", "3", "of", "3", "3", "of", "3", "3", "of", "3"]
-    assert len(server.asked) == 15 and len({words for _, words in server.asked}) == 1
+    assert len(server.requests) == 15 and len({words for _, words in server.requests}) == 1
 
 
-def test_what_is_asked_of_each_film(server, films, capsys):
+def test_images_sent_for_each_film(server, films, capsys):
     server.model = sees
     probe(capsys, server, films)
-    pixels = [film for film, _ in server.asked[:5]]
+    pixels = [film for film, _ in server.requests[:5]]
     own, following = picture(0), picture(1)
     assert pixels == [
         own.tobytes(), own.tobytes(), bytes(256 * 256), ImageOps.mirror(own).tobytes(), following.tobytes(),
@@ -119,51 +119,51 @@ def test_what_is_asked_of_each_film(server, films, capsys):
     [(sees_nothing, ("black", "shuffled", "mirrored")), (sees_no_sides, ("mirrored",))],
     ids=["nothing", "no-sides"],
 )
-def test_a_model_that_does_not_look_exits_5(server, films, capsys, model, probes):
+def test_model_that_ignores_the_image_exits_5(server, films, capsys, model, probes):
     server.model = model
     code, out = probe(capsys, server, films)
     assert code == 5
     assert [line.split()[0] for line in out.splitlines()[5:]] == list(probes)
     code, out = probe(capsys, server, films, "--json")
-    found = json.loads(out)
-    assert code == 5 and len(found["failings"]) == len(probes)
-    assert found["probes"]["again"] == {"changed": 0, "asked": 3}
-    assert all(film["changed"]["mirrored"] is False for film in found["films"])
+    result = json.loads(out)
+    assert code == 5 and len(result["failings"]) == len(probes)
+    assert result["probes"]["again"] == {"changed": 0, "asked": 3}
+    assert all(film["changed"]["mirrored"] is False for film in result["films"])
 
 
-def test_chance_is_no_looking(server, films, capsys):
-    """A model that rolls dice changes every report, and those of the same film too."""
-    rolls = iter(range(1000))
-    server.model = lambda film, words: f"Effusion on the left, {next(rolls)}."
+def test_random_reports_do_not_pass(server, films, capsys):
+    """Every report of this model differs, even for the same image."""
+    numbers = iter(range(1000))
+    server.model = lambda film, words: f"Effusion on the left, {next(numbers)}."
     code, out = probe(capsys, server, films)
     assert code == 5 and "not reproducible" in out
 
 
-def test_a_mirror_tells_only_where_a_report_names_a_side(server, films, capsys):
+def test_mirrored_probe_counts_only_reports_with_a_side(server, films, capsys):
     server.model = lambda film, words: f"{'Normal' if sum(film) else 'Nothing'} {sum(film[:256])} chest."
     code, out = probe(capsys, server, films)
     assert out.splitlines()[-2].split() == ["changed", "0", "of", "3", "3", "of", "3", "0", "of", "0", "3", "of", "3"]
     assert code == 0
 
 
-def test_what_is_no_report_is_an_answer_too(server, films, capsys):
+def test_rejected_text_counts_as_a_changed_report(server, films, capsys):
     server.model = lambda film, words: sees(film, words) if any(film) else ""
     assert probe(capsys, server, films)[0] == 0
 
 
-def test_one_film_has_no_other_to_be_shuffled_with(server, films, capsys):
+def test_single_film_cannot_be_shuffled(server, films, capsys):
     server.model = sees
     code, out = probe(capsys, server, films[:1])
     assert code == 0 and out.splitlines()[1].split()[1:] == ["same", "changed", "changed", "-"]
 
 
-def test_every_film_is_read_before_one_is_sent(server, films, tmp_path, capsys):
+def test_every_film_is_read_before_the_first_request(server, films, tmp_path, capsys):
     assert main(["probe", *films, str(tmp_path / "no.png"), "--url", server.url]) == 3
     assert main(["probe", *films, "--url", server.url, "--age", "40y"]) == 3
-    assert not server.asked
+    assert not server.requests
 
 
-def test_a_dicom_keeps_its_own_age_and_sex_whatever_the_pixels(server, tmp_path, capsys):
+def test_prompt_uses_the_header_of_the_film_for_every_probe(server, tmp_path, capsys):
     pytest.importorskip("pydicom")
     from tests.support.dicom_maker import film, ramp
 
@@ -172,5 +172,5 @@ def test_a_dicom_keeps_its_own_age_and_sex_whatever_the_pixels(server, tmp_path,
         pixels = ramp() if name == "a.dcm" else ramp()[:, ::-1].copy()
         (tmp_path / name).write_bytes(film(pixels, PatientAge=age, WindowCenter=2048, WindowWidth=4096))
     assert main(["probe", str(tmp_path / "a.dcm"), str(tmp_path / "b.dcm"), "--url", server.url]) == 0
-    words = [words for _, words in server.asked]
-    assert all("5-year-old" in one for one in words[:5]) and all("10-year-old" in one for one in words[5:])
+    words = [words for _, words in server.requests]
+    assert all("5-year-old" in text for text in words[:5]) and all("10-year-old" in text for text in words[5:])

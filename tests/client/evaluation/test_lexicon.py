@@ -1,4 +1,4 @@
-"""What a report says of a finding, negation and uncertainty included; sentences as radiologists write them."""
+"""Extraction of findings from radiology sentences, including negation and uncertainty."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pedcxr_client.evaluation import lexicon, negation
 SHIPPED = lexicon.load()
 
 
-def said(report: str) -> dict[str, str]:
-    """What it says, findings that are absent left out."""
-    return {name: str(one) for name, one in negation.read(report, SHIPPED).items() if one != "absent"}
+def mentioned(report: str) -> dict[str, str]:
+    """Return the findings that are present or uncertain."""
+    return {name: str(status) for name, status in negation.read(report, SHIPPED).items() if status != "absent"}
 
 
 def present(report: str) -> set[str]:
-    return {name for name, one in said(report).items() if one == "present"}
+    return {name for name, status in mentioned(report).items() if status == "present"}
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def present(report: str) -> set[str]:
         ("A nasogastric tube and a chest tube are in place.", {"enteric_tube", "chest_tube"}),
     ],
 )
-def test_findings_by_their_words(report, findings):
+def test_findings_are_recognised(report, findings):
     assert present(report) == findings
-    assert present(f"**FINDINGS:**\n- {report}") == findings, "in markdown too"
+    assert present(f"**FINDINGS:**\n- {report}") == findings, "in markdown"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_findings_by_their_words(report, findings):
         "",
     ],
 )
-def test_what_is_denied_is_absent(report):
-    assert said(report) == {}
+def test_negated_findings_are_absent(report):
+    assert mentioned(report) == {}
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def test_what_is_denied_is_absent(report):
         ("No pneumonia on the left. Right lower lobe pneumonia.", {"consolidation"}),
     ],
 )
-def test_where_the_reach_of_a_negation_ends(report, findings):
+def test_scope_of_a_negation(report, findings):
     assert present(report) == findings
-    assert set(said(report)) == findings
+    assert set(mentioned(report)) == findings
 
 
 @pytest.mark.parametrize(
@@ -122,52 +122,52 @@ def test_where_the_reach_of_a_negation_ends(report, findings):
         "Pneumonia?",
     ],
 )
-def test_uncertainty(report):
-    assert said(report) == {"consolidation": "uncertain"}
+def test_uncertain_findings(report):
+    assert mentioned(report) == {"consolidation": "uncertain"}
 
 
-def test_the_strongest_mention_counts():
-    assert said("Possible pneumonia. No effusion. Consolidation in the left lung.") == {"consolidation": "present"}
-    assert said("No pneumonia. Pneumonia cannot be excluded.") == {"consolidation": "uncertain"}
+def test_strongest_mention_counts():
+    assert mentioned("Possible pneumonia. No effusion. Consolidation in the left lung.") == {"consolidation": "present"}
+    assert mentioned("No pneumonia. Pneumonia cannot be excluded.") == {"consolidation": "uncertain"}
 
 
-def test_it_is_versioned_and_hashed():
+def test_bundled_lexicon_has_version_and_digest():
     assert SHIPPED.version == "1"
     assert SHIPPED.sha256 == hashlib.sha256(lexicon.SHIPPED.read_bytes()).hexdigest()
-    assert {name for name, one in SHIPPED.findings.items() if not one.abnormal} == {
+    assert {name for name, finding in SHIPPED.findings.items() if not finding.abnormal} == {
         "thymus_normal", "endotracheal_tube", "enteric_tube", "central_line", "chest_tube",
     }  # fmt: skip
 
 
-def test_another_lexicon(tmp_path):
+def test_custom_lexicon(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text("version = '7'\n[findings.stripe]\nterms = ['stripes?']\n[negation]\nbefore = ['sans']\n")
     own = lexicon.load(path)
     assert own.version == "7" and own.sha256 != SHIPPED.sha256
     assert negation.read("A stripe.", own) == {"stripe": "present"}
     assert negation.read("Sans stripe.", own) == {"stripe": "absent"}
-    assert negation.read("No stripe.", own) == {"stripe": "present"}, "only its own words negate"
-    assert negation.read("A striped shirt.", own) == {"stripe": "absent"}, "between word boundaries"
+    assert negation.read("No stripe.", own) == {"stripe": "present"}, "only the words of this lexicon negate"
+    assert negation.read("A striped shirt.", own) == {"stripe": "absent"}, "terms match whole words"
     assert negation.read("x", replace(own, findings={})) == {}
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ("", "findings: at least one"),
-        ("not toml", "no TOML"),
+        ("", "findings: must contain at least one"),
+        ("not toml", "not valid TOML"),
         ("[findings.a]\nterms = 'x'", r"findings\.a\.terms: must be a list"),
-        ("[findings.a]\nterms = ['(']", r"findings\.a\.terms: holds what is no regular expression"),
-        ("[findings.a]\nterm = ['x']", r"findings\.a: a table of terms"),
-        ("[findings.a]\nabnormal = true", r"findings\.a: needs terms or phrases"),
-        ("[findings.a]\nterms = ['x']\nabnormal = 1", "abnormal is true or false"),
+        ("[findings.a]\nterms = ['(']", r"findings\.a\.terms: contains an invalid regular expression"),
+        ("[findings.a]\nterm = ['x']", r"findings\.a: must be a table with the keys terms"),
+        ("[findings.a]\nabnormal = true", r"findings\.a: must have terms or phrases"),
+        ("[findings.a]\nterms = ['x']\nabnormal = 1", "abnormal must be true or false"),
         ("[findings.a]\nterms = ['x']\n[negation]\nbefore = [1]", r"negation\.before: must be a list"),
     ],
 )
-def test_a_lexicon_that_cannot_be_used_names_the_key(tmp_path, text, says):
+def test_invalid_lexicon_names_the_key(tmp_path, text, message):
     path = tmp_path / "own.toml"
     path.write_text(text)
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=message):
         lexicon.load(path)
     with pytest.raises(InputError, match="No such file"):
-        lexicon.load(tmp_path / "missing.toml")
+        lexicon.load(tmp_path / "absent.toml")

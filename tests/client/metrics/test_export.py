@@ -1,4 +1,4 @@
-"""How metrics leave a client: asked for, left in a file, pushed. Each through its own door, and never by themselves."""
+"""Export of client metrics by scrape, text file and Pushgateway."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def path(tmp_path: Path, film: bytes) -> str:
 
 
 class Gateway:
-    """A small real HTTP server that takes what a Pushgateway takes."""
+    """An HTTP server that accepts the requests of a Pushgateway client."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[str, str, str]] = []
+        self.requests: list[tuple[str, str, str]] = []
         self.pushed = threading.Event()
         self.status = 200
         self.hold = threading.Event()
@@ -61,16 +61,16 @@ class Gateway:
         gateway = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def _take(self) -> None:
+            def _receive(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-                gateway.seen.append((self.command, self.path, body))
+                gateway.requests.append((self.command, self.path, body))
                 gateway.pushed.set()
                 gateway.hold.wait(20)
                 self.send_response(gateway.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            do_PUT = do_DELETE = _take
+            do_PUT = do_DELETE = _receive
 
             def log_message(self, *_: Any) -> None: ...
 
@@ -79,7 +79,7 @@ class Gateway:
 
     @property
     def methods(self) -> list[str]:
-        return [method for method, _, _ in self.seen]
+        return [method for method, _, _ in self.requests]
 
 
 @pytest.fixture
@@ -97,22 +97,22 @@ def gateway() -> Iterator[Gateway]:
 
 
 def test_importing_starts_nothing():
-    """Not even prometheus_client is loaded by the modules that everybody imports."""
-    code = "import sys, threading, pedcxr_client, pedcxr_client.metrics.export, pedcxr_client.cli.options\n"
+    """The package and the command-line options do not import prometheus_client or start a thread."""
+    code = "import sys, threading, pedcxr_client, pedcxr_client.metrics, pedcxr_client.cli.options\n"
     code += "print(threading.active_count(), 'prometheus_client' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "1 False\n"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout == "1 False\n"
 
 
-def test_a_program_s_own_server_mounts_the_app(registry):
-    async def ask() -> str:
+def test_asgi_app_answers_a_scrape(registry):
+    async def scrape() -> str:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(export.asgi(registry))) as client:
             return (await client.get("http://x/metrics")).text
 
-    assert samples(asyncio.run(ask())) == {"answer": 42}
+    assert samples(asyncio.run(scrape())) == {"answer": 42}
 
 
-def test_a_port_on_loopback_while_the_block_runs(registry):
+def test_serving_listens_on_loopback_while_the_block_runs(registry):
     threads = threading.active_count()
     with export.serving(registry) as address:
         assert address.startswith("http://127.0.0.1:")
@@ -123,54 +123,54 @@ def test_a_port_on_loopback_while_the_block_runs(registry):
 
 
 @pytest.mark.parametrize("port", [None, 70_000, -1])
-def test_a_port_that_cannot_be_had(registry, port):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1] if port is None else port
+def test_unusable_port_raises(registry, port):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1] if port is None else port
         with pytest.raises(ConfigurationError, match=f"port {port}"), export.serving(registry, port):
             pass
 
 
-def test_whoever_reads_the_file_sees_a_whole_page(tmp_path):
+def test_readers_of_the_file_always_see_a_complete_page(tmp_path):
     registry = CollectorRegistry()
     counters = [Counter(f"a{number}", "", registry=registry) for number in range(200)]
     path = tmp_path / "pedcxr.prom"
     export.write(registry, path)
-    written = threading.Event()
+    finished = threading.Event()
 
-    def again_and_again() -> None:
+    def rewrite() -> None:
         for _ in range(60):
             for counter in counters:
                 counter.inc()
             export.write(registry, path)
-        written.set()
+        finished.set()
 
-    writer = threading.Thread(target=again_and_again)
+    writer = threading.Thread(target=rewrite)
     writer.start()
     reads = 0
-    while not written.is_set() or not reads:
+    while not finished.is_set() or not reads:
         values = {value for name, value in samples(path.read_text()).items() if name.endswith("_total")}
-        assert len(values) == 1 and len(samples(path.read_text())) == 400  # with the time each was made
+        assert len(values) == 1 and len(samples(path.read_text())) == 400  # each counter has a creation time
         reads += 1
     writer.join()
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_node_exporter_would_pass_over(registry, tmp_path):
+def test_file_name_must_end_in_prom(registry, tmp_path):
     with pytest.raises(ConfigurationError, match=r"\.prom"):
         export.write(registry, tmp_path / "pedcxr.txt")
 
 
-def test_a_push_replaces_its_group_and_a_deletion_ends_it(registry, gateway):
+def test_push_replaces_the_group_and_delete_removes_it(registry, gateway):
     target = export.Pushgateway(url=gateway.url + "/", instance="here:1")
     target.push(registry)
     target.delete()
-    (put, where, body), (delete, there, _) = gateway.seen
+    (put, where, body), (delete, there, _) = gateway.requests
     assert (put, delete, where) == ("PUT", "DELETE", there)
     assert where == "/metrics/job/pedcxr/instance/here%3A1" or where == "/metrics/job/pedcxr/instance/here:1"
     assert samples(body) == {"answer": 42}
 
 
-def test_two_runs_do_not_share_a_group():
+def test_each_process_has_its_own_group():
     one = export.Pushgateway(url="http://gateway:9091")
     code = "from pedcxr_client.metrics.export import Pushgateway as P; print(P(url='http://gateway:9091').instance)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -178,12 +178,12 @@ def test_two_runs_do_not_share_a_group():
 
 
 @pytest.mark.parametrize("url", ["gateway:9091", "ftp://gateway", "http://", "", "file:///etc/passwd"])
-def test_an_address_that_is_none(url):
+def test_invalid_pushgateway_url_raises(url):
     with pytest.raises(ConfigurationError, match="http://HOST:9091"):
         export.Pushgateway(url=url)
 
 
-def test_a_gateway_that_hangs_fails_and_refuses(registry, gateway):
+def test_pushgateway_failures_raise_oserror(registry, gateway):
     target = export.Pushgateway(url=gateway.url, timeout=0.2)
     gateway.hold.clear()
     with pytest.raises(OSError, match="timed out"):
@@ -192,21 +192,21 @@ def test_a_gateway_that_hangs_fails_and_refuses(registry, gateway):
     gateway.status = 400
     with pytest.raises(OSError, match="400"):
         target.push(registry)
-    with nobody() as url, pytest.raises(OSError, match="refused"):
+    with unused_address() as url, pytest.raises(OSError, match="refused"):
         export.Pushgateway(url=url).delete()
-    with garbage() as url, pytest.raises(OSError, match="not HTTP"):
+    with server_without_http() as url, pytest.raises(OSError, match="not HTTP"):
         export.Pushgateway(url=url).push(registry)
 
 
 @contextmanager
-def nobody() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def unused_address() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
-def garbage() -> Iterator[str]:
+def server_without_http() -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -221,13 +221,13 @@ def garbage() -> Iterator[str]:
         thread.join()
 
 
-def test_a_run_that_goes_on_is_published_again_and_again_and_once_more_at_its_end():
+def test_repeating_publishes_at_the_interval_and_at_the_end():
     calls, third, failures = [], threading.Event(), []
 
     def publish() -> None:
         calls.append(len(calls))
         if len(calls) == 2:
-            raise OSError("for once")
+            raise OSError("temporary failure")
         if len(calls) >= 3:
             third.set()
 
@@ -235,10 +235,10 @@ def test_a_run_that_goes_on_is_published_again_and_again_and_once_more_at_its_en
         assert third.wait(5)
         inside = len(calls)
     assert len(calls) > inside
-    assert [str(error) for error in failures] == ["for once"]
+    assert [str(error) for error in failures] == ["temporary failure"]
 
 
-def test_the_command_leaves_a_file(engine, path, tmp_path, capsys):
+def test_command_writes_the_text_file(engine, path, tmp_path, capsys):
     page = tmp_path / "pedcxr.prom"
     assert main(["report", path, "--url", engine.url, "--metrics-textfile", str(page)]) == 0
     assert capsys.readouterr().out == TEXT + "\n"
@@ -247,24 +247,24 @@ def test_the_command_leaves_a_file(engine, path, tmp_path, capsys):
     assert 'error_type=""' in text and "Popescu" not in text
 
 
-def test_a_failure_is_published_too(engine, path, tmp_path):
+def test_failed_report_is_published(engine, path, tmp_path):
     engine.answer = Answer(finish="length")
     page = tmp_path / "pedcxr.prom"
     assert main(["report", path, "--url", engine.url, "--metrics-textfile", str(page)]) == 4
     assert f'{DURATION}_count{{error_type="truncated"' in page.read_text()
 
 
-def test_the_command_pushes_and_deletes(engine, path, gateway, capsys):
+def test_command_pushes_and_deletes(engine, path, gateway, capsys):
     flags = ["--metrics-push", gateway.url, "--metrics-linger", "0", "--model", "fake"]
     assert main(["report", path, "--url", engine.url, *flags]) == 0
     assert capsys.readouterr().out == TEXT + "\n"
     assert gateway.methods == ["PUT", "DELETE"]
-    assert re.search(rf'{DURATION}_count{{.*gen_ai_request_model="fake".*}} 1.0', gateway.seen[0][2])
-    assert "Popescu" not in str(gateway.seen)
+    assert re.search(rf'{DURATION}_count{{.*gen_ai_request_model="fake".*}} 1.0', gateway.requests[0][2])
+    assert "Popescu" not in str(gateway.requests)
 
 
-def test_the_report_does_not_wait_for_the_gateway(engine, path, gateway):
-    """It is on stdout before the first push is answered, and its exit code is its own."""
+def test_report_is_printed_before_the_push_completes(engine, path, gateway):
+    """The report is on stdout before the Pushgateway responds, and the push does not change the exit code."""
     gateway.hold.clear()
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "--url", engine.url]
     command += ["--metrics-push", gateway.url, "--metrics-linger", "0"]
@@ -277,11 +277,11 @@ def test_the_report_does_not_wait_for_the_gateway(engine, path, gateway):
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("trouble", ["away", "refuses"])
-def test_no_trouble_of_the_gateway_s_harms_the_report(engine, path, gateway, capsys, trouble):
+@pytest.mark.parametrize("failure", ["unreachable", "error"])
+def test_pushgateway_failure_does_not_affect_the_report(engine, path, gateway, capsys, failure):
     gateway.status = 500
-    with nobody() as away:
-        url = away if trouble == "away" else gateway.url
+    with unused_address() as address:
+        url = address if failure == "unreachable" else gateway.url
         assert main(["report", path, "--url", engine.url, "--metrics-push", url, "--metrics-linger", "0"]) == 0
     out, err = capsys.readouterr()
     assert out == TEXT + "\n"
@@ -289,14 +289,23 @@ def test_no_trouble_of_the_gateway_s_harms_the_report(engine, path, gateway, cap
     assert "Traceback" not in err
 
 
-def test_the_command_answers_scrapes_until_it_ends(engine, path):
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Restore the default SIGINT handling, which the child inherits. A run under ``nohup ... &`` ignores SIGINT."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("default_sigint")
+def test_command_answers_scrapes_until_it_ends(engine, path):
     engine.answer = Answer(stall_after=1)
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "--stream", "--url", engine.url]
     command += ["--metrics-port", "0"]
     with spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         address = process.stderr.readline().removeprefix("pedcxr: metrics at ").strip()
-        process.stdout.read(1)  # a report is under way, and stays so
+        process.stdout.read(1)  # the report is in flight and stays in flight
         assert samples(httpx.get(address).text)["pedcxr_client_in_flight"] == 1
         process.send_signal(signal.SIGINT)
         process.stdout.read()
@@ -306,7 +315,7 @@ def test_the_command_answers_scrapes_until_it_ends(engine, path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "message"),
     [
         (["--metrics-textfile", "pedcxr.txt"], ".prom"),
         (["--metrics-textfile", "/no/such/folder/pedcxr.prom"], "No such file"),
@@ -315,21 +324,21 @@ def test_the_command_answers_scrapes_until_it_ends(engine, path):
         (["--metrics-port", "70000"], "port 70000"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_sent(engine, path, tmp_path, monkeypatch, capsys, flags, words):
+def test_invalid_options_fail_before_the_first_request(engine, path, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)
     assert main(["report", path, "--url", engine.url, *flags]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert engine.requests == []
 
 
-def test_without_the_options_nothing_is_imported(engine, path):
+def test_command_without_metrics_options_does_not_import_prometheus_client(engine, path):
     code = "import sys; from pedcxr_client.cli.main import main; code = main(sys.argv[1:])\n"
     code += "sys.exit(code or 'prometheus_client' in sys.modules)"
     command = [sys.executable, "-c", code, "report", path, "--url", engine.url]
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def test_several_clients_may_share_one_page(engine, film):
+def test_clients_can_share_one_metrics_object(engine, film):
     registry = CollectorRegistry()
     metrics = Metrics(registry, models=["fake"])
     with Client(engine.url, metrics=metrics) as one, Client(engine.url, metrics=metrics) as other:

@@ -1,4 +1,4 @@
-"""Metrics, scraped as Prometheus would."""
+"""Values and labels of the client metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pedcxr_client import InputError, ReportError, RequestError, Timeouts
-from pedcxr_client.metrics.prometheus import Metrics
+from pedcxr_client.metrics import Metrics
 from tests.support.fake_engine import Answer
 
 WORDS = {
@@ -26,7 +26,7 @@ def scrape(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
     }
 
 
-def edges(registry: CollectorRegistry, name: str) -> list[float]:
+def boundaries(registry: CollectorRegistry, name: str) -> list[float]:
     families = text_string_to_metric_families(generate_latest(registry).decode())
     return [float(s.labels["le"]) for family in families for s in family.samples if s.name == name + "_bucket"]
 
@@ -36,7 +36,7 @@ def registry() -> CollectorRegistry:
     return CollectorRegistry()
 
 
-def test_a_good_report_is_timed_and_counted(engine, film, twin, registry):
+def test_successful_report_is_timed_and_counted(engine, film, twin, registry):
     engine.answer = Answer(gap=0.01)
     engine.reply(Answer(status=503, headers={"retry-after": "0.01"}))
     report = twin.report(engine.url, film, client={"metrics": Metrics(registry, models=["fake"])})
@@ -67,9 +67,9 @@ def test_a_good_report_is_timed_and_counted(engine, film, twin, registry):
         (Answer(status=400), "bad_request"),
     ],
 )
-def test_each_outcome_has_its_word(engine, film, twin, registry, answer, outcome):
+def test_each_outcome_has_its_label(engine, film, twin, registry, answer, outcome):
     engine.answer = answer
-    gap = 0.1 if outcome == "timeout" else 30  # a busy machine takes long
+    gap = 0.1 if outcome == "timeout" else 30  # generous, because the test machine may be busy
     with pytest.raises(RequestError) as caught:
         twin.report(engine.url, film, client={"metrics": Metrics(registry), "timeouts": Timeouts(gap=gap)})
     page = scrape(registry)
@@ -79,21 +79,21 @@ def test_each_outcome_has_its_word(engine, film, twin, registry, answer, outcome
     assert page["pedcxr_client_in_flight",] == 0
 
 
-def test_a_refused_film_counts_as_input(engine, twin, registry):
+def test_invalid_film_counts_as_input(engine, twin, registry):
     with pytest.raises(InputError):
         twin.report(engine.url, b"no film", client={"metrics": Metrics(registry)})
     assert scrape(registry)["gen_ai_client_operation_duration_seconds_count", "input", "chat", "other"] == 1
 
 
-def test_labels_are_words_of_closed_sets(engine, film, registry, twin):
-    """A model's name, which a user may set to anything, is no label unless it was allowed."""
+def test_label_values_are_from_closed_sets(engine, film, registry, twin):
+    """An arbitrary model name becomes a label only if it is listed in ``models``."""
     metrics = Metrics(registry)
     twin.report(engine.url, film, client={"metrics": metrics, "model": "Popescu^Ana"})
     for name, *labels in scrape(registry):
         assert set(labels) <= WORDS, name
 
 
-def test_slos_are_bucket_edges(registry):
+def test_slos_are_bucket_boundaries(registry):
     Metrics(registry, ttft_slo=0.7, tpot_slo=0.0123, e2e_slo=11.5)
     registry_page = generate_latest(registry).decode()
     assert "pedcxr_client_in_flight 0.0" in registry_page
@@ -103,7 +103,7 @@ def test_slos_are_bucket_edges(registry):
     metrics._first_chunk.labels("chat", "other").observe(1)
     metrics._per_token.labels("other").observe(1)
     metrics._duration.labels("chat", "other", "").observe(1)
-    assert 0.7 in edges(fresh, "gen_ai_client_operation_time_to_first_chunk_seconds")
-    assert {0.002, 0.0123} <= set(edges(fresh, "pedcxr_client_time_per_output_token_seconds"))
-    assert min(edges(fresh, "pedcxr_client_time_per_output_token_seconds")) == 0.002
-    assert 11.5 in edges(fresh, "gen_ai_client_operation_duration_seconds")
+    assert 0.7 in boundaries(fresh, "gen_ai_client_operation_time_to_first_chunk_seconds")
+    assert {0.002, 0.0123} <= set(boundaries(fresh, "pedcxr_client_time_per_output_token_seconds"))
+    assert min(boundaries(fresh, "pedcxr_client_time_per_output_token_seconds")) == 0.002
+    assert 11.5 in boundaries(fresh, "gen_ai_client_operation_duration_seconds")

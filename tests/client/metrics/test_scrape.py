@@ -1,4 +1,4 @@
-"""Real Prometheus and its Pushgateway take a client's metrics, and a query says how many calls kept their promise."""
+"""Export to a real Prometheus and a real Pushgateway, and the SLO query of docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ scrape_configs:
     honor_labels: true
     static_configs: [{{targets: ["{target}"]}}]
 """
-# What docs/metrics.md tells a reader to ask.
-KEPT = f'sum({E2E}_bucket{{error_type="",le="0.4"}}) / sum({E2E}_count)'
+# The query of docs/metrics.md.
+WITHIN_SLO = f'sum({E2E}_bucket{{error_type="",le="0.4"}}) / sum({E2E}_count)'
 
 
 def config(url: str) -> str:
@@ -32,8 +32,8 @@ def config(url: str) -> str:
 
 
 @real_tools.needs_prometheus
-def test_the_share_of_calls_within_the_slo(engine: Any, film: bytes, tmp_path: Any) -> None:
-    """Four calls: two in time, one too late, and one that failed in time, which keeps no promise."""
+def test_share_of_calls_within_the_slo(engine: Any, film: bytes, tmp_path: Any) -> None:
+    """Four calls: two within the SLO, one too slow, and a fast failure, which counts as outside the SLO."""
     registry = CollectorRegistry()
     engine.reply(Answer(), Answer(), Answer(first=0.6), Answer(finish="length"))
     with Client(engine.url, metrics=Metrics(registry, models=["fake"], e2e_slo=0.4)) as client:
@@ -43,15 +43,15 @@ def test_the_share_of_calls_within_the_slo(engine: Any, film: bytes, tmp_path: A
             client.report(film)
     with export.serving(registry) as url, real_tools.prometheus(config(url), tmp_path) as address:
         assert real_tools.value(address, f"sum({E2E}_count)") == "4"
-        assert real_tools.value(address, KEPT) == "0.5"
-        lost = 'sum(pedcxr_client_aborts_total{reason="truncated"})'
-        assert real_tools.value(address, lost) == "1"
+        assert real_tools.value(address, WITHIN_SLO) == "0.5"
+        truncated = 'sum(pedcxr_client_aborts_total{reason="truncated"})'
+        assert real_tools.value(address, truncated) == "1"
         median = f"histogram_quantile(0.5, sum by (le) ({E2E}_bucket))"
         assert 0 < float(real_tools.value(address, median) or 0) < 1
 
 
 @real_tools.needs_pushgateway
-def test_a_real_pushgateway_takes_and_forgets(registry_of_one: CollectorRegistry) -> None:
+def test_pushgateway_accepts_and_deletes_a_group(registry_of_one: CollectorRegistry) -> None:
     with real_tools.pushgateway() as url:
         target = export.Pushgateway(url=url, instance="here:1")
         target.push(registry_of_one)
@@ -72,12 +72,12 @@ def registry_of_one(engine: Any, film: bytes) -> CollectorRegistry:
 
 @real_tools.needs_prometheus
 @real_tools.needs_pushgateway
-def test_what_a_short_run_pushed_outlives_it_in_prometheus(engine: Any, film: bytes, tmp_path: Any) -> None:
-    """The command ends, its group is deleted, and the series are there: that is what the lingering is for."""
+def test_metrics_of_a_short_run_reach_prometheus(engine: Any, film: bytes, tmp_path: Any) -> None:
+    """Prometheus scrapes the group before the command deletes it after ``--metrics-linger``."""
     path = tmp_path / "film.png"
     path.write_bytes(film)
     with real_tools.pushgateway() as url, real_tools.prometheus(config(url), tmp_path) as address:
-        assert real_tools.value(address, "up") == "1"  # it looks for its targets some seconds after it is ready
+        assert real_tools.value(address, "up") == "1"  # service discovery starts some seconds after readiness
         flags = ["--url", engine.url, "--metrics-push", url, "--metrics-linger", "3"]
         assert main(["report", str(path), *flags]) == 0
         assert E2E not in httpx.get(f"{url}/metrics").text

@@ -1,4 +1,4 @@
-"""The DICOM SR document: read back strictly, walked, judged by dciodvfy, and whose it is."""
+"""The DICOM SR document: strict parsing, content tree, validation by dciodvfy, and patient identity."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROOT, TEXT = ("18748-4", "Diagnostic Imaging Report"), "TextValue"
 
 @pytest.fixture(autouse=True)
 def strict() -> Iterator[None]:
-    """pydicom raises for whatever breaks the standard, on reading and on writing."""
+    """Let pydicom raise for every violation of the standard, when reading and writing."""
     before = config.settings.reading_validation_mode, config.settings.writing_validation_mode
     config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.RAISE
     yield
@@ -56,7 +56,7 @@ def read(report: Report, identity: Identity | None = None) -> Dataset:
 
 
 def walk(items: list[Dataset]) -> Iterator[tuple[str, str, str | None, Any]]:
-    """Relation, value type, concept and value of each item, depth first."""
+    """Return relation, value type, concept and value of each item, depth first."""
     for item in items:
         name = item.ConceptNameCodeSequence[0].CodeMeaning if "ConceptNameCodeSequence" in item else None
         value = {
@@ -70,11 +70,11 @@ def walk(items: list[Dataset]) -> Iterator[tuple[str, str, str | None, Any]]:
         yield from walk(item.get("ContentSequence", []))
 
 
-def test_the_tree():
+def test_content_tree():
     document = read(REPORT)
     root = document.ConceptNameCodeSequence[0]
     assert (document.ValueType, root.CodeValue, root.CodingSchemeDesignator) == ("CONTAINER", "18748-4", "LN")
-    *tree, about = walk(document.ContentSequence)
+    *tree, provenance = walk(document.ContentSequence)
     model, device = REPORT.model, tree[2][3]
     assert tree == [
         ("HAS CONCEPT MOD", "CODE", "Language of Content Item and Descendants", "en"),
@@ -88,11 +88,11 @@ def test_the_tree():
         ("CONTAINS", "CONTAINER", "Impressions", "SEPARATE"),
         ("CONTAINS", "TEXT", "Impression", "Normal chest."),
     ]
-    assert about[:3] == ("CONTAINS", "TEXT", "Comment")
-    assert f"prompt profile: card/1, sha256 {REPORT.prompt_sha256}" in about[3]
+    assert provenance[:3] == ("CONTAINS", "TEXT", "Comment")
+    assert f"prompt profile: card/1, sha256 {REPORT.prompt_sha256}" in provenance[3]
 
 
-def test_what_it_calls_itself():
+def test_document_attributes():
     document = read(REPORT)
     assert document.SOPClassUID == document.file_meta.MediaStorageSOPClassUID == "1.2.840.10008.5.1.4.1.1.88.11"
     assert document.SpecificCharacterSet == "ISO_IR 192"
@@ -105,7 +105,7 @@ def test_what_it_calls_itself():
     assert (document.ManufacturerModelName, document.Manufacturer) == (REPORT.model, "pedcxr")
 
 
-def test_sections_that_were_not_written_are_not_there():
+def test_absent_sections_are_omitted():
     names = [name for _, _, name, _ in walk(read(UNKNOWN).ContentSequence)]
     assert "Findings" in names
     assert "Impressions" not in names
@@ -113,32 +113,32 @@ def test_sections_that_were_not_written_are_not_there():
     assert "Findings" not in names
 
 
-def test_text_before_the_headings_is_kept():
+def test_text_before_the_headings_is_a_summary():
     report = replace(REPORT, text="Chest, one view.\nFINDINGS: Clear.\nIMPRESSION: Normal.")
     tree = [(name, value) for _, _, name, value in walk(read(report).ContentSequence)]
     assert tree.index(("Summary", "SEPARATE")) + 1 == tree.index(("Comment", "Chest, one view."))
 
 
-def test_each_document_is_new_and_the_device_the_same():
-    one, other = read(REPORT), read(REPORT)
+def test_each_document_has_new_uids_and_the_same_device():
+    first, second = read(REPORT), read(REPORT)
     for name in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
-        assert one[name].value != other[name].value
-    device = [value for *_, name, value in walk(one.ContentSequence) if name == "Device Observer UID"]
-    assert device == [value for *_, name, value in walk(other.ContentSequence) if name == "Device Observer UID"]
-    newer = walk(read(replace(REPORT, model_revision="x")).ContentSequence)
-    assert device != [value for *_, name, value in newer if name == "Device Observer UID"]
+        assert first[name].value != second[name].value
+    device = [value for *_, name, value in walk(first.ContentSequence) if name == "Device Observer UID"]
+    assert device == [value for *_, name, value in walk(second.ContentSequence) if name == "Device Observer UID"]
+    other_model = walk(read(replace(REPORT, model_revision="x")).ContentSequence)
+    assert device != [value for *_, name, value in other_model if name == "Device Observer UID"]
 
 
-def test_without_an_identity_it_is_nobodys():
+def test_without_identity_the_patient_is_empty():
     document = read(REPORT)
     for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "AccessionNumber"):
         assert not document[name].value, name
     assert "CurrentRequestedProcedureEvidenceSequence" not in document
 
 
-@pytest.mark.parametrize("given_as", ["path", "bytes"])
-def test_with_one_it_belongs_to_the_film(source, given_as):
-    identity = identity_of(source if given_as == "path" else source.read_bytes())
+@pytest.mark.parametrize("form", ["path", "bytes"])
+def test_identity_of_the_film_is_copied(source, form):
+    identity = identity_of(source if form == "path" else source.read_bytes())
     document = read(REPORT, identity)
     for name, value in (PERSON | {"StudyDate": "20240102", "PatientSex": "F"}).items():
         if name != "SeriesInstanceUID":
@@ -151,14 +151,14 @@ def test_with_one_it_belongs_to_the_film(source, given_as):
     assert "Popescu" not in repr(identity)
 
 
-def test_a_name_in_another_character_set_stays_the_same_name(tmp_path):
+def test_patient_name_in_another_character_set_is_converted(tmp_path):
     film = dicom_maker.film(SpecificCharacterSet="ISO_IR 101", PatientName="Ștefănescu".replace("Ș", "Ş"), **{
         name: value for name, value in PERSON.items() if name != "PatientName"
     })  # fmt: skip
     assert str(read(REPORT, identity_of(film)).PatientName) == "Ştefănescu"
 
 
-def test_one_time_zone_holds_for_film_and_document():
+def test_document_uses_the_time_zone_of_the_film():
     film = dicom_maker.film(TimezoneOffsetFromUTC="-0330", **PERSON)
     document = read(REPORT, identity_of(film))
     assert (document.ContentDate, document.ContentTime, document.TimezoneOffsetFromUTC) == (
@@ -170,50 +170,50 @@ def test_one_time_zone_holds_for_film_and_document():
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
-        (b"", "no DICOM file"),
-        (b"\x89PNG Popescu", "no DICOM file"),
+        (b"", "not a readable DICOM file"),
+        (b"\x89PNG Popescu", "not a readable DICOM file"),
         (dicom_maker.film(**(PERSON | {"StudyInstanceUID": None})), "StudyInstanceUID is absent"),
         (dicom_maker.film(**(PERSON | {"PatientID": ["1", "2"]})), "PatientID is absent or malformed"),
     ],
 )
-def test_a_source_that_names_nobody(data, says):
+def test_source_without_identity_raises(data, message):
     config.settings.reading_validation_mode = config.WARN
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         identity_of(data)
     assert not any(value in str(caught.value) for value in PERSON.values())
 
 
-def test_a_source_that_is_not_there(tmp_path):
+def test_absent_source_raises(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         identity_of(tmp_path / "absent.dcm")
 
 
 @pytest.mark.parametrize("report", [REPORT, DEMO, UNKNOWN], ids=["report", "demo", "unknown"])
-@pytest.mark.parametrize("own", [False, True], ids=["nobodys", "owned"])
-def test_dciodvfy_finds_no_error(report, own, source, tmp_path):
+@pytest.mark.parametrize("with_identity", [False, True], ids=["anonymous", "identity"])
+def test_dciodvfy_reports_no_error(report, with_identity, source, tmp_path):
     if DCIODVFY is None:
         pytest.skip("dciodvfy is not on the PATH; Debian's package dicom3tools has it")
     path = tmp_path / "sr.dcm"
-    path.write_bytes(to_sr(report, identity=identity_of(source) if own else None))
-    done = subprocess.run([DCIODVFY, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "BasicTextSR" in done.stderr
-    assert "Error" not in done.stderr + done.stdout
+    path.write_bytes(to_sr(report, identity=identity_of(source) if with_identity else None))
+    completed = subprocess.run([DCIODVFY, path], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0
+    assert "BasicTextSR" in completed.stderr
+    assert "Error" not in completed.stderr + completed.stdout
 
 
-def test_dciodvfy_would_find_one(tmp_path):
+def test_dciodvfy_reports_an_invalid_document(tmp_path):
     if DCIODVFY is None:
         pytest.skip("dciodvfy is not on the PATH; Debian's package dicom3tools has it")
     document = read(REPORT)
     del document.VerificationFlag
     document.save_as(tmp_path / "sr.dcm")
-    done = subprocess.run([DCIODVFY, tmp_path / "sr.dcm"], capture_output=True, text=True, check=False)
-    assert "Error" in done.stderr + done.stdout
+    completed = subprocess.run([DCIODVFY, tmp_path / "sr.dcm"], capture_output=True, text=True, check=False)
+    assert "Error" in completed.stderr + completed.stdout
 
 
-def test_real_films_lend_their_identity(films):
+def test_identity_of_real_films_is_copied(films):
     config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.WARN
     paths = sorted(films.glob("dicom_*/*.dcm"))
     assert len(paths) > 20

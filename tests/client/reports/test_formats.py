@@ -1,4 +1,4 @@
-"""Reports in every format: what each carries, that its readers read it, and that nothing breaks out of it."""
+"""Report formats: content, validity for their readers, and escaping."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ UNKNOWN = replace(
 
 
 def everything(report: Report) -> dict[str, str]:
-    """What each format says, as text that can be searched: base64 decoded, DICOM values listed."""
+    """Return the content of each format as searchable text, with base64 decoded and DICOM values listed."""
     import pydicom
 
     fhir = json.loads(to_fhir(report))
@@ -71,32 +71,32 @@ def everything(report: Report) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("report", [REPORT, DEMO, UNKNOWN], ids=["report", "demo", "unknown"])
-def test_each_format_carries_the_notices_and_the_origin(report):
-    for name, said in everything(report).items():
-        for needed in (DISCLAIMER, report.model, report.prompt_profile, CARD.sha256, report.image_profile):
-            assert needed in said, (name, needed)
-        assert report.image_sha256 in said
-        assert "original bytes" in said, name
-        assert (DEMO_NOTICE in said) is report.demo, name
-        assert report.model_revision is None or report.model_revision in said, name
-        assert "2026-11-24T01:02:03" in said, name
-        assert report.request_id is None or report.request_id in said, name
-        assert "Clear lungs" in said or "The lungs are clear." in said, name
+def test_each_format_contains_the_notices_and_the_provenance(report):
+    for name, content in everything(report).items():
+        for value in (DISCLAIMER, report.model, report.prompt_profile, CARD.sha256, report.image_profile):
+            assert value in content, (name, value)
+        assert report.image_sha256 in content
+        assert "original bytes" in content, name
+        assert (DEMO_NOTICE in content) is report.demo, name
+        assert report.model_revision is None or report.model_revision in content, name
+        assert "2026-11-24T01:02:03" in content, name
+        assert report.request_id is None or report.request_id in content, name
+        assert "Clear lungs" in content or "The lungs are clear." in content, name
 
 
-def test_an_overridden_check_is_in_each_format():
-    assert all("it is CT" in said for said in everything(REPORT).values())
+def test_each_format_contains_an_overridden_check():
+    assert all("it is CT" in content for content in everything(REPORT).values())
 
 
-def test_an_indications_digest_is_in_each_format():
-    asked = replace(REPORT, indication_sha256="cd" * 32)
-    assert all("cd" * 32 in said for said in everything(asked).values())
+def test_each_format_contains_the_digest_of_the_indication():
+    report = replace(REPORT, indication_sha256="cd" * 32)
+    assert all("cd" * 32 in content for content in everything(report).values())
 
 
 # Text
 
 
-def test_the_text_stands_there_byte_for_byte():
+def test_text_format_contains_the_text_byte_for_byte():
     assert f"\n{TEXT}\n" in to_text(REPORT)
     assert to_text(DEMO).startswith(f"{DEMO_NOTICE}\n{DISCLAIMER}\n---")
 
@@ -104,7 +104,7 @@ def test_the_text_stands_there_byte_for_byte():
 # JSON
 
 
-def test_json_has_these_keys():
+def test_json_keys():
     record = json.loads(to_json(REPORT, film_id="film 7"))
     assert list(record) == [
         "schema", "id", "text", "findings", "impression", "disclaimer", "demo", "notices", "model", "model_revision",
@@ -120,7 +120,7 @@ def test_json_has_these_keys():
 
 
 @given(some.text(some.characters(exclude_categories=["Cs"])))
-def test_a_json_line_is_one_line_to_anybody(text):
+def test_json_line_is_one_line_for_any_text(text):
     line = to_jsonl(replace(REPORT, text=text), film_id=text)
     assert len(line.splitlines()) == 1
     assert line.endswith("}\n")
@@ -131,15 +131,15 @@ def test_a_json_line_is_one_line_to_anybody(text):
 # CSV
 
 
-def rows(written: str) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(written, newline="")))
+def rows(table: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(table, newline="")))
 
 
 def unescaped(cell: str) -> str:
     return cell.removeprefix("'")
 
 
-def test_csv_has_these_columns():
+def test_csv_columns():
     head, row = rows(to_csv(REPORT, film_id="7"))
     assert tuple(head) == COLUMNS
     cells = dict(zip(head, row, strict=True))
@@ -158,13 +158,13 @@ def test_csv_has_these_columns():
 
 
 @given(some.text(some.characters(exclude_categories=["Cs"]), max_size=40))
-def test_csv_gives_back_any_text(text):
+def test_csv_restores_any_text(text):
     cells = dict(zip(COLUMNS, rows(to_csv(replace(REPORT, text=text), film_id=text))[1], strict=True))
     assert unescaped(cells["text"]) == unescaped(cells["id"]) == text
 
 
 @given(some.sampled_from(["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", " =", "\u00a0@"]), some.text(max_size=9))
-def test_no_cell_is_a_formula(first, rest):
+def test_no_csv_cell_starts_like_a_formula(first, rest):
     text = first + rest.encode(errors="ignore").decode()
     for cell in rows(to_csv(replace(REPORT, text=text, model=text), film_id=text))[1]:
         assert not cell.lstrip().startswith(("=", "+", "-", "@", "\uff1d"))
@@ -175,27 +175,27 @@ def test_no_cell_is_a_formula(first, rest):
 
 @pytest.mark.parametrize("report", [REPORT, DEMO, UNKNOWN, replace(REPORT, text="IMPRESSION: Normal.")])
 def test_fhir_is_valid(report):
-    written = to_fhir(report, subject="Patient/7")
-    DiagnosticReport.model_validate_json(written)
-    resource = json.loads(written)
-    text = ElementTree.fromstring(resource["text"]["div"])  # XHTML, which the schema does not look into
+    document = to_fhir(report, subject="Patient/7")
+    DiagnosticReport.model_validate_json(document)
+    resource = json.loads(document)
+    text = ElementTree.fromstring(resource["text"]["div"])  # the schema does not validate XHTML
     assert text.tag == "{http://www.w3.org/1999/xhtml}div"
-    _rules(resource)
+    check_invariants(resource)
 
 
-def _rules(resource: dict) -> None:
-    """R4's invariants that the schema library leaves out."""
-    assert "performer" not in resource, "in R4 no device performs a report"
+def check_invariants(resource: dict) -> None:
+    """Check the R4 invariants that fhir.resources does not check."""
+    assert "performer" not in resource, "in R4 a device cannot be the performer of a report"
     for inner in resource["contained"]:
-        assert f'"reference": "#{inner["id"]}"' in json.dumps(resource), "dom-3: what is contained is referred to"
+        assert f'"reference": "#{inner["id"]}"' in json.dumps(resource), "dom-3: contained resources are referenced"
     assert not any("meta" in inner or "contained" in inner for inner in resource["contained"]), "dom-2, dom-4"
     assert resource["text"]["div"].strip(), "txt-2"
     observation = next(inner for inner in resource["contained"] if inner["resourceType"] == "Observation")
     assert ("valueString" in observation) is not ("dataAbsentReason" in observation), "obs-6"
-    assert resource["issued"].endswith("+00:00"), "an instant has a time zone"
+    assert resource["issued"].endswith("+00:00"), "an instant requires a time zone"
 
 
-def test_fhir_says_what_it_is():
+def test_fhir_content():
     resource = json.loads(to_fhir(REPORT))
     assert resource["status"] == "partial"
     assert resource["category"][0]["coding"][0]["code"] == "RAD"
@@ -213,18 +213,18 @@ def test_fhir_says_what_it_is():
     assert resource["result"] == [{"reference": f"#{observation['id']}"}]
 
 
-def test_fhir_without_an_impression_concludes_nothing():
+def test_fhir_without_an_impression_has_no_conclusion():
     resource = json.loads(to_fhir(UNKNOWN))
     assert "conclusion" not in resource
     assert resource["contained"][1]["valueString"] == "Clear lungs."
 
 
-def test_fhir_preliminary_and_never_final():
+def test_fhir_status_is_preliminary_on_request_and_never_final():
     assert json.loads(to_fhir(REPORT, preliminary=True))["status"] == "preliminary"
     assert "final" not in to_fhir(DEMO, preliminary=True)
 
 
-def test_fhir_marks_a_demo_for_machines_too():
+def test_fhir_security_labels_mark_a_demo():
     codes = [label["code"] for label in json.loads(to_fhir(DEMO))["meta"]["security"]]
     assert codes == ["HRESCH", "HTEST"]
     assert "HTEST" not in to_fhir(REPORT)
@@ -233,21 +233,21 @@ def test_fhir_marks_a_demo_for_machines_too():
 @pytest.mark.parametrize(
     "subject", ["Patient/7", "https://ehr.example/fhir/Patient/a-7.b", "urn:uuid:1b4e28ba-2fa1-11d2-883f-0016d3cca427"]
 )
-def test_fhir_of_somebody(subject):
+def test_fhir_subject(subject):
     resource = json.loads(to_fhir(REPORT, subject=subject))
     DiagnosticReport.model_validate(resource)
     assert resource["subject"] == resource["contained"][1]["subject"] == {"reference": subject}
 
 
 @pytest.mark.parametrize("subject", ["", "Popescu", "Practitioner/7", "Patient/", "Patient/7\n", "Patient/7?x=1"])
-def test_fhir_of_nobody_in_particular(subject):
-    with pytest.raises(ConfigurationError, match="write Patient/ID") as caught:
+def test_fhir_rejects_an_invalid_subject(subject):
+    with pytest.raises(ConfigurationError, match="must be Patient/ID") as caught:
         to_fhir(REPORT, subject=subject)
     assert not subject or subject not in str(caught.value).replace("Patient/ID", "")
 
 
 @given(some.text(some.characters(exclude_categories=["Cs"]), max_size=60))
-def test_fhir_holds_any_text(text):
+def test_fhir_accepts_any_text(text):
     report = replace(REPORT, text=f"Lungs {text}")
     resource = json.loads(to_fhir(report))
     DiagnosticReport.model_validate(resource)

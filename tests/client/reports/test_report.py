@@ -1,4 +1,4 @@
-"""A report, through the door: what is sent, what comes back, and when."""
+"""Client reports against a fake engine: request, result and timing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pedcxr_client.films.film import prepare
 from tests.support.fake_engine import REPORT, TEXT, Answer
 
 
-def test_the_body_is_the_cards_request_with_the_image_first(engine, film, twin):
+def test_request_body_follows_the_model_card_with_the_image_first(engine, film, twin):
     twin.report(engine.url, film, age="5y", sex="M")
-    sent = engine.chats[0].json
-    assert sent == {
+    body = engine.chats[0].json
+    assert body == {
         "messages": [
             {
                 "role": "user",
@@ -53,7 +53,7 @@ def test_the_body_is_the_cards_request_with_the_image_first(engine, film, twin):
     assert engine.chats[0].headers["content-type"] == "application/json"
 
 
-def test_a_report_carries_all_that_is_known(engine, film, twin):
+def test_report_attributes(engine, film, twin):
     engine.answer = Answer(headers={"x-request-id": "req-7"})
     report = twin.report(engine.url, film, age=Age(7, "M"), max_tokens=64)
     assert report.text == TEXT
@@ -71,52 +71,52 @@ def test_a_report_carries_all_that_is_known(engine, film, twin):
     assert report.as_dict()["parameters"] == {"temperature": 0, "max_tokens": 64}
 
 
-def test_the_text_stays_byte_for_byte(engine, film, twin):
+def test_text_is_unchanged(engine, film, twin):
     pieces = ("  \u2028Lungs\r\n", "\x85clear \U0001fac1\u00e9.\n\n ", "\tdata: [DONE]\n\n")
     engine.answer = Answer(pieces=pieces)
     assert twin.report(engine.url, film).text == "".join(pieces)
 
 
-def test_a_stream_gives_the_pieces_and_then_the_report(engine, film, twin):
+def test_stream_yields_the_pieces_and_then_the_report(engine, film, twin):
     pieces, report = twin.stream(engine.url, film, age="5y")
     assert tuple(pieces) == REPORT
     assert report.text == TEXT
 
 
-def test_timestamps_follow_the_engine(engine, film, twin):
+def test_timing_matches_the_engine(engine, film, twin):
     engine.answer = Answer(first=0.1, gap=0.04, completion_tokens=11)
     timing = twin.report(engine.url, film).timing
     assert timing.scheduled <= timing.encoded <= timing.sent < timing.first < timing.last <= timing.done
     assert 0.14 <= timing.ttft < 0.6
-    assert 0.15 <= timing.last - timing.first < 0.8  # five gaps, give or take the scheduler
+    assert 0.15 <= timing.last - timing.first < 0.8  # five gaps, with tolerance for scheduling
     assert timing.tpot == pytest.approx((timing.last - timing.first) / 10)
     assert timing.e2e == pytest.approx(timing.ttft + timing.tpot * 10)
     assert timing.e2e_user - timing.e2e == pytest.approx(timing.ttft_user - timing.ttft)
 
 
-def test_what_cannot_be_known_is_none():
+def test_unknown_timing_is_none():
     assert Timing(scheduled=1.0).as_dict().keys() >= {"ttft", "tpot", "e2e"}
     assert Timing(scheduled=1.0).ttft is None
-    arrived = {"scheduled": 0.0, "sent": 1.0, "first": 2.0}
-    assert Timing(**arrived, last=2.0, completion_tokens=1).tpot is None
-    assert Timing(**arrived, last=2.0, completion_tokens=30).tpot is None, "one event says nothing about the pace"
-    assert Timing(**arrived, last=3.0).tpot is None
-    assert Timing(**arrived, last=3.0, completion_tokens=11).tpot == pytest.approx(0.1)
+    times = {"scheduled": 0.0, "sent": 1.0, "first": 2.0}
+    assert Timing(**times, last=2.0, completion_tokens=1).tpot is None
+    assert Timing(**times, last=2.0, completion_tokens=30).tpot is None, "one event is not enough for a rate"
+    assert Timing(**times, last=3.0).tpot is None
+    assert Timing(**times, last=3.0, completion_tokens=11).tpot == pytest.approx(0.1)
 
 
-def test_usage_may_be_missing(engine, film, twin):
+def test_usage_may_be_absent(engine, film, twin):
     engine.answer = Answer(usage=False)
     report = twin.report(engine.url, film)
     assert report.usage is None
     assert report.timing.tpot is None
 
 
-def test_the_demo_header_is_kept(engine, film, twin):
+def test_demo_header_sets_demo(engine, film, twin):
     engine.answer = Answer(headers={"x-pedcxr-demo": "1"})
     assert twin.report(engine.url, film).demo
 
 
-def test_leaving_a_stream_early_closes_the_request(engine, film, twin):
+def test_closing_a_stream_early_closes_the_request(engine, film, twin):
     engine.answer = Answer(stall_after=2)
     pieces, _ = twin.stream(engine.url, film, stop_after=2)
     assert len(pieces) == 2
@@ -129,17 +129,17 @@ def test_cancelling_a_task_closes_the_request(engine, film):
     async def run() -> None:
         async with AsyncClient(engine.url) as client, client.stream(film) as stream:
             await anext(stream)
-            waiting = asyncio.ensure_future(anext(stream))
+            task = asyncio.ensure_future(anext(stream))
             await asyncio.sleep(0)
-            waiting.cancel()
+            task.cancel()
             with pytest.raises(asyncio.CancelledError):
-                await waiting
+                await task
 
     asyncio.run(run())
     assert engine.chats[0].disconnected.wait(5)
 
 
-def test_a_stream_is_read_in_its_with_and_to_its_end(engine, film):
+def test_stream_requires_a_with_block_and_complete_reading(engine, film):
     with Client(engine.url) as client:
         stream = client.stream(film)
         with pytest.raises(RuntimeError, match="with statement"):
@@ -153,20 +153,20 @@ def test_a_stream_is_read_in_its_with_and_to_its_end(engine, film):
 
 
 @pytest.mark.parametrize("form", ["path", "str", "bytes", "pillow", "encoded"])
-def test_films_come_in_every_form(engine, film, form, tmp_path):
+def test_film_may_be_a_path_bytes_or_an_image(engine, film, form, tmp_path):
     path = tmp_path / "film.png"
     path.write_bytes(film)
     pillow = Image.open(io.BytesIO(film))
-    given = {"path": path, "str": str(path), "bytes": film, "pillow": pillow, "encoded": prepare(film)}[form]
+    source = {"path": path, "str": str(path), "bytes": film, "pillow": pillow, "encoded": prepare(film)}[form]
     with Client(engine.url) as client:
-        report = client.report(given)
+        report = client.report(source)
     url = engine.chats[0].json["messages"][0]["content"][0]["image_url"]["url"]
-    sent = base64.b64decode(url.partition(",")[2])
-    assert report.image_sha256 == hashlib.sha256(sent).hexdigest()
-    assert Image.open(io.BytesIO(sent)).tobytes() == Image.open(io.BytesIO(film)).tobytes()
+    data = base64.b64decode(url.partition(",")[2])
+    assert report.image_sha256 == hashlib.sha256(data).hexdigest()
+    assert Image.open(io.BytesIO(data)).tobytes() == Image.open(io.BytesIO(film)).tobytes()
 
 
-def test_a_film_file_is_read_off_the_event_loop(engine, tmp_path):
+def test_film_is_read_off_the_event_loop(engine, tmp_path):
     path = tmp_path / "film.bmp"
     Image.effect_noise((2500, 2000), 80).save(path)
 
@@ -181,25 +181,25 @@ def test_a_film_file_is_read_off_the_event_loop(engine, tmp_path):
             await task
             return worst
 
-    asyncio.run(run())  # warm: the SDK's lazy imports
+    asyncio.run(run())  # load the lazy imports of the SDK
     engine.reset()
-    assert asyncio.run(run()) < 0.15  # encoding alone takes longer than this
+    assert asyncio.run(run()) < 0.15  # shorter than the encoding of this film
 
 
-def test_the_only_model_is_asked_for_once(engine, film):
+def test_model_list_is_requested_once(engine, film):
     with Client(engine.url) as client:
         client.report(film)
         client.report(film)
-    assert [seen.path for seen in engine.requests].count("/v1/models") == 1
+    assert [request.path for request in engine.requests].count("/v1/models") == 1
 
 
-def test_a_named_model_asks_nobody(engine, film, twin):
+def test_model_list_is_not_requested_with_a_model_name(engine, film, twin):
     assert twin.report(engine.url, film, client={"model": "other"}).model == "other"
-    assert [seen.path for seen in engine.requests] == ["/v1/chat/completions"]
+    assert [request.path for request in engine.requests] == ["/v1/chat/completions"]
 
 
 @pytest.mark.parametrize("models", [("a", "b"), ()])
-def test_several_models_or_none_need_a_name(engine, film, twin, models):
+def test_model_name_is_required_without_exactly_one_model(engine, film, twin, models):
     engine.models = models
     with pytest.raises(ConfigurationError, match="name one") as caught:
         twin.report(engine.url, film)
@@ -207,33 +207,33 @@ def test_several_models_or_none_need_a_name(engine, film, twin, models):
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b'{"data": 7}', b"[]", b'{"data'])
-def test_a_listing_that_is_none(engine, film, twin, raw):
+def test_invalid_model_list_raises(engine, film, twin, raw):
     engine.models_answer = Answer(raw=raw, content_type="application/json")
     with pytest.raises(ServerFailed, match="usually ends in /v1"):
         twin.report(engine.url, film)
 
 
 @pytest.mark.parametrize(
-    "asked", [{"age": "62"}, {"age": "0y"}, {"age": 5}, {"sex": "male"}, {"sex": "m"}, {"sex": ""}]
+    "arguments", [{"age": "62"}, {"age": "0y"}, {"age": 5}, {"sex": "male"}, {"sex": "m"}, {"sex": ""}]
 )
-def test_fields_that_cannot_be_worded_are_never_sent(engine, film, twin, asked):
+def test_invalid_age_or_sex_is_not_sent(engine, film, twin, arguments):
     with pytest.raises(InputError, match=r"age|sex"):
-        twin.report(engine.url, film, **asked)
+        twin.report(engine.url, film, **arguments)
     assert not engine.requests
 
 
-def test_max_tokens_must_be_above_zero(engine, film, twin):
+def test_max_tokens_must_be_positive(engine, film, twin):
     with pytest.raises(ConfigurationError, match="max_tokens"):
         twin.report(engine.url, film, max_tokens=0)
 
 
-def test_the_sdks_client_is_at_hand(engine):
+def test_openai_client_is_available(engine):
     with Client(engine.url) as client:
         answer = client.openai.chat.completions.create(model="fake", messages=[{"role": "user", "content": "hi"}])
     assert answer.choices[0].message.content == TEXT
 
 
-def test_the_key_is_sent_and_openais_own_settings_are_not(engine, film, twin, monkeypatch):
+def test_api_key_is_sent_and_openai_environment_settings_are_not(engine, film, twin, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-yours")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-not-yours")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-not-yours")
@@ -241,16 +241,16 @@ def test_the_key_is_sent_and_openais_own_settings_are_not(engine, film, twin, mo
     twin.report(engine.url, film, client={"api_key": "key-1"})
     twin.report(engine.url, film)
     assert engine.chats[0].headers["authorization"] == "Bearer key-1"
-    assert not any("not-yours" in value for seen in engine.requests for value in seen.headers.values())
+    assert not any("not-yours" in value for request in engine.requests for value in request.headers.values())
 
 
-def test_a_proxy_is_not_asked_to_reach_this_machine(engine, film, twin, monkeypatch):
+def test_loopback_requests_bypass_the_proxy(engine, film, twin, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     assert twin.report(engine.url, film).text == TEXT
 
 
-def test_threads_may_share_a_client_and_tasks_too(engine, film):
+def test_tasks_can_share_a_client(engine, film):
     engine.answer = Answer(gap=0.01)
 
     async def run() -> list[str]:
@@ -260,7 +260,7 @@ def test_threads_may_share_a_client_and_tasks_too(engine, film):
     assert asyncio.run(run()) == [TEXT] * 16
 
 
-def test_an_error_is_pickled_with_its_evidence():
+def test_pickled_error_keeps_its_attributes():
     import pickle
 
     error = pickle.loads(pickle.dumps(RequestError("broke", status_code=500, text="Lungs", request_id="r")))

@@ -1,3 +1,5 @@
+"""Splitting of a report at its headings."""
+
 from __future__ import annotations
 
 import pytest
@@ -27,7 +29,7 @@ LUNGS, NORMAL = "The lungs are clear.", "Normal chest."
         f"{LUNGS} **Impression:** {NORMAL}",
     ],
 )
-def test_headings_in_any_form(text):
+def test_headings_are_recognised(text):
     assert parse(text) == (LUNGS, NORMAL)
 
 
@@ -43,7 +45,7 @@ def test_headings_in_any_form(text):
         "RECOMMENDATION: follow up.",
     ],
 )
-def test_words_that_are_no_headings(text):
+def test_other_text_is_not_a_heading(text):
     assert parse(text) == (text, None)
 
 
@@ -59,11 +61,11 @@ def test_words_that_are_no_headings(text):
         ("FINDINGS: A.\nIMPRESSION: B.\nFINDINGS: C.", "A.\nC.", "B."),
     ],
 )
-def test_nothing_is_invented(text, findings, impression):
+def test_absent_sections_are_none(text, findings, impression):
     assert parse(text) == (findings, impression)
 
 
-def test_a_long_text_is_quick():
+def test_long_text_is_fast():
     assert parse("* " * 50_000 + "\n" * 50_000)[1] is None
 
 
@@ -73,10 +75,10 @@ def test_a_long_text_is_quick():
         (f"Chest, one view.\nFINDINGS: {LUNGS}\nIMPRESSION: {NORMAL}", "Chest, one view."),
         (f"IMPRESSION: {NORMAL} FINDINGS: {LUNGS}", None),
         (f"FINDINGS: {LUNGS}", None),
-        (f"{LUNGS}\nIMPRESSION: {NORMAL}", None),  # parse calls it findings
+        (f"{LUNGS}\nIMPRESSION: {NORMAL}", None),  # parse returns it as findings
         (LUNGS, None),
         ("", None),
     ],
 )
-def test_what_stands_before_the_headings(text, before):
+def test_text_before_the_headings(text, before):
     assert preface(text) == before

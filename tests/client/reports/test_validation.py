@@ -1,4 +1,4 @@
-"""What is no report although it finished: texts that loop, echo or are none. And what is one all the same."""
+"""Validation of finished texts: loops, prompt echoes and texts that are not natural language."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SYSTEM = "You are an expert paediatric radiologist who reads chest films. Descri
 
 
 @pytest.mark.parametrize("text", REPORTS)
-def test_reports_are_reports(text):
+def test_reports_are_accepted(text):
     assert not is_loop(text)
     assert not is_echo(text, SYSTEM)
     assert not is_not_text(text)
 
 
-def test_every_phantoms_report_is_one():
+def test_reports_of_all_phantoms_are_accepted():
     texts = [phantom_report.text(sample(seed)) for seed in range(300)]
     assert len(set(texts)) > 100
     assert not [text for text in texts if is_loop(text) or is_not_text(text) or is_echo(text, card())]
@@ -52,19 +52,19 @@ word = some.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=9)
 
 
 @given(some.lists(word, min_size=1, max_size=60), some.lists(word, max_size=40), some.sampled_from([" ", ", ", "\n"]))
-def test_a_unit_repeated_often_enough_is_a_loop_wherever_it_stands(unit, before, joint):
+def test_repeated_unit_is_a_loop_at_any_position(unit, before, joint):
     times = max(4, -(-20 // len(unit)))
     assert is_loop(" ".join([*before, *unit * times]))
     assert is_loop(joint.join([*unit * times, *before]).upper())
 
 
 @given(some.lists(word, max_size=300, unique=True), some.integers(1, 2))
-def test_words_that_come_once_or_twice_are_no_loop(words, times):
+def test_words_that_occur_at_most_twice_are_not_a_loop(words, times):
     assert not is_loop(" ".join(words * times))
 
 
 @given(some.lists(some.sampled_from(NORMAL.split(". ") + REPORTS[6].split(". ")), max_size=12, unique=True))
-def test_sentences_in_any_order_are_no_loop(sentences):
+def test_distinct_sentences_in_any_order_are_not_a_loop(sentences):
     assert not is_loop(". ".join(sentences))
 
 
@@ -80,17 +80,17 @@ def test_sentences_in_any_order_are_no_loop(sentences):
         "The lungs are clear. " + "the heart, " * 40,
     ],
 )
-def test_loops(text):
+def test_loops_are_detected(text):
     assert is_loop(text)
     assert not is_loop(text[: len(text) // 8])
 
 
-def test_a_long_text_takes_no_time():
+def test_long_text_is_fast():
     words = [f"w{number * number % 977}" for number in range(8000)] + ["a", "b", "c"] * 3
-    began = time.process_time()
+    start = time.process_time()
     is_loop(" ".join(words))
     is_not_text("\u00e9" * 100_000)
-    assert time.process_time() - began < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -107,11 +107,11 @@ def test_a_long_text_takes_no_time():
         "Sure! You are an expert paediatric radiologist, who reads films.",
     ],
 )
-def test_echoes(text):
+def test_prompt_echoes_are_detected(text):
     assert is_echo(text, SYSTEM)
 
 
-def test_a_system_text_of_a_word_or_two_may_be_said():
+def test_short_system_text_is_not_an_echo():
     assert not is_echo("Lungs clear.", "Lungs")
     assert is_echo("you are a radiologist!", "You are a radiologist.")
 
@@ -132,12 +132,12 @@ def test_a_system_text_of_a_word_or_two_may_be_said():
         "x" * 101,
     ],
 )
-def test_what_is_no_text(text):
+def test_unnatural_text_is_detected(text):
     assert is_not_text(text)
 
 
 @given(some.text())
-def test_any_text_gets_an_answer(text):
+def test_checks_accept_any_text(text):
     assert {is_loop(text), is_echo(text, text), is_not_text(text)} <= {True, False}
 
 
@@ -153,7 +153,7 @@ def test_any_text_gets_an_answer(text):
         ("**", "length", TruncatedReport, "truncated"),
     ],
 )
-def test_each_is_an_error_that_keeps_the_text(engine, film, twin, text, finish, kind, outcome):
+def test_rejected_text_is_an_error_with_the_text(engine, film, twin, text, finish, kind, outcome):
     engine.answer = Answer(pieces=(text[:4], text[4:]), finish=finish)
     with pytest.raises(ReportError) as caught:
         twin.report(engine.url, film)
