@@ -11,8 +11,8 @@ from pathlib import Path
 from pedcxr_client.checks import rules
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films import film as image
-from pedcxr_client.films.facts import Fact, Facts
 from pedcxr_client.films.film import EncodedImage
+from pedcxr_client.films.header import Fact, Facts
 from pedcxr_client.request import intake
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt

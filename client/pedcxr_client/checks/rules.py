@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pedcxr_client.errors import BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.facts import Facts
+from pedcxr_client.films.header import Facts
 from pedcxr_client.films.pixel_stats import PixelStats
 from pedcxr_client.types import Check, Sex
 

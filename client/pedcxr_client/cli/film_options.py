@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pedcxr_client.checks import rules
-from pedcxr_client.films.preparation import Preparation
+from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import CARD, Profile
 

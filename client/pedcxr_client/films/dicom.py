@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films import decoders, deflated
+from pedcxr_client.films import decoders
 from pedcxr_client.films import header as _header
 from pedcxr_client.films.decoders import INSTALL as INSTALL
-from pedcxr_client.films.facts import Facts
-from pedcxr_client.films.limits import MAX_PIXELS
+from pedcxr_client.films.files import MAX_PIXELS
+from pedcxr_client.films.header import Facts
 from pedcxr_client.films.log_silencer import attempt, quiet
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pedcxr_client.films.display import Stored
-    from pedcxr_client.films.preparation import Profile
+    from pedcxr_client.films.geometry import Profile
+    from pedcxr_client.films.grayscale import Stored
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _FIRST_ELEMENTS = (
@@ -72,7 +72,7 @@ def read(data: bytes, name: str = "the film") -> DicomFile:
         from pydicom import dcmread
     except ImportError as error:
         raise InputError(f"{name}: is DICOM, which needs pydicom: {INSTALL}") from error
-    deflated.refuse_bomb(data, name)
+    decoders.check_inflated_size(data, name)
     damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
     with quiet():
         header = attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
@@ -92,7 +92,7 @@ def develop(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float
     Raises:
         InputError: if it holds no film of one frame that can be decoded; the message names the element or the decoder.
     """
-    from pedcxr_client.films import display, grayscale
+    from pedcxr_client.films import grayscale
 
     header, name = film._header, film._name
     try:
@@ -103,16 +103,16 @@ def develop(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float
             aspect = grayscale.aspect(header)
             pixels = decoders.decode(header, words)
             if profile == "ped-train":
-                grey, notes = display.render_as_trained(pixels, words)
+                grey, notes = grayscale.render_as_trained(pixels, words)
             else:
                 how, unused = grayscale.rendering(header, words)
-                grey, notes = display.render(pixels, how)
+                grey, notes = grayscale.render(pixels, how)
                 notes = unused + notes
             photometric = _header.text(header, "PhotometricInterpretation")
             notes.insert(0, f"DICOM {photometric} of {words.stored} bits shown as 8-bit grey")
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except display.AllPadding:
+    except grayscale.AllPadding:
         raise InputError(f"{name}: every pixel is padding; there is no picture in it") from None
     return grey, aspect, notes
 

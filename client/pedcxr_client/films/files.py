@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films.limits import MAX_BYTES
+
+MAX_PIXELS = 50_000_000
+"""Most pixels an image may have: the largest detectors make about 20 million."""
+
+MAX_BYTES = 100 * 1024 * 1024
+"""Largest file that is read, in bytes."""
 
 
 def read(path: str | os.PathLike[str], name: str) -> bytes:
@@ -51,3 +58,16 @@ def take(file: Any) -> bytes:
 def shown(path: str | os.PathLike[str]) -> str:
     """A path fit for a message: bytes that are no UTF-8 are escaped."""
     return os.fspath(path).encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def enough_memory(name: str) -> Iterator[None]:
+    """Inside, memory that runs out is this film's error and not the end of a run; the largest film needs 0.7 GiB.
+
+    Raises:
+        InputError: if it ran out.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise InputError(f"{name}: needs more memory than there is; export it smaller, or free some") from None

@@ -7,8 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films.containers import is_bare_jpeg, is_bare_png
-from pedcxr_client.films.limits import MAX_PIXELS
+from pedcxr_client.films.files import MAX_PIXELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,6 +18,16 @@ _ORIENTATION, _PHOTOMETRIC = 0x0112, 262  # of EXIF; of TIFF, where 0 says that 
 _DEEP_TILE = re.compile(r";1[0-9]")
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
 INSTALL = 'pip install "pedcxr[dicom]"'
+
+# What a decoder may need, or what is a bare number. Not: text, EXIF, a date (tIME), a profile with a
+# name in it (iCCP), transparency (tRNS), frames (acTL).
+_PNG_CLEAN = frozenset({b"IHDR", b"IDAT", b"IEND", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"sBIT", b"bKGD"})
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+# Quantisation, Huffman, frames that Pillow decodes (baseline, extended, progressive), restart interval.
+_JPEG_CLEAN = frozenset({0xDB, 0xC4, 0xC0, 0xC1, 0xC2, 0xDD})
+_SOI, _EOI, _SOS, _JFIF, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def from_bytes(data: bytes, name: str) -> tuple[Image, bytes | None, list[str]]:
@@ -76,12 +85,12 @@ def from_words(array: Any, name: str, *, white_is_zero: bool = False) -> tuple[I
     import numpy as np
     from PIL import Image
 
-    from pedcxr_client.films import display
+    from pedcxr_client.films import grayscale
 
     signed = array.dtype.kind == "i"
     words = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).view(np.uint16)
-    how = display.Rendering(stored=display.Stored(16, 16, 15, signed), inverted=white_is_zero)
-    grey, notes = display.render(words, how)
+    how = grayscale.Rendering(stored=grayscale.Stored(16, 16, 15, signed), inverted=white_is_zero)
+    grey, notes = grayscale.render(words, how)
     return Image.fromarray(grey), [f"16 bits a pixel; {notes[0]}", *notes[1:]]
 
 
@@ -105,6 +114,47 @@ def to_grey(image: Image, name: str) -> tuple[Image, list[str]]:
     clean = Image.new("L", pixels.size)  # a copy would keep info, and PNG would write its profile and text
     clean.paste(pixels)
     return clean, notes
+
+
+def is_bare_png(data: bytes) -> bool:
+    """Whether a PNG is 8-bit grey or RGB and holds nothing but pixels, to its last byte."""
+    if data[:8] != _PNG_SIGNATURE or data[24:25] != b"\x08" or data[25:26] not in (b"\x00", b"\x02"):
+        return False
+    at = 8
+    while at + 12 <= len(data):
+        kind = data[at + 4 : at + 8]
+        at += 12 + int.from_bytes(data[at : at + 4])
+        if kind not in _PNG_CLEAN:
+            return False
+        if kind == b"IEND":
+            return at == len(data)
+    return False
+
+
+def is_bare_jpeg(data: bytes) -> bool:
+    """Whether a JPEG holds nothing but pixels and what decoding them needs, to its last byte."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, body = data[at + 1], data[at + 4 : at + 4 + 14]
+        if marker == _EOI:
+            break
+        length = int.from_bytes(data[at + 2 : at + 4])
+        if not (marker in _JPEG_CLEAN or marker == _SOS or _is_bare_header(marker, length, body)):
+            return False
+        at += 2 + length
+        if marker == _SOS:
+            following = _NEXT_MARKER.search(data, at)
+            at = following.start() if following else len(data)
+    return data[at:] == b"\xff\xd9"
+
+
+def _is_bare_header(marker: int, length: int, body: bytes) -> bool:
+    """JFIF without its thumbnail, or Adobe's, which says how the colours are coded."""
+    if marker == _JFIF:
+        return length == 16 and body.startswith(b"JFIF\x00")
+    return marker == _ADOBE and length == 14 and body.startswith(b"Adobe")
 
 
 def _array(image: Image, name: str) -> Any:

@@ -8,8 +8,8 @@ from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films import film as image
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.facts import Facts
-from pedcxr_client.films.preparation import Preparation
+from pedcxr_client.films.geometry import Preparation
+from pedcxr_client.films.header import Facts
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt
 from pedcxr_client.types import Check, Sex

@@ -8,7 +8,7 @@ from pedcxr_client import Age, BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films import film as image
-from pedcxr_client.films.facts import PLAIN
+from pedcxr_client.films.header import PLAIN
 from pedcxr_client.films.pixel_stats import PixelStats
 from pedcxr_client.types import Check
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pedcxr_client import InputError, Preparation
-from pedcxr_client.films import codestream
+from pedcxr_client.films import decoders
 from pedcxr_client.films import film as image
 
 pytest.importorskip("pydicom")
@@ -388,17 +388,17 @@ def test_a_stream_may_be_padded(padding):
     buffer = io.BytesIO()
     Image.effect_noise((20, 10), 50).save(buffer, "JPEG")
     stream = buffer.getvalue() + padding
-    assert codestream.is_whole(stream) and not codestream.is_whole(stream[:-3])
-    assert codestream.size(stream) == (10, 20)
+    assert decoders.is_complete(stream) and not decoders.is_complete(stream[:-3])
+    assert decoders.coded_size(stream) == (10, 20)
 
 
 def test_a_stream_in_a_jp2_file_is_measured_too():
     buffer = io.BytesIO()
     Image.effect_noise((20, 10), 50).save(buffer, "JPEG2000")
     assert buffer.getvalue()[4:8] == b"jP  "
-    assert codestream.size(buffer.getvalue()) == (10, 20)
-    assert codestream.is_whole(buffer.getvalue())
-    assert codestream.size(b"") is None
+    assert decoders.coded_size(buffer.getvalue()) == (10, 20)
+    assert decoders.is_complete(buffer.getvalue())
+    assert decoders.coded_size(b"") is None
 
 
 def test_a_deflated_bomb_is_refused():

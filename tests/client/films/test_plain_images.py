@@ -16,8 +16,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from pedcxr_client import EncodedImage, InputError
-from pedcxr_client.films import png as _png
-from pedcxr_client.films.film import MAX_BYTES, encode, load, prepare
+from pedcxr_client.films.film import MAX_BYTES, encode, encode_png, load, prepare
 
 SECRET = "Popescu^Ana"
 
@@ -298,7 +297,7 @@ def test_a_png_is_what_pillow_reads_back():
     rng = random.Random(3)
     for size in ((1, 1), (1, 7), (7, 1), (33, 57), (256, 256)):
         image = Image.frombytes("L", size, rng.randbytes(size[0] * size[1]))
-        again = Image.open(io.BytesIO(_png.write(image)))
+        again = Image.open(io.BytesIO(encode_png(image)))
         assert (again.mode, again.size, again.tobytes()) == ("L", size, image.tobytes())
 
 
