@@ -23,7 +23,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian
 
 from pedcxr_client import Preparation
-from pedcxr_client.films import film as image
+from pedcxr_client.films.film import encode, read
 
 ROWS, COLUMNS, RUNS = 2500, 2000, 9
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -62,7 +62,7 @@ def naive(data: bytes) -> bytes:
 
 def ours(data: bytes, preparation: Preparation) -> bytes:
     """From the file's bytes to the base64 that goes into the body, the gate's look included."""
-    return image.encode(image.read(data).develop(preparation)).base64
+    return encode(read(data).render(preparation)).base64
 
 
 def median(run: Callable[[], bytes], runs: int = RUNS) -> tuple[float, int]:

@@ -23,7 +23,7 @@ from pydicom.uid import (
 
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.films import film as image
+from pedcxr_client.films.film import encode, read
 from tests.support.dicom_maker import dataset, film, ramp, table, written
 from tests.support.paths import REAL_FILMS
 
@@ -65,12 +65,12 @@ def outcome(data: bytes) -> str:
     """
     began = time.process_time()
     try:
-        opened = image.read(data)
+        opened = read(data)
         said = [str(opened.facts), str(rules.check(opened.facts, rules.CallerFacts()))]
-        radiograph = opened.develop()
+        radiograph = opened.render()
         said += [str(radiograph.how), str(rules.check(opened.facts, rules.CallerFacts(), radiograph.stats))]
         assert radiograph.pixels.mode == "L" or radiograph.original is not None
-        image.encode(radiograph)
+        encode(radiograph)
     except InputError as error:
         said = [str(error), repr(error.__context__)]
         assert "memory" not in said[0], said

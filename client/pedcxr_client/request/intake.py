@@ -71,6 +71,6 @@ def words(facts: Facts, request: FilmRequest) -> Prompt:
 def _developed(film: object, asked: CallerFacts, preparation: Preparation) -> image.EncodedImage:
     undeveloped = image.read(film)  # type: ignore[arg-type]
     rules.enforce(rules.check(undeveloped.facts, asked))
-    radiograph = undeveloped.develop(preparation)
+    radiograph = undeveloped.render(preparation)
     rules.enforce(rules.check(radiograph.facts, asked, radiograph.stats))
     return image.encode(radiograph)

@@ -15,7 +15,7 @@ from PIL import Image
 from pedcxr_client import DISCLAIMER, BlockedFilm, InputError, Preparation
 from pedcxr_client.checks import rules
 from pedcxr_client.cli.main import main
-from pedcxr_client.films import film as image
+from pedcxr_client.films.film import load, prepare
 from tests.support.fake_engine import TEXT
 
 pytest.importorskip("pydicom")
@@ -37,7 +37,7 @@ SHEET = """\
            ok     burned-in-text  BurnedInAnnotation (0028,0301) is NO
            ok     quality         256 x 256 pixels
   image    image/png, 256 x 256, {bytes} bytes
-           DICOM MONOCHROME2 of 12 bits shown as 8-bit grey
+           DICOM MONOCHROME2 of 12 bits rendered as 8-bit grey
            window 2048/4096 (LINEAR)
   prompt   Generate a radiology report for this chest X-ray of a 5-year-old female.
   verdict  would be sent
@@ -59,7 +59,7 @@ def dicom(tmp_path):
 def test_one_film_in_full(dicom, capsys):
     path = dicom()
     assert main(["inspect", path]) == 0
-    size = len(base64.b64decode(image.prepare(path).base64))
+    size = len(base64.b64decode(prepare(path).base64))
     assert capsys.readouterr() == (SHEET.format(path=path, bytes=size), "")
 
 
@@ -93,7 +93,7 @@ def test_json_is_one_object_a_film(dicom, film, tmp_path, capsys):
         "body": "chest", "view": "PA", "burned_in": "NO", "quality_control": "", "not_human": None,
         "age": "5y", "sex": "F",
     }  # fmt: skip
-    assert one["image"]["sha256"] == image.prepare(paths[0]).sha256
+    assert one["image"]["sha256"] == prepare(paths[0]).sha256
     assert [check["name"] for check in one["checks"]] == list(rules.NAMES)
     assert one["prompt"]["text"].endswith("5-year-old female.")
     assert two["facts"]["kind"] == "image" and two["image"]["how"] == ["original bytes"]
@@ -122,7 +122,7 @@ def test_several_films_are_a_table(dicom, film, tmp_path, capsys):
 def test_the_preview_is_what_would_be_sent(dicom, tmp_path, capsys):
     path, out = dicom(), tmp_path / "out.png"
     assert main(["inspect", path, "--preview", str(out), "--pad-square", "--resize", "model"]) == 0
-    sent = image.prepare(path, Preparation(pad_square=True, resize="model"))
+    sent = prepare(path, Preparation(pad_square=True, resize="model"))
     assert out.read_bytes() == base64.b64decode(sent.base64)
     with Image.open(out) as preview:
         assert preview.size == (896, 896)
@@ -130,7 +130,7 @@ def test_the_preview_is_what_would_be_sent(dicom, tmp_path, capsys):
         (["inspect", path, path, "--preview", str(out)], 2, "shows one film"),
         (["inspect", path, "--preview", path], 2, "is the film itself"),
         (["inspect", path, "--preview", str(tmp_path / "no/out.png")], 2, "No such file"),
-        (["inspect", dicom("x.dcm", PixelData=None), "--preview", str(out)], 3, "nothing to show"),
+        (["inspect", dicom("x.dcm", PixelData=None), "--preview", str(out)], 3, "no image to write"),
     ):
         capsys.readouterr()
         assert main(wrong) == code
@@ -141,10 +141,10 @@ def test_the_preview_is_what_would_be_sent(dicom, tmp_path, capsys):
     ("arguments", "code", "says"),
     [
         (["inspect"], 2, "FILE"),
-        (["inspect", "FILM", "--allow", "everything"], 2, "is no check; there are modality"),
-        (["inspect", "FILM", "--age", "62"], 3, "write a number"),
+        (["inspect", "FILM", "--allow", "everything"], 2, "is not a check; the checks are modality"),
+        (["inspect", "FILM", "--age", "62"], 3, "give a number"),
         (["inspect", "FILM", "--profile", "other"], 2, "invalid choice"),
-        (["report", "FILM", "--allow", "everything"], 2, "is no check"),
+        (["report", "FILM", "--allow", "everything"], 2, "is not a check"),
     ],
 )
 def test_wrong_use(dicom, capsys, engine, arguments, code, says):
@@ -207,7 +207,7 @@ def test_a_cmyk_jpeg_becomes_grey(tmp_path, capsys):
     path = tmp_path / "film.jpg"
     path.write_bytes(saved(NOISE.convert("RGB").convert("CMYK"), "JPEG"))
     assert main(["inspect", str(path)]) == 0
-    assert "CMYK turned to grey" in capsys.readouterr().out
+    assert "CMYK converted to grey" in capsys.readouterr().out
 
 
 def test_paths_that_lead_nowhere(tmp_path, capsys):
@@ -251,14 +251,14 @@ def test_a_blocked_film_never_leaves(engine, twin, dicom):
     with pytest.raises(BlockedFilm, match="045Y") as caught:
         twin.report(engine.url, dicom(PatientAge="045Y"))
     assert [one.name for one in caught.value.checks if one.blocks] == ["age"]
-    with pytest.raises(BlockedFilm, match="as the caller says"):
+    with pytest.raises(BlockedFilm, match="stated by the caller"):
         twin.report(engine.url, Image.effect_noise((300, 300), 60), age="18y")
     with pytest.raises(BlockedFilm, match="quality"):
         twin.report(engine.url, Image.effect_noise((255, 300), 60))
     with pytest.raises(BlockedFilm, match="modality"):
         twin.report(engine.url, dicom(Modality="SR", PixelData=None))
     with pytest.raises(BlockedFilm, match="045Y"):
-        twin.report(engine.url, image.prepare(dicom(PatientAge="045Y")))
+        twin.report(engine.url, prepare(dicom(PatientAge="045Y")))
     assert not engine.requests
 
 
@@ -267,7 +267,7 @@ def test_what_was_allowed_stands_in_the_report(engine, twin, dicom):
     assert [one.name for one in report.checks if one.allowed] == ["modality"]
     assert report.image_how[-1] == "stretched to the model's 896 x 896"
     chest = twin.report(engine.url, dicom(BodyPartExamined=None), assume_chest=True)
-    assert "as the caller says" in next(one.why for one in chest.checks if one.name == "body-part")
+    assert "by the caller" in next(one.why for one in chest.checks if one.name == "body-part")
 
 
 def test_the_command_says_what_to_mind(engine, dicom, capsys):
@@ -294,4 +294,4 @@ def test_the_profile_reaches_the_wire(engine, twin, dicom):
 
 def test_no_read_of_dicom_without_the_extra_in_sight(dicom):
     with pytest.raises(InputError, match="not a path, bytes, a file, a Pillow image or an array"):
-        image.load({"a": 1})  # type: ignore[arg-type]
+        load({"a": 1})  # type: ignore[arg-type]

@@ -7,9 +7,9 @@ import pytest
 from pedcxr_client import Age, BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.films import film as image
+from pedcxr_client.films.film import load, read
+from pedcxr_client.films.geometry import PixelStats
 from pedcxr_client.films.header import PLAIN
-from pedcxr_client.films.pixel_stats import PixelStats
 from pedcxr_client.types import Check
 
 pytest.importorskip("pydicom")
@@ -21,12 +21,12 @@ GOOD = PixelStats(1000, 1000, flat=False, dark_middle=False)
 
 
 def check(name: str, asked: CallerFacts = NOTHING, stats: PixelStats | None = GOOD, **elements: object) -> Check:
-    facts = image.read(film(**elements)).facts
+    facts = read(film(**elements)).facts
     return next(one for one in rules.check(facts, asked, stats) if one.name == name)
 
 
 def test_a_good_film_is_ok_throughout():
-    checks = rules.check(image.read(film()).facts, CallerFacts(), GOOD)
+    checks = rules.check(read(film()).facts, CallerFacts(), GOOD)
     assert [one.name for one in checks] == list(rules.NAMES)
     assert {one.status for one in checks} == {"ok"}
     assert not any(one.blocks or one.allowed for one in checks)
@@ -73,20 +73,20 @@ def test_a_good_film_is_ok_throughout():
         ("age", {"PatientAge": "939W"}, "ok", "939W"),
         ("age", {"PatientAge": "940W"}, "block", "940W"),
         ("age", {"PatientAge": "999D"}, "ok", "999D"),
-        ("age", {"PatientAge": "62"}, "block", "PatientAge (0010,1010) is 62, PatientBirthDate"),
+        ("age", {"PatientAge": "62"}, "block", "PatientAge (0010,1010) is 62, and PatientBirthDate"),
         ("age", {"PatientAge": "5Y"}, "block", "is 5Y"),
         ("age", {"PatientAge": "000Y"}, "block", "is 000Y"),
-        ("age", {"PatientAge": "000Y", "PatientBirthDate": "20231201"}, "ok", "StudyDate (0008,0020) less"),
-        ("age", {"PatientAge": None}, "block", "give it with --age"),
+        ("age", {"PatientAge": "000Y", "PatientBirthDate": "20231201"}, "ok", "StudyDate (0008,0020) minus"),
+        ("age", {"PatientAge": None}, "block", "; add --age"),
         ("age", {"PatientAge": None, "PatientBirthDate": "20060102"}, "block", "18 years or more"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20060103"}, "ok", "less PatientBirthDate (0010,0030)"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20240103"}, "block", "of no use"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20230231"}, "block", "of no use"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20200101", "StudyDate": ""}, "block", "of no use"),
-        ("age", {"PatientAge": "005Y", "PatientBirthDate": "19700101"}, "block", "its dates make 18 years or more"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20060103"}, "ok", "minus PatientBirthDate (0010,0030)"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20240103"}, "block", "cannot be used"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20230231"}, "block", "cannot be used"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20200101", "StudyDate": ""}, "block", "cannot be used"),
+        ("age", {"PatientAge": "005Y", "PatientBirthDate": "19700101"}, "block", "its dates result in 18 years"),
         ("sex", {"PatientSex": "M"}, "ok", "PatientSex (0010,0040) is M"),
-        ("sex", {"PatientSex": "O"}, "ok", "is O; left out"),
-        ("sex", {"PatientSex": None}, "ok", "is empty; left out"),
+        ("sex", {"PatientSex": "O"}, "ok", "is O; omitted"),
+        ("sex", {"PatientSex": None}, "ok", "is empty; omitted"),
         ("human", {"InstitutionName": "Spital Veterinar"}, "block", "InstitutionName (0008,0080) is veterin"),
         ("human", {"AcquisitionDeviceProcessingDescription": "CANINE THORAX"}, "block", "is canine"),
         ("human", {"ProtocolName": "Equine"}, "block", "ProtocolName (0018,1030) is equine"),
@@ -152,16 +152,16 @@ def test_quality_is_of_the_pixels(stats, status):
     ],
 )
 def test_the_age_is_that_of_the_study(birth, study, words):
-    facts = image.read(film(PatientAge=None, PatientBirthDate=birth, StudyDate=study)).facts
+    facts = read(film(PatientAge=None, PatientBirthDate=birth, StudyDate=study)).facts
     assert facts.age is not None and facts.age.words == words
 
 
 def test_the_caller_goes_before_the_header():
-    facts = image.read(film(PatientAge=None, PatientSex="M")).facts
+    facts = read(film(PatientAge=None, PatientSex="M")).facts
     asked = CallerFacts(age=Age(7, "Y"), sex="F")
     assert (asked.age_of(facts), asked.sex_of(facts)) == (Age(7, "Y"), "F")
-    assert check("age", asked, PatientAge=None).why == "as the caller says"
-    assert check("sex", asked, PatientSex="M").why == "as the caller says"
+    assert check("age", asked, PatientAge=None).why == "stated by the caller"
+    assert check("sex", asked, PatientSex="M").why == "stated by the caller"
     assert check("age", CallerFacts(age=Age(18, "Y"))).status == "block"
     assert check("age", asked, PatientAge="045Y").status == "block", "that is another patient's film"
 
@@ -178,17 +178,17 @@ def test_what_is_allowed_by_name_is_recorded_and_nothing_else():
     assert check("modality", CallerFacts(allow=["age"]), Modality="CT").blocks
     assert not check("modality", CallerFacts(allow=["modality"])).allowed, "there was nothing to allow"
     for wrong in (["everything"], "all", ["modality", "AGE"]):
-        with pytest.raises(ConfigurationError, match=r"allow: .* is no check; there are modality, presentation"):
+        with pytest.raises(ConfigurationError, match=r"allow: .* is not a check; the checks are modality, present"):
             CallerFacts(allow=wrong)
 
 
 def test_all_reasons_come_at_once_with_what_to_type():
-    checks = rules.check(image.read(film(Modality="CT", PatientAge="045Y")).facts, CallerFacts())
+    checks = rules.check(read(film(Modality="CT", PatientAge="045Y")).facts, CallerFacts())
     with pytest.raises(BlockedFilm, match=r"modality: .* is CT.*age: .*--allow modality --allow age") as caught:
         rules.enforce(checks)
     assert caught.value.checks == checks
     assert isinstance(caught.value, InputError)
-    rules.enforce(rules.check(image.read(film()).facts, CallerFacts()))
+    rules.enforce(rules.check(read(film()).facts, CallerFacts()))
 
 
 def test_a_plain_image_is_warned_about_and_blocked_by_what_is_known():
@@ -207,7 +207,7 @@ def test_films_look_upright_and_their_inverses_do_not(films):
     from PIL import Image, ImageOps
 
     plain = [Image.open(path).convert("L") for path in sorted(films.glob("*_png/*.png"))]
-    assert not any(image.load(one).stats.dark_middle for one in plain)
-    assert sum(image.load(ImageOps.invert(one)).stats.dark_middle for one in plain) >= len(plain) - 1
-    assert not any(image.load(one).stats.flat for one in plain)
-    assert image.load(Image.new("L", (300, 300), 7)).stats.flat
+    assert not any(load(one).stats.dark_middle for one in plain)
+    assert sum(load(ImageOps.invert(one)).stats.dark_middle for one in plain) >= len(plain) - 1
+    assert not any(load(one).stats.flat for one in plain)
+    assert load(Image.new("L", (300, 300), 7)).stats.flat

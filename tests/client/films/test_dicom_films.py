@@ -13,7 +13,7 @@ from PIL import Image
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.films import film as image
+from pedcxr_client.films.film import encode, load, prepare, read
 from tests.support.paths import REAL_FILMS
 
 pytest.importorskip("pydicom")
@@ -86,16 +86,16 @@ def rows() -> list[dict[str, str]]:
 @pytest.mark.parametrize("row", rows(), ids=[row["path"] for row in rows()])
 def test_each_film_behaves_as_its_note_says(row):
     name = row["path"]
-    film = image.read(FILMS / name)
+    film = read(FILMS / name)
     stats = None
     if name in REFUSED:
         with pytest.raises(InputError, match=REFUSED[name]):
-            film.develop()
+            film.render()
     else:
-        radiograph = film.develop()
+        radiograph = film.render()
         stats = radiograph.stats
         assert radiograph.pixels.mode == "L" or radiograph.original is not None
-        sent = image.encode(radiograph)
+        sent = encode(radiograph)
         assert (sent.facts, sent.stats) == (film.facts, stats)
     checks = {check.name: check for check in rules.check(film.facts, CallerFacts(), stats)}
     assert tuple(checks) == rules.NAMES
@@ -113,7 +113,7 @@ def test_each_film_behaves_as_its_note_says(row):
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.asarray(image.load(path).pixels).astype(int)
+    return np.asarray(load(path).pixels).astype(int)
 
 
 def variant(films: Path, number: str) -> np.ndarray:
@@ -184,7 +184,7 @@ def test_an_independent_reader_agrees(films):
     compared = 0
     for path in sorted(films.glob("dicom_*/*.dcm")):
         try:
-            radiograph = image.load(path)
+            radiograph = load(path)
         except InputError:
             continue
         if any("no window" in note for note in radiograph.how) or "made square" in " ".join(radiograph.how):
@@ -200,7 +200,7 @@ def test_threads_do_not_disturb_each_other(films):
     paths = [
         path for path in sorted(films.glob("dicom_derived/*.dcm")) if path.parent.name + "/" + path.name not in REFUSED
     ]
-    alone = [image.prepare(path).sha256 for path in paths]
+    alone = [prepare(path).sha256 for path in paths]
     with ThreadPoolExecutor(8) as pool:
-        together = [encoded.sha256 for encoded in pool.map(image.prepare, paths * 3)]
+        together = [encoded.sha256 for encoded in pool.map(prepare, paths * 3)]
     assert together == alone * 3

@@ -17,7 +17,7 @@ import pytest
 
 from pedcxr_client import InputError, Preparation
 from pedcxr_client.films import decoders
-from pedcxr_client.films import film as image
+from pedcxr_client.films.film import encode, load, read
 
 pytest.importorskip("pydicom")
 
@@ -37,11 +37,11 @@ from tests.support.dicom_maker import dataset, film, jpeg_film, ramp, sequence, 
 
 
 def grey(data: bytes) -> np.ndarray:
-    return np.asarray(image.load(data).pixels).astype(int)
+    return np.asarray(load(data).pixels).astype(int)
 
 
 def notes(data: bytes) -> str:
-    return "; ".join(image.load(data).how)
+    return "; ".join(load(data).how)
 
 
 FULL = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -262,7 +262,7 @@ def test_pixels_become_square(elements, shape):
 
 
 def test_absurd_pixels_are_refused():
-    with pytest.raises(InputError, match="PixelAspectRatio makes pixels 8 times"):
+    with pytest.raises(InputError, match="PixelAspectRatio makes pixels more than 8 times"):
         grey(film(PixelAspectRatio=[1000, 1]))
 
 
@@ -314,7 +314,7 @@ def test_video_is_named():
     made.PixelData = encapsulate([b"\0" * 64])
     made["PixelData"].is_undefined_length = True
     made.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"
-    with pytest.raises(InputError, match=r"MPEG-4.*nothing here decodes"):
+    with pytest.raises(InputError, match=r"MPEG-4.*is not supported"):
         grey(written(made))
 
 
@@ -420,10 +420,10 @@ def test_a_bomb_behind_a_false_length_is_refused_too():
     for group in (b"\xff\xff\0\0", b"\0\0\0\0"):
         with pytest.raises(InputError, match="inflates to more than 100 MiB"):
             grey(data[:140] + group + data[144:start] + bomb)
-    with pytest.raises(InputError, match="deflated and damaged"):
+    with pytest.raises(InputError, match="damaged deflated"):
         grey(data[:start] + b"\xff" * 50)
     implicit = data[:132] + b"\x02\0\x10\0\x16\0\0\0" + b"1.2.840.10008.1.2.1.99" + bomb
-    with pytest.raises(InputError, match=r"deflated and damaged|inflates"):
+    with pytest.raises(InputError, match=r"damaged deflated|inflates"):
         grey(implicit)
 
 
@@ -440,7 +440,7 @@ def test_values_of_an_unknown_vr_are_not_taken_apart():
         made.add_new("WindowCenter", "UN", b"40")
         data = written(made)
     assert "window" in notes(data)
-    assert image.read(data).facts.body.value in ("", "(not shown)")
+    assert read(data).facts.body.value in ("", "(not shown)")
 
 
 def test_more_bits_than_stored_in_a_stream_are_refused():
@@ -469,7 +469,7 @@ def test_a_file_of_private_elements_only():
         del made[element.tag]
     made.private_block(0x0011, "ACME", create=True).add_new(1, "LO", "Popescu^Ana")
     data = written(made)
-    assert image.read(data).facts.modality.value == ""
+    assert read(data).facts.modality.value == ""
     with pytest.raises(InputError, match="holds no pixels"):
         grey(data)
 
@@ -495,9 +495,9 @@ def test_a_deep_sequence_does_not_overflow():
 
 def test_what_leaves_holds_pixels_only():
     data = film(PatientName="Popescu^Ana", PatientID="MRN1", **FULL)
-    sent = image.encode(image.load(data))
+    sent = encode(load(data))
     assert sent.mime == "image/png"
-    radiograph = image.load(data)
+    radiograph = load(data)
     assert (radiograph.pixels.mode, radiograph.pixels.info) == ("L", {})
 
 
@@ -505,7 +505,7 @@ def test_a_profile_like_the_training_films():
     data = film(PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0, **FULL)
     low, high = np.percentile(ramp(), [1, 99])
     expected = np.rint(np.clip((ramp() - low) / (high - low), 0, 1) ** (1 / 1.2) * 255)
-    trained = image.load(data, Preparation(profile="ped-train"))
+    trained = load(data, Preparation(profile="ped-train"))
     assert np.array_equal(np.asarray(trained.pixels), expected), "MONOCHROME1 is not inverted, nor padding blackened"
     assert "gamma 1.2" in " ".join(trained.how)
 
@@ -537,8 +537,8 @@ def test_a_missing_decoder_names_the_line_to_type(tmp_path, missing, data, says)
     path.write_bytes(data)
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({missing.split()!r}))\n"  # None there: the import fails
-        "from pedcxr_client import InputError\nfrom pedcxr_client.films import film as image\n"
-        "try: image.read(sys.argv[1]).develop()\n"
+        "from pedcxr_client import InputError\nfrom pedcxr_client.films.film import load, read\n"
+        "try: read(sys.argv[1]).render()\n"
         "except InputError as error: print(error)"
     )
     done = subprocess.run(

@@ -16,8 +16,8 @@ from PIL import Image
 from pedcxr_client import InputError, RequestError
 from pedcxr_client.checks import rules
 from pedcxr_client.cli.main import main
-from pedcxr_client.films import film as image
-from pedcxr_client.films.log_silencer import quiet
+from pedcxr_client.films.film import EncodedImage, encode, load, prepare, read
+from pedcxr_client.films.header import silence_pydicom
 
 pytest.importorskip("pydicom")
 
@@ -48,7 +48,7 @@ def wire(engine) -> bytes:
     return b"".join(b"".join((seen.body, str(seen.headers).encode(), seen.path.encode())) for seen in engine.requests)
 
 
-def deep(sent: image.EncodedImage) -> bytes:
+def deep(sent: EncodedImage) -> bytes:
     """The image file, and the pixels it unpacks to."""
     data = base64.b64decode(sent.base64)
     at, packed = 8, b""
@@ -62,7 +62,7 @@ def deep(sent: image.EncodedImage) -> bytes:
 def caught(data: object) -> str:
     """The error with all it drags along."""
     with pytest.raises(InputError) as error:
-        image.encode(image.load(data))
+        encode(load(data))
     chain, one = [], error.value
     while one is not None:
         chain += [str(one), repr(one), *map(str, vars(one).values())]
@@ -82,9 +82,9 @@ def test_the_film_with_planted_identifiers(films, engine, twin, capfd, caplog, t
         ["report", str(path), "--url", engine.url],
     ):
         assert main(command) == 0
-    sent = image.prepare(path)
-    undeveloped = image.read(path)
-    said += [*map(repr, (sent, sent.facts, image.load(path), undeveloped, undeveloped._film)), str(sent.how)]
+    sent = prepare(path)
+    undecoded = read(path)
+    said += [*map(repr, (sent, sent.facts, load(path), undecoded, undecoded._source)), str(sent.how)]
     said += [
         str(rules.check(sent.facts, rules.CallerFacts(), sent.stats)),
         deep(sent).decode("latin-1"),
@@ -103,8 +103,8 @@ def test_a_name_in_every_element_shows_up_nowhere(engine, twin, capfd, caplog, t
     report = twin.report(engine.url, str(path))
     assert main(["inspect", str(path)]) == 0
     assert main(["inspect", str(path), "--json"]) == 0
-    sent = image.prepare(path)
-    said = [*capfd.readouterr(), *(record.getMessage() for record in caplog.records), repr(image.read(path))]
+    sent = prepare(path)
+    said = [*capfd.readouterr(), *(record.getMessage() for record in caplog.records), repr(read(path))]
     said += [str(report.as_dict()), repr(sent.facts), deep(sent).decode("latin-1"), wire(engine).decode()]
     for secret in ("Popescu", "20190317", "1.2.999.4711", "ACME"):
         assert not any(secret in line for line in said), secret
@@ -131,7 +131,7 @@ def test_errors_and_warnings_do_not_quote_the_header(spoil, caplog, capfd, tmp_p
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            said = [str(image.read(data).facts), *image.load(data).how]
+            said = [str(read(data).facts), *load(data).how]
         except InputError:
             said = [caught(data)]
     path = tmp_path / "film.dcm"
@@ -145,7 +145,7 @@ def test_errors_and_warnings_do_not_quote_the_header(spoil, caplog, capfd, tmp_p
 
 def test_pydicom_may_still_talk_to_others(caplog):
     log = logging.getLogger("pydicom.misc")
-    with quiet():
+    with silence_pydicom():
         log.warning("ours")
         other = threading.Thread(target=log.warning, args=("theirs",))
         other.start()
@@ -159,13 +159,13 @@ def test_overlapping_threads_leave_the_warning_filters_as_they_were():
     first_in, second_in, release = threading.Event(), threading.Event(), threading.Event()
 
     def first() -> None:
-        with quiet():
+        with silence_pydicom():
             first_in.set()
             second_in.wait(5)
 
     def second() -> None:
         first_in.wait(5)
-        with quiet():
+        with silence_pydicom():
             second_in.set()
             release.wait(5)
 
@@ -179,7 +179,7 @@ def test_overlapping_threads_leave_the_warning_filters_as_they_were():
 
 
 def test_nothing_but_pixels_is_in_the_picture():
-    sent = image.prepare(planted())
+    sent = prepare(planted())
     picture = Image.open(io.BytesIO(base64.b64decode(sent.base64)))
     assert (picture.format, picture.mode, picture.info) == ("PNG", "L", {})
 
