@@ -1,4 +1,4 @@
-"""The intended use: each rule of the table with the element that decides, and what the caller can change."""
+"""Rules of the intended use: the element that decides each one, and what the caller can change."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ pytest.importorskip("pydicom")
 
 from tests.support.dicom_maker import film, sequence
 
-NOTHING = CallerFacts()
+NO_FACTS = CallerFacts()
 GOOD = PixelStats(1000, 1000, flat=False, dark_middle=False)
 
 
-def check(name: str, asked: CallerFacts = NOTHING, stats: PixelStats | None = GOOD, **elements: object) -> Check:
+def check(name: str, caller: CallerFacts = NO_FACTS, stats: PixelStats | None = GOOD, **elements: object) -> Check:
     facts = read(film(**elements)).facts
-    return next(one for one in rules.check(facts, asked, stats) if one.name == name)
+    return next(one for one in rules.check(facts, caller, stats) if one.name == name)
 
 
-def test_a_good_film_is_ok_throughout():
+def test_good_film_passes_every_check():
     checks = rules.check(read(film()).facts, CallerFacts(), GOOD)
     assert [one.name for one in checks] == list(rules.NAMES)
     assert {one.status for one in checks} == {"ok"}
@@ -33,7 +33,7 @@ def test_a_good_film_is_ok_throughout():
 
 
 @pytest.mark.parametrize(
-    ("name", "elements", "status", "says"),
+    ("name", "elements", "status", "reason"),
     [
         (
             "modality",
@@ -106,13 +106,13 @@ def test_a_good_film_is_ok_throughout():
         ("quality", {"QualityControlImage": "YES"}, "block", "QualityControlImage (0028,0300) is YES"),
     ],
 )
-def test_the_table(name, elements, status, says):
-    answer = check(name, **elements)
-    assert (answer.status, says in answer.why) == (status, True), answer.why
-    assert "Popescu" not in answer.why
+def test_each_rule(name, elements, status, reason):
+    result = check(name, **elements)
+    assert (result.status, reason in result.why) == (status, True), result.why
+    assert "Popescu" not in result.why
 
 
-def test_codes_are_read_where_texts_are_missing():
+def test_code_sequences_are_read_if_texts_are_absent():
     region = sequence(CodeMeaning="Thorax")
     assert check("body-part", BodyPartExamined=None, AnatomicRegionSequence=region).why.startswith("AnatomicRegion")
     hand = sequence(CodeMeaning="Hand of Popescu")
@@ -132,7 +132,7 @@ def test_codes_are_read_where_texts_are_missing():
         (None, "warn"),
     ],
 )
-def test_quality_is_of_the_pixels(stats, status):
+def test_quality_check_uses_the_pixel_stats(stats, status):
     assert check("quality", stats=stats).status == status
 
 
@@ -151,59 +151,59 @@ def test_quality_is_of_the_pixels(stats, status):
         ("20180301", "20230228", "4-year-old"),
     ],
 )
-def test_the_age_is_that_of_the_study(birth, study, words):
+def test_age_is_computed_at_the_study_date(birth, study, words):
     facts = read(film(PatientAge=None, PatientBirthDate=birth, StudyDate=study)).facts
     assert facts.age is not None and facts.age.words == words
 
 
-def test_the_caller_goes_before_the_header():
+def test_caller_takes_precedence_over_the_header():
     facts = read(film(PatientAge=None, PatientSex="M")).facts
-    asked = CallerFacts(age=Age(7, "Y"), sex="F")
-    assert (asked.age_of(facts), asked.sex_of(facts)) == (Age(7, "Y"), "F")
-    assert check("age", asked, PatientAge=None).why == "stated by the caller"
-    assert check("sex", asked, PatientSex="M").why == "stated by the caller"
+    caller = CallerFacts(age=Age(7, "Y"), sex="F")
+    assert (caller.age_of(facts), caller.sex_of(facts)) == (Age(7, "Y"), "F")
+    assert check("age", caller, PatientAge=None).why == "stated by the caller"
+    assert check("sex", caller, PatientSex="M").why == "stated by the caller"
     assert check("age", CallerFacts(age=Age(18, "Y"))).status == "block"
-    assert check("age", asked, PatientAge="045Y").status == "block", "that is another patient's film"
+    assert check("age", caller, PatientAge="045Y").status == "block", "the film is of another patient"
 
 
-def test_a_chest_may_be_assumed_but_not_against_the_header():
-    asked = CallerFacts(assume_chest=True)
-    assert check("body-part", asked, BodyPartExamined=None).status == "ok"
-    assert check("body-part", asked, BodyPartExamined="HAND").status == "block"
+def test_assume_chest_does_not_override_the_header():
+    caller = CallerFacts(assume_chest=True)
+    assert check("body-part", caller, BodyPartExamined=None).status == "ok"
+    assert check("body-part", caller, BodyPartExamined="HAND").status == "block"
 
 
-def test_what_is_allowed_by_name_is_recorded_and_nothing_else():
-    answer = check("modality", CallerFacts(allow=["modality"]), Modality="CT")
-    assert (answer.status, answer.allowed, answer.blocks) == ("block", True, False)
+def test_only_blocking_checks_are_allowed_by_name():
+    result = check("modality", CallerFacts(allow=["modality"]), Modality="CT")
+    assert (result.status, result.allowed, result.blocks) == ("block", True, False)
     assert check("modality", CallerFacts(allow=["age"]), Modality="CT").blocks
-    assert not check("modality", CallerFacts(allow=["modality"])).allowed, "there was nothing to allow"
+    assert not check("modality", CallerFacts(allow=["modality"])).allowed, "the check did not block"
     for wrong in (["everything"], "all", ["modality", "AGE"]):
         with pytest.raises(ConfigurationError, match=r"allow: .* is not a check; the checks are modality, present"):
             CallerFacts(allow=wrong)
 
 
-def test_all_reasons_come_at_once_with_what_to_type():
+def test_error_lists_all_reasons_and_options():
     checks = rules.check(read(film(Modality="CT", PatientAge="045Y")).facts, CallerFacts())
-    with pytest.raises(BlockedFilm, match=r"modality: .* is CT.*age: .*--allow modality --allow age") as caught:
+    with pytest.raises(BlockedFilm, match=r"modality: .* is CT.*age: .*--allow modality --allow age") as error:
         rules.enforce(checks)
-    assert caught.value.checks == checks
-    assert isinstance(caught.value, InputError)
+    assert error.value.checks == checks
+    assert isinstance(error.value, InputError)
     rules.enforce(rules.check(read(film()).facts, CallerFacts()))
 
 
-def test_a_plain_image_is_warned_about_and_blocked_by_what_is_known():
+def test_plain_image_warns_and_blocks_only_on_known_facts():
     checks = {one.name: one for one in rules.check(PLAIN, CallerFacts(), GOOD)}
     assert {name for name, one in checks.items() if one.status == "warn"} == {*rules.NAMES} - {"quality"}
     assert not any(one.from_header for one in checks.values() if one.status == "warn")
-    told = {
+    statuses = {
         one.name: one.status
         for one in rules.check(PLAIN, CallerFacts(age=Age(5, "Y"), sex="M", assume_chest=True), GOOD)
     }
-    assert told["age"] == told["sex"] == told["body-part"] == "ok"
+    assert statuses["age"] == statuses["sex"] == statuses["body-part"] == "ok"
     assert {one.name for one in rules.check(PLAIN, CallerFacts(age=Age(45, "Y")), GOOD) if one.blocks} == {"age"}
 
 
-def test_films_look_upright_and_their_inverses_do_not(films):
+def test_dark_middle_detects_inverted_films(films):
     from PIL import Image, ImageOps
 
     plain = [Image.open(path).convert("L") for path in sorted(films.glob("*_png/*.png"))]

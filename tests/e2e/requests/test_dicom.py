@@ -64,7 +64,7 @@ def compressed(case: Case) -> bytes:
     made.file_meta.TransferSyntaxUID = JPEG2000Lossless
     made.PixelData = encapsulate([stream.getvalue()])
     made["PixelData"].is_undefined_length = True
-    return dicom_maker.written(made)
+    return dicom_maker.to_bytes(made)
 
 
 def asked(data: bytes, kind: str = "application/dicom", **more: object) -> dict[str, object]:
