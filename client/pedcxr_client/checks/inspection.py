@@ -90,28 +90,31 @@ def inspect(file: str, request: FilmRequest) -> Inspection:
     )
 
 
-def sheet(one: Inspection) -> str:
+def sheet(inspection: Inspection) -> str:
     """Return all of one inspection as text for a terminal."""
-    lines = [one.file]
-    if one.facts is not None:
-        lines.append(f"  facts    {_describe_facts(one.facts)}")
-    for number, check in enumerate(one.checks):
+    lines = [inspection.file]
+    if inspection.facts is not None:
+        lines.append(f"  facts    {_describe_facts(inspection.facts)}")
+    for number, check in enumerate(inspection.checks):
         status = "allow" if check.allowed else check.status
         lines.append(f"  {'checks' if number == 0 else '':8} {status:5}  {check.name:14}  {check.why}")
-    if one.image is not None:
-        fields = _image_dict(one.image)
+    if inspection.image is not None:
+        fields = _image_dict(inspection.image)
         lines.append(f"  image    {fields['mime']}, {fields['width']} x {fields['height']}, {fields['bytes']} bytes")
-        lines += [f"           {note}" for note in one.image.how]
-    if one.prompt is not None:
-        lines.append(f"  prompt   {one.prompt.recorded}")
-    if one.error is not None:
-        lines.append(f"  error    {one.error}")
-    return "\n".join([*lines, f"  verdict  {one.verdict}"])
+        lines += [f"           {note}" for note in inspection.image.how]
+    if inspection.prompt is not None:
+        lines.append(f"  prompt   {inspection.prompt.recorded}")
+    if inspection.error is not None:
+        lines.append(f"  error    {inspection.error}")
+    return "\n".join([*lines, f"  verdict  {inspection.verdict}"])
 
 
 def table(films: Sequence[Inspection]) -> str:
     """Return a text table with one line per film."""
-    rows = [("FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"), *(_row(one) for one in films)]
+    rows = [
+        ("FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"),
+        *(_row(inspection) for inspection in films),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -123,19 +126,19 @@ def png(encoded: EncodedImage) -> bytes:
     return b64decode(encoded.base64)
 
 
-def save(one: Inspection, path: str) -> None:
+def save(inspection: Inspection, path: str) -> None:
     """Write the image file that would be sent.
 
     Raises:
         ConfigurationError: if the path cannot be written, or is the film itself.
         InputError: if the film could not be decoded.
     """
-    if one.image is None:
-        raise InputError(f"--preview: the film has no image to write; {one.error}")
+    if inspection.image is None:
+        raise InputError(f"--preview: the film has no image to write; {inspection.error}")
     try:
-        if os.path.exists(path) and os.path.samefile(path, one.file):
+        if os.path.exists(path) and os.path.samefile(path, inspection.file):
             raise ConfigurationError("--preview: is the film itself; give another path")
-        Path(path).write_bytes(png(one.image))
+        Path(path).write_bytes(png(inspection.image))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not a path"
         raise ConfigurationError(f"--preview: cannot be written: {reason}") from error
@@ -148,22 +151,22 @@ def _prompt(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | No
         return None, str(error)
 
 
-def _row(one: Inspection) -> tuple[str, ...]:
-    if one.facts is None:
-        return one.file, one.verdict, "-", "-", "-", "-", "-", _why(one)
-    facts = one.facts
-    size = "-" if one.image is None else f"{one.image.width}x{one.image.height}"
+def _row(inspection: Inspection) -> tuple[str, ...]:
+    if inspection.facts is None:
+        return inspection.file, inspection.verdict, "-", "-", "-", "-", "-", _why(inspection)
+    facts = inspection.facts
+    size = "-" if inspection.image is None else f"{inspection.image.width}x{inspection.image.height}"
     return (
-        one.file, one.verdict, _value(facts.modality) if facts.modality else "image",
-        _age(facts), facts.sex or "-", _value(facts.view), size, _why(one),
+        inspection.file, inspection.verdict, _value(facts.modality) if facts.modality else "image",
+        _age(facts), facts.sex or "-", _value(facts.view), size, _why(inspection),
     )  # fmt: skip
 
 
-def _why(one: Inspection) -> str:
+def _why(inspection: Inspection) -> str:
     """Return the first reason why the film would not be sent, or ``""``."""
-    reasons = [check.why for check in one.checks if check.blocks]
-    if one.error is not None:
-        reasons.append(one.error.removeprefix(f"{one.file}: "))
+    reasons = [check.why for check in inspection.checks if check.blocks]
+    if inspection.error is not None:
+        reasons.append(inspection.error.removeprefix(f"{inspection.file}: "))
     return reasons[0] if reasons else ""
 
 

@@ -125,8 +125,8 @@ def age(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
     return Check("age", "ok", facts.age_why)
 
 
-def _caller_age(facts: Facts, age: Age) -> Check:
-    if is_adult(age):
+def _caller_age(facts: Facts, caller_age: Age) -> Check:
+    if is_adult(caller_age):
         return Check("age", "block", "18 years or more, stated by the caller; the model is for children only")
     if facts.age is not None and is_adult(facts.age):
         return Check("age", "block", f"the caller states a child, but {facts.age_why}: 18 years or more")
@@ -201,7 +201,8 @@ def check(facts: Facts, caller: CallerFacts, stats: PixelStats | None = None) ->
     """Run every check. Without ``stats``, the checks of the header alone decide, which needs no decoding."""
     results = (run(facts, caller, stats) for run in _CHECKS.values())
     return tuple(
-        replace(one, allowed=True) if one.status == "block" and one.name in caller.allow else one for one in results
+        replace(result, allowed=True) if result.status == "block" and result.name in caller.allow else result
+        for result in results
     )
 
 
@@ -212,9 +213,9 @@ def enforce(checks: Iterable[Check]) -> None:
         BlockedFilm: if a check blocks and the caller did not allow it; holds all checks.
     """
     checks = tuple(checks)
-    if blocking := [one for one in checks if one.blocks]:
-        reasons = "; ".join(f"{one.name}: {one.why}" for one in blocking)
-        names = " ".join(f"--allow {one.name}" for one in blocking)
+    if blocking := [result for result in checks if result.blocks]:
+        reasons = "; ".join(f"{result.name}: {result.why}" for result in blocking)
+        names = " ".join(f"--allow {result.name}" for result in blocking)
         raise BlockedFilm(f"the film is outside the intended use. {reasons}. To send it anyway: {names}", checks)
 
 

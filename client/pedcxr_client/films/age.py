@@ -45,7 +45,9 @@ class Age:
         """
         match = _AGE.fullmatch(text)
         if match is None:
-            raise InputError(f"age: {text[:20]!r} is not an age; write a number and one of d, w, m and y, such as 5y or 18m")
+            raise InputError(
+                f"age: {text[:20]!r} is not an age; write a number and one of d, w, m, y, such as 5y or 18m"
+            )
         return cls(int(match[1]), cast("Unit", match[2].upper()))
 
     def __str__(self) -> str:

@@ -131,8 +131,8 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
     """Return the rows and columns that the stream itself states, or None if it has no frame header."""
     if len(codestream := jpeg2000_codestream(frame)) >= 24:
         # SIZ, A.5.1: Xsiz, Ysiz, XOsiz and YOsiz follow Rsiz, 4 bytes each.
-        right, bottom, left, top = (_number(codestream, at, 4) for at in (8, 12, 16, 20))
-        return bottom - top, right - left
+        x1, y1, x0, y0 = (_number(codestream, at, 4) for at in (8, 12, 16, 20))
+        return y1 - y0, x1 - x0
     if not frame.startswith(_JPEG_START):
         return None
     at = 2
@@ -171,7 +171,7 @@ def is_grey_jpeg(frame: bytes) -> bool:
 
 
 def jpeg2000_codestream(frame: bytes) -> bytes:
-    """Return the JPEG 2000 codestream in a frame without the boxes around it, or ``b""`` if there is none.
+    """Return the JPEG 2000 codestream in a frame without the boxes around it, or ``b""`` without one.
 
     pydicom 3.0.2 (``pixels.utils.get_j2k_parameters``) loops endlessly on a box of length 0.
     """
@@ -279,10 +279,10 @@ def _coding_style(data: bytes) -> bytes | None:
 
 
 def _is_within_limits(data: bytes, style: bytes) -> bool:
-    right, bottom, x0, y0, width, height, tiles_x0, tiles_y0 = (_number(data, at, 4) for at in range(8, 40, 4))
-    if not (width > 0 and height > 0 and tiles_x0 <= x0 < right and tiles_y0 <= y0 < bottom):
+    x1, y1, x0, y0, width, height, tiles_x0, tiles_y0 = (_number(data, at, 4) for at in range(8, 40, 4))
+    if not (width > 0 and height > 0 and tiles_x0 <= x0 < x1 and tiles_y0 <= y0 < y1):
         return False
-    tiles = -(-(right - tiles_x0) // width) * -(-(bottom - tiles_y0) // height)
+    tiles = -(-(x1 - tiles_x0) // width) * -(-(y1 - tiles_y0) // height)
     if tiles > _MAX_TILES or len(style) < 10:
         return False
     # A.6.1; widths and heights of code-blocks and precincts are exponents of 2.
@@ -292,7 +292,7 @@ def _is_within_limits(data: bytes, style: bytes) -> bool:
         return False
     if len(precincts) != levels + 1:
         return False
-    width, height = min(width, right - x0), min(height, bottom - y0)
+    width, height = min(width, x1 - x0), min(height, y1 - y0)
     packets = blocks = 0
     for resolution, size in enumerate(precincts):
         # The tile's size at this resolution, plus 1 because grid lines may not meet its edges. This overestimates the

@@ -118,7 +118,7 @@ def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float,
 
 
 def _set_missing_syntax(dataset: Any) -> None:
-    """Set the transfer syntax of a bare data set, which has no file meta information, to the one that was detected."""
+    """Set the detected transfer syntax of a bare data set, which has no file meta information."""
     if "TransferSyntaxUID" not in dataset.file_meta:
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 

@@ -87,7 +87,7 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a header states about a film. A plain image has no header: every fact is None.
+    """What a header states about a film. For a plain image, which has no header, the defaults apply.
 
     Attributes:
         kind: ``"dicom"`` or ``"image"``.
