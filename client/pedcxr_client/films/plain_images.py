@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.errors import InputError
+from pedcxr_client.films.decoders import INSTALL
 from pedcxr_client.films.files import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ _ORIENTATION = 0x0112  # EXIF tag
 _PHOTOMETRIC = 262  # TIFF tag; 0 means that the least value is white
 _DEEP_TILE = re.compile(r";1[0-9]")
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N")
-INSTALL = 'pip install "pedcxr[dicom]"'
 
 # Chunks that a decoder needs or that hold numbers only. Excluded: text, EXIF, dates (tIME), profiles, which have a
 # name (iCCP), transparency (tRNS) and animation (acTL).
