@@ -27,7 +27,7 @@ from pedcxr_client.errors import (
 )
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.film import EncodedImage, Film
-from pedcxr_client.films.preparation import Preparation
+from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.metrics.hooks import Hook, Outcome
 from pedcxr_client.reports.report import DISCLAIMER, Report
 from pedcxr_client.request.film_request import FilmRequest

@@ -1,6 +1,6 @@
-"""``make fuzz MINUTES=10``: films that nobody foresaw, in a child that may use 1 GiB and 5 seconds a film.
+"""Fuzz the film code (``make fuzz MINUTES=10``) in a child process limited to 1 GiB, and to 5 CPU seconds per film.
 
-A film that crashes, hangs or exhausts the child stays in a file; its path is printed, and the exit code is 1.
+A film that crashes, hangs or exhausts the child is kept in a file. Its path is printed and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -17,63 +17,63 @@ import time
 from pathlib import Path
 
 GIB = 1 << 30
-ROUND = 300  # films of a kind, then the next kind
-HANG = 60.0  # seconds on the clock, should a film wait instead of work
+ROUND = 300  # films per kind before the next kind
+HANG = 60.0  # wall-clock seconds, for a film that blocks without using the CPU
 
 
-def work(seconds: float, seed: int, evidence: Path, examples: int) -> None:
-    """The child: draw films until the time is over or one of them fails."""
+def work(seconds: float, seed: int, film_path: Path, examples: int) -> None:
+    """Run in the child: draw films until the time is over or a film fails."""
     resource.setrlimit(resource.RLIMIT_AS, (GIB, GIB))
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-    from hypothesis import seed as seeded
+    from hypothesis import seed as set_seed
 
     from tests.support.film_bytes import KINDS, SLOWEST, outcome
 
     def check(data: bytes) -> None:
-        evidence.write_bytes(data)
+        film_path.write_bytes(data)
         faulthandler.dump_traceback_later(HANG, exit=True)
-        signal.setitimer(signal.ITIMER_PROF, 2 * SLOWEST)  # ends the process, in the middle of a decoder too
+        signal.setitimer(signal.ITIMER_PROF, 2 * SLOWEST)  # terminates the process, even in C code
         outcome(data)
         signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
         nonlocal films
         films += 1
 
-    films, until = 0, time.monotonic() + seconds
-    while time.monotonic() < until:
-        for drawn in KINDS.values():
+    films, deadline = 0, time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        for strategy in KINDS.values():
             bounds = settings(
                 max_examples=examples, deadline=None, database=None, verbosity=Verbosity.quiet,
                 suppress_health_check=list(HealthCheck), phases=[Phase.generate],
             )  # fmt: skip
-            seeded(seed)(bounds(given(drawn)(check)))()
+            set_seed(seed)(bounds(given(strategy)(check)))()
             seed += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    print(f"{films} films in {seconds:.0f} s, at most {peak} MiB")
+    print(f"{films} films in {seconds:.0f} s, peak memory {peak} MiB")
 
 
 def main() -> int:
-    """Run the child, and say how it ended."""
+    """Run the child process and report its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)), help="default: another each time")
-    parser.add_argument("--examples", type=int, default=ROUND, help="films of a kind in a round")
+    parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4)), help="default: random")
+    parser.add_argument("--examples", type=int, default=ROUND, help="films per kind and round")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         work(60 * options.minutes, options.seed, options.child, options.examples)
         return 0
-    evidence = Path(tempfile.mkdtemp(prefix="pedcxr-fuzz-"), "film")
-    # Threads of numpy's libraries reserve memory that nothing here uses.
+    film_path = Path(tempfile.mkdtemp(prefix="pedcxr-fuzz-"), "film")
+    # Threads of numpy's libraries would reserve unused memory.
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-m", __spec__.name, *sys.argv[1:]]
-    command += ["--seed", str(options.seed), "--child", evidence]
+    command += ["--seed", str(options.seed), "--child", film_path]
     code = subprocess.run(command, env=environment, check=False).returncode
     if code:
-        print(f"seed {options.seed}: ended with {code}; the film: {evidence}", file=sys.stderr)
+        print(f"seed {options.seed}: the child exited with status {code}; the film is in {film_path}", file=sys.stderr)
         return 1
-    evidence.unlink()
-    evidence.parent.rmdir()
+    film_path.unlink()
+    film_path.parent.rmdir()
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Bytes that nobody foresaw, as hypothesis draws them: headers, tables, damaged films of every format and syntax."""
+"""Hypothesis strategies for films: headers, look-up tables, damaged films of every format and syntax."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pydicom.uid import (
 
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.films import film as image
-from tests.support.dicom_maker import dataset, film, ramp, table, written
+from pedcxr_client.films.film import encode, read
+from tests.support.dicom_maker import dataset, film, ramp, table, to_bytes
 from tests.support.paths import REAL_FILMS
 
 SECRET = "Popescu^Ana"
-SLOWEST = 5.0  # seconds of the processor a film
+SLOWEST = 5.0  # CPU seconds per film
 FILMS = REAL_FILMS
 _SMALL_FILE = 130_000
 
@@ -59,47 +59,48 @@ TABLES = st.builds(
 
 
 def outcome(data: bytes) -> str:
-    """What becomes of a film, in words: a film that can be sent, or an InputError; soon, and without a name.
+    """Process a film and return its facts, or the message of an InputError.
 
-    An error that says that memory ran out counts as a failure, since no film of the sizes made here needs much.
+    Asserts that the film takes at most ``SLOWEST`` seconds and that no text holds a name. An out-of-memory error is a
+    failure, since these films are small.
     """
-    began = time.process_time()
+    start = time.process_time()
     try:
-        opened = image.read(data)
-        said = [str(opened.facts), str(rules.check(opened.facts, rules.CallerFacts()))]
-        radiograph = opened.develop()
-        said += [str(radiograph.how), str(rules.check(opened.facts, rules.CallerFacts(), radiograph.stats))]
-        assert radiograph.pixels.mode == "L" or radiograph.original is not None
-        image.encode(radiograph)
+        undecoded = read(data)
+        texts = [str(undecoded.facts), str(rules.check(undecoded.facts, rules.CallerFacts()))]
+        result = undecoded.render()
+        texts += [str(result.how), str(rules.check(undecoded.facts, rules.CallerFacts(), result.stats))]
+        assert result.pixels.mode == "L" or result.original is not None
+        encode(result)
     except InputError as error:
-        said = [str(error), repr(error.__context__)]
-        assert "memory" not in said[0], said
-    assert time.process_time() - began < SLOWEST
-    assert not any("Popescu" in line for line in said), said
-    return said[0]
+        texts = [str(error), repr(error.__context__)]
+        assert "memory" not in texts[0], texts
+    assert time.process_time() - start < SLOWEST
+    assert not any("Popescu" in line for line in texts), texts
+    return texts[0]
 
 
 @st.composite
 def headers(draw: st.DrawFn) -> bytes:
-    """A film whose elements hold what they may not. Written around pydicom's own checks, which are the writer's."""
-    changed = draw(st.fixed_dictionaries({}, optional=ELEMENTS))
+    """Draw films whose elements hold invalid values, bypassing the checks of pydicom's writer."""
+    elements = draw(st.fixed_dictionaries({}, optional=ELEMENTS))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = dataset(ramp(32, 32))
-        for keyword, value in changed.items():
+        ds = dataset(ramp(32, 32))
+        for keyword, value in elements.items():
             try:
-                setattr(made, keyword, value)
+                setattr(ds, keyword, value)
             except (ValueError, TypeError, OverflowError):
                 continue
         try:
-            return written(made)
+            return to_bytes(ds)
         except Exception:
-            reject()  # pydicom would not write it
+            reject()  # pydicom cannot write it
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> bytes:
-    """A film with a look-up table."""
+    """Draw films with a look-up table."""
     keyword = draw(st.sampled_from(["ModalityLUTSequence", "VOILUTSequence"]))
     pixels = ramp(32, 32).astype(draw(st.sampled_from(["int16", "uint16"])))
     with warnings.catch_warnings():
@@ -109,12 +110,12 @@ def tables(draw: st.DrawFn) -> bytes:
 
 @functools.cache
 def corpus() -> dict[str, bytes]:
-    """Small films of every format and syntax that can be written here, and those of the film set where it lies."""
-    made = _images() | _dicoms()
+    """Return small films of every format and syntax that can be written, and small films of the film set if present."""
+    ds = _images() | _dicoms()
     if FILMS.is_dir():
         paths = sorted(FILMS.glob("dicom_*/*"))
-        made |= {path.name: path.read_bytes() for path in paths if path.stat().st_size <= _SMALL_FILE}
-    return made
+        ds |= {path.name: path.read_bytes() for path in paths if path.stat().st_size <= _SMALL_FILE}
+    return ds
 
 
 def _images() -> dict[str, bytes]:
@@ -138,22 +139,22 @@ def _images() -> dict[str, bytes]:
 
 
 def _dicoms() -> dict[str, bytes]:
-    shown = {"PatientName": SECRET, "WindowCenter": 2048, "WindowWidth": 4096}
+    elements = {"PatientName": SECRET, "WindowCenter": 2048, "WindowWidth": 4096}
     noise = Image.effect_noise((48, 40), 90)
     jpeg = dataset(np.asarray(noise), bits=8, syntax=JPEGBaseline8Bit, PatientName=SECRET)
     j2k = dataset(np.asarray(noise), bits=8, syntax=JPEG2000Lossless, PatientName=SECRET)
-    for made, form in ((jpeg, "JPEG"), (j2k, "JPEG2000")):
-        made.PixelData = encapsulate([_saved(noise, form)])
-        made["PixelData"].is_undefined_length = True
-    rle = dataset(ramp(32, 32), **shown)
+    for ds, form in ((jpeg, "JPEG"), (j2k, "JPEG2000")):
+        ds.PixelData = encapsulate([_saved(noise, form)])
+        ds["PixelData"].is_undefined_length = True
+    rle = dataset(ramp(32, 32), **elements)
     rle.compress(RLELossless, generate_instance_uid=False)
     syntaxes = (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
     return {
-        "DICOM": film(ramp(32, 32), **shown),
-        **{f"DICOM {one.name}": film(ramp(32, 32), syntax=one, **shown) for one in syntaxes},
-        "DICOM RLE": written(rle),
-        "DICOM JPEG": written(jpeg),
-        "DICOM JPEG 2000": written(j2k),
+        "DICOM": film(ramp(32, 32), **elements),
+        **{f"DICOM {one.name}": film(ramp(32, 32), syntax=one, **elements) for one in syntaxes},
+        "DICOM RLE": to_bytes(rle),
+        "DICOM JPEG": to_bytes(jpeg),
+        "DICOM JPEG 2000": to_bytes(j2k),
     }
 
 
@@ -165,7 +166,7 @@ def _saved(picture: Image.Image, form: str, **options: object) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A film with some bytes put in, left out or changed, and perhaps cut short; headers are hit more often."""
+    """Draw films with bytes inserted, removed or changed, possibly truncated. Headers are changed more often."""
     data = corpus()[draw(st.sampled_from(sorted(corpus())))]
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, min(len(data), 600)) | st.integers(0, len(data)))
@@ -179,4 +180,4 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 TAILS = st.binary(max_size=400).map(lambda tail: bytes(128) + b"DICM" + tail)
 KINDS = {"headers": headers(), "tables": tables(), "damaged": damaged(), "tails": TAILS}
-"""What is drawn, by name."""
+"""The strategies by name."""

@@ -28,7 +28,7 @@ from pedcxr_client.errors import (
 )
 from pedcxr_client.films import files
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.preparation import Preparation
+from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Profile

@@ -1,1 +1,1 @@
-"""Checks of the intended use, applied before anything is sent."""
+"""Check films against the intended use before anything is sent."""

@@ -1,4 +1,4 @@
-"""``pedcxr inspect``: what a film is, what the gate says, what would be sent. Nothing is."""
+"""Inspect a film without sending it: its facts, the checks, and what would be sent. Used by ``pedcxr inspect``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 
 from pedcxr_client.checks import rules
 from pedcxr_client.errors import ConfigurationError, InputError
-from pedcxr_client.films import film as image
-from pedcxr_client.films.facts import Fact, Facts
-from pedcxr_client.films.film import EncodedImage
+from pedcxr_client.films.film import EncodedImage, encode, read
+from pedcxr_client.films.header import Fact, Facts
 from pedcxr_client.request import intake
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt
@@ -21,15 +20,15 @@ from pedcxr_client.types import Check
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Inspection:
-    """All that is known of one film without asking a server.
+    """What is known about one film without contacting a server.
 
     Attributes:
-        file: the path as the caller gave it.
-        facts: None where the file could not be read at all.
-        checks: () likewise.
-        image: what would be sent, None where the pixels could not be decoded.
-        prompt: the words that would be sent.
-        error: what stood in the way of reading or decoding, else None.
+        file: the path that the caller gave.
+        facts: the facts of the header, or None if the file could not be read.
+        checks: the result of each check, or () if the file could not be read.
+        image: the image that would be sent, or None if the pixels could not be decoded.
+        prompt: the prompt that would be sent, or None.
+        error: why the film cannot be read, decoded or described in a prompt, else None.
     """
 
     file: str
@@ -41,78 +40,81 @@ class Inspection:
 
     @property
     def blocked(self) -> bool:
-        """Whether ``pedcxr report`` would refuse it."""
+        """Whether ``pedcxr report`` would refuse the film."""
         return self.error is not None or any(check.blocks for check in self.checks)
 
     @property
     def verdict(self) -> str:
-        """``"would be sent"``, or what stands in the way."""
+        """``"would be sent"``, ``"cannot be sent"``, or the names of the checks that block."""
         names = [check.name for check in self.checks if check.blocks]
         if names:
             return f"blocked by {', '.join(names)}"
         return "cannot be sent" if self.error is not None else "would be sent"
 
     def as_dict(self) -> dict[str, object]:
-        """Everything, ready for ``json.dumps``; nothing that identifies a person is in it, the file's name aside."""
+        """Return all fields for ``json.dumps``. Only the file name may identify a person."""
         return {
             "file": self.file,
             "verdict": self.verdict,
             "blocked": self.blocked,
             "error": self.error,
-            "facts": None if self.facts is None else _plain(self.facts),
+            "facts": None if self.facts is None else _facts_dict(self.facts),
             "checks": [asdict(check) for check in self.checks],
-            "image": None if self.image is None else _described(self.image),
-            "prompt": None if self.prompt is None else _worded(self.prompt),
+            "image": None if self.image is None else _image_dict(self.image),
+            "prompt": None if self.prompt is None else _prompt_dict(self.prompt),
         }
 
 
 def inspect(file: str, request: FilmRequest) -> Inspection:
-    """PixelStats at one film; it is decoded even where its header blocks, so that all reasons come at once."""
-    asked = request.caller_facts()
+    """Inspect one film. It is decoded even if its header blocks, so that all reasons are reported at once."""
+    caller = request.caller_facts()
     try:
-        film = image.read(file)
+        undecoded = read(file)
     except InputError as error:
         return Inspection(file=file, error=str(error))
-    words, unworded = _words(film.facts, request)
+    prompt, prompt_error = _prompt(undecoded.facts, request)
     try:
-        radiograph = film.develop(request.preparation)
+        film = undecoded.render(request.preparation)
     except InputError as error:
-        if film.facts.kind == "image":  # what cannot be decoded and has no header is nothing we know of
+        if undecoded.facts.kind == "image":  # without a header and pixels, no check applies
             return Inspection(file=file, error=str(error))
-        checks = rules.check(film.facts, asked)
-        return Inspection(file=file, facts=film.facts, checks=checks, prompt=words, error=str(error))
+        checks = rules.check(undecoded.facts, caller)
+        return Inspection(file=file, facts=undecoded.facts, checks=checks, prompt=prompt, error=str(error))
     return Inspection(
         file=file,
         facts=film.facts,
-        checks=rules.check(film.facts, asked, radiograph.stats),
-        image=image.encode(radiograph),
-        prompt=words,
-        error=unworded,
+        checks=rules.check(film.facts, caller, film.stats),
+        image=encode(film),
+        prompt=prompt,
+        error=prompt_error,
     )
 
 
-def sheet(one: Inspection) -> str:
-    """One film in full, for a terminal."""
-    lines = [one.file]
-    if one.facts is not None:
-        lines.append(f"  facts    {_in_words(one.facts)}")
-    for number, check in enumerate(one.checks):
+def sheet(inspection: Inspection) -> str:
+    """Return all of one inspection as text for a terminal."""
+    lines = [inspection.file]
+    if inspection.facts is not None:
+        lines.append(f"  facts    {_describe_facts(inspection.facts)}")
+    for number, check in enumerate(inspection.checks):
         status = "allow" if check.allowed else check.status
         lines.append(f"  {'checks' if number == 0 else '':8} {status:5}  {check.name:14}  {check.why}")
-    if one.image is not None:
-        about = _described(one.image)
-        lines.append(f"  image    {about['mime']}, {about['width']} x {about['height']}, {about['bytes']} bytes")
-        lines += [f"           {note}" for note in one.image.how]
-    if one.prompt is not None:
-        lines.append(f"  prompt   {one.prompt.recorded}")
-    if one.error is not None:
-        lines.append(f"  error    {one.error}")
-    return "\n".join([*lines, f"  verdict  {one.verdict}"])
+    if inspection.image is not None:
+        fields = _image_dict(inspection.image)
+        lines.append(f"  image    {fields['mime']}, {fields['width']} x {fields['height']}, {fields['bytes']} bytes")
+        lines += [f"           {note}" for note in inspection.image.how]
+    if inspection.prompt is not None:
+        lines.append(f"  prompt   {inspection.prompt.recorded}")
+    if inspection.error is not None:
+        lines.append(f"  error    {inspection.error}")
+    return "\n".join([*lines, f"  verdict  {inspection.verdict}"])
 
 
 def table(films: Sequence[Inspection]) -> str:
-    """HookChain films, one a line."""
-    rows = [("FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"), *(_row(one) for one in films)]
+    """Return a text table with one line per film."""
+    rows = [
+        ("FILE", "VERDICT", "KIND", "AGE", "SEX", "VIEW", "SIZE", "WHY"),
+        *(_row(inspection) for inspection in films),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -120,51 +122,51 @@ def table(films: Sequence[Inspection]) -> str:
 
 
 def png(encoded: EncodedImage) -> bytes:
-    """The image file as it would be sent."""
+    """Return the image file that would be sent."""
     return b64decode(encoded.base64)
 
 
-def save(one: Inspection, path: str) -> None:
-    """Write the image file as it would be sent.
+def save(inspection: Inspection, path: str) -> None:
+    """Write the image file that would be sent.
 
     Raises:
-        ConfigurationError: if it cannot be written there, or would replace the film itself.
+        ConfigurationError: if the path cannot be written, or is the film itself.
         InputError: if the film could not be decoded.
     """
-    if one.image is None:
-        raise InputError(f"--preview: there is nothing to show of it; {one.error}")
+    if inspection.image is None:
+        raise InputError(f"--preview: the film has no image to write; {inspection.error}")
     try:
-        if os.path.exists(path) and os.path.samefile(path, one.file):
-            raise ConfigurationError("--preview: is the film itself; give another name")
-        Path(path).write_bytes(png(one.image))
+        if os.path.exists(path) and os.path.samefile(path, inspection.file):
+            raise ConfigurationError("--preview: is the film itself; give another path")
+        Path(path).write_bytes(png(inspection.image))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "is no path"
+        reason = getattr(error, "strerror", None) or "is not a path"
         raise ConfigurationError(f"--preview: cannot be written: {reason}") from error
 
 
-def _words(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | None]:
+def _prompt(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | None]:
     try:
         return intake.words(facts, request), None
     except InputError as error:
         return None, str(error)
 
 
-def _row(one: Inspection) -> tuple[str, ...]:
-    if one.facts is None:
-        return one.file, one.verdict, "-", "-", "-", "-", "-", _why(one)
-    facts = one.facts
-    size = "-" if one.image is None else f"{one.image.width}x{one.image.height}"
+def _row(inspection: Inspection) -> tuple[str, ...]:
+    if inspection.facts is None:
+        return inspection.file, inspection.verdict, "-", "-", "-", "-", "-", _why(inspection)
+    facts = inspection.facts
+    size = "-" if inspection.image is None else f"{inspection.image.width}x{inspection.image.height}"
     return (
-        one.file, one.verdict, _value(facts.modality) if facts.modality else "image",
-        _age(facts), facts.sex or "-", _value(facts.view), size, _why(one),
+        inspection.file, inspection.verdict, _value(facts.modality) if facts.modality else "image",
+        _age(facts), facts.sex or "-", _value(facts.view), size, _why(inspection),
     )  # fmt: skip
 
 
-def _why(one: Inspection) -> str:
-    """The first reason that stands in the way, "" if none does."""
-    reasons = [check.why for check in one.checks if check.blocks]
-    if one.error is not None:
-        reasons.append(one.error.removeprefix(f"{one.file}: "))
+def _why(inspection: Inspection) -> str:
+    """Return the first reason why the film would not be sent, or ``""``."""
+    reasons = [check.why for check in inspection.checks if check.blocks]
+    if inspection.error is not None:
+        reasons.append(inspection.error.removeprefix(f"{inspection.file}: "))
     return reasons[0] if reasons else ""
 
 
@@ -176,27 +178,27 @@ def _age(facts: Facts) -> str:
     return "-" if facts.age is None else str(facts.age)
 
 
-def _in_words(facts: Facts) -> str:
+def _describe_facts(facts: Facts) -> str:
     if facts.kind == "image":
-        return "a plain image, without a header"
-    known = [_value(facts.modality), _value(facts.body), _value(facts.view), _age(facts), facts.sex or "-"]
+        return "plain image without a header"
+    values = [_value(facts.modality), _value(facts.body), _value(facts.view), _age(facts), facts.sex or "-"]
     return "DICOM: " + ", ".join(
-        f"{name} {value}" for name, value in zip(("modality", "body part", "view", "age", "sex"), known, strict=True)
+        f"{name} {value}" for name, value in zip(("modality", "body part", "view", "age", "sex"), values, strict=True)
     )
 
 
-def _plain(facts: Facts) -> dict[str, object]:
+def _facts_dict(facts: Facts) -> dict[str, object]:
     names = ("modality", "sop_class", "intent", "body", "view", "burned_in", "quality_control", "not_human")
     coded = {name: fact.value if (fact := getattr(facts, name)) is not None else None for name in names}
     return {"kind": facts.kind, **coded, "age": None if facts.age is None else _age(facts), "sex": facts.sex}
 
 
-def _worded(prompt: Prompt) -> dict[str, object]:
+def _prompt_dict(prompt: Prompt) -> dict[str, object]:
     profile = prompt.profile
     return {"profile": profile.name, "version": profile.version, "sha256": profile.sha256, "text": prompt.recorded}
 
 
-def _described(encoded: EncodedImage) -> dict[str, object]:
+def _image_dict(encoded: EncodedImage) -> dict[str, object]:
     return {
         "mime": encoded.mime,
         "width": encoded.width,

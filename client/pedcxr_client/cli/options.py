@@ -14,7 +14,7 @@ from pedcxr_client.async_client import AsyncClient
 from pedcxr_client.checks import rules
 from pedcxr_client.client import Client
 from pedcxr_client.errors import ConfigurationError, RateLimited, Unavailable
-from pedcxr_client.films.preparation import Preparation
+from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.metrics.hooks import Hook, HookChain, NullHook
 from pedcxr_client.request import prompts
 from pedcxr_client.request.film_request import FilmRequest

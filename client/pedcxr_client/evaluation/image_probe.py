@@ -13,8 +13,7 @@ from hashlib import sha256
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
-from pedcxr_client.films import png
-from pedcxr_client.films.film import EncodedImage
+from pedcxr_client.films.film import EncodedImage, encode_png
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,7 +108,7 @@ def _altered(own: EncodedImage, how: str) -> EncodedImage:
 
     pixels = _pixels(own)
     changed = pillow.new("L", pixels.size) if how.endswith("black") else ImageOps.mirror(pixels)
-    data = png.write(changed)
+    data = encode_png(changed)
     return replace(
         own, mime="image/png", base64=b64encode(data), sha256=sha256(data).hexdigest(), how=(*own.how, how), stats=None
     )

@@ -1,1 +1,1 @@
-"""Films: DICOM and plain images, read, decoded, rendered to 8-bit grey and encoded."""
+"""Films: read DICOM and plain images, render them to 8-bit grey and encode them."""

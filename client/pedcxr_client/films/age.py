@@ -1,4 +1,4 @@
-"""The age of a child, as the prompt words it."""
+"""The age of a child and its wording in the prompt."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pedcxr_client.errors import InputError
 
 Unit = Literal["D", "W", "M", "Y"]
 
-_FORM = re.compile(r"\s*(\d{1,3})\s*([dwmy])\s*", re.IGNORECASE)
+_AGE = re.compile(r"\s*(\d{1,3})\s*([dwmy])\s*", re.IGNORECASE)
 _DAYS_PER_MONTH = 365.25 / 12
 
 
 @dataclass(frozen=True, slots=True)
 class Age:
-    """An age at the time of the film, at the precision it is known.
+    """The age at the time of the film, in the unit in which it is known.
 
     Args:
-        value: 0 to 999; at least 1 for years, since "0 years" hides whether a child is a day or eleven months old.
+        value: an integer between 0 and 999. Years start at 1, since "0 years" may mean one day or eleven months.
         unit: ``"D"`` days, ``"W"`` weeks, ``"M"`` months or ``"Y"`` years, the letters of DICOM's Age String
             (PS3.5 section 6.2, VR AS).
 
     Raises:
-        InputError: if a value is out of range.
+        InputError: if the value is out of range.
     """
 
     value: int
@@ -33,7 +33,7 @@ class Age:
     def __post_init__(self) -> None:
         if not 0 <= self.value <= 999 or (self.unit == "Y" and self.value == 0):
             raise InputError(
-                f"age: {self.value}{self.unit.lower()} is not usable; under a year, give months, weeks or days (7m)"
+                f"age: {self.value}{self.unit.lower()} is out of range; below one year, give m, w or d, such as 7m"
             )
 
     @classmethod
@@ -41,9 +41,9 @@ class Age:
         """Read ``"5y"``, ``"18m"``, ``"3w"``, ``"10d"`` or DICOM's ``"005Y"``.
 
         Raises:
-            InputError: if a unit is missing ("62" is never guessed to be years) or the form is another.
+            InputError: if the text has another form. A number without a unit, such as "62", is not assumed to be years.
         """
-        match = _FORM.fullmatch(text)
+        match = _AGE.fullmatch(text)
         if match is None:
             raise InputError(
                 f"age: {text[:20]!r} is not an age; write a number and one of d, w, m, y, such as 5y or 18m"
@@ -51,12 +51,15 @@ class Age:
         return cls(int(match[1]), cast("Unit", match[2].upper()))
 
     def __str__(self) -> str:
-        """Such as ``"5y"``, which :meth:`parse` reads."""
+        """Return a form that :meth:`parse` reads, such as ``"5y"``."""
         return f"{self.value}{self.unit.lower()}"
 
     @property
     def words(self) -> str:
-        """``"10-day-old"`` below 28 days, then weeks below 8 weeks, months below 24, and years."""
+        """The wording for the prompt, such as ``"10-day-old"``.
+
+        Days below 28 days, weeks below 8 weeks, months below 24 months, else years.
+        """
         value, unit = self.value, self.unit
         if unit == "W":
             value, unit = value * 7, "D"

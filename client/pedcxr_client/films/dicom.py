@@ -1,7 +1,7 @@
-"""DICOM films: a header that is read and never sent, and pixels as a viewer shows them (PS3.3 C.11).
+"""Read and render DICOM films as a viewer shows them (PS3.3 C.11). The header never leaves the client.
 
-Needs the extra ``pedcxr[dicom]``. The order is that of the standard: the header is checked before anything is decoded,
-then padding, modality LUT or rescaling, VOI LUT or window, one inversion, padding to black, pixel aspect, size.
+Needs the extra ``pedcxr[dicom]``. The header is checked before anything is decoded. The steps follow the order of
+the standard: padding, modality LUT or rescale, VOI LUT or window, inversion, padding to black, pixel aspect ratio.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films import decoders, deflated
-from pedcxr_client.films import header as _header
+from pedcxr_client.films import decoders, header
 from pedcxr_client.films.decoders import INSTALL as INSTALL
-from pedcxr_client.films.facts import Facts
-from pedcxr_client.films.limits import MAX_PIXELS
-from pedcxr_client.films.log_silencer import attempt, quiet
+from pedcxr_client.films.files import MAX_PIXELS
+from pedcxr_client.films.header import Facts, attempt, silence_pydicom
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from pedcxr_client.films.display import Stored
-    from pedcxr_client.films.preparation import Profile
+    from pedcxr_client.films.geometry import Profile
+    from pedcxr_client.films.grayscale import PixelFormat
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _FIRST_ELEMENTS = (
@@ -37,27 +35,27 @@ _FIRST_ELEMENTS = (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DicomFile:
-    """A DICOM object whose header was read and whose pixels were not decoded.
+    """A DICOM file whose header was read and whose pixels are not decoded.
 
     Attributes:
-        facts: what its header says that bears on its use.
+        facts: the facts of the header that the checks need.
     """
 
     facts: Facts
     _name: str
-    _header: Any
+    _dataset: Any
 
     @property
     def compressed(self) -> bool:
-        """Whether its transfer syntax is none of those that Python alone reads."""
-        return decoders.is_compressed(self._header)
+        """Whether the pixels need a decoder written in C."""
+        return decoders.is_compressed(self._dataset)
 
     def __repr__(self) -> str:
         return "<DicomFile>"
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the bytes are a DICOM file (PS3.10 section 7.1), or the bare data set that old devices wrote."""
+    """Return whether the bytes are a DICOM file (PS3.10 section 7.1), or a bare data set as old devices write it."""
     return data[128:132] == b"DICM" or data[:4] in _FIRST_ELEMENTS
 
 
@@ -65,85 +63,86 @@ def read(data: bytes, name: str = "the film") -> DicomFile:
     """Read the header.
 
     Raises:
-        InputError: if it is no DICOM that can be read, a DICOMDIR, or pydicom is not installed.
+        InputError: if the file is not readable DICOM or is a DICOMDIR, or if pydicom is not installed.
     """
     try:
         import numpy  # noqa: F401
         from pydicom import dcmread
     except ImportError as error:
         raise InputError(f"{name}: is DICOM, which needs pydicom: {INSTALL}") from error
-    deflated.refuse_bomb(data, name)
+    decoders.check_inflated_size(data, name)
     damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
-    with quiet():
-        header = attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
-        found = attempt(lambda: _header.read(header), damaged)
-        if attempt(lambda: header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
-            raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films it lists")
-        attempt(lambda: _name_syntax(header), damaged)
-    return DicomFile(found, name, header)
+    with silence_pydicom():
+        dataset = attempt(lambda: dcmread(io.BytesIO(data), force=True), damaged)
+        facts = attempt(lambda: header.read(dataset), damaged)
+        if attempt(lambda: dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
+            raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films that it lists")
+        attempt(lambda: _set_missing_syntax(dataset), damaged)
+    return DicomFile(facts, name, dataset)
 
 
-def develop(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float, list[str]]:
-    """Decode and show a film.
+def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float, list[str]]:
+    """Decode a film and convert it to 8-bit grey.
 
     Returns:
-        8-bit grey of shape (rows, columns); the height of a pixel by its width; notes on what was done.
+        8-bit grey of shape (rows, columns); the height of a pixel divided by its width; notes on each step.
 
     Raises:
-        InputError: if it holds no film of one frame that can be decoded; the message names the element or the decoder.
+        InputError: if the file does not hold one frame of grey that can be decoded. The message names the element or
+            the decoder.
     """
-    from pedcxr_client.films import display, grayscale
+    from pedcxr_client.films import grayscale
 
-    header, name = film._header, film._name
+    dataset, name = film._dataset, film._name
     try:
-        import pydicom.pixels  # before quiet(), which knows the loggers there are  # noqa: F401
+        # silence_pydicom() filters the loggers that exist, so the decoders' loggers are created first.
+        import pydicom.pixels  # noqa: F401
 
-        with quiet():
-            words = _check(header)
-            aspect = grayscale.aspect(header)
-            pixels = decoders.decode(header, words)
+        with silence_pydicom():
+            pixel_format = _check_pixel_elements(dataset)
+            aspect = grayscale.pixel_aspect(dataset)
+            cells = decoders.decode(dataset, pixel_format)
             if profile == "ped-train":
-                grey, notes = display.render_as_trained(pixels, words)
+                grey, notes = grayscale.render_as_trained(cells, pixel_format)
             else:
-                how, unused = grayscale.rendering(header, words)
-                grey, notes = display.render(pixels, how)
+                parameters, unused = grayscale.display_parameters(dataset, pixel_format)
+                grey, notes = grayscale.render(cells, parameters)
                 notes = unused + notes
-            photometric = _header.text(header, "PhotometricInterpretation")
-            notes.insert(0, f"DICOM {photometric} of {words.stored} bits shown as 8-bit grey")
+            photometric = header.text(dataset, "PhotometricInterpretation")
+            notes.insert(0, f"DICOM {photometric} of {pixel_format.bits_stored} bits rendered as 8-bit grey")
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except display.AllPadding:
-        raise InputError(f"{name}: every pixel is padding; there is no picture in it") from None
+    except grayscale.OnlyPadding:
+        raise InputError(f"{name}: every pixel is padding; send a film that has an image") from None
     return grey, aspect, notes
 
 
-def _name_syntax(header: Any) -> None:
-    """A data set without a file's own elements is read as what it turned out to be."""
-    if "TransferSyntaxUID" not in header.file_meta:
+def _set_missing_syntax(dataset: Any) -> None:
+    """Set the detected transfer syntax of a bare data set, which has no file meta information."""
+    if "TransferSyntaxUID" not in dataset.file_meta:
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-        implicit, little = header.original_encoding
+        implicit, little = dataset.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-        header.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
 
 
-def _check(header: Any) -> Stored:
-    """All that can be wrong before decoding; returns how values are stored."""
+def _check_pixel_elements(dataset: Any) -> PixelFormat:
     from pedcxr_client.films import grayscale
 
-    if "FloatPixelData" in header or "DoubleFloatPixelData" in header:
-        raise InputError("its pixels are floats, which no CR or DX image has; export the film as such")
-    if "PixelData" not in header:
-        raise InputError("holds no pixels; give the image, not a report or an index of it")
-    if (photometric := _header.text(header, "PhotometricInterpretation")) not in ("MONOCHROME1", "MONOCHROME2"):
-        shown = photometric if photometric in ("RGB", "PALETTE COLOR") or photometric[:3] == "YBR" else "not grey"
-        raise InputError(f"PhotometricInterpretation (0028,0004) is {shown}; a film is MONOCHROME1 or MONOCHROME2")
-    rows, columns = grayscale.whole(header, "Rows"), grayscale.whole(header, "Columns")
-    frames = grayscale.whole(header, "NumberOfFrames", 1)
-    if rows < 1 or columns < 1 or grayscale.whole(header, "SamplesPerPixel", 1) != 1:
-        raise InputError("Rows, Columns or SamplesPerPixel are not those of a film; export it again")
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise InputError("the pixels are floats, which CR and DX images never are; export the film as CR or DX")
+    if "PixelData" not in dataset:
+        raise InputError("holds no pixels; give the image, not a report or an index")
+    if (photometric := header.text(dataset, "PhotometricInterpretation")) not in ("MONOCHROME1", "MONOCHROME2"):
+        label = photometric if photometric in ("RGB", "PALETTE COLOR") or photometric[:3] == "YBR" else "not grey"
+        raise InputError(f"PhotometricInterpretation (0028,0004) is {label}; a film is MONOCHROME1 or MONOCHROME2")
+    rows, columns = grayscale.integer(dataset, "Rows"), grayscale.integer(dataset, "Columns")
+    frames = grayscale.integer(dataset, "NumberOfFrames", 1)
+    if rows < 1 or columns < 1 or grayscale.integer(dataset, "SamplesPerPixel", 1) != 1:
+        raise InputError("Rows, Columns or SamplesPerPixel are not those of a film; export the film again")
     if rows * columns * max(frames, 1) > MAX_PIXELS:
         raise InputError(f"has more than {MAX_PIXELS // 10**6} million pixels; export it smaller")
     if frames > 1:
-        raise InputError(f"NumberOfFrames (0028,0008) is {frames}; give one film, one frame")
-    return grayscale.stored(header)
+        raise InputError(f"NumberOfFrames (0028,0008) is {frames}; give a film with one frame")
+    return grayscale.pixel_format(dataset)

@@ -1,53 +1,75 @@
-"""The bytes of a film's file, by its path or as it is open."""
+"""Read the bytes of a film from a path or an open file, within the limits on size and memory."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films.limits import MAX_BYTES
+
+MAX_PIXELS = 50_000_000
+"""Maximum number of pixels of an image. The largest detectors produce about 20 million."""
+
+MAX_BYTES = 100 * 1024 * 1024
+"""Maximum size of a file that is read, in bytes."""
 
 
 def read(path: str | os.PathLike[str], name: str) -> bytes:
-    """The bytes of a film's file, which ``name`` stands for in errors.
+    """Read a film from a path. ``name`` identifies the film in error messages.
 
     Raises:
-        InputError: if it is no regular file, cannot be read, or is larger than :data:`MAX_BYTES`.
+        InputError: if the path is not a regular file, cannot be read, or is larger than :data:`MAX_BYTES`.
     """
     try:
-        found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
             raise InputError(f"{name}: is a folder; give one image file")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{name}: is not a regular file; give one image file")
-        if found.st_size > MAX_BYTES:
-            raise InputError(f"{name}: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{name}: is larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "cannot be opened"
         raise InputError(f"{name}: {reason}; check the path and its permissions") from error
 
 
-def take(file: Any) -> bytes:
-    """All that an open file has left.
+def read_open_file(file: Any) -> bytes:
+    """Read an open file from its current position to its end.
 
     Raises:
-        InputError: if it cannot be read, is open for text, or holds more than :data:`MAX_BYTES`.
+        InputError: if the file cannot be read, is open in text mode, or holds more than :data:`MAX_BYTES`.
     """
     try:
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError("the film: cannot be read from the file given; open it in binary mode") from error
+        raise InputError("the film: the open file cannot be read; open it in binary mode") from error
     if not isinstance(data, bytes):
-        raise InputError("the film: the file given is open for text; open it in binary mode")
+        raise InputError("the film: the file is open in text mode; open it in binary mode")
     if len(data) > MAX_BYTES:
-        raise InputError(f"the film: larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
+        raise InputError(f"the film: is larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
     return data
 
 
-def shown(path: str | os.PathLike[str]) -> str:
-    """A path fit for a message: bytes that are no UTF-8 are escaped."""
+def printable(path: str | os.PathLike[str]) -> str:
+    """Return a path for use in messages, with bytes that are not UTF-8 escaped."""
     return os.fspath(path).encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def report_memory_errors(name: str) -> Iterator[None]:
+    """Report a ``MemoryError`` in the block as an error of this film, so that a batch continues.
+
+    The largest film needs 0.7 GiB.
+
+    Raises:
+        InputError: if memory ran out.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise InputError(f"{name}: not enough memory; export a smaller film or free some memory") from None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.dicom import INSTALL
-from pedcxr_client.films.log_silencer import quiet
+from pedcxr_client.films.header import silence_pydicom
 from pedcxr_client.reports import provenance
 from pedcxr_client.reports.report import DEMO_NOTICE, Report
 from pedcxr_client.reports.sections import preface
@@ -87,7 +87,7 @@ def identity_of(source: str | os.PathLike[str] | bytes) -> Identity:
     from pydicom.uid import UID
 
     try:
-        with quiet():
+        with silence_pydicom():
             header = dcmread(io.BytesIO(source) if isinstance(source, bytes) else source, stop_before_pixels=True)
             names = (*_PATIENT, *_STUDY, *_UIDS, "TimezoneOffsetFromUTC")
             elements = [header[name] for name in names if name in header]
@@ -119,7 +119,7 @@ def to_sr(report: Report, *, identity: Identity | None = None) -> bytes:
 
     buffer = io.BytesIO()
     try:
-        with quiet():
+        with silence_pydicom():
             dcmwrite(buffer, _document(report, identity), enforce_file_format=True)
     except Exception:
         if identity is None:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.film import FilmSource
-from pedcxr_client.films.preparation import DISPLAY, Preparation
+from pedcxr_client.films.geometry import DISPLAY, Preparation
 from pedcxr_client.metrics.hooks import Hook, NullHook
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import CARD, Profile

@@ -9,7 +9,7 @@ from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.film import FilmSource
-from pedcxr_client.films.preparation import DISPLAY, Preparation
+from pedcxr_client.films.geometry import DISPLAY, Preparation
 from pedcxr_client.request.prompts import CARD, Profile
 from pedcxr_client.types import Sex
 

@@ -8,8 +8,8 @@ from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films import film as image
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.facts import Facts
-from pedcxr_client.films.preparation import Preparation
+from pedcxr_client.films.geometry import Preparation
+from pedcxr_client.films.header import Facts
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt
 from pedcxr_client.types import Check, Sex
@@ -71,6 +71,6 @@ def words(facts: Facts, request: FilmRequest) -> Prompt:
 def _developed(film: object, asked: CallerFacts, preparation: Preparation) -> image.EncodedImage:
     undeveloped = image.read(film)  # type: ignore[arg-type]
     rules.enforce(rules.check(undeveloped.facts, asked))
-    radiograph = undeveloped.develop(preparation)
+    radiograph = undeveloped.render(preparation)
     rules.enforce(rules.check(radiograph.facts, asked, radiograph.stats))
     return image.encode(radiograph)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pedcxr_client.errors import ConfigurationError
-from pedcxr_client.films.preparation import is_size
+from pedcxr_client.films.geometry import is_size
 from pedcxr_client.request import sdk_errors
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pedcxr_client import InputError
 from pedcxr_client.films import film
-from pedcxr_client.films.pixel_stats import PixelStats
+from pedcxr_client.films.geometry import PixelStats
 
 DEADLINE = 20.0
 """Seconds on the clock for one film; 5 million pixels take 1.5 of a core at most (JPEG 2000 of noise)."""

@@ -14,7 +14,7 @@ from pedcxr_client import Check, InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.films import dicom
 from pedcxr_client.films import film as image
-from pedcxr_client.films.pixel_stats import PixelStats
+from pedcxr_client.films.geometry import PixelStats
 from pedcxr_serve.vllm_plugin.decoder_process import Darkroom
 from pedcxr_serve.vllm_plugin.refused import FilmRefused
 
@@ -63,7 +63,7 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
 
 
 def _developed(film: image.UndecodedFilm) -> tuple[Image.Image, PixelStats]:
-    radiograph = film.develop()
+    radiograph = film.render()
     return radiograph.pixels, radiograph.stats
 
 

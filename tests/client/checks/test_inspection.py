@@ -1,4 +1,4 @@
-"""pedcxr inspect, and the gate in front of pedcxr report and the clients."""
+"""pedcxr inspect, and the checks of pedcxr report and the clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from pedcxr_client import DISCLAIMER, BlockedFilm, InputError, Preparation
 from pedcxr_client.checks import rules
 from pedcxr_client.cli.main import main
-from pedcxr_client.films import film as image
+from pedcxr_client.films.film import load, prepare
 from tests.support.fake_engine import TEXT
 
 pytest.importorskip("pydicom")
@@ -37,7 +37,7 @@ SHEET = """\
            ok     burned-in-text  BurnedInAnnotation (0028,0301) is NO
            ok     quality         256 x 256 pixels
   image    image/png, 256 x 256, {bytes} bytes
-           DICOM MONOCHROME2 of 12 bits shown as 8-bit grey
+           DICOM MONOCHROME2 of 12 bits rendered as 8-bit grey
            window 2048/4096 (LINEAR)
   prompt   Generate a radiology report for this chest X-ray of a 5-year-old female.
   verdict  would be sent
@@ -46,24 +46,24 @@ SHEET = """\
 
 @pytest.fixture
 def dicom(tmp_path):
-    """Writes a film with the given elements changed; returns its path."""
+    """Return a function that writes a film with some elements changed and returns its path."""
 
-    def write(name: str = "film.dcm", **changed: object) -> str:
+    def write(name: str = "film.dcm", **elements: object) -> str:
         path = tmp_path / name
-        path.write_bytes(dicom_film(**(WINDOW | changed)))
+        path.write_bytes(dicom_film(**(WINDOW | elements)))
         return str(path)
 
     return write
 
 
-def test_one_film_in_full(dicom, capsys):
+def test_one_film_is_printed_in_full(dicom, capsys):
     path = dicom()
     assert main(["inspect", path]) == 0
-    size = len(base64.b64decode(image.prepare(path).base64))
+    size = len(base64.b64decode(prepare(path).base64))
     assert capsys.readouterr() == (SHEET.format(path=path, bytes=size), "")
 
 
-def test_a_blocked_film_exits_3_and_says_why(dicom, capsys):
+def test_blocked_film_exits_3_with_the_reason(dicom, capsys):
     assert main(["inspect", dicom(PatientAge="045Y", Modality="CT")]) == 3
     out = capsys.readouterr().out
     assert "block  age             PatientAge (0010,1010) is 045Y: 18 years or more" in out
@@ -72,7 +72,7 @@ def test_a_blocked_film_exits_3_and_says_why(dicom, capsys):
     assert "allow  age" in capsys.readouterr().out
 
 
-def test_the_callers_words_change_the_prompt(dicom, capsys):
+def test_caller_facts_change_the_prompt(dicom, capsys):
     path = dicom(PatientAge=None, BodyPartExamined=None)
     assert main(["inspect", path]) == 3
     capsys.readouterr()
@@ -80,7 +80,7 @@ def test_the_callers_words_change_the_prompt(dicom, capsys):
     assert "of a 10-day-old male." in capsys.readouterr().out
 
 
-def test_json_is_one_object_a_film(dicom, film, tmp_path, capsys):
+def test_json_prints_one_object_per_film(dicom, film, tmp_path, capsys):
     (tmp_path / "film.png").write_bytes(film)
     (tmp_path / "film.txt").write_text("no film")
     paths = [dicom(), str(tmp_path / "film.png"), str(tmp_path / "film.txt")]
@@ -93,14 +93,14 @@ def test_json_is_one_object_a_film(dicom, film, tmp_path, capsys):
         "body": "chest", "view": "PA", "burned_in": "NO", "quality_control": "", "not_human": None,
         "age": "5y", "sex": "F",
     }  # fmt: skip
-    assert one["image"]["sha256"] == image.prepare(paths[0]).sha256
+    assert one["image"]["sha256"] == prepare(paths[0]).sha256
     assert [check["name"] for check in one["checks"]] == list(rules.NAMES)
     assert one["prompt"]["text"].endswith("5-year-old female.")
     assert two["facts"]["kind"] == "image" and two["image"]["how"] == ["original bytes"]
     assert "not an image" in three["error"] and three["facts"] is None
 
 
-def test_several_films_are_a_table(dicom, film, tmp_path, capsys):
+def test_several_films_print_a_table(dicom, film, tmp_path, capsys):
     (tmp_path / "film.png").write_bytes(film)
     paths = [
         dicom("a.dcm"),
@@ -119,53 +119,53 @@ def test_several_films_are_a_table(dicom, film, tmp_path, capsys):
     assert " ".join(lines[4][9:]).startswith("No such file")
 
 
-def test_the_preview_is_what_would_be_sent(dicom, tmp_path, capsys):
+def test_preview_equals_the_sent_image(dicom, tmp_path, capsys):
     path, out = dicom(), tmp_path / "out.png"
     assert main(["inspect", path, "--preview", str(out), "--pad-square", "--resize", "model"]) == 0
-    sent = image.prepare(path, Preparation(pad_square=True, resize="model"))
-    assert out.read_bytes() == base64.b64decode(sent.base64)
+    encoded = prepare(path, Preparation(pad_square=True, resize="model"))
+    assert out.read_bytes() == base64.b64decode(encoded.base64)
     with Image.open(out) as preview:
         assert preview.size == (896, 896)
-    for wrong, code, says in (
+    for line, code, message in (
         (["inspect", path, path, "--preview", str(out)], 2, "shows one film"),
         (["inspect", path, "--preview", path], 2, "is the film itself"),
         (["inspect", path, "--preview", str(tmp_path / "no/out.png")], 2, "No such file"),
-        (["inspect", dicom("x.dcm", PixelData=None), "--preview", str(out)], 3, "nothing to show"),
+        (["inspect", dicom("x.dcm", PixelData=None), "--preview", str(out)], 3, "no image to write"),
     ):
         capsys.readouterr()
-        assert main(wrong) == code
-        assert says in capsys.readouterr().err
+        assert main(line) == code
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["inspect"], 2, "FILE"),
-        (["inspect", "FILM", "--allow", "everything"], 2, "is no check; there are modality"),
+        (["inspect", "FILM", "--allow", "everything"], 2, "is not a check; the checks are modality"),
         (["inspect", "FILM", "--age", "62"], 3, "write a number"),
         (["inspect", "FILM", "--profile", "other"], 2, "invalid choice"),
-        (["report", "FILM", "--allow", "everything"], 2, "is no check"),
+        (["report", "FILM", "--allow", "everything"], 2, "is not a check"),
     ],
 )
-def test_wrong_use(dicom, capsys, engine, arguments, code, says):
+def test_usage_errors(dicom, capsys, engine, arguments, code, message):
     path = dicom()
     arguments = [path if argument == "FILM" else argument for argument in arguments]
     assert main(arguments + (["--url", engine.url] if arguments[0] == "report" else [])) == code
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_the_whole_film_set_as_one_table(films, capsys):
+def test_all_real_films_print_one_table(films, capsys):
     paths = [str(path) for path in sorted(films.glob("*/*.*"))]
     assert main(["inspect", *paths]) == 3
     out = capsys.readouterr().out
     assert out.count("\n") == len(paths) + 1
-    assert out.count("would be sent") == 19 + 20, "every plain image, and the derived films meant to be accepted"
+    assert out.count("would be sent") == 19 + 20, "every plain image, and the derived films that pass the checks"
 
 
-# Bad files, through the command: one line, exit code 3, nothing sent.
+# Invalid files on the command line: one line, exit code 3, nothing is sent.
 
 
-def saved(picture: Image.Image, form: str, **options: object) -> bytes:
+def file_bytes(picture: Image.Image, form: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, form, **options)
     return buffer.getvalue()
@@ -178,13 +178,13 @@ BAD = {
     "zip": b"PK\x03\x04" + bytes(300),
     "pdf": b"%PDF-1.7\n" + bytes(300),
     "heic": b"\0\0\0\x18ftypheic" + bytes(300),
-    "cut png": saved(NOISE, "PNG")[:-4000],
+    "cut png": file_bytes(NOISE, "PNG")[:-4000],
     "cut dicom": dicom_film()[:5000],
-    "animated gif": saved(NOISE, "GIF", save_all=True, append_images=[Image.new("L", (300, 300))]),
-    "1x1": saved(Image.new("L", (1, 1)), "PNG"),
+    "animated gif": file_bytes(NOISE, "GIF", save_all=True, append_images=[Image.new("L", (300, 300))]),
+    "1x1": file_bytes(Image.new("L", (1, 1)), "PNG"),
     "1x1 dicom": dicom_film(ramp(1, 1)),
-    "flat": saved(Image.new("L", (300, 300), 9), "PNG"),
-    "cmyk 1x1": saved(Image.new("CMYK", (1, 1)), "JPEG"),
+    "flat": file_bytes(Image.new("L", (300, 300), 9), "PNG"),
+    "cmyk 1x1": file_bytes(Image.new("CMYK", (1, 1)), "JPEG"),
     "dicom 60000": dicom_film(Rows=60000, Columns=60000),
     "sr": dicom_film(Modality="SR", SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", PixelData=None),
     "no pixels": dicom_film(PixelData=None),
@@ -193,8 +193,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_film_is_refused_by_both_commands(name, tmp_path, engine, capsys):
-    path = tmp_path / "film.dcm"  # the name says nothing of what it is
+def test_both_commands_refuse_a_bad_film(name, tmp_path, engine, capsys):
+    path = tmp_path / "film.dcm"  # the extension does not match every content
     path.write_bytes(BAD[name])
     assert main(["inspect", str(path)]) == 3
     assert main(["report", str(path), "--url", engine.url, "--age", "5y"]) == 3
@@ -205,12 +205,12 @@ def test_a_bad_film_is_refused_by_both_commands(name, tmp_path, engine, capsys):
 
 def test_a_cmyk_jpeg_becomes_grey(tmp_path, capsys):
     path = tmp_path / "film.jpg"
-    path.write_bytes(saved(NOISE.convert("RGB").convert("CMYK"), "JPEG"))
+    path.write_bytes(file_bytes(NOISE.convert("RGB").convert("CMYK"), "JPEG"))
     assert main(["inspect", str(path)]) == 0
-    assert "CMYK turned to grey" in capsys.readouterr().out
+    assert "CMYK converted to grey" in capsys.readouterr().out
 
 
-def test_paths_that_lead_nowhere(tmp_path, capsys):
+def test_missing_paths_cannot_be_sent(tmp_path, capsys):
     (tmp_path / "link.dcm").symlink_to(tmp_path / "nowhere")
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.dcm")
     assert main(["inspect", str(tmp_path / "link.dcm"), str(tmp_path), name]) == 3
@@ -218,17 +218,17 @@ def test_paths_that_lead_nowhere(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_a_name_that_is_no_utf8_can_be_printed(tmp_path, form):
+def test_path_that_is_not_utf8_is_printed(tmp_path, form):
     path = os.fsencode(tmp_path) + b"/caf\xe9.dcm"
     with open(path, "wb") as file:
         file.write(dicom_film(**WINDOW))
     command = [sys.executable, "-W", "error", "-m", "pedcxr_client", "inspect", path, *form]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"would be sent" in done.stdout
+    process = subprocess.run(command, capture_output=True, check=False)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert b"would be sent" in process.stdout
 
 
-# The gate in front of the server.
+# Checks before a request.
 
 
 def prompt(engine: object) -> str:
@@ -247,30 +247,30 @@ def test_a_report_takes_age_and_sex_from_the_header(engine, twin, dicom):
     assert prompt(engine).endswith("of a 5-year-old child.")
 
 
-def test_a_blocked_film_never_leaves(engine, twin, dicom):
-    with pytest.raises(BlockedFilm, match="045Y") as caught:
+def test_blocked_film_is_not_sent(engine, twin, dicom):
+    with pytest.raises(BlockedFilm, match="045Y") as error:
         twin.report(engine.url, dicom(PatientAge="045Y"))
-    assert [one.name for one in caught.value.checks if one.blocks] == ["age"]
-    with pytest.raises(BlockedFilm, match="as the caller says"):
+    assert [one.name for one in error.value.checks if one.blocks] == ["age"]
+    with pytest.raises(BlockedFilm, match="stated by the caller"):
         twin.report(engine.url, Image.effect_noise((300, 300), 60), age="18y")
     with pytest.raises(BlockedFilm, match="quality"):
         twin.report(engine.url, Image.effect_noise((255, 300), 60))
     with pytest.raises(BlockedFilm, match="modality"):
         twin.report(engine.url, dicom(Modality="SR", PixelData=None))
     with pytest.raises(BlockedFilm, match="045Y"):
-        twin.report(engine.url, image.prepare(dicom(PatientAge="045Y")))
+        twin.report(engine.url, prepare(dicom(PatientAge="045Y")))
     assert not engine.requests
 
 
-def test_what_was_allowed_stands_in_the_report(engine, twin, dicom):
+def test_report_records_allowed_checks(engine, twin, dicom):
     report = twin.report(engine.url, dicom(Modality="CT"), allow=["modality"], preparation=Preparation(resize="model"))
     assert [one.name for one in report.checks if one.allowed] == ["modality"]
     assert report.image_how[-1] == "stretched to the model's 896 x 896"
     chest = twin.report(engine.url, dicom(BodyPartExamined=None), assume_chest=True)
-    assert "as the caller says" in next(one.why for one in chest.checks if one.name == "body-part")
+    assert "by the caller" in next(one.why for one in chest.checks if one.name == "body-part")
 
 
-def test_the_command_says_what_to_mind(engine, dicom, capsys):
+def test_report_command_prints_warnings(engine, dicom, capsys):
     path = dicom(ViewPosition="LL", Modality="CT")
     assert main(["report", path, "--url", engine.url]) == 3
     out, err = capsys.readouterr()
@@ -284,14 +284,14 @@ def test_the_command_says_what_to_mind(engine, dicom, capsys):
     assert last == DISCLAIMER
 
 
-def test_the_profile_reaches_the_wire(engine, twin, dicom):
+def test_sent_image_uses_the_profile(engine, twin, dicom):
     report = twin.report(engine.url, dicom(), preparation=Preparation(profile="ped-train"))
     assert report.image_profile == "ped-train"
     url = engine.chats[0].json["messages"][0]["content"][0]["image_url"]["url"]
-    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    assert (sent.mode, sent.info) == ("L", {})
+    encoded = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert (encoded.mode, encoded.info) == ("L", {})
 
 
-def test_no_read_of_dicom_without_the_extra_in_sight(dicom):
+def test_unsupported_type_raises(dicom):
     with pytest.raises(InputError, match="not a path, bytes, a file, a Pillow image or an array"):
-        image.load({"a": 1})  # type: ignore[arg-type]
+        load({"a": 1})  # type: ignore[arg-type]

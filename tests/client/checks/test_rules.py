@@ -1,4 +1,4 @@
-"""The intended use: each rule of the table with the element that decides, and what the caller can change."""
+"""Rules of the intended use: the element that decides each one, and what the caller can change."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ import pytest
 from pedcxr_client import Age, BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.films import film as image
-from pedcxr_client.films.facts import PLAIN
-from pedcxr_client.films.pixel_stats import PixelStats
+from pedcxr_client.films.film import load, read
+from pedcxr_client.films.geometry import PixelStats
+from pedcxr_client.films.header import PLAIN
 from pedcxr_client.types import Check
 
 pytest.importorskip("pydicom")
 
 from tests.support.dicom_maker import film, sequence
 
-NOTHING = CallerFacts()
+NO_FACTS = CallerFacts()
 GOOD = PixelStats(1000, 1000, flat=False, dark_middle=False)
 
 
-def check(name: str, asked: CallerFacts = NOTHING, stats: PixelStats | None = GOOD, **elements: object) -> Check:
-    facts = image.read(film(**elements)).facts
-    return next(one for one in rules.check(facts, asked, stats) if one.name == name)
+def check(name: str, caller: CallerFacts = NO_FACTS, stats: PixelStats | None = GOOD, **elements: object) -> Check:
+    facts = read(film(**elements)).facts
+    return next(one for one in rules.check(facts, caller, stats) if one.name == name)
 
 
-def test_a_good_film_is_ok_throughout():
-    checks = rules.check(image.read(film()).facts, CallerFacts(), GOOD)
+def test_good_film_passes_every_check():
+    checks = rules.check(read(film()).facts, CallerFacts(), GOOD)
     assert [one.name for one in checks] == list(rules.NAMES)
     assert {one.status for one in checks} == {"ok"}
     assert not any(one.blocks or one.allowed for one in checks)
 
 
 @pytest.mark.parametrize(
-    ("name", "elements", "status", "says"),
+    ("name", "elements", "status", "reason"),
     [
         (
             "modality",
@@ -73,20 +73,20 @@ def test_a_good_film_is_ok_throughout():
         ("age", {"PatientAge": "939W"}, "ok", "939W"),
         ("age", {"PatientAge": "940W"}, "block", "940W"),
         ("age", {"PatientAge": "999D"}, "ok", "999D"),
-        ("age", {"PatientAge": "62"}, "block", "PatientAge (0010,1010) is 62, PatientBirthDate"),
+        ("age", {"PatientAge": "62"}, "block", "PatientAge (0010,1010) is 62, and PatientBirthDate"),
         ("age", {"PatientAge": "5Y"}, "block", "is 5Y"),
         ("age", {"PatientAge": "000Y"}, "block", "is 000Y"),
-        ("age", {"PatientAge": "000Y", "PatientBirthDate": "20231201"}, "ok", "StudyDate (0008,0020) less"),
-        ("age", {"PatientAge": None}, "block", "give it with --age"),
+        ("age", {"PatientAge": "000Y", "PatientBirthDate": "20231201"}, "ok", "StudyDate (0008,0020) minus"),
+        ("age", {"PatientAge": None}, "block", "; add --age"),
         ("age", {"PatientAge": None, "PatientBirthDate": "20060102"}, "block", "18 years or more"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20060103"}, "ok", "less PatientBirthDate (0010,0030)"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20240103"}, "block", "of no use"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20230231"}, "block", "of no use"),
-        ("age", {"PatientAge": None, "PatientBirthDate": "20200101", "StudyDate": ""}, "block", "of no use"),
-        ("age", {"PatientAge": "005Y", "PatientBirthDate": "19700101"}, "block", "its dates make 18 years or more"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20060103"}, "ok", "minus PatientBirthDate (0010,0030)"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20240103"}, "block", "cannot be used"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20230231"}, "block", "cannot be used"),
+        ("age", {"PatientAge": None, "PatientBirthDate": "20200101", "StudyDate": ""}, "block", "cannot be used"),
+        ("age", {"PatientAge": "005Y", "PatientBirthDate": "19700101"}, "block", "its dates result in 18 years"),
         ("sex", {"PatientSex": "M"}, "ok", "PatientSex (0010,0040) is M"),
-        ("sex", {"PatientSex": "O"}, "ok", "is O; left out"),
-        ("sex", {"PatientSex": None}, "ok", "is empty; left out"),
+        ("sex", {"PatientSex": "O"}, "ok", "is O; omitted"),
+        ("sex", {"PatientSex": None}, "ok", "is empty; omitted"),
         ("human", {"InstitutionName": "Spital Veterinar"}, "block", "InstitutionName (0008,0080) is veterin"),
         ("human", {"AcquisitionDeviceProcessingDescription": "CANINE THORAX"}, "block", "is canine"),
         ("human", {"ProtocolName": "Equine"}, "block", "ProtocolName (0018,1030) is equine"),
@@ -106,13 +106,13 @@ def test_a_good_film_is_ok_throughout():
         ("quality", {"QualityControlImage": "YES"}, "block", "QualityControlImage (0028,0300) is YES"),
     ],
 )
-def test_the_table(name, elements, status, says):
-    answer = check(name, **elements)
-    assert (answer.status, says in answer.why) == (status, True), answer.why
-    assert "Popescu" not in answer.why
+def test_each_rule(name, elements, status, reason):
+    result = check(name, **elements)
+    assert (result.status, reason in result.why) == (status, True), result.why
+    assert "Popescu" not in result.why
 
 
-def test_codes_are_read_where_texts_are_missing():
+def test_code_sequences_are_read_if_texts_are_absent():
     region = sequence(CodeMeaning="Thorax")
     assert check("body-part", BodyPartExamined=None, AnatomicRegionSequence=region).why.startswith("AnatomicRegion")
     hand = sequence(CodeMeaning="Hand of Popescu")
@@ -132,7 +132,7 @@ def test_codes_are_read_where_texts_are_missing():
         (None, "warn"),
     ],
 )
-def test_quality_is_of_the_pixels(stats, status):
+def test_quality_check_uses_the_pixel_stats(stats, status):
     assert check("quality", stats=stats).status == status
 
 
@@ -151,63 +151,63 @@ def test_quality_is_of_the_pixels(stats, status):
         ("20180301", "20230228", "4-year-old"),
     ],
 )
-def test_the_age_is_that_of_the_study(birth, study, words):
-    facts = image.read(film(PatientAge=None, PatientBirthDate=birth, StudyDate=study)).facts
+def test_age_is_computed_at_the_study_date(birth, study, words):
+    facts = read(film(PatientAge=None, PatientBirthDate=birth, StudyDate=study)).facts
     assert facts.age is not None and facts.age.words == words
 
 
-def test_the_caller_goes_before_the_header():
-    facts = image.read(film(PatientAge=None, PatientSex="M")).facts
-    asked = CallerFacts(age=Age(7, "Y"), sex="F")
-    assert (asked.age_of(facts), asked.sex_of(facts)) == (Age(7, "Y"), "F")
-    assert check("age", asked, PatientAge=None).why == "as the caller says"
-    assert check("sex", asked, PatientSex="M").why == "as the caller says"
+def test_caller_takes_precedence_over_the_header():
+    facts = read(film(PatientAge=None, PatientSex="M")).facts
+    caller = CallerFacts(age=Age(7, "Y"), sex="F")
+    assert (caller.age_of(facts), caller.sex_of(facts)) == (Age(7, "Y"), "F")
+    assert check("age", caller, PatientAge=None).why == "stated by the caller"
+    assert check("sex", caller, PatientSex="M").why == "stated by the caller"
     assert check("age", CallerFacts(age=Age(18, "Y"))).status == "block"
-    assert check("age", asked, PatientAge="045Y").status == "block", "that is another patient's film"
+    assert check("age", caller, PatientAge="045Y").status == "block", "the film is of another patient"
 
 
-def test_a_chest_may_be_assumed_but_not_against_the_header():
-    asked = CallerFacts(assume_chest=True)
-    assert check("body-part", asked, BodyPartExamined=None).status == "ok"
-    assert check("body-part", asked, BodyPartExamined="HAND").status == "block"
+def test_assume_chest_does_not_override_the_header():
+    caller = CallerFacts(assume_chest=True)
+    assert check("body-part", caller, BodyPartExamined=None).status == "ok"
+    assert check("body-part", caller, BodyPartExamined="HAND").status == "block"
 
 
-def test_what_is_allowed_by_name_is_recorded_and_nothing_else():
-    answer = check("modality", CallerFacts(allow=["modality"]), Modality="CT")
-    assert (answer.status, answer.allowed, answer.blocks) == ("block", True, False)
+def test_only_blocking_checks_are_allowed_by_name():
+    result = check("modality", CallerFacts(allow=["modality"]), Modality="CT")
+    assert (result.status, result.allowed, result.blocks) == ("block", True, False)
     assert check("modality", CallerFacts(allow=["age"]), Modality="CT").blocks
-    assert not check("modality", CallerFacts(allow=["modality"])).allowed, "there was nothing to allow"
+    assert not check("modality", CallerFacts(allow=["modality"])).allowed, "the check did not block"
     for wrong in (["everything"], "all", ["modality", "AGE"]):
-        with pytest.raises(ConfigurationError, match=r"allow: .* is no check; there are modality, presentation"):
+        with pytest.raises(ConfigurationError, match=r"allow: .* is not a check; the checks are modality, present"):
             CallerFacts(allow=wrong)
 
 
-def test_all_reasons_come_at_once_with_what_to_type():
-    checks = rules.check(image.read(film(Modality="CT", PatientAge="045Y")).facts, CallerFacts())
-    with pytest.raises(BlockedFilm, match=r"modality: .* is CT.*age: .*--allow modality --allow age") as caught:
+def test_error_lists_all_reasons_and_options():
+    checks = rules.check(read(film(Modality="CT", PatientAge="045Y")).facts, CallerFacts())
+    with pytest.raises(BlockedFilm, match=r"modality: .* is CT.*age: .*--allow modality --allow age") as error:
         rules.enforce(checks)
-    assert caught.value.checks == checks
-    assert isinstance(caught.value, InputError)
-    rules.enforce(rules.check(image.read(film()).facts, CallerFacts()))
+    assert error.value.checks == checks
+    assert isinstance(error.value, InputError)
+    rules.enforce(rules.check(read(film()).facts, CallerFacts()))
 
 
-def test_a_plain_image_is_warned_about_and_blocked_by_what_is_known():
+def test_plain_image_warns_and_blocks_only_on_known_facts():
     checks = {one.name: one for one in rules.check(PLAIN, CallerFacts(), GOOD)}
     assert {name for name, one in checks.items() if one.status == "warn"} == {*rules.NAMES} - {"quality"}
     assert not any(one.from_header for one in checks.values() if one.status == "warn")
-    told = {
+    statuses = {
         one.name: one.status
         for one in rules.check(PLAIN, CallerFacts(age=Age(5, "Y"), sex="M", assume_chest=True), GOOD)
     }
-    assert told["age"] == told["sex"] == told["body-part"] == "ok"
+    assert statuses["age"] == statuses["sex"] == statuses["body-part"] == "ok"
     assert {one.name for one in rules.check(PLAIN, CallerFacts(age=Age(45, "Y")), GOOD) if one.blocks} == {"age"}
 
 
-def test_films_look_upright_and_their_inverses_do_not(films):
+def test_dark_middle_detects_inverted_films(films):
     from PIL import Image, ImageOps
 
     plain = [Image.open(path).convert("L") for path in sorted(films.glob("*_png/*.png"))]
-    assert not any(image.load(one).stats.dark_middle for one in plain)
-    assert sum(image.load(ImageOps.invert(one)).stats.dark_middle for one in plain) >= len(plain) - 1
-    assert not any(image.load(one).stats.flat for one in plain)
-    assert image.load(Image.new("L", (300, 300), 7)).stats.flat
+    assert not any(load(one).stats.dark_middle for one in plain)
+    assert sum(load(ImageOps.invert(one)).stats.dark_middle for one in plain) >= len(plain) - 1
+    assert not any(load(one).stats.flat for one in plain)
+    assert load(Image.new("L", (300, 300), 7)).stats.flat

@@ -1,4 +1,4 @@
-"""Headers and bytes that nobody foresaw: a film or an InputError comes out, in time, and never a name."""
+"""Fuzz headers and bytes: the result is a film or an InputError, in bounded time, without identifiers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BOUNDED = settings(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any(kind):
+def test_every_input_gives_a_film_or_an_input_error(kind):
     @BOUNDED
     @given(KINDS[kind])
     def check(data: bytes) -> None:
@@ -34,17 +34,17 @@ def test_any(kind):
 
 @BOUNDED
 @given(st.binary(max_size=300), st.sampled_from(sorted(corpus())))
-def test_any_bytes_behind_a_magic_word(tail, name):
+def test_random_bytes_after_a_magic_number(tail, name):
     outcome(corpus()[name][:16] + tail)
 
 
-def test_what_counts_as_an_outcome():
+def test_outcome_describes_films_and_errors():
     assert outcome(corpus()["DICOM"]).startswith("Facts(kind='dicom'")
-    assert sum(outcome(data).startswith("Facts(") for data in corpus().values()) > 15, "most of them are films"
+    assert sum(outcome(data).startswith("Facts(") for data in corpus().values()) > 15, "most inputs are films"
 
 
-def test_a_gibibyte_is_enough():
-    """The short form of ``make fuzz``, in a child that may have no more."""
+def test_one_gibibyte_of_memory_suffices():
+    """Run ``make fuzz`` briefly; its child process is limited to 1 GiB."""
     command = [
         sys.executable,
         "-m",
@@ -56,6 +56,6 @@ def test_a_gibibyte_is_enough():
         "--examples",
         "40",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[0]) >= 100
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    assert int(process.stdout.split()[0]) >= 100

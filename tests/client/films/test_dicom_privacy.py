@@ -1,4 +1,4 @@
-"""Identifiers of a header are in no picture, no output, no log, no repr, no error and no byte on the wire."""
+"""Identifiers of a header appear in no image, output, log, repr, error or request."""
 
 from __future__ import annotations
 
@@ -16,41 +16,43 @@ from PIL import Image
 from pedcxr_client import InputError, RequestError
 from pedcxr_client.checks import rules
 from pedcxr_client.cli.main import main
-from pedcxr_client.films import film as image
-from pedcxr_client.films.log_silencer import quiet
+from pedcxr_client.films.film import EncodedImage, encode, load, prepare, read
+from pedcxr_client.films.header import silence_pydicom
 
 pytest.importorskip("pydicom")
 
 from pydicom.datadict import DicomDictionary
 
-from tests.support.dicom_maker import dataset, film, written
+from tests.support.dicom_maker import dataset, film, to_bytes
 
 M17 = ("DOE", "JANE", "MRN0012345", "20190101", "2019", "SYNTHETIC", "HOSPITAL", "SMITH", "JOHN", "999-99-9999", "SYN-")
 SECRET = "Popescu^Ana"
 TEXT_VRS = {"AE", "LO", "LT", "PN", "SH", "ST", "UC", "UT", "UR"}
 
 
-def planted() -> bytes:
-    """A film with a name in every element of text that DICOM has, some of them malformed."""
-    made = dataset(WindowCenter=2048, WindowWidth=4096)
+def film_with_identifiers() -> bytes:
+    """Return a film with a name in every text element of DICOM; some of the values are malformed."""
+    ds = dataset(WindowCenter=2048, WindowWidth=4096)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for tag, (vr, _, _, _, keyword) in DicomDictionary.items():
             animal = any(word in keyword for word in ("Respons", "Species", "Breed"))
             if vr in TEXT_VRS and keyword and tag >> 16 not in (0, 2, 4) and not animal:
-                made.add_new(tag, vr, SECRET)
-        made.private_block(0x0011, "ACME", create=True).add_new(1, "LO", SECRET)
-        made.PatientBirthDate, made.PatientID, made.StudyInstanceUID = "20190317", SECRET, "1.2.999.4711"
-        return written(made)
+                ds.add_new(tag, vr, SECRET)
+        ds.private_block(0x0011, "ACME", create=True).add_new(1, "LO", SECRET)
+        ds.PatientBirthDate, ds.PatientID, ds.StudyInstanceUID = "20190317", SECRET, "1.2.999.4711"
+        return to_bytes(ds)
 
 
-def wire(engine) -> bytes:
-    return b"".join(b"".join((seen.body, str(seen.headers).encode(), seen.path.encode())) for seen in engine.requests)
+def request_bytes(engine) -> bytes:
+    return b"".join(
+        b"".join((request.body, str(request.headers).encode(), request.path.encode())) for request in engine.requests
+    )
 
 
-def deep(sent: image.EncodedImage) -> bytes:
-    """The image file, and the pixels it unpacks to."""
-    data = base64.b64decode(sent.base64)
+def png_and_pixels(encoded: EncodedImage) -> bytes:
+    """Return the PNG file followed by its uncompressed pixel data."""
+    data = base64.b64decode(encoded.base64)
     at, packed = 8, b""
     while at < len(data):
         length = int.from_bytes(data[at : at + 4])
@@ -59,10 +61,10 @@ def deep(sent: image.EncodedImage) -> bytes:
     return data + zlib.decompress(packed)
 
 
-def caught(data: object) -> str:
-    """The error with all it drags along."""
+def error_texts(data: object) -> str:
+    """Return the texts of the error, of its chain and of its traceback."""
     with pytest.raises(InputError) as error:
-        image.encode(image.load(data))
+        encode(load(data))
     chain, one = [], error.value
     while one is not None:
         chain += [str(one), repr(one), *map(str, vars(one).values())]
@@ -70,48 +72,53 @@ def caught(data: object) -> str:
     return " ".join(chain) + "".join(traceback.format_exception(error.value))
 
 
-def test_the_film_with_planted_identifiers(films, engine, twin, capfd, caplog, tmp_path):
-    """m17 of the film set."""
+def test_identifiers_of_the_m17_film_appear_nowhere(films, engine, twin, capfd, caplog, tmp_path):
+    """Use film m17 of the film set, which has identifiers."""
     path = tmp_path / "film.dcm"
     path.write_bytes((films / "dicom_derived/m17_phi_present.dcm").read_bytes())
     caplog.set_level(logging.DEBUG)
-    said = [repr(twin.report(engine.url, str(path))), str(twin.report(engine.url, str(path)).as_dict())]
+    texts = [repr(twin.report(engine.url, str(path))), str(twin.report(engine.url, str(path)).as_dict())]
     for command in (
         ["inspect", str(path)],
         ["inspect", str(path), "--json"],
         ["report", str(path), "--url", engine.url],
     ):
         assert main(command) == 0
-    sent = image.prepare(path)
-    undeveloped = image.read(path)
-    said += [*map(repr, (sent, sent.facts, image.load(path), undeveloped, undeveloped._film)), str(sent.how)]
-    said += [
-        str(rules.check(sent.facts, rules.CallerFacts(), sent.stats)),
-        deep(sent).decode("latin-1"),
-        wire(engine).decode(),
+    encoded = prepare(path)
+    undecoded = read(path)
+    texts += [*map(repr, (encoded, encoded.facts, load(path), undecoded, undecoded._source)), str(encoded.how)]
+    texts += [
+        str(rules.check(encoded.facts, rules.CallerFacts(), encoded.stats)),
+        png_and_pixels(encoded).decode("latin-1"),
+        request_bytes(engine).decode(),
     ]
-    said += [*capfd.readouterr(), *(record.getMessage() for record in caplog.records)]
+    texts += [*capfd.readouterr(), *(record.getMessage() for record in caplog.records)]
     for secret in M17:
-        assert not any(secret in line for line in said), secret
+        assert not any(secret in line for line in texts), secret
 
 
-def test_a_name_in_every_element_shows_up_nowhere(engine, twin, capfd, caplog, tmp_path):
+def test_identifiers_in_every_element_appear_nowhere(engine, twin, capfd, caplog, tmp_path):
     path = tmp_path / "film.dcm"
-    path.write_bytes(planted())
-    caplog.clear()  # what pydicom said while it wrote
+    path.write_bytes(film_with_identifiers())
+    caplog.clear()  # pydicom logs while it writes the film
     caplog.set_level(logging.DEBUG)
     report = twin.report(engine.url, str(path))
     assert main(["inspect", str(path)]) == 0
     assert main(["inspect", str(path), "--json"]) == 0
-    sent = image.prepare(path)
-    said = [*capfd.readouterr(), *(record.getMessage() for record in caplog.records), repr(image.read(path))]
-    said += [str(report.as_dict()), repr(sent.facts), deep(sent).decode("latin-1"), wire(engine).decode()]
+    encoded = prepare(path)
+    texts = [*capfd.readouterr(), *(record.getMessage() for record in caplog.records), repr(read(path))]
+    texts += [
+        str(report.as_dict()),
+        repr(encoded.facts),
+        png_and_pixels(encoded).decode("latin-1"),
+        request_bytes(engine).decode(),
+    ]
     for secret in ("Popescu", "20190317", "1.2.999.4711", "ACME"):
-        assert not any(secret in line for line in said), secret
+        assert not any(secret in line for line in texts), secret
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda data: data[:1500],
         lambda data: data.replace(b"005Y", b"POPE"),
@@ -122,30 +129,30 @@ def test_a_name_in_every_element_shows_up_nowhere(engine, twin, capfd, caplog, t
         lambda data: data[:-70000],
     ],
 )
-def test_errors_and_warnings_do_not_quote_the_header(spoil, caplog, capfd, tmp_path):
-    data = spoil(
+def test_errors_and_warnings_do_not_quote_the_header(damage, caplog, capfd, tmp_path):
+    data = damage(
         film(PatientName=SECRET, PatientID=SECRET, SpecificCharacterSet="Popescu", WindowCenter=2048.0, WindowWidth=9)
     )
     caplog.clear()
     caplog.set_level(logging.DEBUG)
-    with warnings.catch_warnings(record=True) as warned:
+    with warnings.catch_warnings(record=True) as warning_records:
         warnings.simplefilter("always")
         try:
-            said = [str(image.read(data).facts), *image.load(data).how]
+            texts = [str(read(data).facts), *load(data).how]
         except InputError:
-            said = [caught(data)]
+            texts = [error_texts(data)]
     path = tmp_path / "film.dcm"
     path.write_bytes(data)
     assert main(["inspect", str(path)]) in (0, 3)
-    said += [record.getMessage() for record in caplog.records] + [str(one.message) for one in warned]
-    said += capfd.readouterr()
-    assert not any("Popesc" in line for line in said), said
-    assert not warned
+    texts += [record.getMessage() for record in caplog.records] + [str(one.message) for one in warning_records]
+    texts += capfd.readouterr()
+    assert not any("Popesc" in line for line in texts), texts
+    assert not warning_records
 
 
-def test_pydicom_may_still_talk_to_others(caplog):
+def test_pydicom_logs_of_other_threads_are_kept(caplog):
     log = logging.getLogger("pydicom.misc")
-    with quiet():
+    with silence_pydicom():
         log.warning("ours")
         other = threading.Thread(target=log.warning, args=("theirs",))
         other.start()
@@ -154,18 +161,18 @@ def test_pydicom_may_still_talk_to_others(caplog):
     assert [record.getMessage() for record in caplog.records] == ["theirs", "later"]
 
 
-def test_overlapping_threads_leave_the_warning_filters_as_they_were():
+def test_overlapping_threads_restore_the_warning_filters():
     before = list(warnings.filters)
     first_in, second_in, release = threading.Event(), threading.Event(), threading.Event()
 
     def first() -> None:
-        with quiet():
+        with silence_pydicom():
             first_in.set()
             second_in.wait(5)
 
     def second() -> None:
         first_in.wait(5)
-        with quiet():
+        with silence_pydicom():
             second_in.set()
             release.wait(5)
 
@@ -178,16 +185,16 @@ def test_overlapping_threads_leave_the_warning_filters_as_they_were():
     assert warnings.filters == before
 
 
-def test_nothing_but_pixels_is_in_the_picture():
-    sent = image.prepare(planted())
-    picture = Image.open(io.BytesIO(base64.b64decode(sent.base64)))
+def test_encoded_image_has_no_metadata():
+    encoded = prepare(film_with_identifiers())
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded.base64)))
     assert (picture.format, picture.mode, picture.info) == ("PNG", "L", {})
 
 
-def test_server_errors_hold_nothing_either(engine, twin):
+def test_server_errors_hold_no_identifiers(engine, twin):
     from tests.support.fake_engine import Answer
 
     engine.answer = Answer(status=400)
     with pytest.raises(RequestError) as error:
-        twin.report(engine.url, planted())
+        twin.report(engine.url, film_with_identifiers())
     assert "Popescu" not in repr(error.value) + str(vars(error.value))

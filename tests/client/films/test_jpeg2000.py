@@ -1,4 +1,4 @@
-"""JPEG 2000 whose headers ask for more than a film needs: refused before a decoder sees them, in no time."""
+"""JPEG 2000 headers that request more than a film needs raise quickly, before decoding."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import pytest
 from PIL import Image
 
 from pedcxr_client import InputError
-from pedcxr_client.films import film as image
-from pedcxr_client.films import jpeg2000
+from pedcxr_client.films import decoders
+from pedcxr_client.films.film import load
 
 pytest.importorskip("pydicom")
 
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLSLossless
 
-from tests.support.dicom_maker import dataset, written
+from tests.support.dicom_maker import dataset, to_bytes
 
 PICTURE = Image.effect_noise((48, 40), 90)
 SIZ, COD, QCD, SOT = (bytes([0xFF, low]) for low in (0x51, 0x52, 0x5C, 0x90))
 
 
 @pytest.fixture(autouse=True)
-def in_time():
-    """A loop without an end fails the test, instead of keeping it."""
+def time_limit():
+    """Fail a test that loops endlessly."""
 
-    def late(*_):
+    def expire(*_):
         raise TimeoutError
 
-    before = signal.signal(signal.SIGALRM, late)
+    before = signal.signal(signal.SIGALRM, expire)
     signal.alarm(20)
     yield
     signal.alarm(0)
@@ -46,25 +46,25 @@ def jp2(picture=PICTURE, **options):
 
 
 def film(*streams, syntax=JPEG2000Lossless, picture=PICTURE, **elements):
-    made = dataset(np.asarray(picture), bits=8, syntax=syntax, **elements)
-    made.PixelData = encapsulate(list(streams))
-    made["PixelData"].is_undefined_length = True
-    return written(made)
+    ds = dataset(np.asarray(picture), bits=8, syntax=syntax, **elements)
+    ds.PixelData = encapsulate(list(streams))
+    ds["PixelData"].is_undefined_length = True
+    return to_bytes(ds)
 
 
-def put(stream, marker, at, new):
-    """Bytes written over those at `at` behind a marker."""
+def overwrite(stream, marker, at, new):
+    """Return the stream with bytes overwritten at an offset from a marker."""
     start = stream.index(marker, stream.index(b"\xff\x4f\xff\x51")) + at
     return stream[:start] + new + stream[start + len(new) :]
 
 
 @pytest.mark.parametrize("box", [b"ihdr", b"colr", b"jp2h", b"jp2c", b"ftyp"])
 @pytest.mark.parametrize("length", [0, 1, 7, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_a_box_of_a_wrong_length_does_not_matter(box, length):
-    """pydicom walks the boxes of a JP2 file for ever if one is of length 0."""
-    whole, at = jp2(), jp2().index(box) - 4
-    seen = image.load(film(whole[:at] + length.to_bytes(4) + whole[at + 4 :]))
-    assert np.array_equal(np.asarray(seen.pixels), np.asarray(image.load(film(jp2())).pixels))
+def test_box_with_a_wrong_length_is_ignored(box, length):
+    """pydicom loops endlessly on a box of length 0."""
+    original, at = jp2(), jp2().index(box) - 4
+    result = load(film(original[:at] + length.to_bytes(4) + original[at + 4 :]))
+    assert np.array_equal(np.asarray(result.pixels), np.asarray(load(film(jp2())).pixels))
 
 
 HOSTILE = {
@@ -72,13 +72,13 @@ HOSTILE = {
     "no layer": (COD, 6, b"\0\0"),
     "33 levels": (COD, 9, b"\x21"),
     "code-blocks of 4096 x 4096": (COD, 10, b"\x0a\x0a"),
-    "a tile a pixel": (SIZ, 22, b"\0\0\0\1" * 2),
+    "one tile per pixel": (SIZ, 22, b"\0\0\0\1" * 2),
     "tiles of nothing": (SIZ, 22, b"\0\0\0\0" * 2),
-    "tiles that begin behind the picture": (SIZ, 30, b"\0\0\2\0" * 2),
+    "tiles that start after the image": (SIZ, 30, b"\0\0\2\0" * 2),
     "38 bits": (SIZ, 40, b"\x25"),
     "255 components": (SIZ, 38, b"\0\xff"),
     "a sample in 255 points": (SIZ, 41, b"\xff\xff"),
-    "a precinct a pixel": (COD, 14, b"\0" * 6),
+    "one precinct per pixel": (COD, 14, b"\0" * 6),
     "COD twice": (QCD, 0, COD),
     "a component's own coding style": (QCD, 0, b"\xff\x53"),
     "a segment of no length": (QCD, 2, b"\0\0"),
@@ -89,24 +89,24 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_headers_that_ask_for_too_much_are_refused(name):
+def test_headers_that_exceed_the_limits_raise(name):
     flat = Image.new("L", (300, 270), 90)
-    whole = jp2(flat, precinct_size=(256, 256))
-    assert image.load(film(whole, picture=flat)).pixels.size == flat.size
-    began = time.process_time()
-    with pytest.raises(InputError, match="JPEG 2000 headers are damaged, or of a kind that no film needs"):
-        image.load(film(put(whole, *HOSTILE[name]), picture=flat))
-    assert time.process_time() - began < 5
+    original = jp2(flat, precinct_size=(256, 256))
+    assert load(film(original, picture=flat)).pixels.size == flat.size
+    start = time.process_time()
+    with pytest.raises(InputError, match="JPEG 2000 headers are damaged or exceed what a film needs"):
+        load(film(overwrite(original, *HOSTILE[name]), picture=flat))
+    assert time.process_time() - start < 5
 
 
-def test_tile_parts_without_an_end_are_not_walked():
-    stream = jpeg2000.stream(jp2())
+def test_number_of_tile_parts_is_limited():
+    stream = decoders.jpeg2000_codestream(jp2())
     at = stream.index(SOT)
     part = SOT + b"\0\x0a\0\0\0\0\0\x0e\0\1" + b"\xff\x93"
-    assert jpeg2000.is_bounded(stream[:at] + part * 50 + stream[at:])
-    began = time.process_time()
-    assert not jpeg2000.is_bounded(stream[:at] + part * 2_000_000 + stream[at:])
-    assert time.process_time() - began < 2
+    assert decoders.is_bounded_jpeg2000(stream[:at] + part * 50 + stream[at:])
+    start = time.process_time()
+    assert not decoders.is_bounded_jpeg2000(stream[:at] + part * 2_000_000 + stream[at:])
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
@@ -125,30 +125,30 @@ def test_tile_parts_without_an_end_are_not_walked():
     ids=str,
 )
 @pytest.mark.parametrize("size", [(300, 270), (333, 257)])
-def test_what_encoders_write_passes(options, size):
+def test_streams_of_real_encoders_are_accepted(options, size):
     picture = Image.effect_noise(size, 60)
     stream = jp2(picture, **options)
-    seen = image.load(film(stream, syntax=JPEG2000, picture=picture, WindowCenter=128, WindowWidth=256))
-    off = np.asarray(seen.pixels, int) - np.asarray(Image.open(io.BytesIO(stream)), int)
-    assert abs(off).max() <= 1
+    result = load(film(stream, syntax=JPEG2000, picture=picture, WindowCenter=128, WindowWidth=256))
+    difference = np.asarray(result.pixels, int) - np.asarray(Image.open(io.BytesIO(stream)), int)
+    assert abs(difference).max() <= 1
 
 
-def test_what_is_checked_is_what_is_decoded():
-    """An extended offset table may point elsewhere than the fragments say."""
-    whole = jp2()
+def test_extended_offset_table_is_removed():
+    """An extended offset table could point to another frame than the checked one."""
+    original = jp2()
     offsets = {
-        "ExtendedOffsetTable": (len(whole) + 8 + len(whole) % 2).to_bytes(8, "little"),
-        "ExtendedOffsetTableLengths": len(whole).to_bytes(8, "little"),
+        "ExtendedOffsetTable": (len(original) + 8 + len(original) % 2).to_bytes(8, "little"),
+        "ExtendedOffsetTableLengths": len(original).to_bytes(8, "little"),
     }
-    bad = put(whole, COD, 6, b"\xff\xff")
-    assert image.load(film(whole, **offsets)).pixels.size == (48, 40)
+    damaged = overwrite(original, COD, 6, b"\xff\xff")
+    assert load(film(original, **offsets)).pixels.size == (48, 40)
     with pytest.raises(InputError):
-        image.load(film(bad, whole, **offsets))
+        load(film(damaged, original, **offsets))
 
 
 @pytest.mark.parametrize("stream", [b"\xff\xd8\xff\xd9", jp2()[:40] + b"\xff\xd9"])
-def test_another_stream_than_the_syntax_says(stream):
+def test_stream_of_another_syntax_raises(stream):
     with pytest.raises(InputError, match="JPEG 2000 headers are damaged"):
-        image.load(film(stream))
+        load(film(stream))
     with pytest.raises(InputError, match="pixels are damaged"):
-        image.load(film(jp2(), syntax=JPEGLSLossless))
+        load(film(jp2(), syntax=JPEGLSLossless))

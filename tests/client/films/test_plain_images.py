@@ -1,4 +1,4 @@
-"""Films: what goes out byte for byte, what is re-encoded and says so, and what is refused."""
+"""Plain images: originals that are sent unchanged, re-encoded images and their notes, and errors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from pedcxr_client import EncodedImage, InputError
-from pedcxr_client.films import png as _png
-from pedcxr_client.films.film import MAX_BYTES, encode, load, prepare
+from pedcxr_client.films.film import MAX_BYTES, encode, encode_png, load, prepare
 
 SECRET = "Popescu^Ana"
 
@@ -26,7 +25,7 @@ def grey(size: tuple[int, int] = (64, 48)) -> Image.Image:
     return Image.linear_gradient("L").resize(size)
 
 
-def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+def file_bytes(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
@@ -37,7 +36,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
-    """A chunk put right after IHDR."""
+    """Return a PNG with a chunk inserted after IHDR."""
     return png[:33] + chunk(kind, data) + png[33:]
 
 
@@ -51,7 +50,7 @@ def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> by
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def decoded(encoded: EncodedImage) -> Image.Image:
+def decode(encoded: EncodedImage) -> Image.Image:
     image = Image.open(io.BytesIO(base64.b64decode(encoded.base64)))
     image.load()
     return image
@@ -70,16 +69,16 @@ RGB = Image.merge("RGB", [grey(), ImageOps.invert(grey()), grey()])
 @pytest.mark.parametrize(
     "data",
     [
-        saved(grey()),
-        saved(RGB),
-        saved(grey(), dpi=(150, 150)),
-        saved(grey(), "JPEG", quality=95),
-        saved(grey(), "JPEG", progressive=True),
-        saved(RGB, "JPEG", quality=90, restart_marker_rows=1),
+        file_bytes(grey()),
+        file_bytes(RGB),
+        file_bytes(grey(), dpi=(150, 150)),
+        file_bytes(grey(), "JPEG", quality=95),
+        file_bytes(grey(), "JPEG", progressive=True),
+        file_bytes(RGB, "JPEG", quality=90, restart_marker_rows=1),
     ],
     ids=["png-l", "png-rgb", "png-dpi", "jpeg-l", "jpeg-progressive", "jpeg-rgb-restarts"],
 )
-def test_clean_originals_go_out_byte_for_byte(data):
+def test_original_without_metadata_is_sent_unchanged(data):
     encoded = prepare(data)
     assert base64.b64decode(encoded.base64) == data
     assert encoded.how == ("original bytes",)
@@ -91,54 +90,54 @@ def test_clean_originals_go_out_byte_for_byte(data):
 def _png_text() -> bytes:
     info = PngImagePlugin.PngInfo()
     info.add_text("Patient", SECRET)
-    return saved(grey(), pnginfo=info)
+    return file_bytes(grey(), pnginfo=info)
 
 
 def _adobe_trailing() -> bytes:
-    return saved(grey(), "JPEG") + SECRET.encode()
+    return file_bytes(grey(), "JPEG") + SECRET.encode()
 
 
 @pytest.mark.parametrize(
     "data",
     [
         _png_text(),
-        with_chunk(saved(grey()), b"zTXt", b"Patient\x00\x00" + zlib.compress(SECRET.encode())),
-        with_chunk(saved(grey()), b"iTXt", b"Patient\x00\x00\x00\x00\x00" + SECRET.encode()),
-        with_chunk(saved(grey()), b"tIME", struct.pack(">HBBBBB", 2014, 3, 9, 1, 2, 3)),
-        with_chunk(saved(grey()), b"prVt", SECRET.encode()),
-        saved(grey(), exif=exif(1)),
-        saved(grey(), icc_profile=SECRET.encode()),
-        saved(grey()) + SECRET.encode(),
-        saved(grey(), "JPEG", exif=exif(1), quality=95),
-        saved(grey(), "JPEG", comment=SECRET, quality=95),
-        saved(grey(), "JPEG", icc_profile=SECRET.encode(), quality=95),
-        with_segment(saved(grey(), "JPEG"), 0xED, SECRET.encode()),
-        with_segment(saved(grey(), "JPEG"), 0xEE, b"Adobe" + SECRET.encode()),
-        with_segment(saved(grey(), "JPEG"), 0xE0, b"JFXX\x00\x10" + SECRET.encode()),
-        saved(grey(), "JPEG") + SECRET.encode(),
-        saved(grey(), "TIFF", description=SECRET),
-        saved(grey(), "BMP"),
-        saved(grey(), "GIF", comment=SECRET.encode()),
-        saved(grey().convert("RGB"), "WEBP", lossless=True, exif=exif(1)),
+        with_chunk(file_bytes(grey()), b"zTXt", b"Patient\x00\x00" + zlib.compress(SECRET.encode())),
+        with_chunk(file_bytes(grey()), b"iTXt", b"Patient\x00\x00\x00\x00\x00" + SECRET.encode()),
+        with_chunk(file_bytes(grey()), b"tIME", struct.pack(">HBBBBB", 2014, 3, 9, 1, 2, 3)),
+        with_chunk(file_bytes(grey()), b"prVt", SECRET.encode()),
+        file_bytes(grey(), exif=exif(1)),
+        file_bytes(grey(), icc_profile=SECRET.encode()),
+        file_bytes(grey()) + SECRET.encode(),
+        file_bytes(grey(), "JPEG", exif=exif(1), quality=95),
+        file_bytes(grey(), "JPEG", comment=SECRET, quality=95),
+        file_bytes(grey(), "JPEG", icc_profile=SECRET.encode(), quality=95),
+        with_segment(file_bytes(grey(), "JPEG"), 0xED, SECRET.encode()),
+        with_segment(file_bytes(grey(), "JPEG"), 0xEE, b"Adobe" + SECRET.encode()),
+        with_segment(file_bytes(grey(), "JPEG"), 0xE0, b"JFXX\x00\x10" + SECRET.encode()),
+        file_bytes(grey(), "JPEG") + SECRET.encode(),
+        file_bytes(grey(), "TIFF", description=SECRET),
+        file_bytes(grey(), "BMP"),
+        file_bytes(grey(), "GIF", comment=SECRET.encode()),
+        file_bytes(grey().convert("RGB"), "WEBP", lossless=True, exif=exif(1)),
     ],
 )
-def test_only_pixels_leave(data):
+def test_metadata_is_removed(data):
     encoded = prepare(data)
-    sent = base64.b64decode(encoded.base64)
+    png = base64.b64decode(encoded.base64)
     assert encoded.how[0].startswith("re-encoded")
-    assert SECRET.encode() not in sent
-    image = decoded(encoded)
+    assert SECRET.encode() not in png
+    image = decode(encoded)
     assert (image.format, image.mode, image.info) == ("PNG", "L", {})
-    assert {sent[at + 4 : at + 8] for at in _chunks(sent)} == {b"IHDR", b"IDAT", b"IEND"}
+    assert {png[at + 4 : at + 8] for at in _chunks(png)} == {b"IHDR", b"IDAT", b"IEND"}
     assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").convert("L").tobytes()
 
 
 def _chunks(png: bytes) -> list[int]:
-    found, at = [], 8
+    offsets, at = [], 8
     while at < len(png):
-        found.append(at)
+        offsets.append(at)
         at += 12 + int.from_bytes(png[at : at + 4])
-    return found
+    return offsets
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -146,55 +145,55 @@ def _chunks(png: bytes) -> list[int]:
 def test_exif_rotation_is_applied(orientation, form):
     picture = Image.new("L", (40, 24))
     picture.paste(255, (0, 0, 20, 12))  # a bright corner
-    data = saved(picture, form, exif=exif(orientation))
+    data = file_bytes(picture, form, exif=exif(orientation))
     encoded = prepare(data)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert decoded(encoded).tobytes() == upright.tobytes()
-    assert ("turned upright as EXIF says" in encoded.how) == (orientation != 1)
+    assert decode(encoded).tobytes() == upright.tobytes()
+    assert ("rotated upright by EXIF orientation" in encoded.how) == (orientation != 1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "1", "CMYK", "YCbCr", "HSV"])
 def test_every_8_bit_mode_becomes_grey(mode):
     image = grey().convert(mode) if mode in ("1", "P", "LA") else grey().convert("RGB").convert(mode)
     encoded = prepare(image)
-    assert decoded(encoded).mode == "L"
-    assert f"{mode} turned to grey" in encoded.how
+    assert decode(encoded).mode == "L"
+    assert f"{mode} converted to grey" in encoded.how
     if mode in ("RGBA", "LA", "P", "RGB"):
-        assert decoded(encoded).tobytes() == grey().tobytes()
+        assert decode(encoded).tobytes() == grey().tobytes()
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_opaque_alpha_is_dropped_and_transparency_refused(mode):
+def test_opaque_alpha_is_removed_and_transparency_raises(mode):
     image = grey().convert(mode)
-    encoded = prepare(saved(image))
-    assert "opaque alpha left out" in encoded.how
-    assert decoded(encoded).tobytes() == grey().tobytes()
+    encoded = prepare(file_bytes(image))
+    assert "opaque alpha channel removed" in encoded.how
+    assert decode(encoded).tobytes() == grey().tobytes()
     image.putpixel((3, 3), (*image.getpixel((3, 3))[:-1], 254))
     with pytest.raises(InputError, match="transparent"):
-        prepare(saved(image))
+        prepare(file_bytes(image))
     with pytest.raises(InputError, match="transparent"):
         prepare(image)
 
 
-def test_transparency_by_a_colour_key_is_refused():
+def test_colour_key_transparency_raises():
     with pytest.raises(InputError, match="transparent"):
-        prepare(saved(grey(), transparency=grey().getpixel((0, 0))))
+        prepare(file_bytes(grey(), transparency=grey().getpixel((0, 0))))
     with pytest.raises(InputError, match="transparent"):
-        prepare(saved(grey().convert("P"), transparency=grey().getpixel((0, 0))))
+        prepare(file_bytes(grey().convert("P"), transparency=grey().getpixel((0, 0))))
 
 
 def test_low_bit_depths_are_scaled_to_the_full_range():
     encoded = prepare(raw_png(8, 1, 1, 0, b"\x00\xaa"))
-    assert sorted(set(decoded(encoded).tobytes())) == [0, 255]
+    assert sorted(set(decode(encoded).tobytes())) == [0, 255]
     encoded = prepare(raw_png(2, 1, 4, 0, b"\x00\x0f"))
-    assert sorted(set(decoded(encoded).tobytes())) == [0, 255]
+    assert sorted(set(decode(encoded).tobytes())) == [0, 255]
 
 
 @pytest.mark.parametrize(
     "deep",
     [
-        saved(Image.new("I", (8, 8), 40000), "TIFF"),
-        saved(Image.new("F", (8, 8), 0.5), "TIFF"),
+        file_bytes(Image.new("I", (8, 8), 40000), "TIFF"),
+        file_bytes(Image.new("F", (8, 8), 0.5), "TIFF"),
         raw_png(1, 1, 16, 2, b"\x00" + b"\x12\x34" * 3),
         raw_png(1, 1, 16, 4, b"\x00" + b"\x12\x34" * 2),
         raw_png(1, 1, 16, 6, b"\x00" + b"\x12\x34" * 4),
@@ -203,60 +202,60 @@ def test_low_bit_depths_are_scaled_to_the_full_range():
     ],
     ids=["tiff-i", "tiff-f", "png-rgb", "png-la", "png-rgba", "pillow-i", "pillow-f"],
 )
-def test_more_than_8_bits_are_refused_with_what_to_do(deep):
+def test_more_than_8_bits_raises(deep):
     with pytest.raises(InputError, match=r"more than 8 bits.*export it as 8-bit PNG"):
         prepare(deep)
 
 
 def deep(image: Image.Image) -> Image.Image:
-    """16-bit grey between 1000 and 1000 + 255 * 16."""
+    """Return 16-bit grey between 1000 and 1000 + 255 * 16."""
     return Image.frombytes("I;16", image.size, b"".join(struct.pack("<H", 1000 + 16 * v) for v in image.tobytes()))
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", None])
-def test_16_bit_grey_is_shown_by_its_percentiles(form):
+def test_16_bit_grey_is_stretched_by_percentiles(form):
     numpy = pytest.importorskip("numpy")
     film = deep(grey((256, 256)))
-    encoded = prepare(film if form is None else saved(film, form))
+    encoded = prepare(film if form is None else file_bytes(film, form))
     low, high = numpy.percentile(numpy.asarray(film), [1, 99])
     expected = numpy.rint(numpy.clip((numpy.asarray(film) - low) / (high - low), 0, 1) * 255)
-    assert numpy.array_equal(numpy.asarray(decoded(encoded)), expected)
-    assert decoded(encoded).mode == "L"
-    assert "16 bits a pixel; no window: percentiles 1-99" in " ".join(encoded.how)
+    assert numpy.array_equal(numpy.asarray(decode(encoded)), expected)
+    assert decode(encoded).mode == "L"
+    assert "16 bits per pixel; no window: percentiles 1-99" in " ".join(encoded.how)
 
 
-def test_a_16_bit_tiff_whose_0_is_white_is_inverted():
-    """Pillow does so for 8 bits and not for 16."""
+def test_16_bit_tiff_with_white_0_is_inverted():
+    """Pillow inverts 8 bits, but not 16 bits."""
     pytest.importorskip("numpy")
     film = deep(grey((256, 256)))
-    straight = decoded(prepare(saved(film, "TIFF")))
-    inverted = decoded(prepare(saved(film, "TIFF", tiffinfo={262: 0})))
+    straight = decode(prepare(file_bytes(film, "TIFF")))
+    inverted = decode(prepare(file_bytes(film, "TIFF", tiffinfo={262: 0})))
     assert inverted.tobytes() == ImageOps.invert(straight).tobytes()
 
 
-def test_16_bit_grey_without_numpy_names_the_line_to_type(tmp_path):
+def test_16_bit_grey_without_numpy_names_the_install_command(tmp_path):
     path = tmp_path / "film.png"
-    path.write_bytes(saved(deep(grey())))
+    path.write_bytes(file_bytes(deep(grey())))
     code = (
         "import sys; sys.modules['numpy'] = None\n"
-        "from pedcxr_client import InputError\nfrom pedcxr_client.films import film as image\n"
-        "try: image.load(sys.argv[1])\n"
+        "from pedcxr_client import InputError\nfrom pedcxr_client.films.film import load\n"
+        "try: load(sys.argv[1])\n"
         "except InputError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert 'numpy is needed: pip install "pedcxr[dicom]"' in done.stdout
+    process = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert 'needs numpy: pip install "pedcxr[dicom]"' in process.stdout
 
 
 def test_arrays():
     np = pytest.importorskip("numpy")
     eight = np.asarray(grey((256, 256)))
-    assert decoded(prepare(eight)).tobytes() == grey((256, 256)).tobytes()
-    assert decoded(prepare(np.stack([eight] * 3, axis=-1))).tobytes() == grey((256, 256)).tobytes()
-    assert prepare(eight[::2, ::2]).width == 128, "strides do not matter"
+    assert decode(prepare(eight)).tobytes() == grey((256, 256)).tobytes()
+    assert decode(prepare(np.stack([eight] * 3, axis=-1))).tobytes() == grey((256, 256)).tobytes()
+    assert prepare(eight[::2, ::2]).width == 128, "strides are supported"
     for kind in ("uint16", ">u2", "int16"):
         sixteen = (eight.astype(int) * 100 - (9000 if kind == "int16" else 0)).astype(kind)
-        shown = np.asarray(decoded(prepare(sixteen))).astype(int)
-        assert abs(shown - (eight.astype(int) - 2) * 255 / 251).max() <= 3
+        levels = np.asarray(decode(prepare(sixteen))).astype(int)
+        assert abs(levels - (eight.astype(int) - 2) * 255 / 251).max() <= 3
         assert "from an array of" in prepare(sixteen).how[0]
     for bad in (eight.astype(float), eight > 3, eight.astype("int32"), eight.astype("complex"), eight[0], eight[:0]):
         with pytest.raises(InputError, match="array of"):
@@ -269,7 +268,7 @@ def test_arrays():
 
 
 def test_open_files(tmp_path):
-    data = saved(grey())
+    data = file_bytes(grey())
     assert prepare(io.BytesIO(data)).sha256 == prepare(data).sha256
     path = tmp_path / "film"
     path.write_bytes(data)
@@ -283,48 +282,48 @@ def test_open_files(tmp_path):
         prepare(file)  # closed
 
 
-def test_a_name_that_is_no_utf8(tmp_path):
+def test_path_that_is_not_utf8(tmp_path):
     path = os.fsencode(tmp_path) + b"/caf\xe9.png"
     with open(path, "wb") as file:
-        file.write(saved(grey()))
+        file.write(file_bytes(grey()))
     assert load(os.fsdecode(path)).how == ("original bytes",)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         load(os.fsdecode(path) + "x")
-    str(caught.value).encode()
+    str(error.value).encode()
 
 
-def test_a_png_is_what_pillow_reads_back():
-    """Our own writer: one filter, one chunk; odd sizes too."""
+def test_encoded_png_round_trips_through_pillow():
+    """encode_png writes one filter type and one chunk; odd sizes are included."""
     rng = random.Random(3)
     for size in ((1, 1), (1, 7), (7, 1), (33, 57), (256, 256)):
         image = Image.frombytes("L", size, rng.randbytes(size[0] * size[1]))
-        again = Image.open(io.BytesIO(_png.write(image)))
-        assert (again.mode, again.size, again.tobytes()) == ("L", size, image.tobytes())
+        reread = Image.open(io.BytesIO(encode_png(image)))
+        assert (reread.mode, reread.size, reread.tobytes()) == ("L", size, image.tobytes())
 
 
-def test_several_frames_are_refused():
+def test_several_frames_raise():
     second = ImageOps.invert(grey())
     for form in ("GIF", "PNG", "TIFF", "WEBP"):
-        data = saved(grey(), form, save_all=True, append_images=[second])
+        data = file_bytes(grey(), form, save_all=True, append_images=[second])
         with pytest.raises(InputError, match="several frames"):
             prepare(data)
 
 
 @pytest.mark.parametrize("side", [8_000, 11_000, 30_000, 60_000])
 @pytest.mark.parametrize("form", ["png", "bmp"])
-def test_a_huge_header_is_refused_before_decoding(side, form):
+def test_huge_header_raises_before_decoding(side, form):
     if form == "png":
         data = raw_png(side, side, 8, 0, b"\0")
     else:
         data = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(InputError, match="50 million pixels"):
         prepare(data)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - start < 1
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b"hello", "not an image that can be read"),
@@ -332,25 +331,25 @@ def test_a_huge_header_is_refused_before_decoding(side, form):
         (b"PK\x03\x04" + b"\0" * 200, "not an image that can be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image that can be read"),
         (b"\0\0\0\x18ftypheic" + b"\0" * 200, "not an image that can be read"),
-        (saved(grey())[:60], "damaged or cut short"),
-        (saved(Image.effect_noise((256, 256), 80))[:-4000], "damaged or cut short"),
-        (saved(Image.effect_noise((256, 256), 80), "JPEG")[:-4000], "damaged or cut short"),
-        (saved(grey(), "TIFF")[:-900], "damaged or cut short"),
+        (file_bytes(grey())[:60], "damaged or cut short"),
+        (file_bytes(Image.effect_noise((256, 256), 80))[:-4000], "damaged or cut short"),
+        (file_bytes(Image.effect_noise((256, 256), 80), "JPEG")[:-4000], "damaged or cut short"),
+        (file_bytes(grey(), "TIFF")[:-900], "damaged or cut short"),
         (raw_png(0, 0, 8, 0, b""), "not an image|damaged"),
     ],
 )
-def test_what_is_no_film_is_refused(data, says):
-    with pytest.raises(InputError, match=says):
+def test_invalid_image_raises(data, message):
+    with pytest.raises(InputError, match=message):
         prepare(data)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_path_raises(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.png")
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
-    for name, says in {
+    for name, message in {
         "missing.png": "No such file",
         "link.png": "No such file",
         "": "is a folder",
@@ -359,14 +358,14 @@ def test_files_that_cannot_be_read(tmp_path):
         "huge.png": "larger than 100 MiB",
         "a\0b.png": "cannot be opened",
     }.items():
-        with pytest.raises(InputError, match=says) as caught:
+        with pytest.raises(InputError, match=message) as error:
             prepare(os.path.join(tmp_path, name))
-        assert str(caught.value).startswith(str(tmp_path)), "names the path the caller gave"
+        assert str(error.value).startswith(str(tmp_path)), "the message starts with the path that the caller gave"
 
 
 @pytest.fixture
-def nobody():
-    """Modes do not stop root; somebody else is asked then."""
+def unprivileged_user():
+    """Run as an unprivileged user, since file modes do not apply to root."""
     if os.geteuid():
         yield
         return
@@ -377,17 +376,17 @@ def nobody():
         os.seteuid(0)
 
 
-def test_a_file_without_permission(tmp_path, request):
+def test_file_without_permission_raises(tmp_path, request):
     path = tmp_path / "film.png"
-    path.write_bytes(saved(grey()))
+    path.write_bytes(file_bytes(grey()))
     path.chmod(0)
-    request.getfixturevalue("nobody")
+    request.getfixturevalue("unprivileged_user")
     with pytest.raises(InputError, match="Permission denied"):
         prepare(path)
 
 
-def test_memory_that_runs_out_is_the_films_error(tmp_path):
-    """49 million pixels, in a process that has room for a quarter of them."""
+def test_out_of_memory_raises_input_error(tmp_path):
+    """Load 49 million pixels in a process with memory for a quarter of them."""
     rows = zlib.compressobj(1)
     body = b"".join([rows.compress(bytes(7001)) for _ in range(7000)]) + rows.flush()
     header = struct.pack(">IIBBBBB", 7000, 7000, 8, 0, 0, 0, 0)
@@ -396,40 +395,46 @@ def test_memory_that_runs_out_is_the_films_error(tmp_path):
     code = (
         "import re, resource, sys\n"
         "from PIL import Image, PngImagePlugin\n"
-        "from pedcxr_client import InputError\nfrom pedcxr_client.films import film as image\n"
+        "from pedcxr_client import InputError\nfrom pedcxr_client.films.film import load\n"
         "now = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) << 10\n"
         "resource.setrlimit(resource.RLIMIT_AS, (now + (12 << 20),) * 2)\n"
-        "try: image.load(sys.argv[1])\n"
+        "try: load(sys.argv[1])\n"
         "except InputError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
-    assert "needs more memory than there is" in done.stdout
+    process = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert "not enough memory" in process.stdout
 
 
-def test_another_type_is_refused():
+def test_unsupported_type_raises():
     with pytest.raises(InputError, match="list is not a path"):
         prepare([1, 2, 3])  # type: ignore[arg-type]
 
 
-def test_the_extension_does_not_decide(tmp_path):
+def test_extension_is_ignored(tmp_path):
     path = tmp_path / "film.dcm"
-    path.write_bytes(saved(grey()))
+    path.write_bytes(file_bytes(grey()))
     assert load(path).how == ("original bytes",)
 
 
 def test_reprs_show_no_content():
-    radiograph = load(saved(grey()))
-    for thing in (radiograph, encode(radiograph)):
-        assert len(repr(thing)) < 60
-        assert "64x48" in repr(thing)
+    film = load(file_bytes(grey()))
+    for value in (film, encode(film)):
+        assert len(repr(value)) < 60
+        assert "64x48" in repr(value)
 
 
-def test_damage_anywhere_is_an_input_error_or_harmless():
-    """A seeded fuzz of real containers: nothing but InputError comes out."""
+def test_damaged_bytes_raise_only_input_error():
+    """Fuzz image files with a fixed seed: no exception except InputError is raised."""
     rng = random.Random(7)
     noise = Image.effect_noise((48, 48), 90)
-    originals = [saved(noise), saved(noise, "JPEG"), saved(noise, "TIFF"), saved(noise, "BMP"), saved(noise, "GIF")]
-    refused = 0
+    originals = [
+        file_bytes(noise),
+        file_bytes(noise, "JPEG"),
+        file_bytes(noise, "TIFF"),
+        file_bytes(noise, "BMP"),
+        file_bytes(noise, "GIF"),
+    ]
+    errors = 0
     for _ in range(400):
         data = bytearray(rng.choice(originals))
         for _ in range(rng.randrange(1, 8)):
@@ -437,13 +442,13 @@ def test_damage_anywhere_is_an_input_error_or_harmless():
         try:
             prepare(bytes(data[: rng.choice([len(data), rng.randrange(1, len(data))])]))
         except InputError:
-            refused += 1
-    assert 50 < refused < 400
+            errors += 1
+    assert 50 < errors < 400
 
 
-def test_the_real_films(films):
+def test_real_films_keep_their_grey_values(films):
     for path in sorted(films.glob("*_png/*.png")):
         encoded = prepare(path)
-        assert decoded(encoded).tobytes() == Image.open(path).convert("RGB").convert("L").tobytes(), path.name
+        assert decode(encoded).tobytes() == Image.open(path).convert("RGB").convert("L").tobytes(), path.name
     rgba = prepare(films / "pediatric_png/nih_00001054_002.png")
-    assert "opaque alpha left out" in rgba.how
+    assert "opaque alpha channel removed" in rgba.how

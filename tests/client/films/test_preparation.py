@@ -1,4 +1,4 @@
-"""What is done to a film's pixels when it is asked for, and only then."""
+"""Preparation steps of a film's pixels are applied only on request."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pedcxr_client import ConfigurationError, Preparation
 from pedcxr_client.films.film import load, prepare
 
 
-@cache  # noise is another one each time
+@cache  # effect_noise is not deterministic
 def tall() -> Image.Image:
     return Image.effect_noise((1000, 1400), 50).resize((500, 700), Image.Resampling.BOX)
 
 
-def saved(image: Image.Image) -> bytes:
+def file_bytes(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def test_the_default_leaves_an_original_alone():
-    data = saved(tall())
+def test_default_sends_the_original():
+    data = file_bytes(tall())
     assert base64.b64decode(prepare(data).base64) == data
     assert prepare(data).sha256 == prepare(data, Preparation()).sha256
 
 
-def test_padding_to_a_square_is_black_on_both_sides():
-    square = load(saved(tall()), Preparation(pad_square=True))
+def test_pad_square_adds_black_on_both_sides():
+    square = load(file_bytes(tall()), Preparation(pad_square=True))
     assert square.pixels.size == (700, 700)
     assert square.pixels.crop((100, 0, 600, 700)).tobytes() == tall().tobytes()
     assert (
@@ -44,16 +44,16 @@ def test_padding_to_a_square_is_black_on_both_sides():
     assert (square.stats.width, square.stats.height) == (500, 700)
 
 
-def test_the_models_size_is_a_stretch():
-    sent = load(saved(tall()), Preparation(resize="model"))
-    assert sent.pixels.size == (896, 896)
-    assert sent.how[-1] == "stretched to the model's 896 x 896"
+def test_model_size_stretches_the_film():
+    film = load(file_bytes(tall()), Preparation(resize="model"))
+    assert film.pixels.size == (896, 896)
+    assert film.how[-1] == "stretched to the model's 896 x 896"
     assert load(tall(), Preparation(resize="model", model_size=(224, 112))).pixels.size == (224, 112)
-    assert min(sent.stats.width, sent.stats.height) == 500, "the gate judges the film, not what was made of it"
+    assert min(film.stats.width, film.stats.height) == 500, "the checks measure the film before it is resized"
 
 
-def test_like_the_training_films():
-    small = load(saved(tall()), Preparation(profile="ped-train"))
+def test_ped_train_profile_of_plain_images():
+    small = load(file_bytes(tall()), Preparation(profile="ped-train"))
     assert small.pixels.size == (500, 700)
     large = load(Image.effect_noise((2000, 1000), 50), Preparation(profile="ped-train"))
     assert large.pixels.size == (896, 448)
@@ -63,11 +63,11 @@ def test_like_the_training_films():
     assert load(step, Preparation(profile="ped-train")).pixels.getextrema() == (0, 255)
     ramp = Image.linear_gradient("L")
     levels = load(ramp, Preparation(profile="ped-train")).pixels.tobytes()[:: ramp.width]
-    assert levels[128] == round(255 * (126 / 250) ** (1 / 1.2)), "brighter in the middle"
+    assert levels[128] == round(255 * (126 / 250) ** (1 / 1.2)), "gamma brightens the middle"
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("arguments", "message"),
     [
         ({"profile": "training"}, "profile"),
         ({"resize": "896"}, "resize"),
@@ -75,20 +75,20 @@ def test_like_the_training_films():
         ({"model_size": (896, 9000)}, "model_size"),
     ],
 )
-def test_a_wrong_value_is_named(wrong, says):
-    with pytest.raises(ConfigurationError, match=says):
-        Preparation(**wrong)
+def test_invalid_value_is_named(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Preparation(**arguments)
 
 
 @pytest.mark.slow
-def test_the_models_size_is_what_its_own_processor_makes(films):
-    """At most 1 of 255 levels apart, as measured against transformers' Gemma 3 processor; slow: it imports torch."""
+def test_model_size_matches_the_gemma3_processor(films):
+    """The difference to transformers' Gemma 3 processor is at most 1 of 255 levels. Slow, since it imports torch."""
     transformers = pytest.importorskip("transformers")
     numpy = pytest.importorskip("numpy")
     processor = transformers.Gemma3ImageProcessor(size={"height": 896, "width": 896})
     for name in ("pediatric_png/nih_00003438_000.png", "adult_png/wikimedia_Chest_Xray_PA_3-8-2010.png"):
         path = films / name
-        theirs = processor(Image.open(path).convert("RGB"), return_tensors="np", do_normalize=False, do_rescale=False)
-        ours = numpy.asarray(load(path, Preparation(resize="model")).pixels).astype(float)
-        for channel in numpy.asarray(theirs["pixel_values"])[0]:
-            assert abs(channel - ours).max() <= 1, name
+        expected = processor(Image.open(path).convert("RGB"), return_tensors="np", do_normalize=False, do_rescale=False)
+        pixels = numpy.asarray(load(path, Preparation(resize="model")).pixels).astype(float)
+        for channel in numpy.asarray(expected["pixel_values"])[0]:
+            assert abs(channel - pixels).max() <= 1, name

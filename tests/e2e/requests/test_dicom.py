@@ -64,7 +64,7 @@ def compressed(case: Case) -> bytes:
     dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
     dataset.PixelData = encapsulate([stream.getvalue()])
     dataset["PixelData"].is_undefined_length = True
-    return dicom_maker.written(dataset)
+    return dicom_maker.to_bytes(dataset)
 
 
 def payload(data: bytes, kind: str = "application/dicom", **more: object) -> dict[str, object]:

@@ -38,7 +38,7 @@ def jpeg_2000() -> bytes:
     made = dicom_maker.dataset(np.asarray(PICTURE), bits=8, syntax=JPEG2000Lossless)
     made.PixelData = encapsulate([stream.getvalue()])
     made["PixelData"].is_undefined_length = True
-    return dicom_maker.written(made)
+    return dicom_maker.to_bytes(made)
 
 
 def worker(code: str, **limits: float) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def test_each_real_film_is_seen_as_the_client_would_send_it_or_refused_as_it_wou
     data = path.read_bytes()
     read = image.read(data)
     try:
-        seen = read.develop()
+        seen = read.render()
         error = ""
     except InputError as refused:
         seen, error = None, str(refused)
