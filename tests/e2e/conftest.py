@@ -17,7 +17,7 @@ from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts as prompt
 from pedcxr_serve.demo import CHECKPOINT, drawing
 from pedcxr_serve.gateway.accounting import audit
-from pedcxr_serve.gateway.auth import api_keys as keys
+from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
 from tests.benchmarks.local_server import LocalServer, server
 from tests.support.live_server import FILMS, family, title
@@ -84,7 +84,7 @@ def shared_by_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teams]:
     folder = tmp_path_factory.mktemp("teams")
     path = folder / "tenants.toml"
     path.write_text(TEAMS)
-    made = {name: keys.new(path, name) for name in ("ward", "clinic", "narrow", "small")}
+    made = {name: api_keys.new(path, name) for name in ("ward", "clinic", "narrow", "small")}
     secret = os.urandom(32).hex()
     flags = ("--tenants", str(path), "--audit-log", str(folder / "audit.jsonl"), "--log-level", "debug")
     with server(*flags, "--block-size", "32", env={audit.KEY_VARIABLE: secret}) as ready:

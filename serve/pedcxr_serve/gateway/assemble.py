@@ -11,7 +11,7 @@ from pedcxr_serve.config.load import GatewayConfig, ServeConfig
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.usage import UsageStore
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.http.tls import Tls
 from pedcxr_serve.gateway.rate_limit import Rate
@@ -51,7 +51,7 @@ def state(
     """
     gateway = settings.gateway
     tenants = Path(gateway.tenants).expanduser() if gateway.tenants else None
-    book = Book(tenants)
+    book = TenantStore(tenants)
     with contextlib.ExitStack() as stack:
         usage = UsageStore(_usage_path(gateway.usage_db, tenants))
         stack.callback(usage.close)

@@ -62,7 +62,7 @@ def test_a_key_is_exchanged_under_load(shared_by_two: Teams, path: Path) -> None
         with held_still(shared_by_two.server.process.pid):
             pending = [pool.submit(client.post, CHAT, json=film.body()) for film in films]
             eventually(lambda: f"pedcxr_requests_in_flight {AT_ONCE}.0" in shared_by_two.metrics(), 30)
-            unseen_edit(path, tenants.digest(old).hex(), tenants.digest(new).hex())
+            unseen_edit(path, tenants.digest(old), tenants.digest(new))
             assert (listed(shared_by_two, old), listed(shared_by_two, new)) == (200, 401)
             hang_up(shared_by_two)
             eventually(lambda: listed(shared_by_two, new) == 200, 2)

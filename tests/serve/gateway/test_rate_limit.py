@@ -15,7 +15,7 @@ from pedcxr_serve.config import load
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.rate_limit import Rate
 from pedcxr_serve.gateway.request.validation import Rules
@@ -135,7 +135,9 @@ def pair(engine: FakeEngine, folder: Path, address: str, limit: int) -> Iterator
     with contextlib.ExitStack() as stack:
         gateways = [
             stack.enter_context(
-                running(engine, book=Book(path), rules=Rules("fake", 500), rate=Rate(rate_limit.pool_of(address)))
+                running(
+                    engine, book=TenantStore(path), rules=Rules("fake", 500), rate=Rate(rate_limit.pool_of(address))
+                )
             )
             for _ in range(2)
         ]

@@ -220,7 +220,7 @@ def test_a_plan_is_json_too(models: dict[str, Checkpoint]) -> None:
 def test_no_planned_flag_can_be_given_twice(models: dict[str, Checkpoint]) -> None:
     for made in (planned(models["4b"], "h200"), planned(models["demo"], "cpu", block_size=32)):
         for flag in (word for word in made.argv if word.startswith("--")):
-            assert vllm_flags.refuse([flag]), flag
+            assert vllm_flags.forbidden_reason([flag]), flag
 
 
 # Prints what vLLM's own parser makes of each plan, and every flag it knows.
@@ -266,7 +266,7 @@ def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, C
         assert parsed["trust_request_mm_kwargs"] is False
     listed = {*vllm_flags._FORBIDDEN, *vllm_flags._PLANNED}
     assert listed <= set(answer["flags"])
-    refused = {flag for flag in answer["flags"] if flag.startswith("--") and vllm_flags.refuse([flag])}
+    refused = {flag for flag in answer["flags"] if flag.startswith("--") and vllm_flags.forbidden_reason([flag])}
     assert {"--" + flag.removeprefix("--").removeprefix("no-") for flag in refused} <= listed
 
 

@@ -23,7 +23,7 @@ from pedcxr_serve.gateway import assemble
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.usage import Spent, UsageStore
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.request.validation import Rules
@@ -75,7 +75,7 @@ def engine(tmp_path: Path) -> Iterator[FakeEngine]:
 
 def serving(engine: FakeEngine, teams: Teams, *, slots: int = 8, **more: Any) -> Any:
     gate = Gate(Admission(slots, max_waiting=100, max_wait_s=60))
-    return running(engine, book=Book(teams.path), gate=gate, rules=Rules("fake", 500), **more)
+    return running(engine, book=TenantStore(teams.path), gate=gate, rules=Rules("fake", 500), **more)
 
 
 def test_no_key_opens_nothing(engine: FakeEngine, teams: Teams) -> None:
@@ -377,7 +377,7 @@ def test_an_edit_is_followed_while_requests_run(engine: FakeEngine, teams: Teams
     with serving(engine, teams) as gateway, gateway.client(old) as client, ThreadPoolExecutor(1) as pool:
         running_request = pool.submit(client.post, CHAT, json=BODY)
         eventually(lambda: gateway.state.in_flight)
-        api_keys.revoke(teams.path, api_keys.listing(teams.path).split()[6])
+        api_keys.revoke(teams.path, api_keys.table(teams.path).split()[6])
         new = api_keys.new(teams.path, "a")
         eventually(lambda: gateway.state.book.reloads)
         engine.answer = Answer()

@@ -17,7 +17,7 @@ import pytest
 
 from pedcxr_serve.gateway import upstream
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.http import connection_limiter, protocol
 from pedcxr_serve.gateway.request.body import Bodies
 from tests.support.fake_engine import Answer, FakeEngine
@@ -133,7 +133,7 @@ def test_half_a_body_and_gone(gateway: Gateway) -> None:
 def test_one_teams_bodies_leave_room_for_another(engine: FakeEngine, tmp_path: Path) -> None:
     path = tmp_path / "tenants.toml"
     greedy, other = api_keys.new(path, "greedy"), api_keys.new(path, "other")
-    with running(engine, bodies=Bodies(2 * LIMIT, timeout_s=5), book=Book(path)) as gateway:
+    with running(engine, bodies=Bodies(2 * LIMIT, timeout_s=5), book=TenantStore(path)) as gateway:
         with contextlib.ExitStack() as stack:
             for _ in range(2):
                 plug = stack.enter_context(connected(gateway))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pedcxr_serve.gateway.accounting.share import Shares
-from pedcxr_serve.gateway.request.client_metadata import Note
+from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from pedcxr_serve.gateway.request.client_metadata import Note
     ],
 )
 def test_a_prompt_profile(profile: str, kept: bool) -> None:
-    assert Note.of({"x-pedcxr-prompt": profile}).prompt_profile == (profile if kept else None)
+    assert ClientMetadata.of({"x-pedcxr-prompt": profile}).prompt_profile == (profile if kept else None)
 
 
 @pytest.mark.parametrize(
@@ -44,13 +44,13 @@ def test_a_prompt_profile(profile: str, kept: bool) -> None:
     ],
 )
 def test_overrides(allowed: str, kept: tuple[str, ...] | None) -> None:
-    assert Note.of({"x-pedcxr-allow": allowed}).overrides == kept
-    assert Note.of({}) == Note(None, None)
+    assert ClientMetadata.of({"x-pedcxr-allow": allowed}).overrides == kept
+    assert ClientMetadata.of({}) == ClientMetadata(None, None)
 
 
 @given(st.text(), st.text())
 def test_nothing_but_the_two_forms_gets_through(profile: str, allowed: str) -> None:
-    note = Note.of({"x-pedcxr-prompt": profile, "x-pedcxr-allow": allowed})
+    note = ClientMetadata.of({"x-pedcxr-prompt": profile, "x-pedcxr-allow": allowed})
     assert re.fullmatch(r"None|[a-z]+/[0-9]+:[0-9a-f]{12}", str(note.prompt_profile))
     assert re.fullmatch(r"[a-z-]*", "".join(note.overrides or ()))
 

@@ -1,4 +1,4 @@
-"""The request policy: what passes, what is rewritten, what is refused and with which words."""
+"""Request validation: what is accepted, what is rewritten, what is refused, and the errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pedcxr_serve.gateway.auth.tenants import ANONYMOUS, Tenant
-from pedcxr_serve.gateway.request import fields, validation
-from pedcxr_serve.gateway.request.validation import Accepted, Refused, Rules
+from pedcxr_serve.gateway.request import validation
+from pedcxr_serve.gateway.request.validation import SCHEMA, AcceptedRequest, RequestRefused, Rules
 
 RULES = Rules("m", max_new_tokens=500, secret=b"s" * 32)
 TEAM = Tenant("team")
@@ -39,12 +39,12 @@ def film(**more: object) -> dict[str, Any]:
     return body(IMAGE, {"type": "text", "text": "Generate a report."}, **more)
 
 
-def accept(asked: object, tenant: Tenant = TEAM, **how: Any) -> Accepted:
+def accept(asked: object, tenant: Tenant = TEAM, **how: Any) -> AcceptedRequest:
     raw = asked if isinstance(asked, bytes) else json.dumps(asked, **how).encode()
     return validation.apply(raw, tenant, RULES)
 
 
-def sent(accepted: Accepted) -> Any:
+def sent(accepted: AcceptedRequest) -> Any:
     return json.loads(b"".join(accepted.parts))
 
 
@@ -57,12 +57,12 @@ def as_marked(asked: dict[str, Any], salt: str) -> dict[str, Any]:
     return marked
 
 
-def uuid_of(accepted: Accepted) -> str:
+def uuid_of(accepted: AcceptedRequest) -> str:
     return str(sent(accepted)["messages"][0]["content"][0]["uuid"])
 
 
 def refused(asked: object, tenant: Tenant = TEAM) -> tuple[str, str | None]:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         accept(asked, tenant)
     assert len(str(caught.value)) < 800
     return caught.value.code, caught.value.param
@@ -73,7 +73,7 @@ def test_the_client_s_own_body() -> None:
     accepted = accept(asked)
     salt = validation.cache_salt(b"s" * 32, "team")
     assert sent(accepted) == as_marked(asked, salt) | {"cache_salt": salt}
-    assert (accepted.stream, accepted.usage_wanted, accepted.max_tokens) == (True, True, 400)
+    assert (accepted.stream, accepted.include_usage, accepted.max_tokens) == (True, True, 400)
     assert accepted.film == hashlib.sha256(base64.b64decode(FILM)).digest()
     assert accepted.words == "Generate a report."
 
@@ -262,7 +262,7 @@ def test_rights_of_the_tenant() -> None:
 
 @pytest.mark.parametrize("model", ["other", "Jane Doe", "M", "m ", "/models/m"])
 def test_models_that_are_not_served_are_refused_here(model: str) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         accept(body(model=model))
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
     assert model not in str(caught.value).split()
@@ -270,15 +270,15 @@ def test_models_that_are_not_served_are_refused_here(model: str) -> None:
 
 def test_no_text_can_pose_as_the_film(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text that spells the stand-in, alone or within, would be swapped for the film."""
-    monkeypatch.setattr(validation.image_splice, "stand_in", lambda: "data:image/known")
+    monkeypatch.setattr(validation.image_splice, "placeholder", lambda: "data:image/known")
     for spelt in ("\\u0064ata:image/known", "see data:image/known"):
-        with pytest.raises(Refused, match="image stands in a text"):
+        with pytest.raises(RequestRefused, match="must not contain an image"):
             accept(json.dumps(film()).replace("Generate a report.", spelt).encode())
 
 
 def test_a_stand_in_that_came_back_in_an_error_is_of_no_use() -> None:
     """The film goes as a field's name, which the error repeats; then in a text, with what was learnt as the image."""
-    with pytest.raises(Refused) as told:
+    with pytest.raises(RequestRefused) as told:
         accept({URL: 1, "messages": []})
     learnt = told.value.param
     assert learnt is not None and learnt.startswith("data:image/") and learnt != URL
@@ -296,7 +296,7 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-_NAMES = st.sampled_from([known.name for known in fields.FIELDS]) | st.text(max_size=8)
+_NAMES = st.sampled_from([field.name for field in SCHEMA.walk()]) | st.text(max_size=8)
 
 
 @settings(max_examples=300, deadline=None)
@@ -305,10 +305,9 @@ def test_any_json_is_accepted_clean_or_refused(more: dict[str, Any], with_film: 
     asked = (film() if with_film else body()) | more
     try:
         out = sent(accept(asked))
-    except Refused:
+    except RequestRefused:
         return
-    known = {name for name, known in fields.by_parent()[""].items()}
-    assert set(out) <= known | {"cache_salt"}
+    assert set(out) <= set(SCHEMA.fields) | {"cache_salt"}
     assert out["temperature"] == 0 and out["max_tokens"] <= 500
 
 
@@ -318,14 +317,14 @@ def test_any_bytes_are_accepted_or_refused(noise: bytes, at: int, cut: int) -> N
     raw = json.dumps(film(stream=True)).encode()
     try:
         accepted = accept(raw[:at] + noise + raw[at + cut :])
-    except Refused:
+    except RequestRefused:
         return
     assert sent(accepted)["cache_salt"]
 
 
 def test_the_table_is_the_reference() -> None:
-    page = fields.reference()
-    assert page.count("\n") == len(fields.FIELDS) + 2
+    page = SCHEMA.markdown("field")
+    assert page.count("\n") == len(list(SCHEMA.walk())) + 2 == 30
     assert "`messages[].content[].image_url.url`" in page
 
 
