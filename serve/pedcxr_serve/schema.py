@@ -58,7 +58,7 @@ class Field:
         annotation: what `msgspec.convert` checks a value against.
         types: Python types that a value may have.
         choices: all values of a Literal.
-        allowed: the valid values in words, such as ``an integer between 0 and 65,535``.
+        requirement: the valid values in words, such as ``an integer between 0 and 65,535``.
         default: `msgspec.NODEFAULT` when the field is required.
         secret: whether errors must not contain the value.
         children: fields of an object, or of the objects in a list.
@@ -70,7 +70,7 @@ class Field:
     annotation: Any
     types: frozenset[type]
     choices: tuple[str, ...]
-    allowed: str
+    requirement: str
     description: str
     default: object
     secret: bool
@@ -79,7 +79,7 @@ class Field:
 
     def invalid(self, path: str, value: object, code: str = "invalid_value") -> FieldError:
         """Return the error for a wrong value."""
-        return FieldError(f"must be {self.allowed}", path, code, path if self.secret else f"{path} = {value!r}")
+        return FieldError(f"must be {self.requirement}", path, code, path if self.secret else f"{path} = {value!r}")
 
 
 class Schema:
@@ -124,7 +124,7 @@ class Schema:
         for field in fields.values():
             if field.default is msgspec.NODEFAULT and field.name not in checked:
                 at = f"{path}.{field.name}" if path else field.name
-                raise FieldError(f"required; must be {field.allowed}", at, "missing_field")
+                raise FieldError(f"required; must be {field.requirement}", at, "missing_field")
         return checked
 
     def check_field(self, field: Field, value: object, path: str, *, strict: bool = True) -> Any:
@@ -168,7 +168,7 @@ class Schema:
         for field in self.walk():
             required = field.default is msgspec.NODEFAULT
             default = "required" if required else "none" if field.default is None else json.dumps(field.default)
-            lines.append(f"| `{field.path}` | {field.allowed} | {default} | {field.description} |")
+            lines.append(f"| `{field.path}` | {field.requirement} | {default} | {field.description} |")
         return "\n".join(lines) + "\n"
 
     def toml(self) -> str:
@@ -178,7 +178,7 @@ class Schema:
             if field.children:
                 lines += ["", f"[{field.path}]"]
                 continue
-            lines.append(f"# {field.description} ({field.allowed})")
+            lines.append(f"# {field.description} ({field.requirement})")
             has_default = field.default is not None
             lines.append(f"{field.name} = {json.dumps(field.default)}" if has_default else f"# {field.name} =")
         return "\n".join(lines) + "\n"
@@ -211,7 +211,7 @@ class Schema:
             annotation=annotation,
             types=frozenset(accepted for kind in kinds for accepted in _TYPES[type(kind)]),
             choices=choices,
-            allowed=notes.get("allowed") or " or ".join(self._words(kind, choices) for kind in kinds),
+            requirement=notes.get("requirement") or " or ".join(self._words(kind, choices) for kind in kinds),
             description=notes["description"],
             default=field.default,
             secret=notes.get("secret", False),

@@ -81,7 +81,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[engine]`: vLLM. `planner.plan` chooses a value for a setting that is None."""
+    """`[engine]`: vLLM. `planner.plan` chooses the settings that have no default."""
 
     device: Annotated[
         Literal["auto", "h200", "h100", "a100-80", "l40s", "l4", "cpu"],
@@ -138,10 +138,10 @@ class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     served_name: Annotated[
         str, Meta(description=f'model name in the API; empty = "{DEMO_NAME}", or the name of folder or hub id')
     ] = ""
-    gateway: Annotated[GatewayConfig, Meta(description="gateway", extra={"allowed": "a table, written [gateway]"})] = (
+    gateway: Annotated[GatewayConfig, Meta(description="gateway", extra={"requirement": "a table [gateway]"})] = (
         GatewayConfig()
     )
-    engine: Annotated[EngineConfig, Meta(description="engine", extra={"allowed": "a table, written [engine]"})] = (
+    engine: Annotated[EngineConfig, Meta(description="engine", extra={"requirement": "a table [engine]"})] = (
         EngineConfig()
     )
 

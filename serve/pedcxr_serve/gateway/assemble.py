@@ -15,7 +15,7 @@ from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.http.tls import Tls
 from pedcxr_serve.gateway.rate_limit import Rate
-from pedcxr_serve.gateway.request.body import Bodies
+from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import Admission
 from pedcxr_serve.gateway.state import State
@@ -69,7 +69,7 @@ def state(
             book=book,
             gate=Gate(_admission(gateway, slots, max_preparing, max_starting)),
             rate=Rate(rate_limit.pool_of(limits) if limits else None),
-            bodies=Bodies(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
+            bodies=BodyMemory(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,
             tls=tls,

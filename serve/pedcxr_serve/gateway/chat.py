@@ -134,7 +134,7 @@ class ChatCompletions:
         state.in_flight += 1
         state.metrics.in_flight.inc()
         relay = asyncio.create_task(self._relay(job, scope, receive, send))
-        gone = asyncio.create_task(body.until_gone(receive))
+        gone = asyncio.create_task(body.until_disconnect(receive))
         try:
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
             if relay.done():

@@ -33,14 +33,14 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True):
             pattern=r"^[0-9a-f]{64}\Z",
             description="digest of the key",
             # Secret because the key itself could be pasted here by mistake.
-            extra={"allowed": "64 hexadecimal digits, as `pedcxr-serve keys new` writes them", "secret": True},
+            extra={"requirement": "64 hexadecimal digits, as `pedcxr-serve keys new` writes them", "secret": True},
         ),
     ]
     expires: Annotated[
         Annotated[datetime, Meta(tz=True)] | None,
         Meta(
             description="the key is rejected after this day in UTC, or from this time on; none = never",
-            extra={"allowed": "a date, or a date and time with its offset from UTC"},
+            extra={"requirement": "a date, or a date and time with its offset from UTC"},
         ),
     ] = None
 
@@ -76,7 +76,7 @@ class Tenant(Struct, frozen=True, forbid_unknown_fields=True):
     ] = False
     may_stream: Annotated[bool, Meta(description="whether the tenant may stream")] = True
     keys: Annotated[
-        tuple[Key, ...], Meta(description="API keys", extra={"allowed": "a list of tables [[tenant.NAME.keys]]"})
+        tuple[Key, ...], Meta(description="API keys", extra={"requirement": "a list of tables [[tenant.NAME.keys]]"})
     ] = ()
 
     def may_use(self, model: str) -> bool:
