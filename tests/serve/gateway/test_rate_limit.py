@@ -210,7 +210,7 @@ def test_where_the_address_comes_from(tmp_path: Path) -> None:
     assert rate_limit.url_from("", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://a"
     assert rate_limit.url_from("redis://b", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://b"
     secret = "redis://user:s3cret@host/0"
-    with pytest.raises(ConfigError, match="seen by everybody") as caught:
+    with pytest.raises(ConfigError, match="visible to every user") as caught:
         load.load(None, {"gateway.limits_url": secret})
     assert "s3cret" not in str(caught.value)
     path = tmp_path / "serve.toml"
