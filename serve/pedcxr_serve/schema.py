@@ -154,12 +154,10 @@ class Schema:
 
     def unknown(self, path: str, name: str, siblings: Mapping[str, Field]) -> FieldError:
         """Return the error for an unknown field, with the field that was probably meant or all that exist."""
-        fields = list(self.walk())
-        guesses = [field.path for field in fields if field.name == name]
-        for candidates in (siblings.values(), fields) if len(name) <= _LONGEST_GUESS else ():
-            close = get_close_matches(name, [field.name for field in candidates], n=1)
-            guesses += [field.path for field in candidates if field.name in close]
-        hint = f"did you mean {guesses[0]}?" if guesses else "expected one of: " + ", ".join(siblings)
+        names = {field.path: field.name for field in self.walk()}
+        close = get_close_matches(name, names.values(), n=1) if len(name) <= _LONGEST_GUESS else []
+        guess = next((known for known, leaf in names.items() if leaf in close), None)
+        hint = f"did you mean {guess}?" if guess else "expected one of: " + ", ".join(siblings)
         return FieldError(f"unknown name; {hint}", path, "unknown_field")
 
     def markdown(self, title: str) -> str:

@@ -76,8 +76,8 @@ def test_a_broken_edit_changes_nothing(shared_by_two: Teams, path: Path) -> None
     path.write_text(path.read_text().replace("[tenant.clinic]", "[tenant.clinic]\nweight = 'heavy'"))
     hang_up(shared_by_two)
     eventually(lambda: broken(shared_by_two), 2)
-    told = [line for line in shared_by_two.server.log.read_text().splitlines() if "tenants kept as they were" in line]
-    assert str(path) in told[-1] and "clinic" in told[-1] and "weight" in told[-1]
+    lines = [line for line in shared_by_two.server.log.read_text().splitlines() if "tenants file rejected" in line]
+    assert str(path) in lines[-1] and "clinic" in lines[-1] and "weight" in lines[-1]
     for tenant in ("ward", "clinic"):
         with shared_by_two.client(tenant) as client:
             film = fresh()

@@ -101,13 +101,13 @@ def test_wrong_keys_are_unauthorized(engine: FakeEngine, teams: Teams) -> None:
 def test_engine_receives_the_rewritten_request(engine: FakeEngine, teams: Teams) -> None:
     teams.add("a")
     teams.add("b", "may_sample = true")
-    asked = WITH_FILM | {"temperature": 0.8, "max_tokens": 9000, "user": "Jane"}
+    request = WITH_FILM | {"temperature": 0.8, "max_tokens": 9000, "user": "Jane"}
     with serving(engine, teams) as gateway:
         for name in ("a", "b", "a"):
             with gateway.client(teams.keys[name]) as client:
                 hidden = {"X-Vllm-Priority": "-9", "X-data-parallel-rank": "1", "X-Request-Id": "r1"}
                 hidden |= {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "age"}
-                assert client.post(CHAT, json=asked, headers=hidden).status_code == 200
+                assert client.post(CHAT, json=request, headers=hidden).status_code == 200
     one, two, three = engine.chats
     [image, text] = one.json["messages"][0]["content"]
     assert len(image.pop("uuid")) == 64
@@ -278,12 +278,16 @@ def test_truncated_stream_ends_with_an_error(engine: FakeEngine) -> None:
         assert "engine_lost" in client.post(CHAT, json=BODY | {"stream": True}).text
 
 
-@pytest.mark.parametrize("asked", [True, False, None, "nothing"])
-def test_usage_event_is_sent_on_request_only(engine: FakeEngine, asked: bool | str | None) -> None:
-    body = BODY | {"stream": True} | ({} if asked == "nothing" else {"stream_options": {"include_usage": asked}})
+@pytest.mark.parametrize("include_usage", [True, False, None, "nothing"])
+def test_usage_event_is_sent_on_request_only(engine: FakeEngine, include_usage: bool | str | None) -> None:
+    body = (
+        BODY
+        | {"stream": True}
+        | ({} if include_usage == "nothing" else {"stream_options": {"include_usage": include_usage}})
+    )
     with running(engine) as gateway, gateway.client() as client:
         answer = client.post(CHAT, json=body)
-        assert ('"usage"' in answer.text) is (asked is True)
+        assert ('"usage"' in answer.text) is (include_usage is True)
         assert answer.text.endswith("data: [DONE]\n\n")
         eventually(gateway.usage)
         (today,) = gateway.usage().values()
@@ -415,20 +419,20 @@ def test_no_identifying_text_is_stored(
     caplog.set_level(0)
     path = tmp_path / "audit.jsonl"
     log = audit.AuditLog(path, SECRET)
-    told = {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "body-part,age"}
+    headers = {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "body-part,age"}
     names = {"X-Pedcxr-Prompt": "card/1:Jane Doe", "X-Pedcxr-Allow": "age,Jane Doe"}
     with serving(engine, teams, audit=log, revision="sha256:0123") as gateway, gateway.client(key) as client:
-        client.post(CHAT, json=WITH_FILM | {"user": "Jane Doe"}, headers=told)
+        client.post(CHAT, json=WITH_FILM | {"user": "Jane Doe"}, headers=headers)
         client.post(CHAT, json=WITH_FILM | {"Jane Doe": 1}, headers=names)
         client.post(CHAT, content=b'{"Jane Doe": ')
         assert_openai_error(client.post(CHAT, json=WITH_FILM | {"model": "Jane Doe"}), 404, "model_not_found")
         client.post(CHAT, json=WITH_FILM, headers={"Authorization": "Bearer Jane Doe"})
         eventually(lambda: path.read_text().count("\n") == 4)
-        kept = path.read_text() + gateway.metrics() + json.dumps(gateway.usage())
-        kept += "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
+        stored = path.read_text() + gateway.metrics() + json.dumps(gateway.usage())
+        stored += "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
     log.close()
     for planted in ("Jane", "Doe", "iVBORw0", TEXT[:9], key, "5-year-old"):
-        assert planted not in kept
+        assert planted not in stored
     (first,) = [entry for entry in map(json.loads, path.read_text().splitlines()) if entry["outcome"] == "ok"]
     assert first["tenant"] == "a" and len(first["film"]) == len(first["prompt"]) == 64
     assert (first["prompt_tokens"], first["output_tokens"], first["finish_reason"]) == (300, 6, "stop")
@@ -487,19 +491,19 @@ def test_state_follows_the_configuration(teams: Teams, tmp_path: Path) -> None:
     }
     settings = load.load(None, flags)
 
-    def made(env: dict[str, str]) -> State:
+    def build(env: dict[str, str]) -> State:
         with assemble.state(settings, tmp_path / "s", slots=2, image_tokens=64, demo=True, env=env) as state:
             return state
 
-    state = made({audit.KEY_VARIABLE: "k" * 32})
+    state = build({audit.KEY_VARIABLE: "k" * 32})
     assert (state.body_limit, state.rules.max_new_tokens, state.rules.model) == (3 << 20, 77, "named")
     assert set(state.book.current.all) == {"a"} and state.image_tokens == 64
     assert (tmp_path / "usage.sqlite").exists()
     with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY"):
-        made({})
+        build({})
     teams.path.unlink()
     with pytest.raises(ConfigError, match=r"tenants\.toml"):
-        made({audit.KEY_VARIABLE: "k" * 32})
+        build({audit.KEY_VARIABLE: "k" * 32})
 
 
 @pytest.mark.parametrize(("several", "at_once", "ready", "in_work"), [(False, 32, 32, 32), (True, 2, 6, 30)])
