@@ -231,7 +231,8 @@ def _checked(value: object) -> dict[str, Any]:
     try:
         return SCHEMA.check(value)
     except FieldError as error:
-        refuse(str(error), error.path[:_MAX_PATH] or None, error.code)
+        is_body = error.code == "invalid_type" and not error.path
+        refuse(str(error), None if is_body else error.path[:_MAX_PATH], error.code)
 
 
 def _check_messages(messages: list[dict[str, Any]], placeholder: str) -> tuple[str, int, int]:

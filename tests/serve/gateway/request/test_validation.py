@@ -234,6 +234,7 @@ def test_escapes_of_php_and_java_in_the_url_are_accepted(escaped: Any) -> None:
         ({"messages": [{"role": "user"}]}, "missing_field", "messages[0].content"),
         ({}, "missing_field", "messages"),
         ([], "invalid_type", None),
+        (body(**{"": 1}), "unknown_field", ""),
         (b"", "invalid_json", None),
         (b"{", "invalid_json", None),
         (b"\xff\xfe{", "invalid_json", None),
