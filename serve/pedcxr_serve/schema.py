@@ -156,7 +156,7 @@ class Schema:
         """Return the error for an unknown field, with the field that was probably meant or all that exist."""
         names = {field.path: field.name for field in self.walk()}
         close = get_close_matches(name, names.values(), n=1) if len(name) <= _LONGEST_GUESS else []
-        guess = next((known for known, leaf in names.items() if leaf in close), None)
+        guess = next((field_path for field_path, leaf in names.items() if leaf in close), None)
         hint = f"did you mean {guess}?" if guess else "expected one of: " + ", ".join(siblings)
         return FieldError(f"unknown name; {hint}", path, "unknown_field")
 
