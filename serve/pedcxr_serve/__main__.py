@@ -1,4 +1,4 @@
-"""``python -m pedcxr_serve`` is ``pedcxr-serve``."""
+"""Run ``pedcxr-serve`` as ``python -m pedcxr_serve``."""
 
 import sys
 

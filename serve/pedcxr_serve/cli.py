@@ -1,31 +1,40 @@
-"""The command ``pedcxr-serve``. Exit codes: 0 done, 2 usage or configuration, 3 checkpoint or log refused, 4 engine."""
+"""The command ``pedcxr-serve``.
+
+Exit codes: 0 success, 2 usage or configuration, 3 checkpoint or audit log rejected, 4 engine.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from pedcxr_serve import cli_records
 from pedcxr_serve.checkpoint import download, inspect
 from pedcxr_serve.config import load
+from pedcxr_serve.config.settings import SCHEMA, ServeConfig
 from pedcxr_serve.errors import EngineError, ServeError
+from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import devices, plan
 
-_DRY_SOCKET = Path("/run/pedcxr/engine.sock")
+_DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
+_TENANTS = Path("tenants.toml")
+_REFERENCE_HEADER = "# serve.toml: settings of pedcxr-serve at their defaults. Command-line options override them.\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code. Errors are told in words, never as a traceback."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    own, extra = split(words)
-    args = _parser().parse_args(own)
+    """Run a command and return its exit code. Errors are printed without a traceback."""
+    options, vllm_options = split(list(sys.argv[1:] if argv is None else argv))
+    args = _parser().parse_args(options)
     try:
-        return _run(args, load.load(None, {}) if args.command in ("keys", "audit") else _settings(args, extra))
+        return _run(args, vllm_options)
     except EngineError as error:
         for line in error.tail:
             print(f"engine | {line}", file=sys.stderr)
@@ -41,66 +50,81 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def parse(words: Sequence[str]) -> load.ServeConfig:
-    """The settings that a command line stands for.
+def parse(words: Sequence[str]) -> ServeConfig:
+    """Return the configuration that a command line selects.
 
     Raises:
-        ConfigError: as `config.load` does.
+        ConfigError: as `config.load.load` does.
     """
-    own, extra = split(list(words))
-    return _settings(_parser().parse_args(own), extra)
+    options, vllm_options = split(list(words))
+    return _config(_parser().parse_args(options), vllm_options)
 
 
 def split(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words before ``--`` and those behind it."""
+    """Return the words before ``--`` and those after it."""
     at = words.index("--") if "--" in words else len(words)
     return words[:at], words[at + 1 :]
 
 
-def _settings(args: argparse.Namespace, extra: list[str]) -> load.ServeConfig:
-    flags = {key: value for key, value in vars(args).items() if key not in ("command", "config", "dry_run")}
-    return load.load(getattr(args, "config", None), flags | ({"engine.extra_args": extra} if extra else {}))
+def _config(args: argparse.Namespace, vllm_options: list[str]) -> ServeConfig:
+    overrides = {key: value for key, value in vars(args).items() if key not in ("command", "config", "dry_run")}
+    if vllm_options:
+        overrides["engine.extra_args"] = vllm_options
+    return load.load(getattr(args, "config", None), overrides)
 
 
-def _run(args: argparse.Namespace, settings: load.ServeConfig) -> int:
-    if args.command in ("keys", "audit"):
-        print(cli_records.run(args), end="")
+def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
+    if args.command == "keys":
+        print(_keys(args), end="")
         return 0
+    if args.command == "audit":
+        print(audit.verify(args.file, audit.key_from(os.environ)))
+        return 0
+    config = _config(args, vllm_options)
     if args.command == "config":
-        print(load.reference(), end="")
+        print(_REFERENCE_HEADER + SCHEMA.toml(), end="")
         return 0
     if args.command == "check":
-        return _check(settings)
+        return _check(config)
     if args.command == "plan" or args.dry_run:
-        return _plan(settings)
-    return _start(settings, demo=args.command == "demo")
+        return _plan(config)
+    return _start(config, demo=args.command == "demo")
 
 
-def _check(settings: load.ServeConfig) -> int:
-    found = inspect.inspect(download.resolve(settings.model, settings.revision))
-    print(inspect.table(found))
-    return 0 if found.ready else 3
+def _keys(args: argparse.Namespace) -> str:
+    if args.action == "new":
+        key = api_keys.new(args.tenants, args.name, expires=args.expires)
+        return f"{key}\nThis key of {args.name} is shown once; {args.tenants} holds its digest only.\n"
+    if args.action == "revoke":
+        return f"revoked a key of {api_keys.revoke(args.tenants, args.digest)}\n"
+    return api_keys.table(args.tenants)
 
 
-def _plan(settings: load.ServeConfig) -> int:
-    folder = download.resolve(settings.model, settings.revision)
-    found = inspect.inspect(folder)
-    inspect.require_ready(found)
-    machine = devices.detect(settings.engine.device)
-    print(plan.render(plan.make(found, machine, settings, model_dir=folder, socket=_DRY_SOCKET)))
+def _check(config: ServeConfig) -> int:
+    checkpoint = inspect.inspect(download.resolve(config.model, config.revision))
+    print(inspect.table(checkpoint))
+    return 0 if checkpoint.ready else 3
+
+
+def _plan(config: ServeConfig) -> int:
+    folder = download.resolve(config.model, config.revision)
+    checkpoint = inspect.inspect(folder)
+    inspect.require_ready(checkpoint)
+    device = devices.detect(config.engine.device)
+    print(plan.render(plan.make(checkpoint, device, config, model_dir=folder, socket=_DRY_RUN_SOCKET)))
     return 0
 
 
-def _start(settings: load.ServeConfig, *, demo: bool) -> int:
-    # What follows imports the servers, which `check` and `plan` do without.
+def _start(config: ServeConfig, *, demo: bool) -> int:
+    # Imported here because it loads the HTTP servers, which the other commands do not need.
     from pedcxr_serve.launcher import start
 
-    signal.signal(signal.SIGTERM, _leave)  # until the event loop has handlers of its own
-    start.start(settings, demo=demo)
+    signal.signal(signal.SIGTERM, _interrupt)  # until the event loop installs its own handlers
+    start.start(config, demo=demo)
     return 0
 
 
-def _leave(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
@@ -114,34 +138,56 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("start", "start a server; without a model: the demo checkpoint on 127.0.0.1:8000"),
         ("check", "print the state of a checkpoint; reads headers only"),
-        ("plan", "print what a machine will hold and the exact vLLM command"),
-        ("demo", "start a server on the demo checkpoint, write reports of three films, stop"),
+        ("plan", "print the memory plan of a device and the exact vLLM command"),
+        ("demo", "start a server with the demo checkpoint, report three films, stop"),
     ):
         command = commands.add_parser(
-            name, help=text, description=text + ".", epilog="Words after -- go to vLLM's serve unchanged."
+            name, help=text, description=text + ".", epilog="Words after -- are passed to `vllm serve` unchanged."
         )
         _add_settings(command)
         command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
-    cli_records.add_commands(commands)
+    _add_keys(commands)
+    _add_audit(commands)
     return parser
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; `pedcxr-serve config` prints one")
-    for option in load.options():
-        if option.kind == "list":
+    for field in SCHEMA.walk():
+        if field.children or list in field.types:
             continue
-        names = [option.flag, "--gpu"] if option.key == "engine.device" else [option.flag]
-        if option.kind == "bool":
-            command.add_argument(
-                *names, dest=option.key, default=None, action=argparse.BooleanOptionalAction, help=option.doc
-            )
+        names = [load.option_name(field.path)] + (["--gpu"] if field.path == "engine.device" else [])
+        text = field.description.replace("%", "%%")
+        if bool in field.types:
+            action = argparse.BooleanOptionalAction
+            command.add_argument(*names, dest=field.path, default=None, action=action, help=text)
             continue
-        default = "" if option.optional or option.default in ("", None) else f" (default {option.default})"
-        command.add_argument(
-            *names,
-            dest=option.key,
-            metavar="|".join(option.choices) or option.kind.upper(),
-            help=option.doc.replace("%", "%%") + default,
+        default = "" if field.default in ("", None) else f" (default {field.default})"
+        kind = "NUMBER" if float in field.types else "INTEGER" if int in field.types else "TEXT"
+        metavar = "|".join(field.choices) or kind
+        command.add_argument(*names, dest=field.path, metavar=metavar, help=text + default)
+
+
+def _add_keys(commands: Any) -> None:
+    keys = commands.add_parser("keys", help="create, list and revoke the API keys in tenants.toml")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = actions.add_parser("new", help="create a key; it is shown once and stored as a digest")
+    new.add_argument("name", help="name of the tenant; a new tenant is created")
+    new.add_argument("--expires", type=date.fromisoformat, metavar="YYYY-MM-DD", help="last valid day, in UTC")
+    table = actions.add_parser("list", help="list tenants and the first digits of their keys' digests")
+    revoke = actions.add_parser("revoke", help="remove a key; takes effect on a running server within 1 s")
+    revoke.add_argument("digest", help="first digits of the key's digest, as `keys list` prints them")
+    for action in (new, table, revoke):
+        action.add_argument(
+            "--tenants", type=Path, default=_TENANTS, metavar="FILE", help="the file (default tenants.toml)"
         )
+
+
+def _add_audit(commands: Any) -> None:
+    command = commands.add_parser("audit", help="check an audit log")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    verify = actions.add_parser(
+        "verify", help=f"report changed or removed lines; {audit.KEY_VARIABLE} holds the key of the log"
+    )
+    verify.add_argument("file", type=Path)

@@ -1,19 +1,19 @@
-"""Every error that the launcher and the gateway raise on purpose.
+"""The errors that the launcher and the gateway raise deliberately.
 
 ::
 
     ServeError                     exit code
     ├── ConfigError                2   usage or configuration: file, key, value, what is allowed
-    │   ├── PortTaken              2   somebody listens on the address already
-    │   └── AlreadyRunning         2   another server owns the socket folder
-    ├── AuditError                 3   the audit log is not whole: file and line
-    ├── CheckpointError            3   the model folder was refused; it says what is missing and the remedy
-    └── EngineError                4   vLLM: carries its last lines
-        ├── EngineNotReady         4   did not answer a warm-up report in time
-        └── EngineDied             4   the process ended by itself
+    │   ├── PortInUse              2   the address is in use
+    │   └── AlreadyRunning         2   another server uses the socket folder
+    ├── AuditError                 3   the audit log is incomplete or was changed: file and line
+    ├── CheckpointError            3   the model folder cannot be served: what is missing and the remedy
+    └── EngineError                4   vLLM failed: has its last log lines
+        ├── EngineNotReady         4   no warm-up report in time
+        └── EngineDied             4   the process exited unexpectedly
 
-A message says what is wrong, where (file and key, or path), and what to do next. It is written for the person
-at the terminal and is printed without a traceback; the cause is chained for those who want it.
+A message says what is wrong, where (file and key, or path), and what to do. The command prints it without a traceback;
+the cause is chained.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ __all__ = [
     "EngineDied",
     "EngineError",
     "EngineNotReady",
-    "PortTaken",
+    "PortInUse",
     "ServeError",
 ]
 
 
 class ServeError(Exception):
-    """The root of the tree; `exit_code` is what the command ends with."""
+    """Base class of all errors; `exit_code` is the exit code of the command."""
 
     exit_code: ClassVar[int] = 4
 
 
 class ConfigError(ServeError):
-    """A wrong or missing setting, flag, folder or environment variable."""
+    """A setting, option, folder or environment variable is wrong or missing."""
 
     exit_code = 2
 
 
-class PortTaken(ConfigError):
-    """An address that the gateway was told to listen on is in use."""
+class PortInUse(ConfigError):
+    """An address of the gateway is in use by another process."""
 
 
 class AlreadyRunning(ConfigError):
-    """Another server holds the socket folder."""
+    """Another server uses the socket folder."""
 
 
 class AuditError(ServeError):
@@ -61,7 +61,7 @@ class AuditError(ServeError):
 
 
 class CheckpointError(ServeError):
-    """The model folder cannot be served as it is."""
+    """The model folder cannot be served."""
 
     exit_code = 3
 
@@ -70,8 +70,8 @@ class EngineError(ServeError):
     """vLLM failed.
 
     Args:
-        message: What happened and what to do next.
-        tail: The engine's last lines of output, oldest first.
+        message: What happened and what to do.
+        tail: The last log lines of the engine, oldest first.
     """
 
     exit_code = 4
@@ -86,4 +86,4 @@ class EngineNotReady(EngineError):
 
 
 class EngineDied(EngineError):
-    """The engine's process ended although nobody asked it to."""
+    """The engine process exited without a request to stop."""

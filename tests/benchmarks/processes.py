@@ -16,7 +16,7 @@ from pathlib import Path
 import uvloop
 
 from pedcxr_serve.config import load
-from pedcxr_serve.gateway.auth import api_keys as keys
+from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import instant_engine
 
 ENGINE_SOCKET = "engine.sock"
@@ -74,7 +74,7 @@ def gateway(folder: Path, *names: str) -> Iterator[Gateway]:
     """A gateway with everything on, for tenants of these names, before what listens on ``folder/ENGINE_SOCKET``."""
     tenants = folder / "tenants.toml"
     tenants.write_text("".join(f"[tenant.{name}]\nmax_concurrent = {SLOTS}\n\n" for name in names))
-    made = {name: keys.new(tenants, name) for name in names}
+    made = {name: api_keys.new(tenants, name) for name in names}
     with _child("gateway", folder, folder / "url") as pid:
         yield Gateway(pid, (folder / "url").read_text(), made)
 

@@ -1,4 +1,4 @@
-"""The command ``pedcxr-serve``, as a person types it; nothing here starts vLLM."""
+"""The command ``pedcxr-serve`` as users run it; nothing here starts vLLM."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_plan_of_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--uds" in out
 
 
-def test_a_dry_run_prints_the_plan_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_the_plan_and_starts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["start", "--dry-run", "--max-num-seqs", "7", "--", "--scheduling-policy", "fcfs"]) == 0
     out = capsys.readouterr().out
     assert "--max-num-seqs 7" in out
     assert "--scheduling-policy fcfs" in out
 
 
-def test_config_prints_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_prints_a_valid_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config"]) == 0
     file = tmp_path / "serve.toml"
     file.write_text(capsys.readouterr().out)
@@ -46,7 +46,7 @@ def test_config_prints_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureF
     assert parse(["start", "--config", str(file)]).gateway.port == 8000
 
 
-def test_flags_win_over_the_file(tmp_path: Path) -> None:
+def test_options_override_the_file(tmp_path: Path) -> None:
     file = tmp_path / "serve.toml"
     file.write_text("[gateway]\nport = 9000\nadmin_port = 9001\n")
     settings = parse(["start", "--config", str(file), "--port", "9100", "--no-enforce-eager"])
@@ -54,7 +54,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "status", "told"),
+    ("words", "status", "text"),
     [
         (("start", "--port", "many"), 2, "--port"),
         (("start", "--host", "0.0.0.0"), 2, "loopback"),
@@ -67,28 +67,26 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         (("check", "--model", "."), 3, "config.json"),
     ],
 )
-def test_mistakes_are_told_in_words(words: tuple[str, ...], status: int, told: str) -> None:
-    done = run(*words)
-    assert done.returncode == status, done.stderr
-    assert told in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+def test_errors_have_exit_code_and_message(words: tuple[str, ...], status: int, text: str) -> None:
+    process = run(*words)
+    assert process.returncode == status, process.stderr
+    assert text in process.stderr + process.stdout
+    assert "Traceback" not in process.stderr
 
 
-def test_keys_are_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_new_list_and_revoke(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ["--tenants", str(tmp_path / "tenants.toml")]
     assert main(["keys", "new", "radiology", "--expires", "2999-12-31", *file]) == 0
     key = capsys.readouterr().out.splitlines()[0]
     assert main(["keys", "list", *file]) == 0
-    shown = capsys.readouterr().out
-    assert "radiology" in shown and "2999-12-31" in shown and key not in shown
-    assert main(["keys", "revoke", shown.splitlines()[1].split()[2], *file]) == 0
+    table = capsys.readouterr().out
+    assert "radiology" in table and "2999-12-31" in table and key not in table
+    assert main(["keys", "revoke", table.splitlines()[1].split()[2], *file]) == 0
     assert main(["keys", "revoke", "0123456789ab", *file]) == 2
     assert main(["keys", "new", "Bad Name", *file]) == 2
 
 
-def test_an_audit_log_is_verified(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_audit_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "audit.jsonl"
     monkeypatch.setenv("PEDCXR_AUDIT_KEY", "k" * 32)
     log.write_text("")
@@ -100,20 +98,20 @@ def test_an_audit_log_is_verified(
     assert main(["audit", "verify", str(log)]) == 2
 
 
-def test_an_unplanned_gpu_is_refused_at_start(capsys: pytest.CaptureFixture[str]) -> None:
-    """A plan for another kind of machine can be printed, not started."""
+def test_start_rejects_the_plan_of_another_device(capsys: pytest.CaptureFixture[str]) -> None:
+    """`plan` prints it; `start` does not run it."""
     assert main(["start", "--gpu", "h200", "--port", "0", "--admin-port", "0"]) == 2
     assert "engine.device" in capsys.readouterr().err
 
 
-def test_check_and_plan_are_quick_to_import() -> None:
+def test_cli_import_loads_no_heavy_package() -> None:
     code = (
         "import sys, pedcxr_serve.cli; "
         "print([name for name in ('torch', 'vllm', 'transformers', 'numpy', 'starlette') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
-def test_the_demo_checkpoint_is_where_the_package_says() -> None:
+def test_demo_checkpoint_exists() -> None:
     assert (CHECKPOINT / "config.json").is_file()

@@ -1,1 +1,1 @@
-"""Configuration: settings, the TOML file, and the vLLM flags that may be added."""
+"""Configuration: settings, the TOML file, and the permitted vLLM options."""

@@ -1,8 +1,8 @@
-"""Which flags of `vllm serve` a user may not pass through `engine.extra_args`, and why.
+"""Options of `vllm serve` that `engine.extra_args` must not contain, with the reasons.
 
-Written for vLLM 0.32: `entrypoints/launchers/cli_args.py` and `engine/arg_utils.py`. Three kinds are refused: flags
-that would break a promise of the server (private socket, request policy, silent logs), flags that have a setting of
-their own (so that `plan` and the engine cannot disagree), and short forms, which cannot be told apart reliably.
+Written for vLLM 0.32: `entrypoints/launchers/cli_args.py` and `engine/arg_utils.py`. Three kinds are rejected: options
+that would break a guarantee of the server (private socket, request policy, no content in logs), options that have a
+setting of their own (so that `plan` and the engine agree), and short forms, which are ambiguous.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["refuse"]
+__all__ = ["forbidden_reason"]
 
 _SOCKET = "the engine listens on a private socket only"
-_GATEWAY = "the gateway decides that"
-_POLICY = "requests must not change how the model is run"
+_GATEWAY = "this is the task of the gateway"
+_POLICY = "requests must not change how the model runs"
 _PRIVACY = "prompts, reports and films are never logged"
-_ONE_MODEL = "one engine serves one model; run more servers behind a router"
+_ONE_MODEL = "one server runs one engine; run several servers behind a router"
 
-# Promises: flag -> why not.
+# Options that break a guarantee -> the reason.
 _FORBIDDEN = {
     "--host": _SOCKET,
     "--port": _SOCKET,
@@ -56,7 +56,7 @@ _FORBIDDEN = {
     "--config": "a second configuration file would bypass these checks",
     "--model": "set model in serve.toml",
     "--revision": "set revision in serve.toml",
-    "--disable-log-stats": "metering needs the engine's statistics",
+    "--disable-log-stats": "token accounting needs the engine's statistics",
     "--data-parallel-size": _ONE_MODEL,
     "--data-parallel-size-local": _ONE_MODEL,
     "--data-parallel-external-lb": _ONE_MODEL,
@@ -64,7 +64,7 @@ _FORBIDDEN = {
     "--data-parallel-multi-port-external-lb": _ONE_MODEL,
 }
 
-# Flags that `plan` sets, and the setting to use instead; none where it is not the user's to choose.
+# Options that `plan` sets -> the setting to use instead, or None when users cannot choose the value.
 _PLANNED = {
     "--served-model-name": "served_name",
     "--dtype": "engine.dtype",
@@ -97,26 +97,26 @@ _PLANNED = {
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
 
 
-def refuse(args: Sequence[str]) -> str | None:
-    """Why these arguments must not be appended to vLLM's, or None when they may."""
+def forbidden_reason(args: Sequence[str]) -> str | None:
+    """Return why these arguments must not be appended to vLLM's, or None if they may."""
     if args and (not args[0].startswith("-") or _NUMBER.fullmatch(args[0])):
-        return f"{args[0]!r} is a value without a flag before it"
+        return f"{args[0]!r} is a value without an option before it"
     for arg in args:
-        if arg.startswith("-") and not _NUMBER.fullmatch(arg) and (why := _refuse_flag(arg)):
-            return f"{arg!r} is not allowed: {why}"
+        if arg.startswith("-") and not _NUMBER.fullmatch(arg) and (reason := _reason(arg)):
+            return f"{arg!r} is not allowed: {reason}"
     return None
 
 
-def _refuse_flag(arg: str) -> str | None:
+def _reason(arg: str) -> str | None:
     if not arg.startswith("--") or arg == "--":
-        return "write flags in their long form, as --name value"
-    # vLLM's parser takes _ for -, --name.key for a JSON member, --no-name for false, and any unambiguous prefix.
+        return "write options in their long form, as --name value"
+    # vLLM's parser accepts _ for -, --name.key for a JSON member, --no-name for false, and any unambiguous prefix.
     name = re.split(r"[=.+]", arg, maxsplit=1)[0].replace("_", "-").lower()
     for spelling in {name, "--" + name.removeprefix("--no-")}:
-        for flag, why in _FORBIDDEN.items():
-            if flag.startswith(spelling):
-                return why
-        for flag, key in _PLANNED.items():
-            if flag.startswith(spelling):
+        for option, reason in _FORBIDDEN.items():
+            if option.startswith(spelling):
+                return reason
+        for option, key in _PLANNED.items():
+            if option.startswith(spelling):
                 return f"set {key} instead" if key else "pedcxr sets it"
     return None

@@ -11,11 +11,11 @@ from pedcxr_serve.config.load import GatewayConfig, ServeConfig
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.usage import UsageStore
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.http.tls import Tls
 from pedcxr_serve.gateway.rate_limit import Rate
-from pedcxr_serve.gateway.request.body import Bodies
+from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import Admission
 from pedcxr_serve.gateway.state import State
@@ -51,7 +51,7 @@ def state(
     """
     gateway = settings.gateway
     tenants = Path(gateway.tenants).expanduser() if gateway.tenants else None
-    book = Book(tenants)
+    book = TenantStore(tenants)
     with contextlib.ExitStack() as stack:
         usage = UsageStore(_usage_path(gateway.usage_db, tenants))
         stack.callback(usage.close)
@@ -69,7 +69,7 @@ def state(
             book=book,
             gate=Gate(_admission(gateway, slots, max_preparing, max_starting)),
             rate=Rate(rate_limit.pool_of(limits) if limits else None),
-            bodies=Bodies(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
+            bodies=BodyMemory(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,
             tls=tls,

@@ -16,7 +16,7 @@ from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.metrics import Record, until_midnight
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import body, validation
-from pedcxr_serve.gateway.request.client_metadata import Note
+from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from pedcxr_serve.gateway.request_context import Job
 from pedcxr_serve.gateway.scheduler import Rejected, Ticket
 from pedcxr_serve.gateway.state import State
@@ -42,7 +42,7 @@ class ChatCompletions:
             await error_responses.unauthorized()(scope, receive, send)
             return
         scope["state"]["tenant"] = tenant.name
-        record = Record(tenant, scope["state"]["request_id"], Note.of(headers))
+        record = Record(tenant, scope["state"]["request_id"], ClientMetadata.of(headers))
         if not self._state.ready:
             record.refuse("not_ready", 503)
             self._state.meter.count(record)
@@ -99,7 +99,7 @@ class ChatCompletions:
         refusal: Response
         try:
             if headers.get("content-encoding", "identity") != "identity":
-                raise validation.Refused(
+                raise validation.RequestRefused(
                     "send the body as it is, not compressed", code="unsupported_encoding", status=415
                 )
             with record.stage("body"):
@@ -111,7 +111,7 @@ class ChatCompletions:
                 return None
             record.refuse("not_ready", 503)  # it began to stop while the body came in
             refusal = error_responses.unavailable(state.stage)
-        except validation.Refused as error:
+        except validation.RequestRefused as error:
             record.refuse(error.code, error.status)
             refusal = error_responses.refused(str(error), error.param, error.code, error.status)
         except body.TooLarge:
@@ -134,7 +134,7 @@ class ChatCompletions:
         state.in_flight += 1
         state.metrics.in_flight.inc()
         relay = asyncio.create_task(self._relay(job, scope, receive, send))
-        gone = asyncio.create_task(body.until_gone(receive))
+        gone = asyncio.create_task(body.until_disconnect(receive))
         try:
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
             if relay.done():

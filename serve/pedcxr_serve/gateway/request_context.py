@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pedcxr_serve.gateway.accounting.metrics import Meter, Record
 from pedcxr_serve.gateway.answer import Usage
 from pedcxr_serve.gateway.request.body import Body
-from pedcxr_serve.gateway.request.validation import Accepted
+from pedcxr_serve.gateway.request.validation import AcceptedRequest
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST, Ticket
 from pedcxr_serve.gateway.state import State
 
@@ -24,15 +24,15 @@ class Job:
         self.events = 0
         self._film_digest: str | None = None
         self._words_digest: str | None = None
-        self._accepted: Accepted | None = None
+        self._accepted: AcceptedRequest | None = None
         self._asked: dict[str, object] = {}
         self.stream = self.usage_wanted = False
         self.max_tokens = 0
 
-    def accept(self, accepted: Accepted, state: State) -> None:
+    def accept(self, accepted: AcceptedRequest, state: State) -> None:
         """Take a checked request; estimates its prompt."""
         self._accepted = accepted
-        self.stream, self.usage_wanted, self.max_tokens = accepted.stream, accepted.usage_wanted, accepted.max_tokens
+        self.stream, self.usage_wanted, self.max_tokens = accepted.stream, accepted.include_usage, accepted.max_tokens
         self.record.image_tokens = state.image_tokens if accepted.film is not None else 0
         words = len(accepted.words) // _CHARS_A_TOKEN + _TEMPLATE_TOKENS
         self.prompt_tokens = self.record.image_tokens + words

@@ -12,11 +12,11 @@ from pedcxr_serve.engine.heartbeat import Pulse
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.metrics import Meter
 from pedcxr_serve.gateway.accounting.usage import UsageStore
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.http.tls import Tls
 from pedcxr_serve.gateway.rate_limit import Rate
-from pedcxr_serve.gateway.request.body import Bodies
+from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import Admission
 
@@ -73,10 +73,10 @@ class State:
     demo: bool
     body_limit: int
     rules: Rules = field(default_factory=lambda: Rules("pedcxr-demo", 500))
-    book: Book = field(default_factory=lambda: Book(None))
+    book: TenantStore = field(default_factory=lambda: TenantStore(None))
     gate: Gate = field(default_factory=lambda: Gate(Admission(64, max_waiting=1024, max_wait_s=120)))
     rate: Rate = field(default_factory=Rate)
-    bodies: Bodies = field(default_factory=lambda: Bodies(1 << 30, timeout_s=60))
+    bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
     tls: Tls | None = None

@@ -27,7 +27,7 @@ def start(settings: load.ServeConfig, *, demo: bool = False) -> None:
     Raises:
         ServeError: see ``_errors``; nothing is left running.
     """
-    load.refuse_environment(os.environ)
+    load.reject_environment(os.environ)
     folder = download.resolve(settings.model, settings.revision)
     found = inspect.inspect(folder)
     inspect.require_ready(found)

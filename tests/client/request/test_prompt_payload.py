@@ -10,7 +10,7 @@ import pytest
 from pedcxr_client import ConfigurationError, FilmRequest, PromptEcho
 from pedcxr_client.cli.main import main
 from pedcxr_client.request.prompts import CARD, training
-from pedcxr_serve.gateway.request.client_metadata import Note
+from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from tests.support import dicom_maker
 from tests.support.fake_engine import Answer
 
@@ -48,7 +48,7 @@ def test_the_audit_log_takes_what_the_client_notes(engine, twin):
     film = dicom_maker.film(Modality="CT", BodyPartExamined="KNEE")
     twin.report(engine.url, film, allow=["modality", "body-part", "view"])
     twin.report(engine.url, dicom_maker.film())
-    first, second = (Note.of(seen.headers) for seen in engine.chats)
+    first, second = (ClientMetadata.of(seen.headers) for seen in engine.chats)
     assert (first.prompt_profile, first.overrides) == (CARD.tag, ("modality", "body-part"))
     assert (second.prompt_profile, second.overrides) == (CARD.tag, None)
 

@@ -18,7 +18,7 @@ import pytest
 
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.usage import UsageStore
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from tests.benchmarks.kill_drill import CODES
 from tests.benchmarks.local_server import server
 from tests.e2e.conftest import Teams
@@ -126,7 +126,7 @@ def test_usage_and_audit_survive_the_restart(ending: Teams, teams: Teams, tmp_pa
     before = audit.verify(log, key)
     store, lines = UsageStore(teams.folder / "usage.sqlite"), audit.AuditLog(log, key)
     with FakeEngine(uds=tmp_path / "engine.sock") as engine:
-        book = Book(teams.folder / "tenants.toml")
+        book = TenantStore(teams.folder / "tenants.toml")
         with running(engine, book=book, usage=store, audit=lines) as gateway:
             with gateway.client(teams.keys["small"]) as client:
                 answer = client.post(CHAT, json=BODY)

@@ -62,7 +62,7 @@ def test_a_key_is_replaced_under_load(shared_by_two: Teams, path: Path) -> None:
         with held_still(shared_by_two.server.process.pid):
             pending = [pool.submit(client.post, CHAT, json=film.body()) for film in films]
             eventually(lambda: f"pedcxr_requests_in_flight {CONCURRENCY}.0" in shared_by_two.metrics(), 30)
-            unnoticed_edit(path, tenants.digest(old).hex(), tenants.digest(new).hex())
+            unnoticed_edit(path, tenants.digest(old), tenants.digest(new))
             assert (models_status(shared_by_two, old), models_status(shared_by_two, new)) == (200, 401)
             send_sighup(shared_by_two)
             eventually(lambda: models_status(shared_by_two, new) == 200, 2)

@@ -6,23 +6,24 @@ from pathlib import Path
 import pytest
 
 from pedcxr_serve.config import load
+from pedcxr_serve.config.settings import SCHEMA
 from pedcxr_serve.errors import ConfigError
 
 
-def written(folder: Path, text: str) -> Path:
+def serve_toml(folder: Path, text: str) -> Path:
     path = folder / "serve.toml"
     path.write_text(text)
     return path
 
 
-def refused(path: Path | None, overrides: dict[str, object] | None = None) -> str:
+def load_error(path: Path | None, overrides: dict[str, object] | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
         load.load(path, overrides or {})
     assert caught.value.exit_code == 2
     return str(caught.value)
 
 
-def test_without_file_and_flags_it_serves_the_demo_on_loopback() -> None:
+def test_defaults_serve_the_demo_on_loopback() -> None:
     loaded = load.load(None, {})
 
     assert (loaded.model, loaded.served_name) == ("demo", "pedcxr-demo")
@@ -30,8 +31,8 @@ def test_without_file_and_flags_it_serves_the_demo_on_loopback() -> None:
     assert loaded.engine.max_num_seqs is None
 
 
-def test_flags_win_over_the_file_and_may_be_text(tmp_path: Path) -> None:
-    path = written(tmp_path, 'model = "owner/name-4b"\n[gateway]\nport = 9000\ndrain_s = 5\n[engine]\ndevice = "l4"')
+def test_options_override_the_file_and_may_be_text(tmp_path: Path) -> None:
+    path = serve_toml(tmp_path, 'model = "owner/name-4b"\n[gateway]\nport = 9000\ndrain_s = 5\n[engine]\ndevice = "l4"')
 
     overrides = {"gateway.port": "0", "engine.enforce_eager": True, "engine.target_itl_ms": "20", "revision": None}
     loaded = load.load(path, overrides)
@@ -41,22 +42,23 @@ def test_flags_win_over_the_file_and_may_be_text(tmp_path: Path) -> None:
     assert loaded.engine.enforce_eager is True
     assert loaded.engine.target_itl_ms == 20.0
     assert loaded.served_name == "name-4b"
-    assert loaded.source == path
 
 
-def test_a_folder_gives_its_name_cleaned(tmp_path: Path) -> None:
+def test_served_name_is_derived_from_the_folder(tmp_path: Path) -> None:
     (tmp_path / "my model ü").mkdir()
 
     assert load.load(None, {"model": str(tmp_path / "my model ü")}).served_name == "my-model--"
 
 
-def test_the_reference_file_is_the_defaults_and_names_every_setting(tmp_path: Path) -> None:
-    text = load.reference()
-    loaded = load.load(written(tmp_path, text), {})
+def test_reference_file_contains_every_setting_at_its_default(tmp_path: Path) -> None:
+    text = SCHEMA.toml()
+    loaded = load.load(serve_toml(tmp_path, text), {})
 
     assert (loaded.gateway, loaded.engine) == (load.load(None, {}).gateway, load.load(None, {}).engine)
-    assert all(option.key.rpartition(".")[2] in text for option in load.options())
-    assert all(option.doc in text for option in load.options())
+    settings = [field for field in SCHEMA.walk() if not field.children]
+    assert len(settings) == 42
+    assert all(f"{field.name} =" in text for field in settings)
+    assert all(f"# {field.description} ({field.requirement})\n" in text for field in settings)
 
 
 @pytest.mark.parametrize(
@@ -64,31 +66,31 @@ def test_the_reference_file_is_the_defaults_and_names_every_setting(tmp_path: Pa
     [
         ("[gateway]\nprot = 8000", ("gateway.prot", "did you mean gateway.port?")),
         ("port = 8000", ("port", "did you mean gateway.port?")),
-        ("[gatway]\nport = 8000", ("[gatway]", "did you mean [gateway]?")),
-        ("gateway = 3", ("gateway = 3", "[gateway]")),
-        ("[gateway.port]\nx = 1", ("gateway.port = {'x': 1}", "a whole number from 0 to 65,535")),
-        ("[gateway]\nport = 'x'", ("gateway.port = 'x'", "a whole number from 0 to 65,535")),
-        ("[gateway]\nport = true", ("gateway.port = True", "a whole number")),
-        ("[gateway]\nport = 65536", ("gateway.port = 65536", "0 to 65,535")),
-        ("[gateway]\ndrain_s = nan", ("gateway.drain_s = nan", "a number from 0 to 3,600")),
-        ("[engine]\ndevice = 'tpu'", ("engine.device = 'tpu'", "one of auto, h200")),
-        ("[engine]\ndtype = 'float16'", ("engine.dtype = 'float16'", "one of auto, bfloat16, float32")),
-        ("[engine]\nextra_args = '--seed 1'", ("engine.extra_args", "a list of texts")),
-        ("[engine]\nextra_args = ['--seed', 1]", ("engine.extra_args", "a list of texts")),
+        ("[gatway]\nport = 8000", ("gatway", "did you mean gateway?")),
+        ("gateway = 3", ("gateway = 3", "must be a table [gateway]")),
+        ("[gateway.port]\nx = 1", ("gateway.port = {'x': 1}", "must be an integer between 0 and 65,535")),
+        ("[gateway]\nport = 'x'", ("gateway.port = 'x'", "must be an integer between 0 and 65,535")),
+        ("[gateway]\nport = true", ("gateway.port = True", "must be an integer")),
+        ("[gateway]\nport = 65536", ("gateway.port = 65536", "between 0 and 65,535")),
+        ("[gateway]\ndrain_s = nan", ("gateway.drain_s = nan", "must be a number between 0 and 3,600")),
+        ("[engine]\ndevice = 'tpu'", ("engine.device = 'tpu'", "must be one of auto, h200")),
+        ("[engine]\ndtype = 'float16'", ("engine.dtype = 'float16'", "must be one of auto, bfloat16, float32")),
+        ("[engine]\nextra_args = '--seed 1'", ("engine.extra_args", "must be a list of strings")),
+        ("[engine]\nextra_args = ['--seed', 1]", ("engine.extra_args", "must be a list of strings")),
         ("[engine]\nmax_new_tokens = 2048", ("engine.max_new_tokens = 2048", "engine.max_model_len (2048)")),
-        ("[engine]\nblock_size = 48", ("engine.block_size = 48", "16, 32, 64")),
-        ("[gateway]\nport = 9\nadmin_port = 9", ("gateway.admin_port = 9", "any port but")),
+        ("[engine]\nblock_size = 48", ("engine.block_size = 48", "must be 16, 32, 64, 128 or 256")),
+        ("[gateway]\nport = 9\nadmin_port = 9", ("gateway.admin_port = 9", "must differ from gateway.port")),
         ("model = '  '", ("model = '  '", "a hub id")),
         ('model = "a\\u0000b"', ("model", "printable")),
-        ("served_name = 'a b'", ("served_name = 'a b'", "allowed are")),
-        ("served_name = 3", ("served_name = 3", "a text")),
+        ("served_name = 'a b'", ("served_name = 'a b'", "must be 1 to 128 characters")),
+        ("served_name = 3", ("served_name = 3", "must be a string")),
         ("model = demo", ("not valid TOML", "line 1, column 9")),
     ],
 )
-def test_a_wrong_file_is_refused_with_file_key_value_and_what_is_allowed(
+def test_invalid_file_error_has_file_key_value_and_requirement(
     tmp_path: Path, text: str, words: tuple[str, ...]
 ) -> None:
-    message = refused(path := written(tmp_path, text))
+    message = load_error(path := serve_toml(tmp_path, text))
 
     assert str(path) in message
     for word in words:
@@ -96,49 +98,49 @@ def test_a_wrong_file_is_refused_with_file_key_value_and_what_is_allowed(
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * (1 << 20) + b"\n"], ids=["not utf-8", "too large"])
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_binary_or_oversized_file_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "serve.toml"
     path.write_bytes(content)
 
-    assert str(path) in refused(path)
+    assert str(path) in load_error(path)
 
 
-def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
-    assert "No such file" in refused(tmp_path / "absent.toml")
-    assert "Is a directory" in refused(tmp_path)
+def test_unreadable_file_is_rejected(tmp_path: Path) -> None:
+    assert "No such file" in load_error(tmp_path / "absent.toml")
+    assert "Is a directory" in load_error(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("gateway.port", "eighty", ("--port (gateway.port) = 'eighty'", "0 to 65,535")),
+        ("gateway.port", "eighty", ("--port (gateway.port) = 'eighty'", "must be an integer between 0 and 65,535")),
         ("engine.enforce_eager", "maybe", ("--enforce-eager", "true or false")),
-        ("engine.prot", "1", ("command line: engine.prot", "no such setting")),
+        ("engine.prot", "1", ("command line: engine.prot", "unknown name; did you mean gateway.port?")),
         ("engine.max_new_tokens", 4000, ("--max-new-tokens (engine.max_new_tokens) = 4000",)),
     ],
 )
-def test_a_wrong_flag_is_refused_by_its_name(key: str, value: object, words: tuple[str, ...]) -> None:
-    message = refused(None, {key: value})
+def test_invalid_option_error_names_the_option(key: str, value: object, words: tuple[str, ...]) -> None:
+    message = load_error(None, {key: value})
 
     assert all(word in message for word in words)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
-def test_a_public_address_is_refused(host: str) -> None:
-    message = refused(None, {"gateway.host": host})
+def test_public_address_without_tenants_is_rejected(host: str) -> None:
+    message = load_error(None, {"gateway.host": host})
 
     assert "--host (gateway.host)" in message
     assert "authenticated proxy" in message
 
 
-def test_a_public_address_is_accepted_with_tenants() -> None:
+def test_public_address_with_tenants_is_accepted() -> None:
     loaded = load.load(None, {"gateway.host": "0.0.0.0", "gateway.tenants": "tenants.toml"})
     assert loaded.gateway.host == "0.0.0.0"
-    assert "an address" in refused(None, {"gateway.host": "", "gateway.tenants": "tenants.toml"})
+    assert "must be an address" in load_error(None, {"gateway.host": "", "gateway.tenants": "tenants.toml"})
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_loopback_is_accepted(host: str) -> None:
+def test_loopback_address_is_accepted(host: str) -> None:
     assert load.load(None, {"gateway.host": host}).gateway.host == host
 
 
@@ -158,41 +160,41 @@ def test_loopback_is_accepted(host: str) -> None:
         (["--config", "x.yaml"], "bypass"),
         (["-asc", "4"], "long form"),
         (["--"], "long form"),
-        (["stray"], "without a flag"),
+        (["stray"], "without an option"),
     ],
 )
-def test_extra_arguments_that_break_a_promise_are_refused(args: list[str], words: str) -> None:
-    message = refused(None, {"engine.extra_args": args})
+def test_extra_arguments_that_break_a_guarantee_are_rejected(args: list[str], words: str) -> None:
+    message = load_error(None, {"engine.extra_args": args})
 
     assert "engine.extra_args" in message
     assert words in message
 
 
-def test_harmless_extra_arguments_pass() -> None:
+def test_harmless_extra_arguments_are_accepted() -> None:
     args = ["--attention-backend", "TRITON_ATTN", "--seed", "-1", "--no-enable-prefix-caching"]
 
     assert load.load(None, {"engine.extra_args": args}).engine.extra_args == tuple(args)
 
 
 @pytest.mark.parametrize("value", ["1", "2", "true"])
-def test_the_rust_frontend_is_refused(value: str) -> None:
+def test_rust_frontend_is_rejected(value: str) -> None:
     with pytest.raises(ConfigError, match=r"VLLM_USE_RUST_FRONTEND.*[Aa]llowed: unset, or 0"):
-        load.refuse_environment({"VLLM_USE_RUST_FRONTEND": value})
+        load.reject_environment({"VLLM_USE_RUST_FRONTEND": value})
 
 
-def test_an_api_key_of_vllm_is_refused_and_not_repeated() -> None:
+def test_vllm_api_key_is_rejected_and_not_printed() -> None:
     with pytest.raises(ConfigError) as caught:
-        load.refuse_environment({"VLLM_API_KEY": "s3cret"})
+        load.reject_environment({"VLLM_API_KEY": "s3cret"})
 
     assert "s3cret" not in str(caught.value)
 
 
-def test_an_ordinary_environment_passes() -> None:
-    load.refuse_environment({"VLLM_USE_RUST_FRONTEND": "0", "HOME": "/"})
+def test_ordinary_environment_is_accepted() -> None:
+    load.reject_environment({"VLLM_USE_RUST_FRONTEND": "0", "HOME": "/"})
 
 
-def test_every_flag_is_unique_and_the_reference_is_valid_toml() -> None:
-    flags = [option.flag for option in load.options()]
+def test_options_are_unique_and_the_reference_is_valid_toml() -> None:
+    options = [load.option_name(field.path) for field in SCHEMA.walk()]
 
-    assert len(set(flags)) == len(flags)
-    assert set(tomllib.loads(load.reference())) == {"model", "served_name", "gateway", "engine"}
+    assert len(set(options)) == len(options)
+    assert set(tomllib.loads(SCHEMA.toml())) == {"model", "served_name", "gateway", "engine"}

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pedcxr_serve.gateway.request.fields import FIELDS
+from pedcxr_serve.gateway.request.validation import SCHEMA
 from tests.benchmarks import processes
 from tests.benchmarks.processes import ENGINE_SOCKET, Gateway
 from tests.support.fake_engine import TEXT, Answer, FakeEngine
@@ -128,7 +128,8 @@ PARENTS: tuple[tuple[Any, ...], ...] = (
     ("messages", 1, "content", 1),
 )
 LISTS = (("messages",), ("messages", 1, "content"))
-NAMES = (*{field.name for field in FIELDS}, "uuid", "priority", "tools", "__class__", "\ud800", "", FILM, "a" * 5000)
+FIELDS = {field.name for field in SCHEMA.walk()}
+NAMES = (*FIELDS, "uuid", "priority", "tools", "__class__", "\ud800", "", FILM, "a" * 5000)
 ODD = (
     None, True, 0, -1, 1, 2**31, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"),
     "", " ", "\0", "\ud83d", "\udc00\ud800", "\u202e", "x" * 65, "x" * 9_000, "x" * 40_000, "user", "system", "1",

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.request.validation import Rules
 from tests.support.fake_engine import TEXT, Answer, FakeEngine
 from tests.support.gateway_server import BODY, CHAT, Gateway, eventually, running
@@ -41,7 +41,7 @@ def made(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def shared(folder: Path, made: dict[str, str]) -> Iterator[Gateway]:
-    book = Book(folder / "tenants.toml")
+    book = TenantStore(folder / "tenants.toml")
     with FakeEngine(uds=folder / "engine.sock") as engine, running(engine, book=book, rules=Rules(MODEL, 500)) as up:
         yield up
 

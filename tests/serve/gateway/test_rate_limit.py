@@ -15,7 +15,7 @@ from pedcxr_serve.config import load
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.rate_limit import Rate
 from pedcxr_serve.gateway.request.validation import Rules
@@ -135,7 +135,9 @@ def pair(engine: FakeEngine, folder: Path, address: str, limit: int) -> Iterator
     with contextlib.ExitStack() as stack:
         gateways = [
             stack.enter_context(
-                running(engine, book=Book(path), rules=Rules("fake", 500), rate=Rate(rate_limit.pool_of(address)))
+                running(
+                    engine, book=TenantStore(path), rules=Rules("fake", 500), rate=Rate(rate_limit.pool_of(address))
+                )
             )
             for _ in range(2)
         ]
@@ -208,7 +210,7 @@ def test_where_the_address_comes_from(tmp_path: Path) -> None:
     assert rate_limit.url_from("", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://a"
     assert rate_limit.url_from("redis://b", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://b"
     secret = "redis://user:s3cret@host/0"
-    with pytest.raises(ConfigError, match="seen by everybody") as caught:
+    with pytest.raises(ConfigError, match="visible to every user") as caught:
         load.load(None, {"gateway.limits_url": secret})
     assert "s3cret" not in str(caught.value)
     path = tmp_path / "serve.toml"

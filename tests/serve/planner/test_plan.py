@@ -218,7 +218,7 @@ def test_checkpoint_without_a_config_is_rejected(tmp_path: Path) -> None:
 def test_every_planned_flag_is_refused_as_extra_argument(models: dict[str, Checkpoint]) -> None:
     for engine_plan in (make_plan(models["4b"], "h200"), make_plan(models["demo"], "cpu", block_size=32)):
         for flag in (word for word in engine_plan.argv if word.startswith("--")):
-            assert vllm_flags.refuse([flag]), flag
+            assert vllm_flags.forbidden_reason([flag]), flag
 
 
 # Prints the arguments that vLLM's parser reads from each plan, and all flags of the parser.
@@ -264,7 +264,7 @@ def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, C
         assert parsed["trust_request_mm_kwargs"] is False
     listed = {*vllm_flags._FORBIDDEN, *vllm_flags._PLANNED}
     assert listed <= set(answer["flags"])
-    refused = {flag for flag in answer["flags"] if flag.startswith("--") and vllm_flags.refuse([flag])}
+    refused = {flag for flag in answer["flags"] if flag.startswith("--") and vllm_flags.forbidden_reason([flag])}
     assert {"--" + flag.removeprefix("--").removeprefix("no-") for flag in refused} <= listed
 
 

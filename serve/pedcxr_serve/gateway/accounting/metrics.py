@@ -15,7 +15,7 @@ from pedcxr_serve.gateway.accounting.share import Shares
 from pedcxr_serve.gateway.accounting.usage import Spent, UsageStore
 from pedcxr_serve.gateway.answer import Usage
 from pedcxr_serve.gateway.auth.tenants import Tenant
-from pedcxr_serve.gateway.request.client_metadata import Note
+from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from pedcxr_serve.gateway.scheduler import Admission
 
 __all__ = ["Meter", "Record", "until_midnight"]
@@ -37,7 +37,7 @@ class Record:
 
     tenant: Tenant
     request_id: str
-    note: Note = field(default_factory=Note)
+    note: ClientMetadata = field(default_factory=ClientMetadata)
     outcome: str = "client_left"
     reason: str = ""
     status: int = 0

@@ -1,70 +1,92 @@
-"""Tenants: who may use the server, how much of it, and with which keys, read from tenants.toml as digests."""
+"""Tenants: who may use the server, how much of it, and with which API keys. Read from tenants.toml."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta, Struct
+
+from pedcxr_serve.config import toml_file
 from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.schema import FieldError, Schema
 
-__all__ = ["ANONYMOUS", "NAME", "Key", "Tenant", "Tenants", "digest", "load", "parse", "reference"]
+__all__ = ["ANONYMOUS", "NAME", "SCHEMA", "Key", "Tenant", "Tenants", "digest", "load", "parse"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_FILE_LIMIT = 1 << 20
-_WHOLE = (1, 1e15)
+_Count = Annotated[int, Meta(ge=1, le=10**15)]
 
 
-def _setting(default: Any, doc: str, *, low: float = -math.inf, high: float = math.inf) -> Any:
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+class Key(Struct, frozen=True, forbid_unknown_fields=True):
+    """An API key. The file and the server hold its SHA-256 only."""
 
+    sha256: Annotated[
+        str,
+        Meta(
+            pattern=r"^[0-9a-f]{64}\Z",
+            description="digest of the key",
+            # Secret because the key itself could be pasted here by mistake.
+            extra={"requirement": "64 hexadecimal digits, as `pedcxr-serve keys new` writes them", "secret": True},
+        ),
+    ]
+    expires: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None,
+        Meta(
+            description="the key is rejected after this day in UTC, or from this time on; none = never",
+            extra={"requirement": "a date, or a date and time with its offset from UTC"},
+        ),
+    ] = None
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key, as a digest; ``expires`` is the first moment at which it is refused, None for never."""
-
-    sha256: bytes = field(repr=False)
-    expires: datetime | None = None
+    def __repr__(self) -> str:
+        return f"Key(expires={self.expires!r})"
 
     @property
     def short(self) -> str:
-        """Enough of the digest to name the key in a list or a log."""
-        return self.sha256.hex()[:12]
+        """The first 12 digits of the digest, which name the key in lists and logs."""
+        return self.sha256[:12]
 
     def valid(self, now: datetime) -> bool:
-        """Whether it opens the door at ``now``, which has a time zone."""
+        """Return whether the key is accepted at ``now``, a time with a time zone."""
         return self.expires is None or now < self.expires
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """A team and what it may do; None means without a limit."""
+class Tenant(Struct, frozen=True, forbid_unknown_fields=True):
+    """A team and its limits; None means no limit."""
 
     name: str
-    weight: float = _setting(1.0, "share of the engine when several want it", low=0.01, high=100)
-    max_concurrent: int = _setting(256, "requests open at once, waiting or in work", low=1, high=100_000)
-    requests_per_minute: int | None = _setting(None, "requests a minute", low=_WHOLE[0], high=_WHOLE[1])
-    tokens_per_day: int | None = _setting(None, "tokens a UTC day, in and out", low=_WHOLE[0], high=_WHOLE[1])
-    models: tuple[str, ...] = _setting((), "names it may ask for; an empty list: all")
-    may_sample: bool = _setting(False, "whether temperature and its kin are honoured; else greedy")
-    may_stream: bool = _setting(True, "whether it may stream")
-    keys: tuple[Key, ...] = ()
+    weight: Annotated[float, Meta(ge=0.01, le=100, description="relative share of the engine under load")] = 1.0
+    max_concurrent: Annotated[
+        int, Meta(ge=1, le=100_000, description="maximum number of open requests, queued or in progress")
+    ] = 256
+    requests_per_minute: Annotated[_Count | None, Meta(description="maximum number of requests per minute")] = None
+    tokens_per_day: Annotated[_Count | None, Meta(description="maximum tokens per UTC day, input and output")] = None
+    models: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...],
+        Meta(description="models that the tenant may request; empty = all"),
+    ] = ()
+    may_sample: Annotated[
+        bool, Meta(description="whether temperature and other sampling fields have an effect; false = greedy decoding")
+    ] = False
+    may_stream: Annotated[bool, Meta(description="whether the tenant may stream")] = True
+    keys: Annotated[
+        tuple[Key, ...], Meta(description="API keys", extra={"requirement": "a list of tables [[tenant.NAME.keys]]"})
+    ] = ()
 
     def may_use(self, model: str) -> bool:
-        """Whether it may ask for a model of that name."""
+        """Return whether the tenant may request the model of this name."""
         return not self.models or model in self.models
 
 
+SCHEMA = Schema(Tenant, "a table")
 ANONYMOUS = Tenant("anonymous", max_concurrent=1024)
-"""Everybody, on a server without a tenants file."""
+"""The tenant of every request on a server without a tenants file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,148 +95,93 @@ class Tenants:
 
     Attributes:
         all: by name.
-        anonymous: there is no file: any key, or none, is `ANONYMOUS`'s.
+        is_anonymous: there is no tenants file: every request, with a key or without, belongs to `ANONYMOUS`.
     """
 
     all: Mapping[str, Tenant]
-    anonymous: bool = False
+    is_anonymous: bool = False
 
     @classmethod
-    def nobody_in_particular(cls) -> Tenants:
-        """The set of a server without a file."""
-        return cls({ANONYMOUS.name: ANONYMOUS}, anonymous=True)
+    def anonymous(cls) -> Tenants:
+        """Return the tenants of a server without a file."""
+        return cls({ANONYMOUS.name: ANONYMOUS}, is_anonymous=True)
 
     def owner(self, key: str, now: datetime) -> Tenant | None:
-        """The tenant of a key, None for a wrong or expired one. It takes the same time whichever key it is."""
-        if self.anonymous:
+        """Return the tenant of a key, or None for a wrong or expired one. The time taken does not depend on the key."""
+        if self.is_anonymous:
             return ANONYMOUS
-        given, found = digest(key), None
+        sha256, owner = digest(key), None
         for tenant in self.all.values():
-            for known in tenant.keys:
-                same = hmac.compare_digest(known.sha256, given)
-                if same and known.valid(now):
-                    found = tenant
-        return found
+            for candidate in tenant.keys:
+                same = hmac.compare_digest(candidate.sha256, sha256)
+                if same and candidate.valid(now):
+                    owner = tenant
+        return owner
 
 
-def digest(key: str) -> bytes:
-    """SHA-256: keys are 256 random bits, which no salt or slowness would make harder to guess."""
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def digest(key: str) -> str:
+    """Return the SHA-256 of a key in hexadecimal. Keys are 256 random bits, so a salt or a slow hash adds nothing."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def load(path: Path) -> Tenants:
     """Read a file.
 
     Raises:
-        ConfigError: naming file, line or key, and what is allowed.
+        ConfigError: the message has file, line or key, and what is allowed.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_FILE_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); `pedcxr-serve keys new` makes it") from error
-    if len(raw) > _FILE_LIMIT:
-        raise ConfigError(f"{path}: larger than 1 MiB, so hardly a list of tenants")
-    try:
-        return parse(raw.decode(), str(path))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8. Save the file as UTF-8 text.") from error
+    return parse(toml_file.read_text(path, remedy="`pedcxr-serve keys new NAME` creates the file."), str(path))
 
 
-def parse(text: str, where: str) -> Tenants:
-    """Read the text of a file; ``where`` leads the message of an error.
+def parse(text: str, source: str) -> Tenants:
+    """Read the text of a file.
+
+    Args:
+        source: name of the file, which starts the message of an error.
 
     Raises:
         ConfigError: as `load` does.
     """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}. Texts need quotes, numbers none") from error
+    tables = toml_file.parse(text, source)
     for name in tables:
         if name != "tenant":
-            raise ConfigError(f"{where}: {name}: no such table; allowed are [tenant.NAME] and [[tenant.NAME.keys]]")
-    listed = tables.get("tenant", {})
-    if not isinstance(listed, dict):
-        raise ConfigError(f"{where}: tenant: allowed are tables [tenant.NAME]")
-    found = {name: _tenant(name, table, f"{where}: tenant.{name}") for name, table in listed.items()}
-    _refuse_shared_keys(found, where)
-    return Tenants(found)
+            raise ConfigError(f"{source}: {name}: unknown name; expected [tenant.NAME] and [[tenant.NAME.keys]].")
+    entries = tables.get("tenant", {})
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{source}: tenant: must be tables [tenant.NAME].")
+    try:
+        all_tenants = {name: _tenant(name, table) for name, table in entries.items()}
+    except FieldError as error:
+        raise ConfigError(f"{source}: {error.assignment}: {error}.") from error
+    _reject_shared_keys(all_tenants, source)
+    return Tenants(all_tenants)
 
 
-def reference() -> str:
-    """The settings of a tenant in Markdown, as docs/tenants.md shows them."""
-    lines = ["| key of `[tenant.NAME]` | allowed | default | meaning |", "|---|---|---|---|"]
-    for item in fields(Tenant):
-        if "doc" in item.metadata:
-            default = "none" if item.default is None else str(item.default).lower().replace("()", "[]")
-            lines.append(f"| `{item.name}` | {_allowed(item)} | {default} | {item.metadata['doc']} |")
-    return "\n".join(lines) + "\n"
-
-
-def _tenant(name: str, table: object, where: str) -> Tenant:
+def _tenant(name: str, table: object) -> Tenant:
+    path = f"tenant.{name}"
     if not NAME.fullmatch(name):
-        raise ConfigError(f"{where}: allowed are names of 1 to 32 of a-z 0-9 _ -, with a letter or digit first")
-    if name == ANONYMOUS.name or not isinstance(table, dict):
-        raise ConfigError(f"{where}: " + ("a reserved name" if isinstance(table, dict) else "write [tenant.NAME]"))
-    known = {item.name: item for item in fields(Tenant) if "doc" in item.metadata}
-    values: dict[str, Any] = {}
-    for key, raw in table.items():
-        if key == "keys":
-            continue
-        if key not in known:
-            raise ConfigError(f"{where}.{key}: no such setting; allowed are {', '.join(known)}, keys")
-        values[key] = _checked(known[key], raw, f"{where}.{key}")
-    listed = table.get("keys", [])
-    if not isinstance(listed, list):
-        raise ConfigError(f"{where}.keys: allowed are tables [[tenant.{name}.keys]]")
-    keys = tuple(_key(raw, f"{where}.keys[{index}]") for index, raw in enumerate(listed))
-    return Tenant(name, **values, keys=keys)
+        message = "the name must be 1 to 32 characters of a-z 0-9 _ -, starting with a letter or digit"
+        raise FieldError(message, path, "invalid_value")
+    if name == ANONYMOUS.name:
+        raise FieldError("the name is reserved", path, "invalid_value")
+    if isinstance(table, dict):
+        _convert_days(table.get("keys"))
+    return msgspec.convert({"name": name} | SCHEMA.check(table, path), Tenant)
 
 
-def _checked(item: Any, raw: object, where: str) -> object:
-    default, low, high = item.default, item.metadata["low"], item.metadata["high"]
-    good: bool
-    if isinstance(default, bool):
-        good = isinstance(raw, bool)
-    elif isinstance(default, tuple):
-        good = isinstance(raw, list) and all(isinstance(name, str) and 0 < len(name) <= 128 for name in raw)
-        raw = tuple(raw) if isinstance(raw, list) else raw
-    else:
-        numbers = (int, float) if isinstance(default, float) else int
-        good = isinstance(raw, numbers) and not isinstance(raw, bool) and low <= raw <= high
-    if not good:
-        raise ConfigError(f"{where} = {raw!r}: allowed is {_allowed(item)}")
-    return raw
+def _convert_days(keys: object) -> None:
+    """Replace a day of expiry by its last moment in UTC."""
+    for key in keys if isinstance(keys, list) else ():
+        if isinstance(key, dict) and type(day := key.get("expires")) is date:
+            key["expires"] = datetime.combine(day, time.max, UTC)
 
 
-def _allowed(item: Any) -> str:
-    if isinstance(item.default, bool):
-        return "true or false"
-    if isinstance(item.default, tuple):
-        return "a list of names"
-    low, high = item.metadata["low"], item.metadata["high"]
-    noun = "a number" if isinstance(item.default, float) else "a whole number"
-    return f"{noun} from {low:g}" + (f" to {high:,g}" if high < _WHOLE[1] else "")
-
-
-def _key(raw: object, where: str) -> Key:
-    if not isinstance(raw, dict) or not set(raw) <= {"sha256", "expires"}:
-        raise ConfigError(f"{where}: allowed are sha256 and expires")
-    sha256, expires = raw.get("sha256"), raw.get("expires")
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        # The value is not repeated: people paste the key itself here.
-        raise ConfigError(f"{where}.sha256: allowed is a digest of 64 hex digits; `pedcxr-serve keys new` makes one")
-    if isinstance(expires, date) and not isinstance(expires, datetime):
-        expires = datetime.combine(expires, time.max, UTC)  # good to the end of that day
-    if not (expires is None or (isinstance(expires, datetime) and expires.tzinfo is not None)):
-        raise ConfigError(f"{where}.expires: allowed is a date, or a date and time with its offset from UTC")
-    return Key(bytes.fromhex(sha256), expires)
-
-
-def _refuse_shared_keys(found: Mapping[str, Tenant], where: str) -> None:
-    seen: dict[bytes, str] = {}
-    for tenant in found.values():
+def _reject_shared_keys(all_tenants: Mapping[str, Tenant], source: str) -> None:
+    owners: dict[str, str] = {}
+    for tenant in all_tenants.values():
         for key in tenant.keys:
-            if seen.setdefault(key.sha256, tenant.name) != tenant.name:
-                raise ConfigError(f"{where}: tenant.{tenant.name}.keys: {key.short} is {seen[key.sha256]}'s key too")
+            if owners.setdefault(key.sha256, tenant.name) != tenant.name:
+                raise ConfigError(
+                    f"{source}: tenant.{tenant.name}.keys: the key {key.short} also belongs to tenant "
+                    f"{owners[key.sha256]}. Remove one of them."
+                )

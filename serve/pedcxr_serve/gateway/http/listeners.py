@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pedcxr_serve.config.load import GatewayConfig
-from pedcxr_serve.errors import PortTaken
+from pedcxr_serve.errors import PortInUse
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def listen(config: GatewayConfig) -> Iterator[Listeners]:
     """Bind both ports.
 
     Raises:
-        PortTaken: naming the key of the port to change.
+        PortInUse: naming the key of the port to change.
     """
     with contextlib.ExitStack() as stack:
         public = stack.enter_context(_bind(config.host, config.port, "gateway.port"))
@@ -57,7 +57,7 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         bound.listen(2048)
     except OSError as error:
         bound.close()
-        raise PortTaken(
+        raise PortInUse(
             f"{key} = {port}: cannot listen on {host}:{port}: {error.strerror}; stop what listens there, "
             f"or choose another with --{key.partition('.')[2].replace('_', '-')}"
         ) from error

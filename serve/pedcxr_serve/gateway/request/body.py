@@ -1,4 +1,4 @@
-"""Reading a request's body within a cap, a time, and the memory that all bodies may take together."""
+"""Reading of request bodies within limits of size, time and total memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from starlette.types import Receive
 
 _SHARE = 3
 _DISCARD_S = 10.0
-_DISCARD = 4  # times the cap
+_DISCARD = 4  # multiple of the size limit
 
 
 class TooLarge(Exception):
-    """The body is over the cap."""
+    """The body exceeds the size limit."""
 
 
 class TooSlow(Exception):
@@ -20,77 +20,77 @@ class TooSlow(Exception):
 
 
 class NoRoom(Exception):
-    """Too many bodies are held already."""
+    """The tenant's bodies exceed its share of the memory."""
 
 
 class Disconnected(Exception):
-    """The client left before its body was complete."""
+    """The client disconnected before its body was complete."""
 
 
-class Bodies:
-    """The memory of all bodies together, shared such that no tenant can take it all.
+class BodyMemory:
+    """The memory of all request bodies together, shared so that no tenant can take all of it.
 
-    A tenant may hold up to `_SHARE` times what is still free: alone three quarters of the whole, and two that want
-    everything three sevenths each, so that there is always room for one more (Choudhury and Hahne, "Dynamic Queue
-    Length Thresholds for Shared-Memory Packet Switches", 1998).
+    A tenant may use up to `_SHARE` times the free memory: three quarters of the total if it is alone, three sevenths if
+    two tenants compete, so that there is always room for another tenant (Choudhury and Hahne, "Dynamic Queue Length
+    Thresholds for Shared-Memory Packet Switches", 1998).
 
     Args:
-        limit: bytes, at most.
-        timeout_s: seconds that a client may take to send one.
+        limit: total memory, bytes.
+        timeout_s: time for a client to send a body, seconds.
     """
 
     def __init__(self, limit: int, *, timeout_s: float) -> None:
         self.limit, self.timeout_s = limit, timeout_s
-        self.held = 0
-        self._of: dict[str, int] = {}
+        self.in_use = 0
+        self._by_tenant: dict[str, int] = {}
 
-    def take(self, tenant: str, size: int) -> None:
-        """Hold so many bytes more for a tenant.
+    def reserve(self, tenant: str, size: int) -> None:
+        """Add ``size`` bytes to the memory of a tenant.
 
         Raises:
-            NoRoom: that is more than its share.
+            NoRoom: the tenant would exceed its share.
         """
-        of = self._of.get(tenant, 0) + size
-        if of > _SHARE * (self.limit - self.held - size):
+        total = self._by_tenant.get(tenant, 0) + size
+        if total > _SHARE * (self.limit - self.in_use - size):
             raise NoRoom
-        self._of[tenant] = of
-        self.held += size
+        self._by_tenant[tenant] = total
+        self.in_use += size
 
-    def give_back(self, tenant: str, size: int) -> None:
-        """Hold so many less."""
-        self._of[tenant] = self._of.get(tenant, 0) - size
-        self.held -= size
+    def release(self, tenant: str, size: int) -> None:
+        """Subtract ``size`` bytes from the memory of a tenant."""
+        self._by_tenant[tenant] = self._by_tenant.get(tenant, 0) - size
+        self.in_use -= size
 
 
 class Body:
-    """One body; `release` it when it was sent on."""
+    """One request body. Call `release` when the engine has received it."""
 
-    def __init__(self, bodies: Bodies, tenant: str) -> None:
-        self._bodies, self._tenant = bodies, tenant
+    def __init__(self, memory: BodyMemory, tenant: str) -> None:
+        self._memory, self._tenant = memory, tenant
         self._size = 0
 
     async def read(self, receive: Receive, limit: int) -> bytearray:
-        """The whole of it.
+        """Return the whole body.
 
-        A larger one is read on and thrown away for a while, so that a client that writes first and reads later
-        gets the answer and not a broken pipe.
+        Up to four times ``limit`` bytes of a larger body are read and discarded for at most 10 seconds. A client that
+        writes its whole request before it reads then receives the error response instead of a broken pipe.
 
         Raises:
-            TooLarge: over ``limit`` bytes, whether or not a length was announced.
+            TooLarge: over ``limit`` bytes, with or without a Content-Length.
             TooSlow: not complete in time.
-            NoRoom: the tenant's bodies together are over their share.
-            Disconnected: cut off.
+            NoRoom: the bodies of the tenant together exceed its share.
+            Disconnected: the client disconnected.
         """
         data = bytearray()
         try:
-            async with asyncio.timeout(self._bodies.timeout_s):
+            async with asyncio.timeout(self._memory.timeout_s):
                 more = True
                 while more:
-                    part, more = await _part(receive)
-                    if len(data) + len(part) > limit:
+                    chunk, more = await _chunk(receive)
+                    if len(data) + len(chunk) > limit:
                         break
-                    self._take(len(part))
-                    data += part
+                    self._reserve(len(chunk))
+                    data += chunk
                 else:
                     return data
         except TimeoutError:
@@ -101,34 +101,34 @@ class Body:
         raise TooLarge
 
     def release(self) -> None:
-        """Give the memory back; harmless when it was."""
-        self._bodies.give_back(self._tenant, self._size)
+        """Release the memory of the body; a second call has no effect."""
+        self._memory.release(self._tenant, self._size)
         self._size = 0
 
-    def _take(self, size: int) -> None:
-        self._bodies.take(self._tenant, size)
+    def _reserve(self, size: int) -> None:
+        self._memory.reserve(self._tenant, size)
         self._size += size
 
 
-async def until_gone(receive: Receive) -> None:
-    """Return when the client has left; call it only after the body was read."""
+async def until_disconnect(receive: Receive) -> None:
+    """Return when the client has disconnected. Call it only after the body was read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _part(receive: Receive) -> tuple[bytes, bool]:
+async def _chunk(receive: Receive) -> tuple[bytes, bool]:
     message = await receive()
     if message["type"] == "http.disconnect":
         raise Disconnected
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def _discard(receive: Receive, more: bool, most: int) -> None:
+async def _discard(receive: Receive, more: bool, limit: int) -> None:
     size = 0
     try:
         async with asyncio.timeout(_DISCARD_S):
-            while more and size < most:
-                part, more = await _part(receive)
-                size += len(part)
+            while more and size < limit:
+                chunk, more = await _chunk(receive)
+                size += len(chunk)
     except (TimeoutError, Disconnected):
         pass

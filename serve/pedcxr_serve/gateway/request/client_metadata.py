@@ -1,4 +1,4 @@
-"""What a client tells of itself in headers, for the audit log and nothing else. Pure."""
+"""What a client states about itself in request headers; used in the audit log only. Pure."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Note"]
+__all__ = ["ClientMetadata"]
 
 _PROFILE = re.compile(r"[a-z]{1,16}/[0-9]{1,3}:[0-9a-f]{12}")
 _NAME = re.compile(r"[a-z-]{1,20}")
-_MOST_NAMES = 12
+_MAX_NAMES = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """Only words of a fixed form are taken, so that no patient's name gets into a log; any other is no note.
+class ClientMetadata:
+    """Header values of a fixed form. Other forms are ignored, so that no patient's name reaches the log.
 
     Attributes:
-        prompt_profile: the form of prompt that was used, such as ``card/1:0123456789ab``.
+        prompt_profile: name and digest of the prompt, such as ``card/1:0123456789ab``.
         overrides: names of the client's checks that were overridden for this film.
     """
 
@@ -26,9 +26,9 @@ class Note:
     overrides: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, headers: Mapping[str, str]) -> Note:
-        """The note in a request's headers; None for what is absent or of another form."""
-        profile, allowed = headers.get("x-pedcxr-prompt", ""), headers.get("x-pedcxr-allow", "")
-        names = tuple(name.strip(" ") for name in allowed.split(","))
-        good = len(names) <= _MOST_NAMES and all(map(_NAME.fullmatch, names))
-        return cls(profile if _PROFILE.fullmatch(profile) else None, names if good else None)
+    def of(cls, headers: Mapping[str, str]) -> ClientMetadata:
+        """Return the metadata in a request's headers; None for a header that is absent or has another form."""
+        profile, override_list = headers.get("x-pedcxr-prompt", ""), headers.get("x-pedcxr-allow", "")
+        names = tuple(name.strip(" ") for name in override_list.split(","))
+        valid = len(names) <= _MAX_NAMES and all(map(_NAME.fullmatch, names))
+        return cls(profile if _PROFILE.fullmatch(profile) else None, names if valid else None)

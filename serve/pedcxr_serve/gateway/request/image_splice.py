@@ -1,9 +1,9 @@
-"""From the bytes of a body to JSON, with the film left out. Pure.
+"""Parsing of a request body without its film. Pure.
 
-The film is cut out before anything is parsed, and spliced back later as a view of the body: of three megabytes, some
-hundred bytes are read as JSON and none are copied. The cut is safe without parsing. In JSON, a quote within a text has
-a backslash before it, so ``"data:image`` either begins a text or stands where no JSON can; and putting one run of
-characters without a quote for another leaves every other token where it was.
+The film is replaced by a placeholder before the body is parsed, and spliced back later as a view of the body. Of three
+megabytes, some hundred bytes are parsed as JSON and none are copied. The film is found without parsing: a quote within
+a JSON string has a backslash before it, so ``"data:image`` either starts a string or stands where the JSON is invalid.
+Replacing a run of characters that has no quote leaves every other token in place.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 import pybase64
 
-__all__ = ["IMAGE_URL", "NO_ADDRESS", "Film", "Refused", "cut", "parse", "refuse", "stand_in"]
+__all__ = ["IMAGE_URL", "NO_ADDRESS", "Film", "RequestRefused", "extract_image", "parse", "placeholder", "refuse"]
 
 NO_ADDRESS = (
     "send the film as data:image/png;base64,..., data:image/jpeg;base64,... or data:application/dicom;base64,...; "
@@ -26,18 +26,18 @@ NO_ADDRESS = (
 )
 IMAGE_URL = "messages[].content[].image_url.url"
 
-_MARKS = (b'"data:image', b'"data:application')
-# What a film is, its bytes say; browsers and PACS call DICOM by either of the latter two.
+_STARTS = (b'"data:image', b'"data:application')
+# The type is not relied on: the engine detects it from the bytes. Browsers and PACS label DICOM with the last two.
 _HEADER = re.compile(rb"data:(?:image/[a-z0-9.+-]{1,40}|application/dicom|application/octet-stream);base64,")
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The request is not served as it is.
 
     Attributes:
-        param: the field, or None when the body as a whole is wrong.
-        code: a stable word for programs.
-        status: of HTTP.
+        param: path of the field, or None when the body as a whole is wrong.
+        code: a stable identifier for programs.
+        status: HTTP status.
     """
 
     def __init__(self, message: str, *, param: str | None = None, code: str, status: int = 400) -> None:
@@ -47,11 +47,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """The one image of a request.
+    """The image of a request.
 
     Attributes:
-        url: as it goes to the engine, a view of the client's body.
-        sha256: of the image's bytes, however they were written in base64.
+        url: the data URL for the engine, a view of the client's body.
+        sha256: of the image's bytes, independent of their spelling in base64.
     """
 
     url: memoryview
@@ -59,57 +59,57 @@ class Film:
 
 
 def refuse(message: str, param: str | None, code: str, status: int = 400) -> NoReturn:
-    """Raise `Refused`, its message led by the field."""
-    raise Refused(f"{param}: {message}" if param else message, param=param, code=code, status=status)
+    """Raise `RequestRefused` with a message that starts with the field's path."""
+    raise RequestRefused(f"{param}: {message}" if param else message, param=param, code=code, status=status)
 
 
-def stand_in() -> str:
-    """What takes the film's place while the rest is parsed.
+def placeholder() -> str:
+    """Return the text that replaces the film while the body is parsed.
 
-    New for every request: a film sent as the name of a field comes back in the error, and a later text that spells a
-    stand-in it has seen would be swapped for its film, past the cap on texts.
+    It is new for every request. An error repeats the name of an unknown field, so a client can learn a placeholder. If
+    it were fixed, a later text that contains it would be replaced by the film and exceed the limit on texts.
     """
     return "data:image/" + secrets.token_hex(16)
 
 
-def cut(body: bytes | bytearray, stand_in: str, limit: int) -> tuple[bytes, Film | None]:
-    """The body with ``stand_in`` for the film's URL, and the film; None where there is none.
+def extract_image(body: bytes | bytearray, placeholder: str, limit: int) -> tuple[bytes, Film | None]:
+    """Return the body with ``placeholder`` instead of the film's URL, and the film, or None if there is no film.
 
     Args:
-        stand_in: begins like an image's URL and holds neither quote nor backslash.
-        limit: bytes beside the film, at most.
+        placeholder: starts like an image's URL and has neither quote nor backslash.
+        limit: maximum number of bytes besides the film.
 
     Raises:
-        Refused: two films, or one that is not whole base64.
+        RequestRefused: two films, a film that is not valid base64, or a body over ``limit``.
     """
-    start = next((at + 1 for mark in _MARKS if (at := body.find(mark)) >= 0), 0)
+    start = next((at + 1 for mark in _STARTS if (at := body.find(mark)) >= 0), 0)
     if not start:
         _require_short(len(body), limit)
         return bytes(body), None
     end = body.find(b'"', start)
     if end < 0:
-        refuse("the body is not JSON: a text has no end", None, "invalid_json")
-    if any(body.find(mark, 0, start - 1) >= 0 or body.find(mark, end) >= 0 for mark in _MARKS):
-        refuse("at most one image a request", "messages", "too_many_images")
+        refuse("the body is not JSON: a string is not terminated", None, "invalid_json")
+    if any(body.find(mark, 0, start - 1) >= 0 or body.find(mark, end) >= 0 for mark in _STARTS):
+        refuse("must be at most one image per request", "messages", "too_many_images")
     _require_short(len(body) - (end - start), limit)
     view = memoryview(body)
     url = view[start:end]
     if body.find(b"\\", start, end) >= 0:  # PHP writes \/ for /, Gson \u003d for =
         url = _unescaped(url)
     film = _film(url)
-    return b"".join((view[:start], stand_in.encode(), view[end:])), film
+    return b"".join((view[:start], placeholder.encode(), view[end:])), film
 
 
 def _require_short(size: int, limit: int) -> None:
     if size > limit:
-        refuse(f"{size:,} bytes beside the image; allowed are {limit:,}", "messages", "too_long")
+        refuse(f"the body has {size:,} bytes besides the image; maximum {limit:,}", "messages", "too_long")
 
 
 def _unescaped(url: memoryview) -> memoryview:
     try:
         return memoryview(msgspec.json.decode(b"".join((b'"', url, b'"')), type=str).encode("ascii"))
     except (msgspec.DecodeError, UnicodeEncodeError):
-        refuse("the image's url is not ASCII in JSON", IMAGE_URL, "invalid_image_url")
+        refuse("must be an ASCII string in JSON", IMAGE_URL, "invalid_image_url")
 
 
 def _film(url: memoryview) -> Film:
@@ -125,14 +125,14 @@ def _film(url: memoryview) -> Film:
     return Film(url, hashlib.sha256(data).digest())
 
 
-def parse(frame: bytes) -> object:
-    """Strict JSON: UTF-8, no field twice, no NaN.
+def parse(text: bytes) -> object:
+    """Return the value of strict JSON: UTF-8, no duplicate field, no NaN.
 
     Raises:
-        Refused: it is none.
+        RequestRefused: the text is not strict JSON.
     """
     try:
-        return json.loads(frame.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_reject_constant)
     except UnicodeDecodeError:
         refuse("the body is not UTF-8", None, "invalid_json")
     except RecursionError:
@@ -142,12 +142,12 @@ def parse(frame: bytes) -> object:
         refuse(f"the body is not JSON{where}", None, "invalid_json")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        refuse("a field is given twice in one object", None, "duplicate_field")
-    return found
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        refuse("an object has the same field twice", None, "duplicate_field")
+    return fields
 
 
-def _no_constant(name: str) -> NoReturn:
-    refuse(f"{name} is no JSON", None, "invalid_json")
+def _reject_constant(name: str) -> NoReturn:
+    refuse(f"{name} is not JSON", None, "invalid_json")

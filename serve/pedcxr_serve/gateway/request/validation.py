@@ -1,4 +1,7 @@
-"""What a request may ask for, and what of it the engine gets to see. Pure; the allowed fields stand in `fields`."""
+"""Validation of a chat completion request and its translation for the engine. Pure.
+
+The Structs list every field that is served; `SCHEMA` checks them and prints the table in docs/tenants.md.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +9,122 @@ import hmac
 import json
 import secrets
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
 
 from pedcxr_serve.gateway.auth.tenants import Tenant
-from pedcxr_serve.gateway.request import fields, image_splice
-from pedcxr_serve.gateway.request.fields import Field
-from pedcxr_serve.gateway.request.image_splice import IMAGE_URL, NO_ADDRESS, Refused, refuse
+from pedcxr_serve.gateway.request import image_splice
+from pedcxr_serve.gateway.request.image_splice import IMAGE_URL, NO_ADDRESS, RequestRefused, refuse
+from pedcxr_serve.schema import FieldError, Schema
 
-__all__ = ["Accepted", "Refused", "Rules", "apply", "cache_salt", "film_id"]
+__all__ = ["SCHEMA", "AcceptedRequest", "RequestRefused", "Rules", "apply", "cache_salt", "film_id"]
 
-_TABLE = fields.by_parent()
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "text": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-    "object": dict,
-    "list": list,
-}
-_MOST_PARTS = 16
-_MOST_STOPS = 4
+_MAX_PATH = 200
+_SAMPLING = "dropped unless the tenant may sample"
+
+_MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
+_Stop = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class StreamOptions(Struct):
+    """`stream_options` of OpenAI's API."""
+
+    include_usage: Annotated[bool, Meta(description="whether a stream ends with an event that counts tokens")] = False
+    include_obfuscation: Annotated[bool, Meta(description="accepted; no effect")] = False
+
+
+class ResponseFormat(Struct):
+    """`response_format` of OpenAI's API."""
+
+    type: Annotated[Literal["text"], Meta(description="format of the report")]
+
+
+class ImageUrl(Struct):
+    """`image_url` of a content part."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="`data:image/TYPE;base64,...` or `data:application/dicom;base64,...`; addresses are not fetched"
+        ),
+    ]
+    detail: Annotated[Literal["auto", "low", "high"], Meta(description="accepted; no effect on this model")] = "auto"
+
+
+class ContentPart(Struct):
+    """One part of a message: a text or an image."""
+
+    type: Annotated[Literal["text", "image_url"], Meta(description="which of the next two fields the part has")]
+    text: Annotated[str | None, Meta(description="text of a part of type `text`")] = None
+    image_url: Annotated[
+        ImageUrl | None, Meta(description="image of a part of type `image_url`; one per request, from the user")
+    ] = None
+
+
+class Message(Struct):
+    """One message of the conversation."""
+
+    role: Annotated[Literal["system", "user", "assistant"], Meta(description="author of the message")]
+    content: Annotated[
+        str | Annotated[list[ContentPart], Meta(min_length=1, max_length=16)],
+        Meta(description="text, or parts of text and image"),
+    ]
+
+
+class ChatRequest(Struct):
+    """The body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=16, description="the conversation")]
+    model: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=128)] | None,
+        Meta(description="a name from `GET /v1/models`; none = the default model"),
+    ] = None
+    max_tokens: Annotated[
+        _MaxTokens | None, Meta(description="maximum length of the report; capped by `engine.max_new_tokens`")
+    ] = None
+    max_completion_tokens: Annotated[
+        _MaxTokens | None, Meta(description="newer name of `max_tokens`; the smaller of the two applies")
+    ] = None
+    stream: Annotated[bool, Meta(description="send server-sent events; only for tenants that may stream")] = False
+    stream_options: Annotated[StreamOptions | None, Meta(description="only with `stream`")] = None
+    n: Annotated[int, Meta(ge=1, le=1, description="number of reports per request")] = 1
+    stop: Annotated[
+        _Stop | Annotated[list[_Stop], Meta(min_length=1, max_length=4)] | None,
+        Meta(description="text that ends the report"),
+    ] = None
+    logprobs: Annotated[bool, Meta(description="return the log probabilities of the tokens")] = False
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=5)] | None, Meta(description="alternatives per token; only with `logprobs`")
+    ] = None
+    return_token_ids: Annotated[bool, Meta(description="return token ids besides the text (vLLM)")] = False
+    response_format: Annotated[ResponseFormat | None, Meta(description="only `text`")] = None
+    user: Annotated[
+        Annotated[str, Meta(max_length=256)] | None,
+        Meta(description="accepted and dropped: no personal name reaches the engine"),
+    ] = None
+    temperature: Annotated[float, Meta(ge=0, le=2, description=f"0 = greedy; {_SAMPLING}")] = 0
+    top_p: Annotated[Annotated[float, Meta(ge=0.01, le=1)] | None, Meta(description=_SAMPLING)] = None
+    seed: Annotated[Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None, Meta(description=_SAMPLING)] = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description=_SAMPLING)] = 0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2, description=_SAMPLING)] = 0
+
+
+SCHEMA = Schema(ChatRequest)
+_SAMPLING_FIELDS = {name for name, item in SCHEMA.fields.items() if item.description.endswith(_SAMPLING)}
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the server's configuration allows everybody.
+    """Limits of the server that hold for every tenant.
 
     Attributes:
-        model: the name put in where a request has none; always served.
-        max_new_tokens: of an answer, at most.
-        system_chars: of all system texts together, at most.
-        text_chars: of all texts together, at most.
+        model: the default model, which is always served.
+        max_new_tokens: maximum length of a report.
+        system_chars: maximum length of all system texts together.
+        text_chars: maximum length of all texts together.
         secret: key of the cache salts.
-        served: names that the engine serves besides, such as adapters'.
+        served: further models of the engine, such as adapters.
     """
 
     model: str
@@ -50,21 +136,21 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request as the engine will get it.
+class AcceptedRequest:
+    """A validated request as the engine receives it.
 
     Attributes:
-        parts: its body; the film is a view of the client's.
-        usage_wanted: whether the client gets the counting event of a stream.
-        max_tokens: of the answer, at most.
-        film: SHA-256 of its bytes, or None.
-        words: all texts, for a digest and an estimate of tokens; never for a log.
+        parts: the body; the film in it is a view of the client's body.
+        include_usage: whether the client receives the event of a stream that counts tokens.
+        max_tokens: maximum length of the report.
+        film: SHA-256 of the film's bytes, or None.
+        words: all texts, for a digest and an estimate of their tokens; must not be logged.
     """
 
     parts: tuple[bytes | memoryview, ...]
     model: str
     stream: bool
-    usage_wanted: bool
+    include_usage: bool
     max_tokens: int
     temperature: float
     film: bytes | None
@@ -72,172 +158,138 @@ class Accepted:
 
     @property
     def size(self) -> int:
-        """Bytes of the body."""
+        """Length of the body, bytes."""
         return sum(len(part) for part in self.parts)
 
 
-def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> Accepted:
-    """Check a body and rewrite it.
+def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequest:
+    """Check a request body and rewrite it for the engine.
 
     Raises:
-        Refused: with the field and the remedy; never with text of the request beyond a field's name.
+        RequestRefused: names the field and the remedy. No text of the request is repeated, except a field's name.
     """
-    stand_in = image_splice.stand_in()
-    text, film = image_splice.cut(body, stand_in, 8 * rules.text_chars + 65_536)
-    asked = _object(image_splice.parse(text), "", "")
-    words, urls, system = _messages(asked["messages"], stand_in)
-    if urls != (0 if film is None else 1):
-        refuse("at most one image, as the `url` of an `image_url` part", "messages", "too_many_images")
-    if system > rules.system_chars:
-        refuse(f"system texts of {system:,} characters; allowed are {rules.system_chars:,}", "messages", "too_long")
+    placeholder = image_splice.placeholder()
+    text, film = image_splice.extract_image(body, placeholder, 8 * rules.text_chars + 65_536)
+    request = _checked(image_splice.parse(text))
+    words, images, system_chars = _check_messages(request["messages"], placeholder)
+    if images != (0 if film is None else 1):
+        refuse("must be at most one image, as the `url` of an `image_url` part", "messages", "too_many_images")
+    if system_chars > rules.system_chars:
+        refuse(f"system texts have {system_chars:,} characters; maximum {rules.system_chars:,}", "messages", "too_long")
     if len(words) > rules.text_chars:
-        refuse(f"texts of {len(words):,} characters; allowed are {rules.text_chars:,}", "messages", "too_long")
-    model = asked.get("model", rules.model)
-    # Here, not by the engine's 404: what a client calls a model may be a patient's name, and `model` is audited.
+        refuse(f"texts have {len(words):,} characters; maximum {rules.text_chars:,}", "messages", "too_long")
+    model = request.get("model", rules.model)
+    # Checked here, not by the engine's 404: an unknown model name may be a patient's name, and `model` is audited.
     if model not in {rules.model, *rules.served} or not tenant.may_use(model):
         refuse("no such model; GET /v1/models lists them", "model", "model_not_found", 404)
-    stream = asked.get("stream", False)
+    stream = request.get("stream", False)
     if stream and not tenant.may_stream:
         refuse("this key may not stream; send stream: false", "stream", "stream_not_allowed", 403)
-    if "stream_options" in asked and not stream:
-        refuse("only together with stream: true", "stream_options", "invalid_value")
-    if "top_logprobs" in asked and not asked.get("logprobs"):
-        refuse("only together with logprobs: true", "top_logprobs", "invalid_value")
-    usage_wanted = bool(asked.get("stream_options", {}).get("include_usage", False))
-    out = _rewritten(asked, tenant, rules, model)
+    if "stream_options" in request and not stream:
+        refuse("requires stream: true", "stream_options", "invalid_value")
+    if "top_logprobs" in request and not request.get("logprobs"):
+        refuse("requires logprobs: true", "top_logprobs", "invalid_value")
+    payload = _payload(request, tenant, rules, model)
     if film is not None:
-        _identify(out, film_id(out["cache_salt"], film.sha256))
+        _name_film(payload, film_id(payload["cache_salt"], film.sha256))
     try:
-        data = json.dumps(out, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        data = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
-        refuse("a text holds half of a surrogate pair; send whole characters", "messages", "invalid_text")
+        refuse("a text contains half of a surrogate pair; send whole characters", "messages", "invalid_text")
     parts: tuple[bytes | memoryview, ...] = (data,)
     if film is not None:
-        head, _, tail = data.partition(stand_in.encode())
+        head, _, tail = data.partition(placeholder.encode())
         parts = (head, film.url, tail)
-    return Accepted(
+    return AcceptedRequest(
         parts,
         model,
         stream,
-        usage_wanted,
-        out["max_tokens"],
-        float(out.get("temperature", 0)),
-        None if film is None else film.sha256,
-        words,
+        include_usage=request.get("stream_options", {}).get("include_usage", False),
+        max_tokens=payload["max_tokens"],
+        temperature=float(payload["temperature"]),
+        film=None if film is None else film.sha256,
+        words=words,
     )
 
 
 def cache_salt(secret: bytes, tenant: str) -> str:
-    """A word that keeps a tenant's cached prefixes from all others; hex."""
+    """Return a hexadecimal salt that separates a tenant's cached prefixes from those of others."""
     return hmac.digest(secret, tenant.encode(), "sha256").hex()
 
 
 def film_id(salt: str, sha256: bytes) -> str:
-    """The engine's name for a film, which no other tenant can have; hex.
+    """Return the engine's name for a film, hexadecimal and different for every tenant.
 
-    vLLM 0.32 keys its cache of embeddings by the image alone, so that one tenant would see by the time it takes what
-    another has sent; ``cache_salt`` covers the KV cache only. A ``uuid`` is taken in place of vLLM's own hash
-    (``multimodal/processing/inputs.py``), and spares it hashing the pixels.
+    vLLM 0.32 keys its cache of embeddings by the image alone, so response times would show one tenant what another has
+    sent; ``cache_salt`` covers the KV cache only. vLLM uses a ``uuid`` instead of its own hash of the pixels
+    (``multimodal/processing/inputs.py``).
     """
     return hmac.digest(salt.encode(), sha256, "sha256").hex()
 
 
-def _object(value: object, parent: str, at: str) -> dict[str, Any]:
-    """The known fields of an object, checked; null means absent."""
-    if not isinstance(value, dict):
-        refuse("allowed is an object", at or None, "invalid_type")
-    known, found = _TABLE[parent], {}
-    for name, item in value.items():
-        path = f"{at}.{name}" if at else name
-        if item is None:
-            continue
-        if name not in known:
-            refuse("this field is not served; allowed are " + ", ".join(known), path[:200], "unknown_field")
-        found[name] = _value(known[name], item, path)
-    for field_ in known.values():
-        if field_.required and field_.name not in found:
-            refuse(f"required: {field_.allowed()}", f"{at}.{field_.name}".lstrip("."), "missing_field")
-    return found
+def _checked(value: object) -> dict[str, Any]:
+    try:
+        return SCHEMA.check(value)
+    except FieldError as error:
+        is_body = error.code == "invalid_type" and not error.path
+        refuse(str(error), None if is_body else error.path[:_MAX_PATH], error.code)
 
 
-def _value(known: Field, value: object, path: str) -> object:
-    """Checked by the table; objects that it knows are entered."""
-    kinds = [kind for kind in known.kinds if isinstance(value, _TYPES[kind])]
-    if not kinds or (isinstance(value, bool) and "boolean" not in kinds):
-        refuse(f"allowed is {known.allowed()}", path, "invalid_type")
-    size = len(value) if isinstance(value, (str, list)) else value
-    if isinstance(size, (int, float)) and not isinstance(value, bool) and not known.low <= size <= known.high:
-        refuse(f"allowed is {known.allowed()}", path, "invalid_value")
-    if known.choices and value not in known.choices:
-        refuse(f"allowed is {known.allowed()}", path, "invalid_value")
-    return _object(value, known.path, path) if isinstance(value, dict) else value
-
-
-def _messages(messages: list[Any], stand_in: str) -> tuple[str, int, int]:
-    """Check messages in place: all their words, the number of films, the characters of system texts."""
-    texts, films, system = [], 0, 0
-    for index, raw in enumerate(messages):
-        at = f"messages[{index}]"
-        message = messages[index] = _object(raw, fields.MESSAGE, at)
-        own = _content(message, stand_in, f"{at}.content")
-        words = [text for text in own if text != stand_in]
-        if len(words) < len(own) and message["role"] != "user":
-            refuse("only a message of the user may hold an image", f"{at}.content", "invalid_value")
-        films += len(own) - len(words)
+def _check_messages(messages: list[dict[str, Any]], placeholder: str) -> tuple[str, int, int]:
+    """Return all texts, the number of images, and the characters of system texts."""
+    texts, images, system_chars = [], 0, 0
+    for index, message in enumerate(messages):
+        path = f"messages[{index}].content"
+        contents = _contents(message["content"], placeholder, path)
+        words = [text for text in contents if text != placeholder]
+        if len(words) < len(contents) and message["role"] != "user":
+            refuse("must contain no image; only a message of the user may contain one", path, "invalid_value")
+        images += len(contents) - len(words)
         texts += words
-        system += sum(map(len, words)) if message["role"] == "system" else 0
-    return "\n".join(texts), films, system
+        system_chars += sum(map(len, words)) if message["role"] == "system" else 0
+    return "\n".join(texts), images, system_chars
 
 
-def _content(message: dict[str, Any], stand_in: str, at: str) -> list[str]:
-    content = message["content"]
+def _contents(content: str | list[dict[str, Any]], placeholder: str, path: str) -> list[str]:
     if isinstance(content, str):
-        return [_text(content, stand_in, at)]
-    if not 1 <= len(content) <= _MOST_PARTS:
-        refuse(f"allowed is a text, or a list of 1 to {_MOST_PARTS} parts", at, "invalid_value")
-    found = []
-    for index, raw in enumerate(content):
-        here = f"{at}[{index}]"
-        part = content[index] = _object(raw, fields.PART, here)
-        if set(part) != {"type", part["type"]}:
-            refuse(f"a part of type {part['type']} holds `{part['type']}` and nothing else", here, "invalid_value")
-        if part["type"] == "text":
-            found.append(_text(part["text"], stand_in, f"{here}.text"))
-        elif part["image_url"]["url"] != stand_in:
+        return [_text(content, placeholder, path)]
+    contents = []
+    for index, part in enumerate(content):
+        at, kind = f"{path}[{index}]", part["type"]
+        if set(part) != {"type", kind}:
+            refuse(f"a part of type {kind} must have the field `{kind}` and no other", at, "invalid_value")
+        if kind == "text":
+            contents.append(_text(part["text"], placeholder, f"{at}.text"))
+        elif part["image_url"]["url"] != placeholder:
             refuse(NO_ADDRESS, IMAGE_URL, "invalid_image_url")
         else:
-            found.append(stand_in)
-    return found
+            contents.append(placeholder)
+    return contents
 
 
-def _text(text: str, stand_in: str, at: str) -> str:
-    if stand_in in text:
-        refuse("an image stands in a text; send it as an `image_url` part", at, "invalid_value")
+def _text(text: str, placeholder: str, path: str) -> str:
+    if placeholder in text:
+        refuse("must not contain an image; send it as an `image_url` part", path, "invalid_value")
     return text
 
 
-def _identify(out: dict[str, Any], uuid: str) -> None:
-    for message in out["messages"]:
+def _name_film(payload: dict[str, Any], uuid: str) -> None:
+    for message in payload["messages"]:
         for part in message["content"]:
             if isinstance(part, dict) and part["type"] == "image_url":
                 part["uuid"] = uuid
 
 
-def _rewritten(asked: dict[str, Any], tenant: Tenant, rules: Rules, model: str) -> dict[str, Any]:
+def _payload(request: dict[str, Any], tenant: Tenant, rules: Rules, model: str) -> dict[str, Any]:
     dropped = {"user", "n", "max_completion_tokens", "response_format", "stream_options"}
     if not tenant.may_sample:
-        dropped |= {known.name for known in fields.FIELDS if known.sampling}
-    out = {name: value for name, value in asked.items() if name not in dropped}
-    stops = asked.get("stop", ())
-    if isinstance(stops, list) and not (
-        1 <= len(stops) <= _MOST_STOPS and all(isinstance(stop, str) and 1 <= len(stop) <= 64 for stop in stops)
-    ):
-        refuse(f"allowed is a text or 1 to {_MOST_STOPS} texts of 1 to 64 characters", "stop", "invalid_value")
-    wanted = (asked[name] for name in ("max_tokens", "max_completion_tokens") if name in asked)
-    out["max_tokens"] = min(rules.max_new_tokens, *wanted, rules.max_new_tokens)
-    out["model"] = model
-    out.setdefault("temperature", 0)
-    if asked.get("stream"):
-        out["stream_options"] = {"include_usage": True}  # the meter reads it
-    out["cache_salt"] = cache_salt(rules.secret, tenant.name)
-    return out
+        dropped |= _SAMPLING_FIELDS
+    payload = {name: value for name, value in request.items() if name not in dropped}
+    limits = [request[name] for name in ("max_tokens", "max_completion_tokens") if name in request]
+    payload["max_tokens"] = min([rules.max_new_tokens, *limits])
+    payload["model"] = model
+    payload.setdefault("temperature", 0)
+    if request.get("stream"):
+        payload["stream_options"] = {"include_usage": True}  # for token accounting
+    payload["cache_salt"] = cache_salt(rules.secret, tenant.name)
+    return payload

@@ -1,4 +1,4 @@
-"""HookChain teams at one gateway, over real sockets: keys, rights, limits, shares, usage, audit."""
+"""Several tenants at one gateway, over real sockets: keys, permissions, limits, fair shares, usage, audit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pedcxr_serve.gateway import assemble
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.usage import Spent, UsageStore
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.request.validation import Rules
@@ -49,7 +49,7 @@ WITH_FILM = {
 
 
 class Teams:
-    """tenants.toml and the keys made for it."""
+    """A tenants.toml and its API keys."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "tenants.toml"
@@ -75,10 +75,10 @@ def engine(tmp_path: Path) -> Iterator[FakeEngine]:
 
 def serving(engine: FakeEngine, teams: Teams, *, slots: int = 8, **more: Any) -> Any:
     gate = Gate(Admission(slots, max_waiting=100, max_wait_s=60))
-    return running(engine, book=Book(teams.path), gate=gate, rules=Rules("fake", 500), **more)
+    return running(engine, book=TenantStore(teams.path), gate=gate, rules=Rules("fake", 500), **more)
 
 
-def test_no_key_opens_nothing(engine: FakeEngine, teams: Teams) -> None:
+def test_wrong_keys_are_unauthorized(engine: FakeEngine, teams: Teams) -> None:
     key = teams.add("a")
     with serving(engine, teams) as gateway:
         for wrong in (None, "", "wrong", key[:-1], key + "x", "\xff"):
@@ -98,16 +98,16 @@ def test_no_key_opens_nothing(engine: FakeEngine, teams: Teams) -> None:
     assert len(engine.chats) == 1
 
 
-def test_the_engine_sees_what_the_policy_made(engine: FakeEngine, teams: Teams) -> None:
+def test_engine_receives_the_rewritten_request(engine: FakeEngine, teams: Teams) -> None:
     teams.add("a")
     teams.add("b", "may_sample = true")
-    asked = WITH_FILM | {"temperature": 0.8, "max_tokens": 9000, "user": "Jane"}
+    request = WITH_FILM | {"temperature": 0.8, "max_tokens": 9000, "user": "Jane"}
     with serving(engine, teams) as gateway:
         for name in ("a", "b", "a"):
             with gateway.client(teams.keys[name]) as client:
                 hidden = {"X-Vllm-Priority": "-9", "X-data-parallel-rank": "1", "X-Request-Id": "r1"}
                 hidden |= {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "age"}
-                assert client.post(CHAT, json=asked, headers=hidden).status_code == 200
+                assert client.post(CHAT, json=request, headers=hidden).status_code == 200
     one, two, three = engine.chats
     [image, text] = one.json["messages"][0]["content"]
     assert len(image.pop("uuid")) == 64
@@ -121,7 +121,7 @@ def test_the_engine_sees_what_the_policy_made(engine: FakeEngine, teams: Teams) 
 
 
 @pytest.mark.parametrize("more", [{"uuid": "x"}, {"n": 2}, {"priority": 1}, {"cache_salt": "guess"}])
-def test_a_refusal_has_the_field(engine: FakeEngine, teams: Teams, more: dict[str, Any]) -> None:
+def test_refusal_names_the_field(engine: FakeEngine, teams: Teams, more: dict[str, Any]) -> None:
     with serving(engine, teams_with(teams, "a")) as gateway, gateway.client(teams.keys["a"]) as client:
         answer = client.post(CHAT, json=BODY | more)
         assert answer.status_code == 400
@@ -132,7 +132,7 @@ def test_a_refusal_has_the_field(engine: FakeEngine, teams: Teams, more: dict[st
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("code", refusals.STATUS)
-def test_a_film_that_the_engine_s_plugin_refuses(engine: FakeEngine, teams: Teams, code: str, stream: bool) -> None:
+def test_film_refused_by_the_plugin(engine: FakeEngine, teams: Teams, code: str, stream: bool) -> None:
     status = refusals.STATUS[code]
     told = refusals.mark(code, "modality: Modality (0008,0060) is CT")
     engine.answer = Answer(status=status, error={"message": told, "type": "X", "param": None, "code": status})
@@ -146,7 +146,7 @@ def test_a_film_that_the_engine_s_plugin_refuses(engine: FakeEngine, teams: Team
     assert 'pedcxr_tenant_requests_total{outcome="refused",tenant="a"} 1.0' in page
 
 
-def test_another_error_of_the_engine_passes_as_it_is(engine: FakeEngine, teams: Teams) -> None:
+def test_other_engine_errors_are_passed_through(engine: FakeEngine, teams: Teams) -> None:
     error = {"message": "too many tokens: 9999", "type": "BadRequestError", "param": "input_tokens", "code": 400}
     engine.answer = Answer(status=400, error=error)
     with serving(engine, teams_with(teams, "a")) as gateway, gateway.client(teams.keys["a"]) as client:
@@ -161,7 +161,7 @@ def teams_with(teams: Teams, *names: str) -> Teams:
     return teams
 
 
-def test_models_are_those_it_may_use(engine: FakeEngine, teams: Teams) -> None:
+def test_tenant_sees_and_uses_its_models_only(engine: FakeEngine, teams: Teams) -> None:
     engine.models = ("fake", "adapter", "other")
     teams.add("a", 'models = ["fake", "adapter"]')
     with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
@@ -169,7 +169,7 @@ def test_models_are_those_it_may_use(engine: FakeEngine, teams: Teams) -> None:
         assert_openai_error(client.post(CHAT, json=BODY | {"model": "other"}), 404, "model_not_found")
 
 
-def test_limits_answer_429_with_retry_after(engine: FakeEngine, teams: Teams) -> None:
+def test_exceeded_limits_return_429_with_retry_after(engine: FakeEngine, teams: Teams) -> None:
     teams.add("rate", "requests_per_minute = 2")
     teams.add("busy", "max_concurrent = 1")
     with serving(engine, teams) as gateway:
@@ -187,7 +187,7 @@ def test_limits_answer_429_with_retry_after(engine: FakeEngine, teams: Teams) ->
             assert client.post(CHAT, json=BODY).status_code == 200
 
 
-def test_a_full_line_is_503(engine: FakeEngine) -> None:
+def test_full_queue_returns_503(engine: FakeEngine) -> None:
     engine.answer = Answer(first=0.5)
     gate = Gate(Admission(1, max_waiting=0, max_wait_s=60))
     with running(engine, gate=gate) as gateway, gateway.client() as client:
@@ -196,8 +196,8 @@ def test_a_full_line_is_503(engine: FakeEngine) -> None:
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_the_line_is_served_in_turns(engine: FakeEngine, teams: Teams) -> None:
-    """One slot; one team floods, the other comes later and is next."""
+def test_queue_alternates_between_tenants(engine: FakeEngine, teams: Teams) -> None:
+    """With one slot, a tenant that arrives after a flood of another tenant is served next."""
     teams_with(teams, "flood", "rare")
     engine.answer = Answer(first=0.2)
     with serving(engine, teams, slots=1) as gateway, ThreadPoolExecutor(9) as pool:
@@ -218,11 +218,11 @@ def test_the_line_is_served_in_turns(engine: FakeEngine, teams: Teams) -> None:
 
 
 @pytest.mark.parametrize(("weight", "share"), [(1, 0.5), (3, 0.75)])
-def test_shares_over_sockets(engine: FakeEngine, teams: Teams, weight: int, share: float) -> None:
-    """Both wait all the time; one has twice as many clients.
+def test_service_shares_follow_the_weights(engine: FakeEngine, teams: Teams, weight: int, share: float) -> None:
+    """Both tenants are always queued; one has twice as many clients.
 
-    Wide bounds, since a busy machine keeps the clients' threads from waiting in line all the time; the exact shares
-    are those of the simulation in test_admission.
+    The bounds are wide because on a busy machine the client threads do not keep the queue full. The simulation in
+    test_scheduler asserts exact shares.
     """
     teams.add("team", f"weight = {weight}")
     teams.add("flood")
@@ -243,7 +243,7 @@ def test_shares_over_sockets(engine: FakeEngine, teams: Teams, weight: int, shar
         assert service["team"] / sum(service.values()) == pytest.approx(share, abs=0.12)
 
 
-def test_a_client_that_leaves_the_line_is_never_sent(engine: FakeEngine) -> None:
+def test_request_of_a_client_that_leaves_the_queue_is_never_sent(engine: FakeEngine) -> None:
     engine.answer = Answer(first=1)
     gate = Gate(Admission(1, max_waiting=9, max_wait_s=60))
     with running(engine, gate=gate) as gateway, ThreadPoolExecutor(1) as pool:
@@ -259,7 +259,7 @@ def test_a_client_that_leaves_the_line_is_never_sent(engine: FakeEngine) -> None
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_abort_is_never_a_report(engine: FakeEngine, stream: bool) -> None:
+def test_aborted_report_is_an_error(engine: FakeEngine, stream: bool) -> None:
     engine.answer = Answer(finish="abort")
     with running(engine) as gateway, gateway.client() as client:
         answer = client.post(CHAT, json=BODY | {"stream": stream})
@@ -272,25 +272,29 @@ def test_an_abort_is_never_a_report(engine: FakeEngine, stream: bool) -> None:
         eventually(lambda: 'outcome="aborted",tenant="anonymous"} 1.0' in gateway.metrics())
 
 
-def test_a_stream_without_its_end_ends_in_an_error(engine: FakeEngine) -> None:
+def test_truncated_stream_ends_with_an_error(engine: FakeEngine) -> None:
     engine.answer = Answer(done=False)
     with running(engine) as gateway, gateway.client() as client:
         assert "engine_lost" in client.post(CHAT, json=BODY | {"stream": True}).text
 
 
-@pytest.mark.parametrize("asked", [True, False, None, "nothing"])
-def test_the_counting_event_comes_if_asked_for(engine: FakeEngine, asked: bool | str | None) -> None:
-    body = BODY | {"stream": True} | ({} if asked == "nothing" else {"stream_options": {"include_usage": asked}})
+@pytest.mark.parametrize("include_usage", [True, False, None, "nothing"])
+def test_usage_event_is_sent_on_request_only(engine: FakeEngine, include_usage: bool | str | None) -> None:
+    body = (
+        BODY
+        | {"stream": True}
+        | ({} if include_usage == "nothing" else {"stream_options": {"include_usage": include_usage}})
+    )
     with running(engine) as gateway, gateway.client() as client:
         answer = client.post(CHAT, json=body)
-        assert ('"usage"' in answer.text) is (asked is True)
+        assert ('"usage"' in answer.text) is (include_usage is True)
         assert answer.text.endswith("data: [DONE]\n\n")
         eventually(gateway.usage)
         (today,) = gateway.usage().values()
         assert today["anonymous"]["output_tokens"] == len(REPORT)
 
 
-def test_usage_survives_and_a_budget_stays_spent(engine: FakeEngine, teams: Teams, tmp_path: Path) -> None:
+def test_usage_and_budgets_survive_a_restart(engine: FakeEngine, teams: Teams, tmp_path: Path) -> None:
     teams.add("a", "tokens_per_day = 600")
     path = tmp_path / "usage.sqlite"
     counts = {
@@ -317,7 +321,7 @@ def test_usage_survives_and_a_budget_stays_spent(engine: FakeEngine, teams: Team
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_who_leaves_before_the_count_is_charged_for_what_it_saw(engine: FakeEngine) -> None:
+def test_client_that_leaves_early_is_charged_for_the_tokens_sent(engine: FakeEngine) -> None:
     engine.answer = Answer(stall_after=4)
     with running(engine) as gateway, gateway.client() as client:
         with client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
@@ -330,8 +334,8 @@ def test_who_leaves_before_the_count_is_charged_for_what_it_saw(engine: FakeEngi
         assert today["anonymous"]["reports"] == 0
 
 
-def test_a_stream_is_charged_while_it_runs(engine: FakeEngine) -> None:
-    """Or a team could begin many long reports before the first of them counts."""
+def test_stream_is_charged_while_it_runs(engine: FakeEngine) -> None:
+    """Otherwise a tenant could start many long reports before the first of them is charged."""
     engine.answer = Answer(stall_after=4)
     with running(engine) as gateway, gateway.client() as client:
         with client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
@@ -343,7 +347,7 @@ def test_a_stream_is_charged_while_it_runs(engine: FakeEngine) -> None:
         assert charged == prompt + OUTPUT_COST * 4
 
 
-def test_metrics_by_tenant(engine: FakeEngine, teams: Teams) -> None:
+def test_metrics_have_a_tenant_label(engine: FakeEngine, teams: Teams) -> None:
     teams.add("a")
     with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
         client.post(CHAT, json=WITH_FILM | {"stream": True})
@@ -371,13 +375,13 @@ def test_metrics_by_tenant(engine: FakeEngine, teams: Teams) -> None:
         assert line in page, line
 
 
-def test_an_edit_is_followed_while_requests_run(engine: FakeEngine, teams: Teams) -> None:
+def test_edit_takes_effect_during_in_flight_requests(engine: FakeEngine, teams: Teams) -> None:
     engine.answer = Answer(first=1.5)
     old = teams.add("a")
     with serving(engine, teams) as gateway, gateway.client(old) as client, ThreadPoolExecutor(1) as pool:
         running_request = pool.submit(client.post, CHAT, json=BODY)
         eventually(lambda: gateway.state.in_flight)
-        api_keys.revoke(teams.path, api_keys.listing(teams.path).split()[6])
+        api_keys.revoke(teams.path, api_keys.table(teams.path).split()[6])
         new = api_keys.new(teams.path, "a")
         eventually(lambda: gateway.state.book.reloads)
         engine.answer = Answer()
@@ -393,7 +397,7 @@ def test_an_edit_is_followed_while_requests_run(engine: FakeEngine, teams: Teams
             assert late.post(CHAT, json=BODY).status_code == 200
 
 
-def test_openai_s_own_client(engine: FakeEngine, teams: Teams) -> None:
+def test_openai_sdk_works(engine: FakeEngine, teams: Teams) -> None:
     teams.add("a")
     with serving(engine, teams) as gateway:
         with openai.OpenAI(base_url=gateway.listeners.url, api_key=teams.keys["a"], max_retries=0) as client:
@@ -408,27 +412,27 @@ def test_openai_s_own_client(engine: FakeEngine, teams: Teams) -> None:
             client.models.list()
 
 
-def test_nothing_identifying_is_kept(
+def test_no_identifying_text_is_stored(
     engine: FakeEngine, teams: Teams, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = teams.add("a")
     caplog.set_level(0)
     path = tmp_path / "audit.jsonl"
     log = audit.AuditLog(path, SECRET)
-    told = {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "body-part,age"}
+    headers = {"X-Pedcxr-Prompt": "card/1:0123456789ab", "X-Pedcxr-Allow": "body-part,age"}
     names = {"X-Pedcxr-Prompt": "card/1:Jane Doe", "X-Pedcxr-Allow": "age,Jane Doe"}
     with serving(engine, teams, audit=log, revision="sha256:0123") as gateway, gateway.client(key) as client:
-        client.post(CHAT, json=WITH_FILM | {"user": "Jane Doe"}, headers=told)
+        client.post(CHAT, json=WITH_FILM | {"user": "Jane Doe"}, headers=headers)
         client.post(CHAT, json=WITH_FILM | {"Jane Doe": 1}, headers=names)
         client.post(CHAT, content=b'{"Jane Doe": ')
         assert_openai_error(client.post(CHAT, json=WITH_FILM | {"model": "Jane Doe"}), 404, "model_not_found")
         client.post(CHAT, json=WITH_FILM, headers={"Authorization": "Bearer Jane Doe"})
         eventually(lambda: path.read_text().count("\n") == 4)
-        kept = path.read_text() + gateway.metrics() + json.dumps(gateway.usage())
-        kept += "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
+        stored = path.read_text() + gateway.metrics() + json.dumps(gateway.usage())
+        stored += "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
     log.close()
     for planted in ("Jane", "Doe", "iVBORw0", TEXT[:9], key, "5-year-old"):
-        assert planted not in kept
+        assert planted not in stored
     (first,) = [entry for entry in map(json.loads, path.read_text().splitlines()) if entry["outcome"] == "ok"]
     assert first["tenant"] == "a" and len(first["film"]) == len(first["prompt"]) == 64
     assert (first["prompt_tokens"], first["output_tokens"], first["finish_reason"]) == (300, 6, "stop")
@@ -437,7 +441,7 @@ def test_nothing_identifying_is_kept(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_who_comes_before_it_is_ready_is_counted(engine: FakeEngine, teams: Teams) -> None:
+def test_requests_before_readiness_are_counted(engine: FakeEngine, teams: Teams) -> None:
     teams.add("a")
     with serving(engine, teams) as gateway, gateway.client(teams.keys["a"]) as client:
         gateway.state.set_ready(False, "loading weights")
@@ -445,7 +449,7 @@ def test_who_comes_before_it_is_ready_is_counted(engine: FakeEngine, teams: Team
         assert 'pedcxr_rejections_total{reason="not_ready",tenant="a"} 1.0' in gateway.metrics()
 
 
-def test_the_audit_chain_shows_what_was_done_to_it(tmp_path: Path) -> None:
+def test_audit_chain_detects_changes(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     for start in range(0, 40, 10):  # four runs of a server
         log = audit.AuditLog(path, SECRET, max_bytes=4000)
@@ -476,7 +480,7 @@ def test_the_audit_chain_shows_what_was_done_to_it(tmp_path: Path) -> None:
     assert "to 39" in audit.verify(path, SECRET)
 
 
-def test_the_state_is_what_the_configuration_says(teams: Teams, tmp_path: Path) -> None:
+def test_state_follows_the_configuration(teams: Teams, tmp_path: Path) -> None:
     teams.add("a")
     flags = {
         "gateway.tenants": str(teams.path),
@@ -487,23 +491,23 @@ def test_the_state_is_what_the_configuration_says(teams: Teams, tmp_path: Path) 
     }
     settings = load.load(None, flags)
 
-    def made(env: dict[str, str]) -> State:
+    def build(env: dict[str, str]) -> State:
         with assemble.state(settings, tmp_path / "s", slots=2, image_tokens=64, demo=True, env=env) as state:
             return state
 
-    state = made({audit.KEY_VARIABLE: "k" * 32})
+    state = build({audit.KEY_VARIABLE: "k" * 32})
     assert (state.body_limit, state.rules.max_new_tokens, state.rules.model) == (3 << 20, 77, "named")
     assert set(state.book.current.all) == {"a"} and state.image_tokens == 64
     assert (tmp_path / "usage.sqlite").exists()
     with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY"):
-        made({})
+        build({})
     teams.path.unlink()
     with pytest.raises(ConfigError, match=r"tenants\.toml"):
-        made({audit.KEY_VARIABLE: "k" * 32})
+        build({audit.KEY_VARIABLE: "k" * 32})
 
 
 @pytest.mark.parametrize(("several", "at_once", "ready", "in_work"), [(False, 32, 32, 32), (True, 2, 6, 30)])
-def test_with_tenants_few_start_at_once_and_places_are_spare(
+def test_multi_tenant_mode_limits_starts_and_reserves_slots(
     teams: Teams, tmp_path: Path, several: bool, at_once: int, ready: int, in_work: int
 ) -> None:
     teams.add("a")
@@ -526,21 +530,21 @@ def test_with_tenants_few_start_at_once_and_places_are_spare(
         assert (line.next(0) is not None) == several
 
 
-def test_an_audit_log_needs_a_key() -> None:
+def test_audit_log_requires_a_key() -> None:
     for env in ({}, {audit.KEY_VARIABLE: "short"}):
         with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY") as caught:
             audit.key_from(env)
         assert "'short'" not in str(caught.value)
 
 
-def test_a_usage_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_invalid_usage_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "usage.sqlite"
     path.write_bytes(b"not a database, but long enough to be looked at" * 50)
     with pytest.raises(ConfigError, match=r"usage\.sqlite"):
         UsageStore(path)
 
 
-def test_usage_is_written_from_many_requests(tmp_path: Path) -> None:
+def test_usage_of_many_requests_is_summed(tmp_path: Path) -> None:
     path = tmp_path / "usage.sqlite"
     store = UsageStore(path)
     for _ in range(500):

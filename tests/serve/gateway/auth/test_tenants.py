@@ -1,4 +1,4 @@
-"""tenants.toml: read, refused, edited by `pedcxr-serve keys`, reloaded."""
+"""tenants.toml: reading, errors, edits by `pedcxr-serve keys`, reloading."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth import api_keys, tenants
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenants
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-D1, D2 = tenants.digest("one").hex(), tenants.digest("two").hex()
+D1, D2 = tenants.digest("one"), tenants.digest("two")
 FILE = f"""
 # our teams
 [tenant.radiology]
@@ -48,7 +48,7 @@ def parsed(text: str = FILE) -> Tenants:
     return tenants.parse(text, "tenants.toml")
 
 
-def test_a_file() -> None:
+def test_every_setting_is_read() -> None:
     team = parsed().all["radiology"]
     assert (team.weight, team.max_concurrent, team.requests_per_minute, team.tokens_per_day) == (3, 8, 60, 1_000_000)
     assert (team.models, team.may_sample, team.may_stream) == (("m",), True, False)
@@ -56,18 +56,18 @@ def test_a_file() -> None:
     assert parsed().all["research"].may_use("anything")
 
 
-def test_keys_open_until_they_expire() -> None:
-    known = parsed()
-    owner = known.owner("one", NOW)
+def test_key_is_valid_until_it_expires() -> None:
+    current = parsed()
+    owner = current.owner("one", NOW)
     assert owner is not None and owner.name == "radiology"
-    assert known.owner("one", NOW + timedelta(hours=12)) is None, "a date is good to the end of its day, in UTC"
-    assert known.owner("two", NOW) is None
-    assert known.owner("", NOW) is None
-    assert known.owner("\udcff", NOW) is None
+    assert current.owner("one", NOW + timedelta(hours=12)) is None, "valid to the end of its last day, in UTC"
+    assert current.owner("two", NOW) is None
+    assert current.owner("", NOW) is None
+    assert current.owner("\udcff", NOW) is None
 
 
-def test_without_a_file_everybody_is_anonymous() -> None:
-    owner = Tenants.nobody_in_particular().owner("anything", NOW)
+def test_without_a_file_every_key_is_anonymous() -> None:
+    owner = Tenants.anonymous().owner("anything", NOW)
     assert owner is not None and owner.name == "anonymous"
 
 
@@ -77,24 +77,29 @@ def test_without_a_file_everybody_is_anonymous() -> None:
         ("[tenant.a\nweight = 1", "line 1"),
         ("[tennant.a]", "tennant"),
         ("tenant = 3", "[tenant.NAME]"),
-        ("[tenant.A]", "tenant.A: allowed are names"),
+        ("[tenant.A]", "tenant.A: the name must be 1 to 32 characters of a-z 0-9 _ -"),
         ("[tenant.anonymous]", "reserved"),
-        ("tenant.a = 3", "tenant.a: write"),
-        ("[tenant.a]\nwieght = 2", "tenant.a.wieght: no such setting; allowed are weight"),
-        ("[tenant.a]\nweight = 0", "tenant.a.weight = 0: allowed is a number from 0.01 to 100"),
+        ("tenant.a = 3", "tenant.a: must be a table"),
+        ("[tenant.a]\nwieght = 2", "tenant.a.wieght: unknown name; did you mean weight?"),
+        ("[tenant.a]\nweight = 0", "tenant.a.weight = 0: must be a number between 0.01 and 100"),
         ("[tenant.a]\nweight = nan", "tenant.a.weight = nan"),
-        ("[tenant.a]\nmax_concurrent = 1.5", "a whole number from 1"),
-        ("[tenant.a]\ntokens_per_day = true", "tokens_per_day = True"),
-        ("[tenant.a]\nmay_stream = 1", "true or false"),
-        ("[tenant.a]\nmodels = 'm'", "a list of names"),
-        ("[tenant.a]\nkeys = 3", "[[tenant.a.keys]]"),
-        ("[[tenant.a.keys]]\nsha512 = 'x'", "tenant.a.keys[0]: allowed are sha256 and expires"),
-        ("[[tenant.a.keys]]\nsha256 = 'pcx-secret'", "tenant.a.keys[0].sha256: allowed is a digest"),
-        (f"[[tenant.a.keys]]\nsha256 = '{D1}'\nexpires = 2026-01-01T00:00:00", "offset from UTC"),
-        (f"[[tenant.a.keys]]\nsha256 = '{D1}'\n[[tenant.b.keys]]\nsha256 = '{D1}'", "a's key too"),
+        ("[tenant.a]\nmax_concurrent = 1.5", "tenant.a.max_concurrent = 1.5: must be an integer between 1 and 100,000"),
+        ("[tenant.a]\ntokens_per_day = true", "tokens_per_day = True: must be an integer between 1 and"),
+        ("[tenant.a]\nmay_stream = 1", "tenant.a.may_stream = 1: must be true or false"),
+        ("[tenant.a]\nmodels = 'm'", "tenant.a.models = 'm': must be a list of strings"),
+        ("[tenant.a]\nkeys = 3", "tenant.a.keys = 3: must be a list of tables [[tenant.NAME.keys]]"),
+        ("[tenant.a]\nkeys = [3]", "tenant.a.keys[0]: must be a table"),
+        ("[[tenant.a.keys]]", "tenant.a.keys[0].sha256: required; must be 64 hexadecimal digits"),
+        ("[[tenant.a.keys]]\nsha512 = 'x'", "tenant.a.keys[0].sha512: unknown name; did you mean keys[].sha256?"),
+        ("[[tenant.a.keys]]\nsha256 = 'pcx-secret'", "tenant.a.keys[0].sha256: must be 64 hexadecimal digits"),
+        (
+            f"[[tenant.a.keys]]\nsha256 = '{D1}'\nexpires = 2026-01-01T00:00:00",
+            "must be a date, or a date and time with its offset from UTC",
+        ),
+        (f"[[tenant.a.keys]]\nsha256 = '{D1}'\n[[tenant.b.keys]]\nsha256 = '{D1}'", "also belongs to tenant a"),
     ],
 )
-def test_what_is_wrong_is_told_with_file_key_and_remedy(text: str, words: str) -> None:
+def test_error_has_file_key_and_requirement(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parsed(text)
     assert words in str(caught.value)
@@ -102,7 +107,7 @@ def test_what_is_wrong_is_told_with_file_key_and_remedy(text: str, words: str) -
     assert "pcx-secret" not in str(caught.value)
 
 
-def test_an_unreadable_file(path: Path) -> None:
+def test_unreadable_file_is_rejected(path: Path) -> None:
     for content in (b"\xff", b"#" * (2 << 20)):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"tenants\.toml"):
@@ -111,7 +116,7 @@ def test_an_unreadable_file(path: Path) -> None:
         tenants.load(path.with_name("absent"))
 
 
-def test_a_first_key_makes_file_and_tenant(path: Path) -> None:
+def test_first_key_creates_file_and_tenant(path: Path) -> None:
     key = api_keys.new(path, "radiology")
     owner = tenants.load(path).owner(key, NOW)
     assert owner is not None and owner.name == "radiology"
@@ -120,80 +125,80 @@ def test_a_first_key_makes_file_and_tenant(path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["tenants.toml"]
 
 
-def test_keys_come_and_go_and_comments_stay(path: Path) -> None:
+def test_new_and_revoke_preserve_comments(path: Path) -> None:
     path.write_text(FILE)
     key = api_keys.new(path, "radiology", expires=date(2999, 1, 1))
     other = api_keys.new(path, "new-team")
     assert FILE.strip() in path.read_text()
     assert {tenant.name for tenant in tenants.load(path).all.values()} == {"radiology", "research", "new-team"}
-    assert api_keys.revoke(path, tenants.digest(key).hex()[:12]) == "radiology"
+    assert api_keys.revoke(path, tenants.digest(key)[:12]) == "radiology"
     assert api_keys.revoke(path, D1[:8]) == "radiology"
-    known = tenants.load(path)
-    assert known.owner(key, NOW) is None and known.owner("one", NOW) is None
-    assert known.owner(other, NOW) is not None
-    assert known.all["radiology"].weight == 3
+    current = tenants.load(path)
+    assert current.owner(key, NOW) is None and current.owner("one", NOW) is None
+    assert current.owner(other, NOW) is not None
+    assert current.all["radiology"].weight == 3
     assert "# they paid for it" in path.read_text()
 
 
-def test_the_listing_names_keys_without_giving_them(path: Path) -> None:
+def test_key_table_prints_prefixes_of_digests_only(path: Path) -> None:
     path.write_text(FILE + "\n[tenant.idle]\n")
-    shown = api_keys.listing(path)
-    assert D1[:12] in shown and D1 not in shown
-    assert "idle" in shown and "(expired)" in shown
+    text = api_keys.table(path)
+    assert D1[:12] in text and D1 not in text
+    assert "idle" in text and "(expired)" in text
 
 
 @pytest.mark.parametrize("name", ["", "A b", "a.b", "a]\n[x", "anonymous"])
-def test_bad_names_are_refused_and_the_file_stays(path: Path, name: str) -> None:
+def test_invalid_names_are_rejected_and_the_file_is_unchanged(path: Path, name: str) -> None:
     path.write_text(FILE)
     with pytest.raises(ConfigError):
         api_keys.new(path, name)
     assert path.read_text() == FILE
 
 
-def test_a_key_that_is_not_there_or_not_in_lines_of_its_own(path: Path) -> None:
+def test_revoke_rejects_absent_ambiguous_and_inline_keys(path: Path) -> None:
     inline = f'[tenant.a]\nkeys = [{{sha256 = "{D1}"}}, {{sha256 = "{D2}"}}]\n'
     path.write_text(inline)
-    for short, words in (("ffffffff", "0 keys"), ("", "0 keys"), (D1[:3], "0 keys"), (D1[:8], "by hand")):
+    for prefix, words in (("ffffffff", "0 keys"), ("", "0 keys"), (D1[:3], "0 keys"), (D1[:8], "by hand")):
         with pytest.raises(ConfigError, match=words):
-            api_keys.revoke(path, short)
+            api_keys.revoke(path, prefix)
     assert path.read_text() == inline
 
 
-def touched(path: Path, text: str) -> None:
+def rewrite(path: Path, text: str) -> None:
     before = path.stat().st_mtime_ns
     path.write_text(text)
     os.utime(path, ns=(before + 1, before + 1))
 
 
-def test_the_book_follows_the_file_and_survives_a_broken_edit(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_store_reloads_and_survives_an_invalid_edit(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text(FILE)
-    book = Book(path)
-    book.look()
-    assert book.reloads == 0
-    touched(path, FILE + "\n[tenant.late]\n")
-    book.look()
-    assert "late" in book.current.all and book.reloads == 1
+    store = TenantStore(path)
+    store.look()
+    assert store.reloads == 0
+    rewrite(path, FILE + "\n[tenant.late]\n")
+    store.look()
+    assert "late" in store.current.all and store.reloads == 1
     with caplog.at_level(logging.ERROR):
-        touched(path, "[tenant.late]\nweight = -1\n")
-        book.look()
-    assert "radiology" in book.current.all
-    assert book.broken is not None and "tenant.late.weight = -1" in book.broken
+        rewrite(path, "[tenant.late]\nweight = -1\n")
+        store.look()
+    assert "radiology" in store.current.all
+    assert store.broken is not None and "tenant.late.weight = -1" in store.broken
     assert "tenant.late.weight = -1" in caplog.text
     path.unlink()
-    book.look()
-    assert "radiology" in book.current.all, "a file that is gone is a broken edit"
+    store.look()
+    assert "radiology" in store.current.all, "a deleted file counts as an invalid edit"
     path.write_text(FILE)
-    book.look()
-    assert book.broken is None
+    store.look()
+    assert store.broken is None
 
 
-def test_a_book_without_a_file_never_reloads() -> None:
-    book = Book(None)
-    book.reload()
-    book.look()
-    assert book.current.anonymous
+def test_store_without_a_file_never_reloads() -> None:
+    store = TenantStore(None)
+    store.reload()
+    store.look()
+    assert store.current.is_anonymous and store.reloads == 0
 
 
-def test_every_setting_is_in_the_reference() -> None:
-    page = tenants.reference()
+def test_reference_contains_every_setting() -> None:
+    page = tenants.SCHEMA.markdown("key")
     assert all(f"`{name}`" in page for name in ("weight", "max_concurrent", "models", "may_stream", "tokens_per_day"))

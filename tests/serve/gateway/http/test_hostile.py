@@ -17,9 +17,9 @@ import pytest
 
 from pedcxr_serve.gateway import upstream
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.gateway.auth.tenant_store import Book
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.http import connection_limiter, protocol
-from pedcxr_serve.gateway.request.body import Bodies
+from pedcxr_serve.gateway.request.body import BodyMemory
 from tests.support.fake_engine import Answer, FakeEngine
 from tests.support.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
@@ -34,7 +34,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeEngine]:
 
 @pytest.fixture(scope="module")
 def shared(engine: FakeEngine) -> Iterator[Gateway]:
-    with running(engine, bodies=Bodies(8 * LIMIT, timeout_s=1)) as gateway:
+    with running(engine, bodies=BodyMemory(8 * LIMIT, timeout_s=1)) as gateway:
         yield gateway
 
 
@@ -46,7 +46,7 @@ def gateway(shared: Gateway) -> Iterator[Gateway]:
     shared.engine.answer = Answer()
     with shared.client() as client:
         assert client.post(CHAT, json=BODY).status_code == 200
-    eventually(lambda: shared.state.bodies.held == 0 and shared.state.in_flight == 0)
+    eventually(lambda: shared.state.bodies.in_use == 0 and shared.state.in_flight == 0)
     admission = shared.state.gate.admission
     eventually(lambda: (admission.running, admission.waiting) == (0, 0))
 
@@ -104,7 +104,7 @@ def test_a_body_without_end(gateway: Gateway) -> None:
                 plug.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                 sent += 65536
     assert sent < 30 * LIMIT, "it is cut off"
-    assert gateway.state.bodies.held <= LIMIT
+    assert gateway.state.bodies.in_use <= LIMIT
 
 
 def test_a_body_in_crumbs(gateway: Gateway) -> None:
@@ -133,17 +133,17 @@ def test_half_a_body_and_gone(gateway: Gateway) -> None:
 def test_one_teams_bodies_leave_room_for_another(engine: FakeEngine, tmp_path: Path) -> None:
     path = tmp_path / "tenants.toml"
     greedy, other = api_keys.new(path, "greedy"), api_keys.new(path, "other")
-    with running(engine, bodies=Bodies(2 * LIMIT, timeout_s=5), book=Book(path)) as gateway:
+    with running(engine, bodies=BodyMemory(2 * LIMIT, timeout_s=5), book=TenantStore(path)) as gateway:
         with contextlib.ExitStack() as stack:
             for _ in range(2):
                 plug = stack.enter_context(connected(gateway))
                 plug.sendall(head(LIMIT, f"Authorization: Bearer {greedy}") + b"x" * int(0.7 * LIMIT))
-            eventually(lambda: gateway.state.bodies.held == 2 * int(0.7 * LIMIT))
+            eventually(lambda: gateway.state.bodies.in_use == 2 * int(0.7 * LIMIT))
             with gateway.client(greedy) as client:
                 assert_openai_error(client.post(CHAT, content=b" " * (LIMIT // 4)), 503, "no_room")
             with gateway.client(other) as client:
                 assert client.post(CHAT, json=BODY).status_code == 200
-        eventually(lambda: gateway.state.bodies.held == 0)
+        eventually(lambda: gateway.state.bodies.in_use == 0)
         with gateway.client(greedy) as client:
             assert client.post(CHAT, json=BODY).status_code == 200
 
@@ -245,7 +245,7 @@ def test_the_connection_that_waits_longest_gives_way(engine: FakeEngine, monkeyp
             assert all(heard(plug) == b"" for plug in plugs[:80]), "pushed out by the later ones"
             assert gateway.state.in_flight == 1, "but never a request in work"
             plugs[-1].sendall(head(5) + b"{")
-            eventually(lambda: gateway.state.bodies.held == 1)
+            eventually(lambda: gateway.state.bodies.in_use == 1)
 
 
 def test_more_requests_than_connections_are_told(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_more_requests_than_connections_are_told(engine: FakeEngine, monkeypatch
     with running(engine) as gateway, contextlib.ExitStack() as stack:
         for _ in range(16):
             stack.enter_context(connected(gateway)).sendall(head(5) + b"{")
-        eventually(lambda: gateway.state.bodies.held == 16)
+        eventually(lambda: gateway.state.bodies.in_use == 16)
         with connected(gateway) as plug:
             answer = heard(plug)
         assert b" 503 " in answer and b"retry-after: " in answer

@@ -202,7 +202,7 @@ def test_the_command_refuses_it_before_the_engine_starts(files: Files) -> None:
     command += ["--tls-cert", str(files.certificate), "--tls-key", str(files.key)]
     for words, told in (
         (command, f"gateway.tls_key: {files.key} cannot be used"),
-        (command[:-2], "only together with gateway.tls_key"),
+        (command[:-2], "requires gateway.tls_key"),
     ):
         ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert (ended.returncode, told in ended.stderr) == (2, True), ended.stderr

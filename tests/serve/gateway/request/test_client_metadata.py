@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pedcxr_serve.gateway.accounting.share import Shares
-from pedcxr_serve.gateway.request.client_metadata import Note
+from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 
 
 @pytest.mark.parametrize(
-    ("profile", "kept"),
+    ("profile", "valid"),
     [
         ("card/1:0123456789ab", True),
         ("training/999:ffffffffffff", True),
@@ -26,12 +26,12 @@ from pedcxr_serve.gateway.request.client_metadata import Note
         ("a" * 17 + "/1:0123456789ab", False),
     ],
 )
-def test_a_prompt_profile(profile: str, kept: bool) -> None:
-    assert Note.of({"x-pedcxr-prompt": profile}).prompt_profile == (profile if kept else None)
+def test_prompt_profile(profile: str, valid: bool) -> None:
+    assert ClientMetadata.of({"x-pedcxr-prompt": profile}).prompt_profile == (profile if valid else None)
 
 
 @pytest.mark.parametrize(
-    ("allowed", "kept"),
+    ("header", "names"),
     [
         ("age", ("age",)),
         ("age, body-part", ("age", "body-part")),
@@ -43,16 +43,16 @@ def test_a_prompt_profile(profile: str, kept: bool) -> None:
         ("a" * 21, None),
     ],
 )
-def test_overrides(allowed: str, kept: tuple[str, ...] | None) -> None:
-    assert Note.of({"x-pedcxr-allow": allowed}).overrides == kept
-    assert Note.of({}) == Note(None, None)
+def test_overrides(header: str, names: tuple[str, ...] | None) -> None:
+    assert ClientMetadata.of({"x-pedcxr-allow": header}).overrides == names
+    assert ClientMetadata.of({}) == ClientMetadata(None, None)
 
 
 @given(st.text(), st.text())
-def test_nothing_but_the_two_forms_gets_through(profile: str, allowed: str) -> None:
-    note = Note.of({"x-pedcxr-prompt": profile, "x-pedcxr-allow": allowed})
-    assert re.fullmatch(r"None|[a-z]+/[0-9]+:[0-9a-f]{12}", str(note.prompt_profile))
-    assert re.fullmatch(r"[a-z-]*", "".join(note.overrides or ()))
+def test_other_forms_are_dropped(profile: str, header: str) -> None:
+    metadata = ClientMetadata.of({"x-pedcxr-prompt": profile, "x-pedcxr-allow": header})
+    assert re.fullmatch(r"None|[a-z]+/[0-9]+:[0-9a-f]{12}", str(metadata.prompt_profile))
+    assert re.fullmatch(r"[a-z-]*", "".join(metadata.overrides or ()))
 
 
 def test_shares_of_the_last_minute() -> None:

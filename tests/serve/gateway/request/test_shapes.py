@@ -1,4 +1,4 @@
-"""Requests that two readers could take for two different ones, and those that are hardly requests, byte by byte."""
+"""Malformed HTTP, and requests that two parsers could read differently, byte by byte."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ REFUSED = {
     "coding on two lines": post("Transfer-Encoding: chun", " ked") + chunked(RAW),
     "a chunk of negative size": post("Transfer-Encoding: chunked") + b"-1\r\n" + RAW,
     "a chunk over 64 bits": post("Transfer-Encoding: chunked") + b"ffffffffffffffffff\r\n" + RAW,
-    "a chunk longer than told": post("Transfer-Encoding: chunked") + b"1\r\n" + RAW + b"\r\n0\r\n\r\n",
+    "a chunk longer than its size": post("Transfer-Encoding: chunked") + b"1\r\n" + RAW + b"\r\n0\r\n\r\n",
     "a chunk's line ended by LF": post("Transfer-Encoding: chunked") + chunked(RAW).replace(b"\r\n", b"\n"),
     "LF in a chunk's extension": post("Transfer-Encoding: chunked") + chunked(RAW, ";a\nb"),
     "two hosts": get("Host: x", "Host: y"),
@@ -60,22 +60,22 @@ REFUSED = {
     "NUL in a header": get("Host: x", "A: b\0c"),
     "CR in a header": get("Host: x", "A: b\rC: d"),
     "an address of bytes": get("Host: x", target="/\xff\xfe"),
-    "half an address": get("Host: x", target="http://["),
+    "an incomplete address": get("Host: x", target="http://["),
     "a tunnel": b"CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\n" + NEXT.encode(),
-    "HTTP/2 without asking": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(50),
+    "HTTP/2 without an upgrade": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(50),
     "HTTP/3.0": get("Host: x", version="HTTP/3.0"),
-    "a method in small letters": get("Host: x").replace(b"GET", b"get"),
+    "a method in lower case": get("Host: x").replace(b"GET", b"get"),
 }
 SERVED = {
     "chunks": post("Transfer-Encoding: chunked") + chunked(RAW),
     "chunks with extensions": post("Transfer-Encoding: chunked") + chunked(RAW, ";a=b"),
     "a tab before the coding": post("Transfer-Encoding:\tchunked") + chunked(RAW),
     "an encoding in a trailer": post("Transfer-Encoding: chunked") + chunked(RAW, "", "Content-Encoding: gzip\r\n"),
-    "a line's end too many": post(f"Content-Length: {SIZE}") + RAW + b"\r\n",
-    "HTTP/2 asked for, as Java does": post(*H2C, f"Content-Length: {SIZE}") + RAW,
-    "HTTP/2 asked for, in chunks": post(*H2C, "Transfer-Encoding: chunked") + chunked(RAW),
-    "a WebSocket asked for": get("Host: x", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a"),
-    "an expectation nobody knows": post("Expect: 200-maybe", f"Content-Length: {SIZE}") + RAW,
+    "an extra line end": post(f"Content-Length: {SIZE}") + RAW + b"\r\n",
+    "an upgrade to HTTP/2, as Java sends it": post(*H2C, f"Content-Length: {SIZE}") + RAW,
+    "an upgrade to HTTP/2, in chunks": post(*H2C, "Transfer-Encoding: chunked") + chunked(RAW),
+    "an upgrade to WebSocket": get("Host: x", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: a"),
+    "an unknown expectation": post("Expect: 200-maybe", f"Content-Length: {SIZE}") + RAW,
     "a body with GET": get("Host: x", "Content-Length: 5") + b"GET /",
 }
 
@@ -86,9 +86,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         yield gateway
 
 
-def heard(gateway: Gateway, sent: bytes) -> bytes:
+def exchange(gateway: Gateway, request: bytes) -> bytes:
     with socket.create_connection(gateway.address, timeout=10) as plug:
-        plug.sendall(sent)
+        plug.sendall(request)
         parts = []
         while part := plug.recv(65536):
             parts.append(part)
@@ -100,9 +100,9 @@ def statuses(answer: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_can_be_read_in_two_ways_is_answered_once_and_cut_off(gateway: Gateway, name: str) -> None:
+def test_ambiguous_requests_get_one_400_and_a_closed_connection(gateway: Gateway, name: str) -> None:
     before = len(gateway.engine.chats)
-    answer = heard(gateway, REFUSED[name])
+    answer = exchange(gateway, REFUSED[name])
     head, _, body = answer.partition(b"\r\n\r\n")
     assert statuses(answer) == [b"400"]
     assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
@@ -112,23 +112,23 @@ def test_what_can_be_read_in_two_ways_is_answered_once_and_cut_off(gateway: Gate
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_what_looks_odd_and_is_not_is_served_and_the_connection_goes_on(gateway: Gateway, name: str) -> None:
-    assert statuses(heard(gateway, SERVED[name] + LAST.encode())) == [b"200", b"200"]
+def test_unusual_but_valid_requests_are_served_on_an_open_connection(gateway: Gateway, name: str) -> None:
+    assert statuses(exchange(gateway, SERVED[name] + LAST.encode())) == [b"200", b"200"]
 
 
-def test_in_any_pieces_the_same(gateway: Gateway) -> None:
-    """A request that asks for HTTP/2 is put together anew; wherever it is cut, the body stays whole."""
-    sent = SERVED["HTTP/2 asked for, as Java does"] + LAST.encode()
+def test_fragmentation_does_not_matter(gateway: Gateway) -> None:
+    """The gateway rebuilds a request for an HTTP/2 upgrade; the body stays whole wherever it is split."""
+    request = SERVED["an upgrade to HTTP/2, as Java sends it"] + LAST.encode()
     for size in (1, 7, 150, 190):
         with socket.create_connection(gateway.address, timeout=10) as plug:
             plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for start in range(0, len(sent), size):
-                plug.sendall(sent[start : start + size])
+            for start in range(0, len(request), size):
+                plug.sendall(request[start : start + size])
             answer = b"".join(iter(lambda plug=plug: plug.recv(65536), b""))
         assert statuses(answer) == [b"200", b"200"], size
         assert gateway.engine.chats[-1].json["messages"] == BODY["messages"]
 
 
-def test_garbage_behind_a_request_is_not_taken_for_its_end(gateway: Gateway) -> None:
-    """Which of the two a single answer would be for, nobody could tell: so there is none."""
-    assert heard(gateway, post(f"Content-Length: {SIZE}") + RAW + b"\0\1garbage") == b""
+def test_garbage_after_a_request_closes_the_connection_without_a_response(gateway: Gateway) -> None:
+    """No response is sent because a client could not tell which of the two requests it belongs to."""
+    assert exchange(gateway, post(f"Content-Length: {SIZE}") + RAW + b"\0\1garbage") == b""
