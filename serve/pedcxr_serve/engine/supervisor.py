@@ -18,13 +18,13 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import aiohttp
 
 from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import health
-from pedcxr_serve.engine.backoff import Backoff
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.socket_dir import clear
 from pedcxr_serve.errors import EngineDied, EngineError, EngineNotReady
@@ -36,6 +36,40 @@ _STOP_GRACE_S = 30.0  # vLLM takes about 7 s to leave in order
 _HURRY_GRACE_S = 2.0  # of one that somebody waits for: half of what he is promised
 _KILL_GRACE_S = 0.0  # of one that is dead or hangs: nobody waits for it
 _LINES = 15
+_STABLE_S = 600.0  # an engine that ran this long starts without a wait
+
+
+@dataclass(slots=True)
+class RestartBackoff:
+    """Seconds to wait before each start: 0, 1, 2, 4 ... and never more than ``longest_s``.
+
+    Attributes:
+        most_failures: starts in a row that may fail; then there is no next one.
+    """
+
+    longest_s: float
+    most_failures: int
+    _failures: int = field(default=0, init=False)
+    _ends: int = field(default=0, init=False)
+
+    def ended(self, lived_s: float) -> float | None:
+        """The engine ended after it was ready for so long; one that was steady is forgiven what was before.
+
+        Returns:
+            seconds to wait before the next start; None if there is to be none.
+        """
+        self._failures = 0
+        self._ends = 1 if lived_s >= _STABLE_S else self._ends + 1
+        return self._next_wait() if self.most_failures else None
+
+    def failed(self) -> float | None:
+        """A start failed; returns as `ended`."""
+        self._failures += 1
+        self._ends += 1
+        return self._next_wait() if self._failures < self.most_failures else None
+
+    def _next_wait(self) -> float:
+        return 0.0 if self._ends == 1 else min(self.longest_s, 2.0 ** min(self._ends - 2, 30))
 
 
 class Supervisor:
@@ -62,7 +96,7 @@ class Supervisor:
         self._launch, self._state, self._session = launch, state, session
         self._config, self._model, self._console = config, model, console
         self._engine = launch()
-        self._backoff = Backoff(config.restart_wait_s, config.restarts)
+        self._backoff = RestartBackoff(config.restart_wait_s, config.restarts)
         self._ready_at = 0.0
 
     async def start(self) -> None:

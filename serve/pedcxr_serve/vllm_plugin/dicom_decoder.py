@@ -16,7 +16,7 @@ from pedcxr_client.films import dicom
 from pedcxr_client.films import film as image
 from pedcxr_client.films.pixel_stats import PixelStats
 from pedcxr_serve.vllm_plugin.decoder_process import Darkroom
-from pedcxr_serve.vllm_plugin.refused import FilmRefused
+from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
 CHECKS = ("modality", "presentation", "body-part", "human", "burned-in-text", "quality")
 """Those of `pedcxr_client.checks.rules` that need nothing but the film. A header that names another part than a chest

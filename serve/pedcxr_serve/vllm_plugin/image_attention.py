@@ -24,7 +24,7 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from pedcxr_serve.vllm_plugin.segments import Segment, split
+from pedcxr_serve.vllm_plugin.query_segments import Segment, split
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backend import CommonAttentionMetadata

@@ -11,7 +11,7 @@ import io
 from PIL import Image, ImageOps
 
 from pedcxr_serve.vllm_plugin import dicom_decoder
-from pedcxr_serve.vllm_plugin.refused import FilmRefused
+from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
 __all__ = ["FORMATS", "FilmRefused", "decode"]
 

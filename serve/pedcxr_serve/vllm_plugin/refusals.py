@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["STATUS", "Refusal", "mark", "read"]
+__all__ = ["STATUS", "FilmRefusal", "FilmRefused", "mark", "read"]
 
 STATUS = {
     "film_refused": 400,  # a plain image that cannot be used
@@ -21,8 +21,20 @@ STATUS = {
 """Every code, and the HTTP status it goes with."""
 
 
+class FilmRefused(ValueError):
+    """The film cannot be used; the message says why and what to do instead, and nothing of its content.
+
+    Attributes:
+        code: one of `STATUS`.
+    """
+
+    def __init__(self, message: str, code: str = "film_refused") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class FilmRefusal:
     """One of `STATUS`, and the words for a person."""
 
     code: str
@@ -48,11 +60,11 @@ def mark(code: str, message: str) -> str:
     return f"{code}: {message}"
 
 
-def read(body: bytes) -> Refusal | None:
+def read(body: bytes) -> FilmRefusal | None:
     """The refusal in an engine's error body; None for any other error."""
     try:
         message = msgspec.json.decode(body, type=_Body).error.message
     except msgspec.DecodeError:
         return None
     code, colon, words = message.partition(": ")
-    return Refusal(code, words) if colon and code in STATUS else None
+    return FilmRefusal(code, words) if colon and code in STATUS else None

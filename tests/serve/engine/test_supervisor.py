@@ -21,9 +21,8 @@ from prometheus_client import generate_latest
 
 from pedcxr_serve.config.load import GatewayConfig
 from pedcxr_serve.engine import supervisor
-from pedcxr_serve.engine.backoff import Backoff
 from pedcxr_serve.engine.process import Engine
-from pedcxr_serve.engine.supervisor import Supervisor
+from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor
 from pedcxr_serve.errors import EngineDied
 from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.gate import Gate
@@ -255,7 +254,7 @@ def test_no_restart_if_none_is_wanted(tmp_path: Path) -> None:
 
 
 def test_the_wait_grows_and_is_forgiven() -> None:
-    backoff = Backoff(30.0, 5)
+    backoff = RestartBackoff(30.0, 5)
     assert [backoff.ended(10) for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
     assert backoff.ended(3600) == 0
     assert [backoff.failed() for _ in range(5)] == [1, 2, 4, 8, None]

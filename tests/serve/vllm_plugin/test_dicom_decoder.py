@@ -176,6 +176,6 @@ def test_refusals_survive_the_engine() -> None:
     for code, status in refusals.STATUS.items():
         body = b'{"error": {"message": "%s", "type": "x", "param": null, "code": 422}}'
         told = refusals.read(body % refusals.mark(code, "a: b").encode())
-        assert told == refusals.Refusal(code, "a: b") and told.status == status
+        assert told == refusals.FilmRefusal(code, "a: b") and told.status == status
     for other in (b"", b"[]", b'{"error": null}', b'{"error": {"message": "no: code"}}', b'{"error": {"message": 5}}'):
         assert refusals.read(other) is None

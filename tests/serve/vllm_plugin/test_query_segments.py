@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from pedcxr_serve.vllm_plugin.segments import Segment, split
+from pedcxr_serve.vllm_plugin.query_segments import Segment, split
 
 IMAGE = (5, 68)
 
