@@ -44,7 +44,7 @@ def _bare_start(folder: Path, flags: Sequence[str]) -> float:
     )
     env = {**os.environ, **dict(made.env), "VLLM_PLUGINS": ""}
     del env["VLLM_MEDIA_CONNECTOR"]
-    code = "import sys; from pedcxr_serve.engine.vllm_main import stock; stock(sys.argv[1:])"
+    code = "import sys; from pedcxr_serve.engine.vllm_main import run_vllm; run_vllm(sys.argv[1:])"
     command = [sys.executable, "-c", code, *made.argv]
     start = time.perf_counter()
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -57,7 +57,7 @@ def _bare_start(folder: Path, flags: Sequence[str]) -> float:
 
 async def _answers(socket: Path) -> None:
     async with aiohttp.ClientSession("http://engine", connector=aiohttp.UnixConnector(str(socket))) as session:
-        while not await health.healthy(session):
+        while not await health.is_healthy(session):
             await asyncio.sleep(0.1)
 
 

@@ -119,7 +119,7 @@ def test_an_engine_that_dies_takes_the_server_down_if_so_wanted() -> None:
         [engine] = [pid for pid in pids if "EngineCore" in title(pid)]
         os.kill(engine, signal.SIGKILL)
         assert running.process.wait(60) == 4
-        assert "the engine ended by itself" in running.log.read_text()
+        assert "engine exited unexpectedly" in running.log.read_text()
         assert "engine | " in running.log.read_text()
     assert alive(pids) == set()
     assert leftovers() - before == set()
@@ -165,7 +165,7 @@ def test_a_second_start_on_the_same_socket_folder(tmp_path: Path) -> None:
     with launched("--socket-dir", str(folder)) as first:
         until(lambda: (folder / "lock").exists())
         second = start("--socket-dir", str(folder))
-        assert (second.returncode, "held by a server" in second.stderr) == (2, True)
+        assert (second.returncode, "in use by a running server" in second.stderr) == (2, True)
         first.terminate()
         assert first.wait(60) == 0
     assert not folder.exists()
