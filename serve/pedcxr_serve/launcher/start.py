@@ -40,7 +40,7 @@ def start(settings: load.ServeConfig, *, demo: bool = False) -> None:
         listeners = stack.enter_context(listen(settings.gateway))
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket)
-        # `inspect` refuses a checkpoint whose processor and vision tower differ in image size, so the tower's is enough.
+        # The processor uses the same size: `inspect` refuses a checkpoint in which the two differ.
         side = checkpoint.shape.vision.image_size if checkpoint.shape else 0
         state = stack.enter_context(
             assemble.state(

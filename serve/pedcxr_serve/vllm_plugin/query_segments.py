@@ -1,4 +1,7 @@
-"""Cutting a request's query tokens at its images. Pure; `attention` says what for."""
+"""Split a request's query tokens at its images, for `image_attention`.
+
+This module imports neither torch nor vLLM, so that its tests run without them.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive query tokens of one request that share a mask.
+    """Consecutive query tokens of one request that share an attention mask.
 
     Attributes:
         row: the request's row in the batch.
-        length: query tokens, >= 0.
-        seq_len: keys the segment's last token may see, counted from the request's start.
-        causal: whether earlier tokens of the segment see fewer keys than the last.
+        length: number of query tokens, >= 0.
+        seq_len: number of keys that the segment's last token attends to, counted from the start of the request.
+        causal: whether earlier tokens of the segment attend to fewer keys than the last token.
     """
 
     row: int
@@ -24,7 +27,7 @@ class Segment:
 
 
 def split(row: int, start: int, stop: int, images: Sequence[tuple[int, int]]) -> Iterator[Segment]:
-    """Cut the query tokens at positions ``[start, stop)`` of a request at its images.
+    """Split the query tokens at positions ``[start, stop)`` of a request at its images.
 
     Args:
         row: the request's row in the batch.
@@ -33,22 +36,22 @@ def split(row: int, start: int, stop: int, images: Sequence[tuple[int, int]]) ->
         images: ``(first, last)`` positions of each image's tokens, both inclusive, in ascending order.
 
     Raises:
-        RuntimeError: if an image ends beyond ``stop``, that is, was split over two steps.
+        RuntimeError: if an image ends at or after ``stop``, which means that it was split over two steps.
     """
-    at = start
+    position = start
     for first, last in images:
-        if last < at or first >= stop:
+        if last < position or first >= stop:
             continue
         if last >= stop:
             raise RuntimeError(
-                f"an image (tokens {first}-{last}) is split over two steps at {stop}; start vLLM with "
-                "--disable-chunked-mm-input and --max-num-batched-tokens of at least one prompt"
+                f"an image (tokens {first} to {last}) is split over two steps at token {stop}; start vLLM with "
+                "--disable-chunked-mm-input, and with --max-num-batched-tokens no smaller than the longest prompt"
             )
-        if first > at:
-            yield Segment(row, first - at, first, causal=True)
-        # A prefix-cache hit may have computed the image's first tokens; the rest still sees all of it.
-        begin = max(first, at)
+        if first > position:
+            yield Segment(row, first - position, first, causal=True)
+        # A prefix-cache hit may cover the image's first tokens. The remaining tokens still attend to the whole image.
+        begin = max(first, position)
         yield Segment(row, last + 1 - begin, last + 1, causal=False)
-        at = last + 1
-    if at < stop or start == stop:
-        yield Segment(row, stop - at, stop, causal=True)
+        position = last + 1
+    if position < stop or start == stop:
+        yield Segment(row, stop - position, stop, causal=True)
