@@ -1,4 +1,4 @@
-"""The folder that stands in for weights one does not have: of the published shape, and next to nothing on disk."""
+"""A checkpoint without weights has the published shape, and takes almost no disk space."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pedcxr_serve.planner import roofline
 from tests.benchmarks import weightless_checkpoint
 
 
-def test_it_is_as_large_as_the_published_model_and_can_be_served(tmp_path: Path) -> None:
-    folder = tmp_path / "hollow"
+def test_weightless_checkpoint_has_the_published_size_and_passes_inspection(tmp_path: Path) -> None:
+    folder = tmp_path / "weightless"
     weightless_checkpoint.main(folder)
-    found = inspect.inspect(folder)
-    assert found.ready and found.demo and not found.problems
-    assert found.parameters == 4_300_079_472
-    assert found.shape is not None and found.shape.image_tokens == 256
-    assert roofline.kv_bytes_per_token(found.shape, 2) == 139_264
+    checkpoint = inspect.inspect(folder)
+    assert checkpoint.ready and checkpoint.demo and not checkpoint.problems
+    assert checkpoint.parameters == 4_300_079_472
+    assert checkpoint.shape is not None and checkpoint.shape.image_tokens == 256
+    assert roofline.kv_bytes_per_token(checkpoint.shape, 2) == 139_264
     assert sum(512 * file.stat().st_blocks for file in folder.iterdir()) < 20e6
