@@ -68,7 +68,7 @@ class Round:
 
     @property
     def failures(self) -> list[str]:
-        """Broken promises, in words; empty if there are none."""
+        """The broken promises, in words; empty if all were kept."""
         failures = [outcome.result for outcome in self.outcomes if outcome.result not in CODES | {"complete"}]
         if self.last_end_s > TYPED_S:
             failures.append(f"the last request ended after {self.last_end_s:.1f} s")
@@ -115,10 +115,10 @@ async def _wait_for_report(session: aiohttp.ClientSession, running: LocalServer)
         async with session.get(running.root + "/health/live") as live:
             assert live.status == 200
         async with session.post(running.url + "/chat/completions", json=body(_SEED, stream=False)) as answer:
-            body_json = await answer.json()
-            if answer.status == 200 and body_json["choices"][0]["finish_reason"] == "stop":
+            content = await answer.json()
+            if answer.status == 200 and content["choices"][0]["finish_reason"] == "stop":
                 return refused
-            assert body_json["error"]["code"] in CODES, answer.status
+            assert content["error"]["code"] in CODES, answer.status
             refused += answer.status == 503 and int(answer.headers["Retry-After"]) >= 1
         assert time.monotonic() < end, "the engine was not restarted"
         await asyncio.sleep(0.25)

@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """One finding. ``side`` and ``zone`` are the patient's; they are None for kinds without them."""
+    """One finding. ``side`` and ``zone`` are the patient's, or None for kinds without them."""
 
     kind: Kind
     side: Side | None = None
