@@ -1,1 +1,1 @@
-"""Training of the demo checkpoint; not part of the wheel."""
+"""Train the demo checkpoint; not part of the wheel."""

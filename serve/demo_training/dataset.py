@@ -1,4 +1,4 @@
-"""Training material: phantoms drawn once, as the checkpoint's own image processor sees them, and their reports."""
+"""Training data: drawn films, preprocessed once by the checkpoint's image processor, with prompts and reports."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ from pedcxr_client.types import Sex
 from pedcxr_serve.demo import drawing, expected_report
 
 SHIFT = 7
-"""Largest shift of a film in training, in pixels of the processor's 224."""
-_DIGITS = (1, 2, 3, 10, 11, 12)
-ALIKE = (*(Age(value, "Y") for value in 2 * _DIGITS), *(Age(value, "M") for value in _DIGITS))
-"""Ages whose words differ by a digit or the unit, while the report of a wide mediastinum differs."""
+"""Largest shift of a film in training, in pixels of the preprocessed 224 x 224 image."""
+_NUMBERS = (1, 2, 3, 10, 11, 12)
+SIMILAR_AGES = (*(Age(value, "Y") for value in 2 * _NUMBERS), *(Age(value, "M") for value in _NUMBERS))
+"""Ages whose wording differs in a digit or the unit only, although the report of a wide mediastinum differs."""
 _SEXES: tuple[Sex | None, ...] = ("M", "F", None)
 
 
 @dataclass(frozen=True, slots=True)
 class Films:
-    """``pixels`` (count, height, width) uint8; ``shown`` (count, 17) 0 or 1 in the order of ``phantom.FINDINGS``."""
+    """Preprocessed films.
+
+    Attributes:
+        pixels: uint8, shape (count, height, width).
+        targets: float 0 or 1, shape (count, 17), in the order of `pedcxr_serve.demo.findings.FINDINGS`.
+        findings: the findings of each film.
+    """
 
     pixels: Tensor
-    shown: Tensor
+    targets: Tensor
     findings: tuple[tuple[drawing.Finding, ...], ...]
 
 
@@ -42,37 +48,41 @@ def _draw(seed: int) -> NDArray[np.uint8]:
 
 
 def draw(seeds: Sequence[int], processor: Gemma3Processor) -> Films:
-    """Draw the phantoms of these seeds, resized as the image processor resizes a film."""
+    """Draw the films of these seeds, and resize them with the image processor."""
     findings = tuple(drawing.sample(seed).findings for seed in seeds)
     pixels: list[Tensor] = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for film in tqdm(pool.map(_draw, seeds, chunksize=32), "drawing films", len(seeds)):
-            seen = processor.image_processor(
+            encoded = processor.image_processor(
                 Image.fromarray(film).convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="pt"
             )
-            pixels.append(seen["pixel_values"][0, 0].round().to(torch.uint8))
-    shown = [[float(finding in case) for finding in drawing.FINDINGS] for case in findings]
-    return Films(torch.stack(pixels), torch.tensor(shown), findings)
+            pixels.append(encoded["pixel_values"][0, 0].round().to(torch.uint8))
+    targets = [[float(finding in case) for finding in drawing.FINDINGS] for case in findings]
+    return Films(torch.stack(pixels), torch.tensor(targets), findings)
 
 
 def vary(pixels: Tensor, source: torch.Generator) -> Tensor:
-    """Shift, exposure and noise. From (batch, height, width) uint8 to (batch, 3, height, width) of -1 to 1."""
+    """Augment with shift, exposure and noise: uint8 (batch, height, width) to -1 ... 1, (batch, 3, height, width)."""
     count, height, width = pixels.shape
-    wide = torch.nn.functional.pad(pixels[:, None].float() / 255, (SHIFT,) * 4, mode="replicate")[:, 0]
-    places = torch.randint(0, 2 * SHIFT + 1, (count, 2), generator=source).tolist()
-    moved = torch.stack([film[y : y + height, x : x + width] for film, (y, x) in zip(wide, places, strict=True)])
+    padded = torch.nn.functional.pad(pixels[:, None].float() / 255, (SHIFT,) * 4, mode="replicate")[:, 0]
+    offsets = torch.randint(0, 2 * SHIFT + 1, (count, 2), generator=source).tolist()
+    shifted = torch.stack([film[y : y + height, x : x + width] for film, (y, x) in zip(padded, offsets, strict=True)])
     gain, offset, rough = torch.rand(3, count, 1, 1, generator=source)
-    film = moved * (0.85 + 0.3 * gain) + 0.12 * (offset - 0.5)
+    film = shifted * (0.85 + 0.3 * gain) + 0.12 * (offset - 0.5)
     film = film + 0.03 * rough * torch.randn(film.shape, generator=source)
-    ready: Tensor = 2 * film.clamp(0, 1) - 1
-    return ready[:, None].expand(-1, 3, -1, -1)
+    normalized: Tensor = 2 * film.clamp(0, 1) - 1
+    return normalized[:, None].expand(-1, 3, -1, -1)
 
 
-class Writer:
-    """Prompts and reports as the tokens that serving makes of them; a share of the ages is drawn from ``ALIKE``."""
+class ExampleEncoder:
+    """Encodes prompts and reports to the tokens used in serving.
 
-    def __init__(self, processor: Gemma3Processor, seed: int, *, alike: float = 0.0) -> None:
-        self.alike = alike
+    Args:
+        similar: share of the ages that are sampled from `SIMILAR_AGES`, 0 to 1.
+    """
+
+    def __init__(self, processor: Gemma3Processor, seed: int, *, similar: float = 0.0) -> None:
+        self.similar = similar
         self.rng = np.random.default_rng([seed, 3])
         self.tokenizer = processor.tokenizer
         self.fill: Callable[[str], str] = lambda text: text.replace(processor.boi_token, processor.full_image_sequence)
@@ -83,11 +93,11 @@ class Writer:
         )
 
     def prompt(self, words: str) -> list[int]:
-        """The tokens of a prompt with one film, the film's places included."""
+        """Return the tokens of a prompt with one film, image tokens included."""
         return self._encode(self.fill(self.template.replace("PROMPT", words)))
 
     def pairs(self, cases: list[tuple[drawing.Finding, ...]]) -> dict[str, Tensor]:
-        """One batch: a child of new age and sex for each film, its prompt, and the report that is right for it."""
+        """Return a batch: for each film a random age and sex, the prompt, and the expected report."""
         prompts, reports = [], []
         for findings in cases:
             sex = _SEXES[int(self.rng.integers(3))]
@@ -104,8 +114,8 @@ class Writer:
         return {"input_ids": ids, "attention_mask": (ids != 0).long(), "token_type_ids": image, "labels": labels}
 
     def _age(self) -> Age | None:
-        if self.alike and self.rng.random() < self.alike:
-            return ALIKE[int(self.rng.integers(len(ALIKE)))]
+        if self.similar and self.rng.random() < self.similar:
+            return SIMILAR_AGES[int(self.rng.integers(len(SIMILAR_AGES)))]
         return drawing.sample_age(self.rng)
 
     def _encode(self, text: str) -> list[int]:

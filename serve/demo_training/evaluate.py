@@ -1,4 +1,4 @@
-"""``python -m demo_training.evaluate``: exact reports and findings on unseen phantoms, greedy, in float32."""
+"""``python -m demo_training.evaluate``: exact reports and findings on unseen drawn films, greedy, in float32."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ from pedcxr_client.request.prompts import card
 from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
 
 UNSEEN = 1_000_000
-"""The first seed of the phantoms that no training uses."""
+"""The first seed of the films that are not used in training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``exact`` of ``count`` reports equal the right one; ``findings`` maps a label to its four counts
-    (true positives, false negatives, true negatives, false positives)."""
+    """The result of an evaluation.
+
+    Attributes:
+        count: number of reports.
+        exact: number of reports that equal the expected report.
+        findings: for each label, true positives, false negatives, true negatives and false positives.
+        wrong: seed and text of each report that differs.
+    """
 
     count: int
     exact: int
@@ -31,25 +37,25 @@ class Result:
 
 
 def run(folder: Path, count: int, *, first: int = UNSEEN) -> Result:
-    """Report ``count`` unseen phantoms as the repaired quick start of the real model's card does."""
+    """Report ``count`` unseen films with the corrected quick start of the real model's card."""
     model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(folder)
     tally = {name: [0, 0, 0, 0] for name in expected_report.FINDINGS}
     wrong = []
-    for seed in tqdm(range(first, first + count), "reading films"):
+    for seed in tqdm(range(first, first + count), "reporting films"):
         case = drawing.sample(seed)
-        said, right = read(model, processor, case, seed), expected_report.text(case)
-        if said != right:
-            wrong.append((seed, said))
+        text, expected = read(model, processor, case, seed), expected_report.text(case)
+        if text != expected:
+            wrong.append((seed, text))
         for name, counts in tally.items():
-            there, named = name in expected_report.labels(right), name in expected_report.labels(said)
-            counts[(0 if named else 1) if there else (3 if named else 2)] += 1
-    found = {name: (counts[0], counts[1], counts[2], counts[3]) for name, counts in tally.items()}
-    return Result(count, count - len(wrong), found, tuple(wrong))
+            present, reported = name in expected_report.labels(expected), name in expected_report.labels(text)
+            counts[(0 if reported else 1) if present else (3 if reported else 2)] += 1
+    findings = {name: (counts[0], counts[1], counts[2], counts[3]) for name, counts in tally.items()}
+    return Result(count, count - len(wrong), findings, tuple(wrong))
 
 
 def read(model: Gemma3ForConditionalGeneration, processor: AutoProcessor, case: drawing.Case, seed: int) -> str:
-    """The model's report of one phantom, from its PNG."""
+    """Return the model's report of one drawn film, from its PNG."""
     film = Image.open(BytesIO(drawing.encode_png(drawing.render(case, seed)))).convert("RGB")
     words = card(case.age, case.sex)
     messages = [{"role": "user", "content": [{"type": "image", "image": film}, {"type": "text", "text": words}]}]
@@ -62,21 +68,21 @@ def read(model: Gemma3ForConditionalGeneration, processor: AutoProcessor, case: 
 
 
 def table(result: Result) -> str:
-    """The result in Markdown."""
+    """Return the result in Markdown."""
     lines = [
         f"Exact reports: {result.exact} of {result.count} ({result.exact / result.count:.1%}).",
         "",
-        "| finding | shown | sensitivity | specificity |",
+        "| finding | films | sensitivity | specificity |",
         "|---|---|---|---|",
     ]
     for name, (hit, miss, clear, false) in result.findings.items():
-        shown = hit + miss
-        lines.append(f"| {name} | {shown} | {hit / max(shown, 1):.1%} | {clear / max(clear + false, 1):.1%} |")
+        films = hit + miss
+        lines.append(f"| {name} | {films} | {hit / max(films, 1):.1%} | {clear / max(clear + false, 1):.1%} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the table, and each report that was not exact."""
+    """Print the table, and each report that is not exact."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=CHECKPOINT)
     parser.add_argument("--count", type=int, default=500)
@@ -84,8 +90,8 @@ def main() -> None:
     torch.set_num_threads(2)
     result = run(args.model, args.count)
     print(table(result))
-    for seed, said in result.wrong:
-        print(f"\nseed {seed}\n  right: {expected_report.text(drawing.sample(seed))!r}\n  said:  {said!r}")
+    for seed, text in result.wrong:
+        print(f"\nseed {seed}\n  expected: {expected_report.text(drawing.sample(seed))!r}\n  report:   {text!r}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The demo model's shape, and its folder on disk: the layout of google/gemma-3-4b-it at 1.3 M parameters."""
+"""The demo model's architecture, and its folder on disk: the layout of google/gemma-3-4b-it with 1.3 M parameters."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _PREFIXES = {
     "model.multi_modal_projector.": "multi_modal_projector.",
     "model.language_model.": "language_model.model.",
 }
-_DULL = {"chunk_size_feed_forward", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states"}
+_OMITTED = {"chunk_size_feed_forward", "dtype", "id2label", "label2id", "output_attentions", "output_hidden_states"}
 
 
 def make_config(vocab_size: int) -> Gemma3Config:
-    """The configuration: 3 vision layers of 96, 4 text layers of 128, local and global attention mixed."""
+    """Return the configuration: 3 vision layers of width 96, 4 text layers of width 128, local and global attention."""
     text = {
         "vocab_size": -(-vocab_size // 64) * 64,
         "hidden_size": 128,
@@ -61,15 +61,15 @@ def make_config(vocab_size: int) -> Gemma3Config:
         "patch_size": 14,
         "vision_use_head": False,
     }
-    place = tokenizer.SPECIAL.index
+    token_id = tokenizer.SPECIAL.index
     return Gemma3Config(
         text_config=text,
         vision_config=vision,
         mm_tokens_per_image=IMAGE_TOKENS,
-        boi_token_index=place("<start_of_image>"),
-        eoi_token_index=place("<end_of_image>"),
-        image_token_index=place("<image_soft_token>"),
-        eos_token_id=[place("<eos>"), place("<end_of_turn>")],
+        boi_token_index=token_id("<start_of_image>"),
+        eoi_token_index=token_id("<end_of_image>"),
+        image_token_index=token_id("<image_soft_token>"),
+        eos_token_id=[token_id("<eos>"), token_id("<end_of_turn>")],
         initializer_range=0.05,
         tie_word_embeddings=True,
         architectures=["Gemma3ForConditionalGeneration"],
@@ -77,20 +77,20 @@ def make_config(vocab_size: int) -> Gemma3Config:
     )
 
 
-def make(vocab_size: int) -> Gemma3ForConditionalGeneration:
-    """A model to train, in float32; torch's seed decides the weights."""
+def create(vocab_size: int) -> Gemma3ForConditionalGeneration:
+    """Return an untrained model in float32; torch's seed determines the weights."""
     model = Gemma3ForConditionalGeneration._from_config(
         make_config(vocab_size), dtype=torch.float32, attn_implementation="sdpa"
     )
-    # transformers starts the projection at zero, from which a tower that knows nothing learns nothing.
+    # transformers initialises the projection to zero, and then an untrained tower gets no gradient.
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
-    # And places at a tenth of a patch's brightness, but what a finding is hangs on where it is.
+    # By default, position embeddings are a tenth as large as patch embeddings, but a finding depends on its position.
     torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.7)
     return model
 
 
 def save_processor(folder: Path) -> Gemma3Processor:
-    """Write tokenizer, chat template and image processor into a folder, and give the processor they make."""
+    """Write tokenizer, chat template and image processor into a folder, and return the processor."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder, max_length=MAX_LENGTH)
     image = Gemma3ImageProcessor(
@@ -106,22 +106,22 @@ def save_processor(folder: Path) -> Gemma3Processor:
     )
     processor.save_pretrained(folder)
     _write(folder / "preprocessor_config.json", image.to_dict() | {"processor_class": "Gemma3Processor"})
-    tokenizer.save(folder, max_length=MAX_LENGTH)  # once more: transformers adds how this one was loaded
+    tokenizer.save(folder, max_length=MAX_LENGTH)  # again, because transformers adds how this tokenizer was loaded
     return processor
 
 
 def save(model: Gemma3ForConditionalGeneration, folder: Path) -> None:
     """Write config, generation config and bfloat16 weights, named as in the published checkpoints.
 
-    transformers 5.8 and later name the tower ``vision_tower.encoder``; vLLM 0.32 and the published files say
+    transformers 5.8 and later write ``vision_tower.encoder``; vLLM 0.32 and the published files use
     ``vision_tower.vision_model.encoder``.
     """
-    _write(folder / "config.json", _plain(model.config.to_dict()) | {"dtype": "bfloat16", DEMO_KEY: True})
-    place = tokenizer.SPECIAL.index
+    _write(folder / "config.json", _without_defaults(model.config.to_dict()) | {"dtype": "bfloat16", DEMO_KEY: True})
+    token_id = tokenizer.SPECIAL.index
     generation = {
-        "bos_token_id": place("<bos>"),
-        "eos_token_id": [place("<eos>"), place("<end_of_turn>")],
-        "pad_token_id": place("<pad>"),
+        "bos_token_id": token_id("<bos>"),
+        "eos_token_id": [token_id("<eos>"), token_id("<end_of_turn>")],
+        "pad_token_id": token_id("<pad>"),
         "do_sample": True,
         "top_k": 64,
         "top_p": 0.95,
@@ -131,27 +131,28 @@ def save(model: Gemma3ForConditionalGeneration, folder: Path) -> None:
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight":
             continue  # tied to the embedding
-        old = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
-        weights[_PREFIXES[old] + name.removeprefix(old)] = weight.to(torch.bfloat16).contiguous()
+        prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+        weights[_PREFIXES[prefix] + name.removeprefix(prefix)] = weight.to(torch.bfloat16).contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+    (folder / "model.safetensors").chmod(0o644)  # safetensors creates it with mode 0600
 
 
-def replace(made: Path, target: Path) -> None:
-    """Put a finished folder in the place of another, so that no reader meets half of it."""
+def replace(source: Path, target: Path) -> None:
+    """Replace a folder with a complete one, so that no reader sees a partial folder."""
     old = target.with_name(target.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    made.rename(target)
+    source.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _plain(value: Any) -> Any:
-    """Without the private and empty entries that a configuration gathers."""
+def _without_defaults(value: Any) -> Any:
+    """Remove private, empty and irrelevant entries of a configuration."""
     if isinstance(value, dict):
-        dull = {key for key in value if str(key).startswith("_") or key in _DULL}
-        return {key: _plain(inner) for key, inner in value.items() if inner is not None and key not in dull}
+        omitted = {key for key in value if str(key).startswith("_") or key in _OMITTED}
+        entries = ((key, inner) for key, inner in value.items() if inner is not None and key not in omitted)
+        return {key: _without_defaults(inner) for key, inner in entries}
     return value
 
 

@@ -18,10 +18,10 @@ SPECIAL = (
     *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"),
     *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),
 )
-"""The special tokens; the id of each is its place."""
+"""The special tokens; the id of each is its index."""
 
 NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
-"""Entries that vLLM 0.32 looks up when it puts the image's tokens into a prompt."""
+"""Entries that vLLM 0.32 looks up when it inserts the image tokens into a prompt."""
 
 TEMPLATE = """\
 {{- bos_token -}}
@@ -59,23 +59,23 @@ TEMPLATE = """\
     {{- '<start_of_turn>model\\n' -}}
 {%- endif -%}
 """
-"""The chat template: Gemma 3's output, for plain strings and lists of parts."""
+"""The chat template. Its output is Gemma 3's, for plain strings and lists of parts."""
 
 
 def _corpus() -> list[str]:
-    """Every wording of report and prompt that a phantom can have, and then some."""
+    """Return training texts that cover every wording of prompts and reports."""
     rng = np.random.default_rng(0)
     sexes: tuple[Sex | None, ...] = ("M", "F", None)
     prompts = [card(sample_age(rng), sex) for _ in range(200) for sex in sexes]
     cases = [sample(seed) for seed in range(400)]
-    wide = [Case(age, None, (Finding(Kind.WIDE_MEDIASTINUM),)) for age in (None, Age(1, "Y"))] * 20
+    wide_mediastinum = [Case(age, None, (Finding(Kind.WIDE_MEDIASTINUM),)) for age in (None, Age(1, "Y"))] * 20
     lines = [Case(None, None, (Finding(Kind.LINE, side),)) for side in SIDES] * 20
     turns = ["user\nmodel\nsystem\n"] * 20
-    return [*prompts, *(expected_report.text(case) for case in (*cases, *wide, *lines)), *turns]
+    return [*prompts, *(expected_report.text(case) for case in (*cases, *wide_mediastinum, *lines)), *turns]
 
 
 def build(size: int = 640) -> Tokenizer:
-    """Train the tokenizer, of at most ``size`` entries; the same each time."""
+    """Train the tokenizer with at most ``size`` entries; the result is deterministic."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.Replace(" ", "▁")
     trained.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[A-Za-z]+|[^A-Za-z]"), "isolated")
@@ -86,11 +86,11 @@ def build(size: int = 640) -> Tokenizer:
     )
     trained.train_from_iterator(_corpus(), trainer)
     merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
-    entries = dict.fromkeys([*fixed, *(left + right for left, right in merges)])
+    entries = dict.fromkeys([*fixed, *(first + second for first, second in merges)])
     newlines = [("\n", "\n"), ("\n\n", "\n\n"), ("\n\n", "\n")]
     tokenizer = Tokenizer(
         models.BPE(
-            vocab={entry: place for place, entry in enumerate(entries)},
+            vocab={entry: index for index, entry in enumerate(entries)},
             merges=[*newlines, *merges],
             unk_token="<unk>",
             fuse_unk=True,

@@ -1,7 +1,7 @@
 """Kill the engine under load, repeatedly: ``make drill``, or ``python -m tests.benchmarks.kill_drill --rounds 10``.
 
-Each round keeps 32 reports in work, half of them streamed, kills one process of vLLM with SIGKILL (its core, its worker
-and its HTTP server in turn) and waits until a report is written again.
+Each round keeps 32 requests in flight, half of them streamed. It kills one process of vLLM with SIGKILL (in turn the
+engine core, the worker and the HTTP server) and waits until a report is complete again.
 """
 
 from __future__ import annotations
@@ -29,52 +29,63 @@ TYPED_S = 2.0
 BACK_S = 300.0
 CODES = {"engine_lost", "engine_restarting", "not_ready", "engine_aborted"}
 VICTIMS = ("EngineCore", "Worker", "vllm_main")
-HEAD = f"{'round':>5} {'killed':>12} {'told within':>12} {'refused':>8} {'ready after':>12}  how the 32 in work ended"
+HEAD = (
+    f"{'round':>5} {'killed':>12} {'all ended in':>12} {'refused':>8} {'ready after':>12}  outcomes of the 32 requests"
+)
 _SEED = 9_500_000
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How one request ended: ``complete``, or the code of its error, seconds after the kill."""
+class Outcome:
+    """The end of one request.
 
-    how: str
-    seconds: float
+    Attributes:
+        result: ``complete``, or the error code.
+        time: `time.monotonic` value of the end.
+    """
+
+    result: str
+    time: float
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one kill did.
+    """The effects of one kill.
 
     Attributes:
-        told_s: seconds from the kill until the last of the requests in work had ended.
-        refused: requests turned away with 503 and Retry-After while the engine was away.
+        victim: part of the title of the killed process.
+        outcomes: the requests in flight at the kill.
+        last_end_s: seconds from the kill until the last of these requests had ended.
+        refused: number of requests refused with 503 and Retry-After during the restart.
         ready_s: seconds from the kill until a report was complete again.
     """
 
     victim: str
-    ended: tuple[Ended, ...]
-    told_s: float
+    outcomes: tuple[Outcome, ...]
+    last_end_s: float
     refused: int
     ready_s: float
 
     @property
     def failures(self) -> list[str]:
-        """What was not as promised; empty if all was."""
-        found = [one.how for one in self.ended if one.how not in CODES | {"complete"}]
-        if self.told_s > TYPED_S:
-            found.append(f"the last was told after {self.told_s:.1f} s")
+        """The broken promises, in words; empty if all were kept."""
+        failures = [outcome.result for outcome in self.outcomes if outcome.result not in CODES | {"complete"}]
+        if self.last_end_s > TYPED_S:
+            failures.append(f"the last request ended after {self.last_end_s:.1f} s")
         if not self.refused:
-            found.append("nobody was told that the engine is away")
-        return found
+            failures.append("no request was refused during the restart")
+        return failures
 
     def row(self, number: int) -> str:
-        """A line below `HEAD`."""
-        ends = ", ".join(f"{count} {how}" for how, count in Counter(one.how for one in self.ended).most_common())
-        return f"{number:>5} {self.victim:>12} {self.told_s:>10.2f} s {self.refused:>8} {self.ready_s:>10.1f} s  {ends}"
+        """Return a row of the table under `HEAD`."""
+        counts = Counter(outcome.result for outcome in self.outcomes)
+        results = ", ".join(f"{count} {result}" for result, count in counts.most_common())
+        times = f"{self.last_end_s:>10.2f} s {self.refused:>8} {self.ready_s:>10.1f} s"
+        return f"{number:>5} {self.victim:>12} {times}  {results}"
 
 
 def rounds(running: LocalServer, count: int) -> Iterator[Round]:
-    """Kill ``count`` times."""
+    """Kill the engine ``count`` times, and yield the effects of each kill."""
     for number in range(count):
         yield asyncio.run(_round(running, VICTIMS[number % len(VICTIMS)]))
 
@@ -83,53 +94,57 @@ async def _round(running: LocalServer, victim: str) -> Round:
     timeout = aiohttp.ClientTimeout(total=BACK_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         stop = asyncio.Event()
-        work = [asyncio.create_task(_work(session, running, number, stop)) for number in range(AT_ONCE)]
-        while await _in_work(session, running) < AT_ONCE / 2:
+        tasks = [asyncio.create_task(_report_until(session, running, number, stop)) for number in range(AT_ONCE)]
+        while await _running_requests(session, running) < AT_ONCE / 2:
             await asyncio.sleep(0.1)
         [pid] = [pid for pid in family(running.process.pid) if victim in title(pid)][:1]
         killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         stop.set()
-        ended = await asyncio.gather(*work)
-        refused = await _away(session, running)
+        outcomes = await asyncio.gather(*tasks)
+        refused = await _wait_for_report(session, running)
         assert not alive({pid})
-        told = max((one.seconds for one in ended), default=killed) - killed
-        return Round(victim, tuple(ended), told, refused, time.monotonic() - killed)
+        last_end_s = max((outcome.time for outcome in outcomes), default=killed) - killed
+        return Round(victim, tuple(outcomes), last_end_s, refused, time.monotonic() - killed)
 
 
-async def _away(session: aiohttp.ClientSession, running: LocalServer) -> int:
-    """Ask until a report is complete; how often that was refused."""
+async def _wait_for_report(session: aiohttp.ClientSession, running: LocalServer) -> int:
+    """Repeat a request until its report is complete; return how often it was refused with 503."""
     refused, end = 0, time.monotonic() + BACK_S
     while True:
         async with session.get(running.root + "/health/live") as live:
             assert live.status == 200
         async with session.post(running.url + "/chat/completions", json=body(_SEED, stream=False)) as answer:
-            told = await answer.json()
-            if answer.status == 200 and told["choices"][0]["finish_reason"] == "stop":
+            content = await answer.json()
+            if answer.status == 200 and content["choices"][0]["finish_reason"] == "stop":
                 return refused
-            assert told["error"]["code"] in CODES, answer.status
+            assert content["error"]["code"] in CODES, answer.status
             refused += answer.status == 503 and int(answer.headers["Retry-After"]) >= 1
-        assert time.monotonic() < end, "the engine did not come back"
+        assert time.monotonic() < end, "the engine was not restarted"
         await asyncio.sleep(0.25)
 
 
-async def _work(session: aiohttp.ClientSession, running: LocalServer, number: int, stop: asyncio.Event) -> Ended:
-    """One report after the other; how the one ended that was in work at the stop."""
-    asked = body(_SEED + number, stream=bool(number % 2))
-    while (ended := await _ask(session, running, asked)).how == "complete" and not stop.is_set():
+async def _report_until(
+    session: aiohttp.ClientSession, running: LocalServer, number: int, stop: asyncio.Event
+) -> Outcome:
+    """Request one report after the other until ``stop``; return the outcome of the last."""
+    request = body(_SEED + number, stream=bool(number % 2))
+    while (outcome := await _send(session, running, request)).result == "complete" and not stop.is_set():
         pass
-    return ended
+    return outcome
 
 
-async def _ask(session: aiohttp.ClientSession, running: LocalServer, asked: dict[str, object]) -> Ended:
-    async with session.post(running.url + "/chat/completions", json=asked) as answer:
+async def _send(session: aiohttp.ClientSession, running: LocalServer, request: dict[str, object]) -> Outcome:
+    async with session.post(running.url + "/chat/completions", json=request) as answer:
         data = await answer.read()
-    whole = b'"finish_reason":"stop"' in data and (not asked["stream"] or b"data: [DONE]" in data)
+    complete = b'"finish_reason":"stop"' in data and (not request["stream"] or b"data: [DONE]" in data)
     code = next((code for code in CODES if f'"code": "{code}"'.encode() in data), None)
-    return Ended("complete" if whole and not code else code or f"untyped, status {answer.status}", time.monotonic())
+    return Outcome(
+        "complete" if complete and not code else code or f"untyped, status {answer.status}", time.monotonic()
+    )
 
 
-async def _in_work(session: aiohttp.ClientSession, running: LocalServer) -> int:
+async def _running_requests(session: aiohttp.ClientSession, running: LocalServer) -> int:
     async with session.get(running.metrics_url) as answer:
         page = await answer.text()
     [line] = [line for line in page.splitlines() if line.startswith("vllm:num_requests_running{")]
@@ -137,28 +152,28 @@ async def _in_work(session: aiohttp.ClientSession, running: LocalServer) -> int:
 
 
 def body(seed: int, *, stream: bool) -> dict[str, object]:
-    """A request for the report of a drawn film."""
+    """Return the request body for the report of a drawn film."""
     case = drawing.sample(seed)
     url = "data:image/png;base64," + base64.b64encode(drawing.encode_png(drawing.render(case, seed))).decode()
     return {"messages": prompts.messages(prompts.card(case.age, case.sex), url), "stream": stream}
 
 
 def main() -> int:
-    """Run the drill; 1 if a promise was broken."""
+    """Run the drill; return 1 if a promise was broken or the server failed."""
     parser = argparse.ArgumentParser("python -m tests.benchmarks.kill_drill")
     parser.add_argument("--rounds", type=int, default=10, choices=range(1, 101), metavar="N")
     count = parser.parse_args().rounds
-    broken = 0
+    failures = 0
     with server("--restart-wait-s", "2") as running:
         print(HEAD, flush=True)
-        for number, one in enumerate(rounds(running, count), 1):
-            print(one.row(number), flush=True)
-            for failure in one.failures:
-                broken += 1
-                print(f"      BROKEN: {failure}", flush=True)
+        for number, effects in enumerate(rounds(running, count), 1):
+            print(effects.row(number), flush=True)
+            for failure in effects.failures:
+                failures += 1
+                print(f"      FAILURE: {failure}", flush=True)
         status = running.stop(signal.SIGTERM)
-    print(f"{count} kills, {broken} promises broken; the server ended with {status}")
-    return 1 if broken or status else 0
+    print(f"{count} kills, {failures} failures; exit status of the server: {status}")
+    return 1 if failures or status else 0
 
 
 if __name__ == "__main__":

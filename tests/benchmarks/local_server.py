@@ -1,4 +1,4 @@
-"""A server in a child process, started by the command that people type; for benchmarks and tests on one machine."""
+"""Run ``pedcxr-serve start`` in a child process, for benchmarks and tests on one machine."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ class LocalServer:
     """A server that is ready.
 
     Attributes:
+        process: the child process.
         url: base URL for OpenAI clients, ending in ``/v1``.
-        seconds: from starting the process to ready.
-        log: the file with what it writes to stdout and stderr.
-        temporary: the ``TMPDIR`` of the server and its children, which no other program uses.
+        metrics_url: URL of the metrics page.
+        seconds: time from the start of the process until ready.
+        log: file with its stdout and stderr.
+        temporary: ``TMPDIR`` of the server and its children, which no other program uses.
     """
 
     process: subprocess.Popen[bytes]
@@ -44,7 +46,7 @@ class LocalServer:
         return self.url.removesuffix("/v1")
 
     def stop(self, number: int = signal.SIGTERM, timeout_s: float = 90) -> int:
-        """Signal the server and wait for its end; its exit status."""
+        """Send a signal to the server, wait until it has exited, and return its exit status."""
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
 
@@ -54,7 +56,7 @@ def server(*flags: str, env: Mapping[str, str] | None = None) -> Iterator[LocalS
     """Run ``pedcxr-serve start`` with these flags on free ports until the end of the block.
 
     Raises:
-        EngineNotReady: if it ends or does not become ready; carries its last lines.
+        EngineNotReady: the server exits or is not ready within 600 s; carries its last lines.
     """
     command = [sys.executable, "-m", "pedcxr_serve", "start", "--port", "0", "--admin-port", "0", *flags]
     with tempfile.TemporaryDirectory(prefix="local-") as folder:
@@ -81,10 +83,10 @@ def server(*flags: str, env: Mapping[str, str] | None = None) -> Iterator[LocalS
 
 
 def _ready(process: subprocess.Popen[bytes], log: Path, temporary: Path) -> LocalServer:
-    begun = time.monotonic()
-    while (seconds := time.monotonic() - begun) < START_S:
-        if found := _SERVING.search(log.read_text(errors="replace")):
-            return LocalServer(process, found[1], found[2], seconds, log, temporary)
+    start = time.monotonic()
+    while (seconds := time.monotonic() - start) < START_S:
+        if match := _SERVING.search(log.read_text(errors="replace")):
+            return LocalServer(process, match[1], match[2], seconds, log, temporary)
         if process.poll() is not None:
             break
         time.sleep(0.1)

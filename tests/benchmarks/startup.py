@@ -1,4 +1,4 @@
-"""Seconds from start to ready, pedcxr-serve and bare vLLM in turns; a part of ``make bench``."""
+"""Measure the time from start to ready, alternating pedcxr-serve and bare vLLM; part of ``make bench``."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ from tests.benchmarks.local_server import server
 
 
 def pairs(number: int, folder: Path, flags: Sequence[str]) -> list[tuple[float, float]]:
-    """Seconds from start to ready, of pedcxr-serve and of bare vLLM with the same arguments, in turns."""
-    found = []
+    """Return pairs of seconds from start to ready: pedcxr-serve, and bare vLLM with the same arguments."""
+    results = []
     for _ in tqdm(range(number), desc="starts", unit="pair", disable=None):
         with server(*flags) as running:
-            ours = running.seconds
-        found.append((ours, _bare_start(folder, flags)))
-    return found
+            pedcxr_s = running.seconds
+        results.append((pedcxr_s, _bare_start(folder, flags)))
+    return results
 
 
 def _bare_start(folder: Path, flags: Sequence[str]) -> float:
-    """Seconds until stock vLLM answers /health: no plugin, no supervisor, no gateway, no warm-up report."""
+    """Return the seconds until bare vLLM answers /health, without plugin, supervisor, gateway and warm-up report."""
     socket = folder / "bare.sock"
-    made = plan.make(
+    engine_plan = plan.make(
         inspect.inspect(CHECKPOINT),
         devices.detect(),
         cli.parse(["start", *flags]),
         model_dir=CHECKPOINT,
         socket=socket,
     )
-    env = {**os.environ, **dict(made.env), "VLLM_PLUGINS": ""}
+    env = {**os.environ, **dict(engine_plan.env), "VLLM_PLUGINS": ""}
     del env["VLLM_MEDIA_CONNECTOR"]
-    code = "import sys; from pedcxr_serve.engine.vllm_main import stock; stock(sys.argv[1:])"
-    command = [sys.executable, "-c", code, *made.argv]
+    code = "import sys; from pedcxr_serve.engine.vllm_main import run_vllm; run_vllm(sys.argv[1:])"
+    command = [sys.executable, "-c", code, *engine_plan.argv]
     start = time.perf_counter()
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            uvloop.run(_answers(socket))
+            uvloop.run(_wait_until_healthy(socket))
             return time.perf_counter() - start
         finally:
             process.terminate()
 
 
-async def _answers(socket: Path) -> None:
+async def _wait_until_healthy(socket: Path) -> None:
     async with aiohttp.ClientSession("http://engine", connector=aiohttp.UnixConnector(str(socket))) as session:
-        while not await health.healthy(session):
+        while not await health.is_healthy(session):
             await asyncio.sleep(0.1)
 
 
-def show(found: Sequence[tuple[float, float]], first: Sequence[float]) -> None:
-    """Print `pairs`, and before them starts of pedcxr-serve alone."""
-    print("\nseconds from start to ready: pedcxr-serve, with a warm-up report; bare vLLM, to its first /health")
+def show(results: Sequence[tuple[float, float]], first: Sequence[float]) -> None:
+    """Print ``first``, starts of pedcxr-serve alone, and then the results of `pairs`."""
+    print("\nseconds from start to ready: pedcxr-serve (with warm-up report), bare vLLM (first /health)")
     for seconds in first:
         print(f"{seconds:>8.1f}        -")
-    for ours, bare in found:
-        print(f"{ours:>8.1f} {bare:>8.1f}")
+    for pedcxr_s, bare in results:
+        print(f"{pedcxr_s:>8.1f} {bare:>8.1f}")

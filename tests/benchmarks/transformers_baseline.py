@@ -1,7 +1,7 @@
-"""The model card's quick start in transformers, repaired: the reference for parity and for speed.
+"""The corrected quick start of the model card, in transformers: the reference for parity and for speed.
 
-The card's code never passes the image to the template, asks the template for text instead of tensors, and decodes the
-prompt along with the answer. Here it is right, and greedy in float32.
+The card's code does not pass the image to the chat template, gets text instead of tensors from it, and decodes the
+prompt together with the report. This version corrects these errors and decodes greedily in float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_NEW_TOKENS = 500
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A film, an opaque 8-bit image on disk, and the words that go with it."""
+    """The path of a film (an opaque 8-bit image), and its prompt."""
 
     film: str
     prompt: str
@@ -28,12 +28,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the model wrote, one film after the other.
+    """The reports of the model, one film at a time.
 
     Attributes:
         ids: token ids without the final end-of-turn token.
-        texts: the same, decoded.
-        seconds: wall time for all of them, image processing included, loading and one report to warm up left out.
+        texts: the decoded tokens.
+        seconds: wall time of all reports including image processing, without loading and one warm-up report.
     """
 
     ids: list[list[int]]
@@ -42,15 +42,15 @@ class Answers:
 
 
 def ask(folder: Path, questions: Sequence[Question]) -> Answers:
-    """`answer` in a process of its own, so that torch and transformers stay out of this one."""
+    """Run `answer` in a separate process, so that this process need not import torch and transformers."""
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.transformers_baseline", str(folder)]
-    sent = json.dumps([asdict(question) for question in questions])
-    done = subprocess.run(command, input=sent, stdout=subprocess.PIPE, text=True, check=True)
-    return Answers(**json.loads(done.stdout))
+    text = json.dumps([asdict(question) for question in questions])
+    process = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True)
+    return Answers(**json.loads(process.stdout))
 
 
 def answer(folder: Path, questions: Sequence[Question]) -> Answers:
-    """Load the checkpoint in ``folder`` and write a report of each film."""
+    """Load the checkpoint in ``folder`` and generate a report of each film."""
     import torch
     from transformers import AutoProcessor, Gemma3ForConditionalGeneration
 
@@ -58,16 +58,16 @@ def answer(folder: Path, questions: Sequence[Question]) -> Answers:
     model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     end = processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
 
-    def write(question: Question) -> list[int]:
+    def generate(question: Question) -> list[int]:
         inputs = _inputs(processor, question)
         with torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, top_k=None, top_p=None)
         ids: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
         return ids[:-1] if ids[-1] == end else ids
 
-    write(questions[0])
+    generate(questions[0])
     start = time.perf_counter()
-    ids = [write(question) for question in questions]
+    ids = [generate(question) for question in questions]
     seconds = time.perf_counter() - start
     return Answers(ids, [processor.decode(one, skip_special_tokens=True) for one in ids], seconds)
 
@@ -87,5 +87,5 @@ def _inputs(processor: Any, question: Question) -> Any:
 
 
 if __name__ == "__main__":
-    asked = [Question(**one) for one in json.load(sys.stdin)]
-    json.dump(asdict(answer(Path(sys.argv[1]), asked)), sys.stdout)
+    questions = [Question(**one) for one in json.load(sys.stdin)]
+    json.dump(asdict(answer(Path(sys.argv[1]), questions)), sys.stdout)

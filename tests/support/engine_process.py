@@ -1,7 +1,7 @@
-"""A `FakeEngine` in a process of its own, to be killed: ``python -m tests.support.engine_process SOCKET STARTS GAP``.
+"""A `FakeEngine` in its own process, to be killed: ``python -m tests.support.engine_process SOCKET STARTS GAP``.
 
-``STARTS`` is a file that gets a line a start; a word in its first line, ``fail 2``, makes the next two starts fail.
-Its ``/health`` answers 503, and everything else 500, once the file ``dead`` lies beside the socket.
+``STARTS`` is a file to which each start appends a line. If its first line is ``fail 2``, the two starts after the first
+fail. On SIGUSR1, if the file ``dead`` exists beside the socket, ``/health`` answers 503 and other requests get 500.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from tests.support.fake_engine import Answer, FakeEngine
 
 
 def main(uds: Path, starts: Path, gap: float) -> None:
-    told = starts.read_text().split("\n") if starts.exists() else ["fail 0"]
-    starts.write_text("\n".join([*told, "start"]))
-    if told.count("start") in range(1, 1 + int(told[0].split()[1])):
+    lines = starts.read_text().split("\n") if starts.exists() else ["fail 0"]
+    starts.write_text("\n".join([*lines, "start"]))
+    if lines.count("start") in range(1, 1 + int(lines[0].split()[1])):
         sys.exit("ERROR 11-24 00:00:00 [fake.py:1] no memory left")
     with FakeEngine(uds=uds) as engine:
         engine.reply(Answer())  # the warm-up report

@@ -1,4 +1,4 @@
-"""The demo checkpoint with the vision tower's names as transformers 5.8 and later save them."""
+"""The demo checkpoint with the vision tower's weights named as transformers 5.8 and later name them."""
 
 from __future__ import annotations
 

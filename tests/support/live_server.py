@@ -1,4 +1,4 @@
-"""The processes behind a server, and where the films lie."""
+"""Inspect the processes of a running server."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ FILMS = REAL_FILMS / "pediatric_png"
 
 
 def family(pid: int) -> set[int]:
-    """Process ids of a server and all that it started."""
-    found: set[int] = set()
+    """Return the process ids of a server and its descendants."""
+    pids: set[int] = set()
     frontier = {pid}
     while frontier:
-        found |= frontier
-        frontier = {child for child, parent in _parents().items() if parent in frontier} - found
-    return found
+        pids |= frontier
+        frontier = {child for child, parent in _parents().items() if parent in frontier} - pids
+    return pids
 
 
 def alive(pids: set[int]) -> set[int]:
-    """Those of the processes that have not ended (a zombie has)."""
+    """Return the processes that are still running; a zombie is not."""
     return {pid for pid in pids if _state(pid) not in ("", "Z")}
 
 
 def title(pid: int) -> str:
-    """What a process calls itself."""
+    """Return the command line of a process, or its title if it has set one; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
@@ -40,7 +40,7 @@ def title(pid: int) -> str:
 
 @contextmanager
 def held_still(pid: int) -> Iterator[None]:
-    """The engine of a server, stopped in its tracks for the length of the block: nothing in work can end meanwhile."""
+    """Suspend the engine of a server with SIGSTOP during the block, so that no request in flight can complete."""
     [core] = [child for child in family(pid) if "EngineCore" in title(child)]
     os.kill(core, signal.SIGSTOP)
     try:
@@ -62,7 +62,7 @@ def shared_memory(pids: set[int]) -> set[Path]:
 
 
 def listening(pids: set[int]) -> list[str]:
-    """Addresses, as /proc/net/tcp writes them, on which any of the processes listens."""
+    """Return the addresses on which any of the processes listens, as written in /proc/net/tcp."""
     sockets = set()
     for pid in pids:
         for fd in Path(f"/proc/{pid}/fd").glob("*"):

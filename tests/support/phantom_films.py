@@ -1,4 +1,4 @@
-"""Drawn films whose right report is known, and requests that hold them."""
+"""Drawn films with their expected reports, and requests that contain them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
-from pedcxr_serve.demo import drawing
-from pedcxr_serve.demo import expected_report as report
+from pedcxr_serve.demo import drawing, expected_report
 from pedcxr_serve.demo.drawing import Case, Finding, Kind
 
 CHAT = "/v1/chat/completions"
@@ -30,7 +29,7 @@ _SEEDS = itertools.count(11)
 
 @dataclass(frozen=True)
 class Film:
-    """A drawing, as a file, and what is to be written of it."""
+    """A drawing as a PNG file, and its expected report."""
 
     png: bytes
     report: str
@@ -43,7 +42,7 @@ class Film:
         return {"type": "image_url", "image_url": {"url": self.url}, **more}
 
     def body(self, **fields: object) -> dict[str, Any]:
-        """The request of the shipping client."""
+        """Return the request body that the Python client sends."""
         return body(self.part(), **fields)
 
 
@@ -52,6 +51,6 @@ def body(*content: dict[str, Any], words: str = WORDS, **fields: object) -> dict
 
 
 def fresh(kind: int = 0) -> Film:
-    """A film that no server has seen in this session, with one of four findings."""
+    """Return a film with one of four findings, not used before in this test session."""
     case = _CASES[kind % len(_CASES)]
-    return Film(drawing.encode_png(drawing.render(case, next(_SEEDS))), report.text(case))
+    return Film(drawing.encode_png(drawing.render(case, next(_SEEDS))), expected_report.text(case))

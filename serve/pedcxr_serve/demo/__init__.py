@@ -1,4 +1,4 @@
-"""The demo model: Gemma 3's architecture at 1.3 M parameters, trained on drawn chests. No medical use."""
+"""The demo model: Gemma 3's architecture with 1.3 M parameters, trained on drawn chest films. No medical use."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 __all__ = ["CHECKPOINT", "DEMO_KEY", "MODEL_NAME"]
 
 CHECKPOINT: Path = Path(__file__).parent / "checkpoint"
-"""The folder of the packaged checkpoint, laid out as the real model's."""
+"""The folder of the packaged checkpoint, with the file layout of the real model."""
 
 MODEL_NAME = "pedcxr-demo"
 
 DEMO_KEY = "pedcxr_demo"
-"""In config.json of the demo checkpoint, true: what it writes is marked as a demo, wherever it was copied to."""
+"""The key in config.json that marks a demo checkpoint, so that reports of a copy are marked as demo reports too."""

@@ -1,7 +1,7 @@
-"""Drawn chest films of children who do not exist. Left and right are the patient's: the left lung is at image right.
+"""Draw chest films of fictitious children. Left and right are the patient's: the left lung is at image right.
 
-A drawing depends on the findings and a seed, never on age or sex, so that a report whose wording follows the age
-proves that the prompt arrived.
+A drawing depends on the findings and a seed, never on age or sex. A report whose wording follows the age therefore
+proves that the model received the prompt.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ __all__ = [
 Plane = NDArray[np.floating[Any]]
 
 SIZE = (320, 288)
-"""Default height and width in pixels: not square, so that a resize that swaps or pads them shows."""
+"""Default height and width in pixels; not square, so that tests detect a resize that swaps or pads them."""
 
 
 def render(case: Case, seed: int, *, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
     """Draw the film of a case: 8-bit grey, shape ``size`` = (height, width), bright is dense (MONOCHROME2).
 
-    The same findings and seed give the same pixels, whatever the age and sex. The patient's left is at image right.
+    The pixels depend on the findings and the seed only. The patient's left is on the right of the image.
     """
     rng = np.random.default_rng([seed, 2])
     film = _expose(_Chest(case.findings, rng, size).density(), rng)
@@ -69,12 +69,12 @@ def encode_png(film: NDArray[np.uint8]) -> bytes:
 
 
 def _step(distance: Plane, soft: float) -> Plane:
-    """0 below zero, 1 above, over about ``soft``."""
+    """Return a smooth step from 0 to 1 at distance zero, over a width of about ``soft``."""
     return np.asarray(0.5 + 0.5 * np.tanh(distance / soft), dtype=np.float32)
 
 
 def _expose(density: Plane, rng: np.random.Generator) -> Plane:
-    """Exposure and noise, from 0 (black) to 1."""
+    """Apply exposure and noise; the result is about 0 (black) to 1."""
     gain, offset, gamma = rng.uniform(0.86, 1.08), rng.uniform(0.0, 0.06), rng.uniform(0.85, 1.2)
     film = offset + gain * np.clip(density, 0, 1) ** gamma
     noise = rng.standard_normal(film.shape, dtype=np.float32)
@@ -83,12 +83,12 @@ def _expose(density: Plane, rng: np.random.Generator) -> Plane:
 
 
 class _Chest:
-    """Coordinates: x from -1 (the patient's right) to 1, y from 0 (top) to 1, after a small random pose."""
+    """One chest. x runs from -1 (the patient's right) to 1, y from 0 (top) to 1, after a small random pose."""
 
     def __init__(self, findings: tuple[Finding, ...], rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.findings = findings
-        self.jitter = rng.uniform(-1, 1, 48)  # drawn at once: a finding never changes what the others look like
-        self.used = 0
+        self.jitter = rng.uniform(-1, 1, 48)  # sampled at the start, so that a finding does not change the others
+        self._jitter_index = 0
         height, width = size
         y, x = np.mgrid[0:height, 0:width].astype(np.float32)
         x, y = 2 * (x + 0.5) / width - 1, (y + 0.5) / height
@@ -100,14 +100,14 @@ class _Chest:
         self.out: Plane = np.abs(self.x)
 
     def _j(self) -> float:
-        self.used += 1
-        return float(self.jitter[self.used - 1])
+        self._jitter_index += 1
+        return float(self.jitter[self._jitter_index - 1])
 
     def _has(self, kind: Kind) -> bool:
         return any(finding.kind is kind for finding in self.findings)
 
     def density(self) -> Plane:
-        film = self._frame()
+        film = self._body()
         lungs, level = self._lungs()
         film = film * (1 - lungs) + lungs * (0.17 if self._has(Kind.HYPERINFLATION) else 0.22)
         film += lungs * self._vessels()
@@ -116,8 +116,8 @@ class _Chest:
         film = self._centre(film)
         return self._devices(film)
 
-    def _frame(self) -> Plane:
-        """Air, soft tissue, shoulders and belly."""
+    def _body(self) -> Plane:
+        """Draw air, soft tissue, shoulders and abdomen."""
         flank = 0.86 + 0.03 * self._j()
         shoulders = 0.13 + 0.10 * np.clip(self.out - 0.22, 0, 1) ** 1.2
         neck = _step(0.21 - self.out, 0.02) * _step(0.3 - self.y, 0.05)
@@ -126,13 +126,13 @@ class _Chest:
         return np.asarray(0.03 + body * (0.42 + 0.16 * _step(self.y - 0.72, 0.15)), dtype=np.float32)
 
     def _lungs(self) -> tuple[Plane, Plane]:
-        """How much of each pixel is lung, and the height y of the diaphragm at it."""
+        """Return the lung fraction of each pixel, and the y of the diaphragm below it."""
         flat = self._has(Kind.HYPERINFLATION)
-        right, left = 0.715 + 0.018 * self._j(), 0.745 + 0.018 * self._j()
+        right_level, left_level = 0.715 + 0.018 * self._j(), 0.745 + 0.018 * self._j()
         curve = 0.10 + 0.02 * self._j()
         if flat:
-            right, left, curve = right + 0.105, left + 0.10, 0.015
-        level = np.where(self.x < 0, right, left) + curve * ((self.out - 0.36) / 0.3) ** 2
+            right_level, left_level, curve = right_level + 0.105, left_level + 0.10, 0.015
+        level = np.where(self.x < 0, right_level, left_level) + curve * ((self.out - 0.36) / 0.3) ** 2
         wide = 0.335 + 0.012 * self._j() + (0.025 if flat else 0)
         taper = 0.70 + 0.30 * np.clip((self.y - 0.12) / 0.4, 0, 1)
         self.rim: Plane = np.asarray(
@@ -144,7 +144,7 @@ class _Chest:
         return np.asarray(lungs, dtype=np.float32), np.asarray(level, dtype=np.float32)
 
     def _vessels(self) -> Plane:
-        """Streaks from the hila, fading outwards."""
+        """Return vessels: streaks that fade with the distance from the hila."""
         dx, dy = self.out - 0.16, 1.1 * (self.y - 0.46)
         far = np.sqrt(dx * dx + dy * dy)
         turn = np.arctan2(dy, dx) + 0.25 * np.sin(9 * far + 3 * self._j())
@@ -198,7 +198,7 @@ class _Chest:
         return np.asarray(film + 0.13 * np.exp(-((clavicle / 0.013) ** 4)) * reach)
 
     def _centre(self, film: Plane) -> Plane:
-        """Mediastinum, heart, spine and airway."""
+        """Draw mediastinum, heart, spine and airways."""
         bulk = 0.72 - 0.1 * np.exp(-((self.x / 0.5) ** 2))
         half: Plane | float = 0.125 + 0.012 * self._j()
         sail = 0.285 + 0.015 * self._j()
@@ -234,7 +234,7 @@ class _Chest:
         return film
 
     def _wire(self, film: Plane, points: tuple[tuple[float, float], ...], radius: float) -> Plane:
-        """A dense line through the points; ``radius`` in units of x."""
+        """Draw a dense line through the points; ``radius`` is in units of x."""
         near = np.full_like(self.x, 9.0)
         for (x0, y0), (x1, y1) in pairwise(points):
             ax, ay, bx, by = self.x - x0, 2.2 * (self.y - y0), x1 - x0, 2.2 * (y1 - y0)

@@ -1,9 +1,9 @@
-"""The one right report of a case, and the findings that a report names. Pure."""
+"""Write the expected report of a case, and read the findings that a report names."""
 
 from __future__ import annotations
 
 from pedcxr_client.films.age import Age
-from pedcxr_serve.demo.findings import FINDINGS as DRAWN
+from pedcxr_serve.demo import findings as drawn_findings
 from pedcxr_serve.demo.findings import Case, Finding, Kind
 
 _DAYS_PER_MONTH = 365.25 / 12
@@ -14,7 +14,7 @@ WIDENING = "mediastinal widening"
 
 
 def thymus_age(age: Age | None) -> bool:
-    """Whether a wide upper mediastinum is a normal thymus: under 3 years; an unknown age is not."""
+    """Return whether a wide upper mediastinum is a normal thymus: under 3 years, and not at an unknown age."""
     if age is None:
         return False
     if age.unit == "Y":
@@ -25,7 +25,7 @@ def thymus_age(age: Age | None) -> bool:
 
 
 def label(finding: Finding, age: Age | None) -> str:
-    """The name of a finding at an age, such as ``"right upper zone consolidation"`` or ``"normal thymus"``."""
+    """Return the name of a finding at an age, such as ``"right upper zone consolidation"`` or ``"normal thymus"``."""
     if finding.kind is Kind.WIDE_MEDIASTINUM:
         return THYMUS if thymus_age(age) else WIDENING
     zone = f"{finding.zone} zone " if finding.zone else ""
@@ -67,34 +67,35 @@ def _concern(name: str) -> str | None:
 
 SENTENCES: dict[str, str] = {
     name: _sentence(name)
-    for finding in DRAWN
+    for finding in drawn_findings.FINDINGS
     for name in dict.fromkeys((label(finding, Age(1, "Y")), label(finding, None)))
 }
-"""The sentence that each label is written as."""
+"""The sentence that states each label in a report."""
+
 FINDINGS: tuple[str, ...] = tuple(SENTENCES)
-"""Every label that ``labels`` can give, in the order of the report's sentences within each group."""
+"""Every label that `labels` can return."""
 
 
-def _part(names: list[str], kinds: tuple[str, ...], otherwise: str | None) -> list[str]:
-    found = [_sentence(name) for name in names if name.endswith(kinds)]
-    return found or ([otherwise] if otherwise else [])
+def _sentences(names: list[str], kinds: tuple[str, ...], otherwise: str | None) -> list[str]:
+    sentences = [_sentence(name) for name in names if name.endswith(kinds)]
+    return sentences or ([otherwise] if otherwise else [])
 
 
 def text(case: Case) -> str:
-    """The report of a case: a line ``FINDINGS: ...`` and a line ``IMPRESSION: ...``."""
+    """Return the report of a case: a line ``FINDINGS: ...`` and a line ``IMPRESSION: ...``."""
     names = [label(finding, case.age) for finding in case.findings]
     findings = [
-        *_part(names, (Kind.TUBE, Kind.TUBE_LOW, Kind.LINE), None),
-        *_part(names, (Kind.CONSOLIDATION, Kind.HYPERINFLATION), "The lungs are clear."),
-        *_part(names, (Kind.EFFUSION, Kind.PNEUMOTHORAX), "No pleural effusion or pneumothorax."),
-        *_part(names, (Kind.CARDIOMEGALY,), "The heart size is normal."),
-        *_part(names, (THYMUS, WIDENING), "The mediastinum is normal."),
+        *_sentences(names, (Kind.TUBE, Kind.TUBE_LOW, Kind.LINE), None),
+        *_sentences(names, (Kind.CONSOLIDATION, Kind.HYPERINFLATION), "The lungs are clear."),
+        *_sentences(names, (Kind.EFFUSION, Kind.PNEUMOTHORAX), "No pleural effusion or pneumothorax."),
+        *_sentences(names, (Kind.CARDIOMEGALY,), "The heart size is normal."),
+        *_sentences(names, (THYMUS, WIDENING), "The mediastinum is normal."),
     ]
     concerns = [concern for name in names if (concern := _concern(name))]
     return f"FINDINGS: {' '.join(findings)}\nIMPRESSION: {' '.join(concerns or ['No acute abnormality.'])}"
 
 
 def labels(report: str) -> frozenset[str]:
-    """The findings that a report names, out of ``FINDINGS``, read from the text before ``IMPRESSION:``."""
+    """Return those of `FINDINGS` that a report names in the text before ``IMPRESSION:``."""
     findings = report.partition("IMPRESSION:")[0]
     return frozenset(name for name, sentence in SENTENCES.items() if sentence in findings)

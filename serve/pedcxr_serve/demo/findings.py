@@ -1,4 +1,4 @@
-"""Children who do not exist: age, sex, and what their films show. Left and right are the patient's."""
+"""Fictitious children: age, sex, and the findings on their films. Left and right are the patient's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Zone = Literal["upper", "mid", "lower"]
 
 
 class Kind(StrEnum):
-    """What a phantom can show."""
+    """The kinds of finding that can be drawn."""
 
     CONSOLIDATION = "consolidation"
     EFFUSION = "pleural effusion"
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
-    """One finding; ``side`` and ``zone`` are the patient's, None where the kind has none."""
+    """One finding. ``side`` and ``zone`` are the patient's, or None for kinds without them."""
 
     kind: Kind
     side: Side | None = None
@@ -46,14 +46,14 @@ FINDINGS: tuple[Finding, ...] = (
     *(Finding(kind) for kind in (Kind.CARDIOMEGALY, Kind.HYPERINFLATION, Kind.WIDE_MEDIASTINUM)),
     *(Finding(kind) for kind in (Kind.TUBE, Kind.TUBE_LOW)),
 )
-"""Every finding that can be drawn, 17 in all."""
+"""The 17 findings that can be drawn."""
 
 _WEIGHTS = {Kind.CONSOLIDATION: 0.6, Kind.WIDE_MEDIASTINUM: 3.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A child who does not exist. ``findings`` holds no two that hide each other (see ``compatible``)."""
+    """A fictitious child. No two of its findings hide each other (see `compatible`)."""
 
     age: Age | None
     sex: Sex | None
@@ -61,7 +61,7 @@ class Case:
 
 
 def compatible(one: Finding, other: Finding) -> bool:
-    """Whether both can be seen on one film: one tube, one line, and one thing at a time in the lung of a side."""
+    """Return whether one film can show both: at most one tube and one line, and one kind of finding per lung."""
     tubes = {Kind.TUBE, Kind.TUBE_LOW}
     if one.kind in tubes and other.kind in tubes:
         return False
@@ -72,7 +72,7 @@ def compatible(one: Finding, other: Finding) -> bool:
 
 
 def sample_age(rng: np.random.Generator) -> Age | None:
-    """Draw an age from birth to 17 years, in every wording; half of them under 3 years, 1 in 20 unknown."""
+    """Sample an age from birth to 17 years, in every unit; half are under 3 years, and 1 in 20 is unknown."""
     draw = int(rng.integers(20))
     if draw == 0:
         return None
@@ -88,16 +88,16 @@ def sample_age(rng: np.random.Generator) -> Age | None:
 
 
 def sample(seed: int) -> Case:
-    """Draw a case: nothing in one of six, else one to three findings."""
+    """Sample a case: 16 % have no finding, the others one to three."""
     rng = np.random.default_rng([seed, 1])
-    wanted = int(rng.choice(4, p=(0.16, 0.36, 0.30, 0.18)))
+    count = int(rng.choice(4, p=(0.16, 0.36, 0.30, 0.18)))
     weights = np.array([_WEIGHTS.get(finding.kind, 1.0) for finding in FINDINGS])
     order = rng.choice(len(FINDINGS), len(FINDINGS), replace=False, p=weights / weights.sum())
-    chosen: list[Finding] = []
+    findings: list[Finding] = []
     for index in order:
         finding = FINDINGS[int(index)]
-        if len(chosen) < wanted and all(compatible(finding, other) for other in chosen):
-            chosen.append(finding)
+        if len(findings) < count and all(compatible(finding, other) for other in findings):
+            findings.append(finding)
     sexes: tuple[Sex | None, ...] = ("M", "F", None)
     sex = sexes[int(rng.choice(3, p=(0.45, 0.45, 0.10)))]
-    return Case(sample_age(rng), sex, tuple(sorted(chosen, key=FINDINGS.index)))
+    return Case(sample_age(rng), sex, tuple(sorted(findings, key=FINDINGS.index)))

@@ -1,4 +1,4 @@
-"""The demonstration: three films reported as a stream, then how fast, through a server that runs."""
+"""The demonstration: stream the reports of three films, then measure latency and throughput of the running server."""
 
 from __future__ import annotations
 
@@ -23,56 +23,63 @@ FILMS: tuple[tuple[str, Case, int], ...] = (
     ("wide-mediastinum-10y.png", Case(Age(10, "Y"), "F", (_WIDE,)), 12),
     ("wide-mediastinum-3m.png", Case(Age(3, "M"), "F", (_WIDE,)), 12),
 )
-"""Name, case and seed. The last two are the same drawing: only the age in the prompt tells their reports apart."""
+"""Name, case and seed. The last two films are the same drawing; only the age in the prompt differs."""
 
 LOADS = ((1, 12), (16, 96))
-"""Reports in flight at once, and how many films are reported at that load."""
+"""Requests in flight, and the number of films reported at that load."""
 
-_SEED = 7_000_000  # films that training never saw
+_SEED = 7_000_000  # films that the training did not use
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one load gave; times in seconds."""
+    """Measurements at one load.
+
+    Attributes:
+        in_flight: requests in flight.
+        reports: the reports, in the order of the films.
+        exact: number of reports equal to the expected report.
+        seconds: wall time of the whole load.
+    """
 
     in_flight: int
     reports: tuple[Report, ...]
-    right: int
+    exact: int
     seconds: float
 
     @property
-    def reports_a_minute(self) -> float:
-        """Finished reports divided by the wall time of the whole load."""
+    def reports_per_minute(self) -> float:
+        """Number of reports divided by the wall time."""
         return 60 * len(self.reports) / self.seconds
 
     def row(self) -> str:
-        """A line of the table below `HEAD`."""
-        timings = [one.timing for one in self.reports]
+        """Return a row of the table under `HEAD`."""
+        timings = [report.timing for report in self.reports]
         cells = (_median([getattr(timing, name) for timing in timings]) for name in ("ttft", "tpot", "e2e"))
         return (
             f"{self.in_flight:>9} {len(self.reports):>8} "
             + " ".join(f"{cell:>8}" for cell in cells)
-            + f" {self.reports_a_minute:>12.0f} {f'{self.right} of {len(self.reports)}':>12}"
+            + f" {self.reports_per_minute:>12.0f} {f'{self.exact} of {len(self.reports)}':>12}"
         )
 
 
-HEAD = f"{'at once':>9} {'reports':>8} {'TTFT':>8} {'TPOT':>8} {'E2E':>8} {'reports/min':>12} {'as drawn':>12}"
+HEAD = f"{'in flight':>9} {'reports':>8} {'TTFT':>8} {'TPOT':>8} {'E2E':>8} {'reports/min':>12} {'as drawn':>12}"
 
 
 async def run(url: str) -> None:
-    """Write the films, have them reported by the server at ``url``, and print what came; stdout is the stage."""
+    """Write the films, request their reports from the server at ``url``, and print reports and measurements."""
     folder = draw(FOLDER)
     async with AsyncClient(url) as client:
         for name, case, _ in FILMS:
-            await _tell(client, folder / name, case)
-        print(f"\nmedians in milliseconds\n{HEAD}")
+            await _stream_report(client, folder / name, case)
+        print(f"\nLatency (medians in ms) and throughput\n{HEAD}")
         for in_flight, count in LOADS:
             print((await load(client, in_flight, count)).row(), flush=True)
     print(_next_steps(folder))
 
 
 def draw(folder: Path) -> Path:
-    """Write the films as PNG; into a temporary folder if this one cannot be written. The folder used."""
+    """Write the films as PNG into ``folder``, or a temporary folder if that fails; return the folder."""
     try:
         folder.mkdir(exist_ok=True)
         for name, case, seed in FILMS:
@@ -83,27 +90,27 @@ def draw(folder: Path) -> Path:
 
 
 async def load(client: AsyncClient, in_flight: int, count: int) -> Load:
-    """Have ``count`` films reported, never more than ``in_flight`` at once; each film is another."""
+    """Request reports of ``count`` different films, with at most ``in_flight`` requests in flight."""
     seeds = [_SEED + 1000 * in_flight + number for number in range(count)]
     cases = [drawing.sample(seed) for seed in seeds]
     films = [drawing.encode_png(drawing.render(case, seed)) for case, seed in zip(cases, seeds, strict=True)]
-    gate = asyncio.Semaphore(in_flight)
+    slots = asyncio.Semaphore(in_flight)
 
-    async def one(case: Case, film: bytes) -> Report:
-        async with gate:
+    async def report(case: Case, film: bytes) -> Report:
+        async with slots:
             return await client.report(film, age=case.age, sex=case.sex)
 
     start = time.perf_counter()
-    reports = await asyncio.gather(*(one(case, film) for case, film in zip(cases, films, strict=True)))
+    reports = await asyncio.gather(*(report(case, film) for case, film in zip(cases, films, strict=True)))
     seconds = time.perf_counter() - start
-    right = sum(got.text == expected_report.text(case) for got, case in zip(reports, cases, strict=True))
-    return Load(in_flight, tuple(reports), right, seconds)
+    exact = sum(report.text == expected_report.text(case) for report, case in zip(reports, cases, strict=True))
+    return Load(in_flight, tuple(reports), exact, seconds)
 
 
-async def _tell(client: AsyncClient, path: Path, case: Case) -> None:
+async def _stream_report(client: AsyncClient, path: Path, case: Case) -> None:
     age = case.age.words if case.age else "of unknown age"
-    drawn = ", ".join(expected_report.label(finding, case.age) for finding in case.findings) or "nothing abnormal"
-    print(f"\n{path}  ({age}, drawn: {drawn})")
+    findings = ", ".join(expected_report.label(finding, case.age) for finding in case.findings) or "nothing abnormal"
+    print(f"\n{path}  ({age}, drawn: {findings})")
     async with client.stream(path, age=case.age, sex=case.sex) as stream:
         async for piece in stream:
             print(piece, end="", flush=True)
@@ -112,8 +119,8 @@ async def _tell(client: AsyncClient, path: Path, case: Case) -> None:
 
 
 def _median(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{1000 * statistics.median(known):.1f}" if known else "-"
+    measurements = [value for value in values if value is not None]
+    return f"{1000 * statistics.median(measurements):.1f}" if measurements else "-"
 
 
 def _next_steps(folder: Path) -> str:
@@ -121,15 +128,15 @@ def _next_steps(folder: Path) -> str:
     program = Path(sys.argv[0]).parent
     here = program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program
     return f"""
-Keep a server running:
+Start a server:
   {here}/pedcxr-serve start
 
-Ask it, from another terminal:
+Request a report from another terminal:
   {here}/pedcxr report {film} --age 6y --sex M --stream
-or from any language, here with curl:
+or from any language, for example with curl:
   {{ printf '{{"messages": [{{"role": "user", "content": ['
     printf '{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,%s"}}}}, ' "$(base64 -w0 {film})"
     printf '{{"type": "text", "text": "Generate a radiology report for this chest X-ray of a 6-year-old male."}}]}}]}}'
   }} | curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d @-
 
-The demo model knows drawings only. Every report, of any model, is a draft for a professional to review."""
+The demo model was trained on drawings only. Every report of any model is a draft for a professional to review."""

@@ -1,4 +1,4 @@
-"""The first report: proof that a film goes in and words come out, before a server calls itself ready."""
+"""Ask the engine for its health, its models, one token or a warm-up report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,64 @@ from pedcxr_serve.demo import drawing
 from pedcxr_serve.errors import EngineNotReady
 
 _SEED = 1
-_MAX_TOKENS = 16  # enough to run the tower, a prefill and decode steps; the text itself is not judged here
+_MAX_TOKENS = 16  # enough to run the vision tower, a prefill and decode steps; the text itself is not checked
 
 
-def request(model: str) -> bytes:
-    """The body of a short, greedy report of a drawn film, for the model of that name."""
+async def is_healthy(engine: aiohttp.ClientSession) -> bool:
+    """Return whether the engine answers ``/health`` with 200 within 2 s; it does not while it loads."""
+    try:
+        async with engine.get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:
+    """Return the names of all models that the engine serves, adapters included.
+
+    Raises:
+        EngineNotReady: if the status is not 200.
+    """
+    async with engine.get("/v1/models") as response:
+        body = await response.json()
+    if response.status != 200:
+        raise EngineNotReady(f"the engine answered the request for its models with status {response.status}")
+    return frozenset(model["id"] for model in body["data"])
+
+
+async def probe(engine: aiohttp.ClientSession, model: str) -> None:
+    """Have the engine generate one token, which shows that its scheduler and its model still make progress.
+
+    Raises:
+        EngineNotReady: if the status is not 200.
+    """
+    body = {"model": model, "messages": [{"role": "user", "content": "ok"}], "max_tokens": 1, "temperature": 0}
+    async with engine.post("/v1/chat/completions", json=body) as response:
+        await response.read()
+    if response.status != 200:
+        raise EngineNotReady(f"the engine answered the one-token probe with status {response.status}")
+
+
+async def warm_up(engine: aiohttp.ClientSession, model: str) -> str:
+    """Have the engine report a drawn film, and return the text.
+
+    Raises:
+        EngineNotReady: if the status is not 200, or the report is empty.
+    """
+    headers = {"Content-Type": "application/json"}
+    async with engine.post("/v1/chat/completions", data=warm_up_request(model), headers=headers) as response:
+        body = await response.json()
+    if response.status != 200:
+        message = body.get("error", {}).get("message", "no reason given")
+        raise EngineNotReady(f"the engine answered the warm-up report with status {response.status}: {message}")
+    text: str = body["choices"][0]["message"]["content"] or ""
+    if not text.strip():
+        raise EngineNotReady("the warm-up report is empty; check the weights with `pedcxr-serve check`")
+    return text
+
+
+def warm_up_request(model: str) -> bytes:
+    """Return the JSON body of a short, greedy report of a drawn film."""
     case = drawing.Case(age=Age(5, "Y"), sex="M", findings=())
     png = drawing.encode_png(drawing.render(case, _SEED))
     url = "data:image/png;base64," + base64.b64encode(png).decode()
@@ -28,56 +81,3 @@ def request(model: str) -> bytes:
         "temperature": 0,
     }
     return json.dumps(body).encode()
-
-
-async def healthy(engine: aiohttp.ClientSession) -> bool:
-    """Whether the engine's server answers at all; false while it loads."""
-    try:
-        async with engine.get("/health", timeout=aiohttp.ClientTimeout(total=2)) as answer:
-            return answer.status == 200
-    except (aiohttp.ClientError, TimeoutError):
-        return False
-
-
-async def names(engine: aiohttp.ClientSession) -> frozenset[str]:
-    """Of all models that the engine serves, adapters too.
-
-    Raises:
-        EngineNotReady: if it answers anything but 200.
-    """
-    async with engine.get("/v1/models") as answer:
-        body = await answer.json()
-    if answer.status != 200:
-        raise EngineNotReady(f"the engine answered {answer.status} when it was asked for its models")
-    return frozenset(model["id"] for model in body["data"])
-
-
-async def probe(engine: aiohttp.ClientSession, model: str) -> None:
-    """Have the engine write one token: proof that its scheduler and its model still step.
-
-    Raises:
-        EngineNotReady: if it answers anything but 200.
-    """
-    body = {"model": model, "messages": [{"role": "user", "content": "ok"}], "max_tokens": 1, "temperature": 0}
-    async with engine.post("/v1/chat/completions", json=body) as answer:
-        await answer.read()
-    if answer.status != 200:
-        raise EngineNotReady(f"the engine answered {answer.status} when it was asked for a token")
-
-
-async def report(engine: aiohttp.ClientSession, model: str) -> str:
-    """Have the engine write of a drawn film; its words.
-
-    Raises:
-        EngineNotReady: if it refuses, or writes nothing.
-    """
-    headers = {"Content-Type": "application/json"}
-    async with engine.post("/v1/chat/completions", data=request(model), headers=headers) as answer:
-        body = await answer.json()
-    if answer.status != 200:
-        message = body.get("error", {}).get("message", "no reason given")
-        raise EngineNotReady(f"the warm-up report of a drawn film was refused with {answer.status}: {message}")
-    text: str = body["choices"][0]["message"]["content"] or ""
-    if not text.strip():
-        raise EngineNotReady("the warm-up report of a drawn film is empty; check the weights with `pedcxr-serve check`")
-    return text

@@ -1,26 +1,26 @@
-"""Whether the engine lives, as the requests see it."""
+"""Track whether the engine is alive, from what the requests observe."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-_LOOK_S = 1.0
+_CHECK_TIMEOUT_S = 1.0
 
 
-class Pulse:
-    """Signs of life that requests bring along, so that a busy engine need not be asked for any.
+class EngineHeartbeat:
+    """Signs of life that requests report, so that the supervisor need not probe a busy engine.
 
     Attributes:
-        last: when the engine last wrote something, of `time.monotonic`.
-        doubted: set while a request has lost the engine and nobody has looked yet.
+        last: `time.monotonic` value of the engine's most recent output.
+        suspicion: set when a request loses its connection to the engine, until the supervisor has checked the engine.
     """
 
     def __init__(self) -> None:
         self.last = time.monotonic()
-        self.doubted = asyncio.Event()
-        self._looked = asyncio.Event()
-        self._looked.set()
+        self.suspicion = asyncio.Event()
+        self._checked = asyncio.Event()
+        self._checked.set()
 
     @property
     def age(self) -> float:
@@ -28,25 +28,27 @@ class Pulse:
         return time.monotonic() - self.last
 
     def beat(self) -> None:
-        """The engine wrote something."""
+        """Record output from the engine."""
         self.last = time.monotonic()
 
-    def doubt(self) -> None:
-        """A request lost the engine."""
-        self.doubted.set()
-        self._looked.clear()
+    def suspect(self) -> None:
+        """Report that a request lost the engine."""
+        self.suspicion.set()
+        self._checked.clear()
 
-    def settle(self) -> None:
-        """Somebody has looked, and told the state what there is."""
-        self.doubted.clear()
-        self._looked.set()
+    def clear(self) -> None:
+        """End the suspicion: the engine has been checked and the gateway's state is up to date."""
+        self.suspicion.clear()
+        self._checked.set()
 
-    async def settled(self) -> None:
-        """Wait, a second at most, until a doubt has been looked into: whoever is next in line after a request that lost
-        the engine would lose it too, and could not be told that it is safe to ask again."""
+    async def wait_checked(self) -> None:
+        """Wait until the supervisor has checked a suspected engine, at most 1 s.
+
+        Without this wait, the next request in the queue would be sent to a dead engine and could not be retried safely.
+        """
         try:
-            # Not wait_for: on Python 3.11 it loses a cancellation that comes together with the result.
-            async with asyncio.timeout(_LOOK_S):
-                await self._looked.wait()
+            # Not wait_for: on Python 3.11 it swallows a cancellation that arrives together with the result.
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                await self._checked.wait()
         except TimeoutError:
-            self.settle()
+            self.clear()

@@ -1,13 +1,13 @@
-"""Keeps one engine running: started, warmed up, watched, and started again when it ends or hangs.
+"""Keep one engine running: start it, warm it up, watch it, and restart it when it exits or hangs.
 
 ::
 
-    start ─▶ loads ─▶ warm-up report ─▶ ready ─▶ watched ─▶ ended, or hangs ─▶ its group is killed ─▶ wait ─▶ start
-      └── the first start fails: EngineNotReady, EngineDied                                             (backs off)
+    start ─▶ loading ─▶ warm-up report ─▶ ready ─▶ watched ─▶ exited or hung ─▶ kill its group ─▶ back-off ─▶ start
+      └── first start fails: EngineNotReady, EngineDied
 
-Watching costs a busy engine nothing: tokens that pass are its signs of life. One that was silent for ``probe_every_s``
-is asked for a token, since its HTTP server answers ``/health`` with 200 while a step hangs (vLLM 0.32). One that a
-request lost, whose connection broke, is looked at without delay.
+A busy engine is not probed: its output is a sufficient sign of life. An engine that is silent for ``probe_every_s`` is
+asked for one token, because its HTTP server answers ``/health`` with 200 even while a step hangs (vLLM 0.32). When a
+request loses its connection to the engine, the supervisor checks ``/health`` immediately.
 """
 
 from __future__ import annotations
@@ -18,36 +18,71 @@ import dataclasses
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 import aiohttp
 
 from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import health
-from pedcxr_serve.engine.backoff import Backoff
 from pedcxr_serve.engine.process import Engine
-from pedcxr_serve.engine.socket_dir import clear
+from pedcxr_serve.engine.socket_dir import remove_sockets
 from pedcxr_serve.errors import EngineDied, EngineError, EngineNotReady
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
 
 _POLL_S = 0.2
-_STOP_GRACE_S = 30.0  # vLLM takes about 7 s to leave in order
-_HURRY_GRACE_S = 2.0  # of one that somebody waits for: half of what he is promised
-_KILL_GRACE_S = 0.0  # of one that is dead or hangs: nobody waits for it
-_LINES = 15
+_STOP_GRACE_S = 30.0  # vLLM takes about 7 s to shut down in order
+_URGENT_GRACE_S = 2.0  # after a second signal; half of the time that the user is promised
+_KILL_GRACE_S = 0.0  # for an engine that is dead or hangs
+_LOG_LINES = 15
+_STABLE_S = 600.0  # an engine that was ready this long resets the back-off
+
+
+@dataclass(slots=True)
+class RestartBackoff:
+    """Seconds to wait before each restart: 0, 1, 2, 4 ... up to ``max_wait_s``.
+
+    Attributes:
+        max_wait_s: the longest wait.
+        max_failures: consecutive starts that may fail before the supervisor gives up; 0 means no restart at all.
+    """
+
+    max_wait_s: float
+    max_failures: int
+    _failures: int = field(default=0, init=False)
+    _attempts: int = field(default=0, init=False)
+
+    def exited(self, uptime_s: float) -> float | None:
+        """Record that a ready engine exited ``uptime_s`` seconds after it became ready; 600 s or more reset the wait.
+
+        Returns:
+            seconds to wait before the next start; None if there is to be no restart.
+        """
+        self._failures = 0
+        self._attempts = 1 if uptime_s >= _STABLE_S else self._attempts + 1
+        return self._next_wait() if self.max_failures else None
+
+    def failed(self) -> float | None:
+        """Record that a start failed; return as `exited`."""
+        self._failures += 1
+        self._attempts += 1
+        return self._next_wait() if self._failures < self.max_failures else None
+
+    def _next_wait(self) -> float:
+        return 0.0 if self._attempts == 1 else min(self.max_wait_s, 2.0 ** min(self._attempts - 2, 30))
 
 
 class Supervisor:
-    """One engine, through all its processes; used from one event loop.
+    """One engine and the processes that replace it; used from one event loop.
 
     Args:
-        launch: makes the next process, not yet started.
-        state: told whether reports are accepted.
-        session: to the engine's socket.
-        config: how long to wait for what.
-        model: the name that clients ask for.
-        console: tells the person at the terminal.
+        launch: creates the next process without starting it.
+        state: the gateway's state, which says whether requests are accepted.
+        session: HTTP session on the engine's socket.
+        config: time-outs and the number of restarts.
+        model: the served model name.
+        console: prints progress, log lines and errors.
     """
 
     def __init__(
@@ -62,162 +97,165 @@ class Supervisor:
         self._launch, self._state, self._session = launch, state, session
         self._config, self._model, self._console = config, model, console
         self._engine = launch()
-        self._backoff = Backoff(config.restart_wait_s, config.restarts)
+        self._backoff = RestartBackoff(config.restart_wait_s, config.restarts)
         self._ready_at = 0.0
 
     async def start(self) -> None:
-        """Start the first engine and wait until it has written a report.
+        """Start the engine and wait until it has generated the warm-up report.
 
         Raises:
-            EngineNotReady: it did not within ``gateway.start_timeout_s``.
-            EngineDied: it ended by itself; carries its last lines.
+            EngineNotReady: the engine was not ready within ``gateway.start_timeout_s``.
+            EngineDied: the engine exited; carries its last log lines.
         """
         await self._engine.start()
-        loading = asyncio.create_task(self._get_ready())
-        ended = asyncio.create_task(self._engine.wait())
+        loading = asyncio.create_task(self._wait_until_ready())
+        exit_status = asyncio.create_task(self._engine.wait())
         try:
-            await asyncio.wait((loading, ended), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((loading, exit_status), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
-                raise self._died(ended.result())
+                raise self._exit_error(exit_status.result())
             loading.result()
         finally:
-            await _cancel(loading, ended)
+            await _cancel(loading, exit_status)
         self._ready_at = time.monotonic()
-        self._state.pulse.beat()
-        self._state.pulse.settle()
+        self._state.heartbeat.beat()
+        self._state.heartbeat.clear()
         self._state.engine_up = True
         self._state.set_ready(True, "ready")
 
     async def keep(self) -> NoReturn:
-        """Watch the engine and start it again whenever it ends or hangs, until cancelled.
+        """Watch the engine and restart it whenever it exits or hangs, until cancelled.
 
         Raises:
-            EngineError: ``gateway.restarts`` starts in a row failed; carries the last one's last lines.
+            EngineError: ``gateway.restarts`` consecutive starts failed; carries the last log lines of the last start.
         """
         while True:
-            reason, what = await self._trouble()
+            reason, error = await self._wait_for_failure()
             self._state.engine_up = False
-            self._state.pulse.settle()
-            self._state.set_ready(False, "starting the engine again")
+            self._state.heartbeat.clear()
+            self._state.set_ready(False, "restarting the engine")
             self._state.metrics.restarts.labels(reason).inc()
             await self._engine.stop(_KILL_GRACE_S)
-            self._show(what)
-            await self._restart(what)
+            self._print_error(error)
+            await self._restart(error)
 
-    async def stop(self, at_once: asyncio.Event) -> None:
-        """End the engine, in order, or with little ado when ``at_once`` is set or comes; harmless when it has ended.
+    async def stop(self, urgent: asyncio.Event) -> None:
+        """Stop the engine in order, within 2 s once ``urgent`` is set; do nothing if it has exited.
 
-        Whoever still waits a turn is told when it comes, and costs no time: there may be many of them.
+        Requests still in the queue are refused when their turn comes. There may be many, so the stop does not wait for
+        them.
         """
         self._state.engine_up = False
-        leaving = asyncio.create_task(self._engine.stop(_STOP_GRACE_S))
-        hurry = asyncio.create_task(at_once.wait())
+        stopping = asyncio.create_task(self._engine.stop(_STOP_GRACE_S))
+        interrupt = asyncio.create_task(urgent.wait())
         try:
-            await asyncio.wait((leaving, hurry), return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait((leaving,), timeout=_HURRY_GRACE_S)
+            await asyncio.wait((stopping, interrupt), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stopping,), timeout=_URGENT_GRACE_S)
         finally:
-            await _cancel(leaving, hurry)
+            await _cancel(stopping, interrupt)
         await self._engine.stop(_KILL_GRACE_S)
 
     @property
-    def ended(self) -> EngineDied | None:
-        """The error for an engine that ended and was not asked to; None for one that runs."""
+    def exit_error(self) -> EngineDied | None:
+        """The error for an engine that exited unexpectedly; None while the engine runs."""
         status = self._engine.status
-        return None if status is None else self._died(status)
+        return None if status is None else self._exit_error(status)
 
-    async def _restart(self, what: EngineError) -> None:
-        wait = self._backoff.ended(time.monotonic() - self._ready_at)
+    async def _restart(self, cause: EngineError) -> None:
+        wait = self._backoff.exited(time.monotonic() - self._ready_at)
         while True:
             if wait is None:
-                raise what
-            self._console.say(f"starting the engine again in {wait:.0f} s" if wait else "starting the engine again")
+                raise cause
+            self._console.print_line(f"restarting the engine in {wait:.0f} s" if wait else "restarting the engine")
             await asyncio.sleep(wait)
-            # A process that was killed leaves its sockets behind, on which the next could not bind.
-            clear(self._state.socket.parent)
+            # A process that was killed leaves its sockets behind, and the next could not bind to them.
+            remove_sockets(self._state.socket.parent)
             self._engine = self._launch()
             try:
                 await self.start()
             except EngineError as error:
                 await self._engine.stop(_KILL_GRACE_S)
-                self._show(error)
-                what, wait = error, self._backoff.failed()
+                self._print_error(error)
+                cause, wait = error, self._backoff.failed()
             else:
-                self._console.say(f"ready again after {time.monotonic() - self._engine.started:.1f} s")
+                self._console.print_line(f"ready again after {time.monotonic() - self._engine.started:.1f} s")
                 return
 
-    async def _get_ready(self) -> None:
+    async def _wait_until_ready(self) -> None:
         engine, deadline = self._engine, self._config.start_timeout_s
         progress = asyncio.create_task(self._console.progress(lambda: engine.stage))
         try:
             async with asyncio.timeout(deadline):
-                while not await health.healthy(self._session):
+                while not await health.is_healthy(self._session):
                     self._state.stage = engine.stage
                     await asyncio.sleep(_POLL_S)
-                engine.stage = self._state.stage = "writing a warm-up report"
-                served = await health.names(self._session)
+                engine.stage = self._state.stage = "generating the warm-up report"
+                served = await health.model_names(self._session)
                 self._state.rules = dataclasses.replace(self._state.rules, served=served)
-                await health.report(self._session, self._model)
+                await health.warm_up(self._session, self._model)
         except TimeoutError:
             raise EngineNotReady(
-                f"not ready after {deadline:.0f} s, while {engine.stage}; see the engine's last lines, or raise "
-                "gateway.start_timeout_s",
+                f"the engine was not ready after {deadline:.0f} s (last stage: {engine.stage}); see its last "
+                "log lines, or increase gateway.start_timeout_s",
                 tail=engine.tail,
             ) from None
         except aiohttp.ClientError as error:
             raise EngineNotReady(
-                "the engine's server broke off during the warm-up report; its last lines say why", tail=engine.tail
+                "the engine closed the connection during the warm-up report; see its last log lines", tail=engine.tail
             ) from error
         finally:
             await _cancel(progress)
 
-    async def _trouble(self) -> tuple[str, EngineError]:
-        """Wait until the engine has ended or hangs: a word for the metric, and the error that says so."""
-        ended = asyncio.create_task(self._engine.wait())
-        hangs = asyncio.create_task(self._watch())
+    async def _wait_for_failure(self) -> tuple[str, EngineError]:
+        """Wait until the engine has exited or hangs; return the reason for the metric and the error."""
+        exit_status = asyncio.create_task(self._engine.wait())
+        failure = asyncio.create_task(self._watch())
         try:
-            await asyncio.wait((ended, hangs), return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                return "ended", self._died(ended.result())
-            return hangs.result()
+            await asyncio.wait((exit_status, failure), return_when=asyncio.FIRST_COMPLETED)
+            if exit_status.done():
+                return "ended", self._exit_error(exit_status.result())
+            return failure.result()
         finally:
-            await _cancel(ended, hangs)
+            await _cancel(exit_status, failure)
 
     async def _watch(self) -> tuple[str, EngineError]:
-        pulse, config = self._state.pulse, self._config
+        heartbeat, config = self._state.heartbeat, self._config
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(_POLL_S, config.probe_every_s - pulse.age)):
-                    await pulse.doubted.wait()
-            if pulse.doubted.is_set():
-                if not await health.healthy(self._session):
-                    return "ended", EngineDied("the engine says it is dead; its last lines say why", tail=self._tail)
-                pulse.settle()
-            elif pulse.age >= config.probe_every_s and not await self._answers():
-                message = f"the engine wrote nothing for {pulse.age:.0f} s, not even the token it was asked for"
+                async with asyncio.timeout(max(_POLL_S, config.probe_every_s - heartbeat.age)):
+                    await heartbeat.suspicion.wait()
+            if heartbeat.suspicion.is_set():
+                if not await health.is_healthy(self._session):
+                    message = "engine reports that it is dead; see its last log lines"
+                    return "ended", EngineDied(message, tail=self._tail)
+                heartbeat.clear()
+            elif heartbeat.age >= config.probe_every_s and not await self._responds():
+                message = f"engine hangs: no output for {heartbeat.age:.0f} s, and no answer to the one-token probe"
                 return "hung", EngineDied(message, tail=self._tail)
 
-    async def _answers(self) -> bool:
-        """Whether the engine writes a token in time, for the probe or for anybody else."""
-        pulse, asked = self._state.pulse, time.monotonic()
+    async def _responds(self) -> bool:
+        """Return whether the engine generates a token in time, for the probe or for any request."""
+        heartbeat, start = self._state.heartbeat, time.monotonic()
         try:
             async with asyncio.timeout(self._config.probe_timeout_s):
                 await health.probe(self._session, self._model)
         except (TimeoutError, aiohttp.ClientError, EngineNotReady):
-            return pulse.last > asked
-        pulse.beat()
+            return heartbeat.last > start
+        heartbeat.beat()
         return True
 
     @property
     def _tail(self) -> tuple[str, ...]:
         return tuple(self._engine.tail)
 
-    def _died(self, status: int) -> EngineDied:
-        return EngineDied(f"the engine ended by itself, {_how(status)}; its last lines say why", tail=self._tail)
+    def _exit_error(self, status: int) -> EngineDied:
+        message = f"engine exited unexpectedly ({_describe_status(status)}); see its last log lines"
+        return EngineDied(message, tail=self._tail)
 
-    def _show(self, error: EngineError) -> None:
-        for line in error.tail[-_LINES:]:
-            self._console.say(f"engine | {line}")
-        self._console.say(str(error))
+    def _print_error(self, error: EngineError) -> None:
+        for line in error.tail[-_LOG_LINES:]:
+            self._console.print_line(f"engine | {line}")
+        self._console.print_line(str(error))
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:
@@ -226,7 +264,7 @@ async def _cancel(*tasks: asyncio.Task[object]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _how(status: int) -> str:
+def _describe_status(status: int) -> str:
     if status >= 0:
         return f"exit status {status}"
-    return f"signal {signal.Signals(-status).name}" + (" (out of memory?)" if -status == signal.SIGKILL else "")
+    return f"signal {signal.Signals(-status).name}" + ("; out of memory?" if -status == signal.SIGKILL else "")

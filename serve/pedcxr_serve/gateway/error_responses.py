@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from starlette.responses import Response
 
 from pedcxr_serve.gateway.request.image_splice import IMAGE_URL
-from pedcxr_serve.vllm_plugin.refusals import Refusal
+from pedcxr_serve.vllm_plugin.refusals import FilmRefusal
 
 RETRY_AFTER_S = 2
 
@@ -58,7 +58,7 @@ def refused(message: str, param: str | None, code: str, status: int) -> Response
     return error(status, message, kind="invalid_request_error", code=code, param=param)
 
 
-def film_refused(refusal: Refusal) -> Response:
+def film_refused(refusal: FilmRefusal) -> Response:
     """A film that the engine's plugin does not take."""
     kind = "invalid_request_error" if refusal.status < 500 else "server_error"
     return error(refusal.status, refusal.message, kind=kind, code=refusal.code, param=IMAGE_URL)

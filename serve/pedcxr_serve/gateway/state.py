@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from pedcxr_serve.engine.heartbeat import Pulse
+from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.metrics import Meter
 from pedcxr_serve.gateway.accounting.usage import UsageStore
@@ -65,7 +65,7 @@ class State:
     stage: what the server is doing, in words, until it is ready and when it stops.
     ready: whether reports are accepted.
     engine_up: whether those accepted can be sent on; stays true while the server drains.
-    pulse: the engine's signs of life.
+    heartbeat: the engine's signs of life.
     in_flight: requests waiting their turn or being forwarded.
     """
 
@@ -86,7 +86,7 @@ class State:
     stage: str = "starting"
     ready: bool = False
     engine_up: bool = True
-    pulse: Pulse = field(default_factory=Pulse)
+    heartbeat: EngineHeartbeat = field(default_factory=EngineHeartbeat)
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: Metrics = field(default_factory=Metrics.create)

@@ -41,7 +41,7 @@ class Relay:
         with record.stage("queue"):
             await gate.turn(job.ticket, job.prompt_tokens)
         if self._state.engine_up:
-            await self._state.pulse.settled()
+            await self._state.heartbeat.wait_checked()
         if not self._state.engine_up:
             raise _restarting()
         if not job.stream:
@@ -76,10 +76,10 @@ class Relay:
                 else:
                     await self._whole(job, answer, kind, scope, receive, send)
         except aiohttp.ClientConnectorError as error:
-            self._state.pulse.doubt()
+            self._state.heartbeat.suspect()
             raise _restarting() from error
         except (aiohttp.ClientError, answers.Endless):
-            self._state.pulse.doubt()
+            self._state.heartbeat.suspect()
             if "stream" not in record.stages:  # of which the end was told already
                 record.outcome, record.status = "engine_lost", 502
                 await error_responses.engine_failed()(scope, receive, send)
@@ -98,14 +98,14 @@ class Relay:
             return
         if answer.status >= 500 and answer.status != 503:
             # Not passed on: vLLM's own words would be those of a traceback, and its code a number.
-            self._state.pulse.doubt()
+            self._state.heartbeat.suspect()
             record.outcome, record.status = "engine_lost", 502
             await error_responses.engine_failed()(scope, receive, send)
             return
         if answer.status != 200:
             record.outcome = "engine_refused"
         else:
-            self._state.pulse.beat()
+            self._state.heartbeat.beat()
             record.finish, record.usage = answers.whole(data)
             if record.finish == "abort":
                 record.outcome, record.status = "aborted", 502
@@ -133,7 +133,7 @@ class Relay:
                         self._state.gate.began(job.ticket)
                     job.events = reader.events
                     charge(job.ticket, OUTPUT_COST * new)
-                    self._state.pulse.beat()
+                    self._state.heartbeat.beat()
                 record.finish, record.usage = reader.finish, reader.usage
                 if reader.done:
                     record.outcome = "length" if reader.finish == "length" else "ok"
@@ -147,7 +147,7 @@ class Relay:
             record.outcome = "aborted"
             await client.take(error_responses.event(error_responses.ENGINE_ABORTED, "engine_aborted"))
         elif reader.failed or not reader.done:
-            self._state.pulse.doubt()
+            self._state.heartbeat.suspect()
             record.outcome = "engine_lost"
             await client.take(error_responses.event(error_responses.ENGINE_LOST, "engine_lost"))
         await client.take(b"", more=False)

@@ -1,1 +1,1 @@
-"""The commands that start a server."""
+"""Start a server and run it until it is stopped."""

@@ -1,4 +1,4 @@
-"""What a server tells the person at the terminal: a progress line while it loads, the engine's log, the addresses."""
+"""Terminal output of a running server: progress of the start, the engine's log, the gateway's log, the addresses."""
 
 from __future__ import annotations
 
@@ -13,78 +13,79 @@ from typing import TextIO
 from pedcxr_serve.engine.process import LogLine
 
 _REDRAW_S = 0.5
-_REPEAT_S = 15.0  # without a terminal, where each line is kept: in a journal, in CI
+_REPEAT_S = 15.0  # when the output is not a terminal but a journal or a CI log, which keeps every line
 
 
 class Console:
-    """Writes to ``out``; the progress line is redrawn in place on a terminal, and repeated rarely elsewhere.
+    """Writes lines to ``out``; redraws the progress line in place on a terminal, and repeats it every 15 s elsewhere.
 
     Args:
-        level: the least important engine line to show, of `logging`.
+        level: the lowest `logging` level of engine lines to print.
+        out: a text stream.
     """
 
     def __init__(self, level: int, out: TextIO = sys.stderr) -> None:
         self._level = level
         self._out = out
         self._tty = out.isatty()
-        self._drawn = False
+        self._progress_visible = False
 
-    def say(self, text: str) -> None:
-        """Write a line of the launcher's own."""
-        self._wipe()
+    def print_line(self, text: str) -> None:
+        """Print a line of the launcher."""
+        self._clear()
         print(text, file=self._out, flush=True)
 
-    def engine(self, line: LogLine) -> None:
-        """Pass a line of the engine's log through, if it is important enough."""
+    def print_engine_line(self, line: LogLine) -> None:
+        """Print a line of the engine's log if its level is high enough."""
         if line.level >= self._level:
-            self.say(f"engine | {line.text}")
+            self.print_line(f"engine | {line.text}")
 
-    def follow(self, name: str) -> None:
-        """Pass the lines of a logger of ours through too: its warnings always, less if the level says so."""
+    def attach_logger(self, name: str) -> None:
+        """Print the records of a logger of this package too: warnings always, lower levels if ``level`` allows."""
         level = min(self._level, logging.WARNING)
         logger = logging.getLogger(name)
         logger.setLevel(level)
-        logger.addHandler(_Lines(self, level))
+        logger.addHandler(_ConsoleHandler(self, level))
 
     async def progress(self, stage: Callable[[], str]) -> None:
-        """Show ``stage()`` and the seconds since now until cancelled."""
+        """Show ``stage()`` and the seconds elapsed since this call, until cancelled."""
         start = time.monotonic()
-        shown, said_at = "", -_REPEAT_S
+        last_stage, printed_at = "", -_REPEAT_S
         try:
             while True:
                 elapsed = time.monotonic() - start
                 if self._tty:
                     self._draw(f"  {stage()} ... {elapsed:.0f} s")
-                elif stage() != shown or elapsed - said_at >= _REPEAT_S:
-                    shown, said_at = stage(), elapsed
-                    self.say(f"  {elapsed:5.1f} s  {shown}")
+                elif stage() != last_stage or elapsed - printed_at >= _REPEAT_S:
+                    last_stage, printed_at = stage(), elapsed
+                    self.print_line(f"  {elapsed:5.1f} s  {last_stage}")
                 await asyncio.sleep(_REDRAW_S)
         finally:
-            self._wipe()
+            self._clear()
 
     def _draw(self, text: str) -> None:
-        self._wipe()
+        self._clear()
         self._out.write(text)
         self._out.flush()
-        self._drawn = True
+        self._progress_visible = True
 
-    def _wipe(self) -> None:
-        if self._drawn:
+    def _clear(self) -> None:
+        if self._progress_visible:
             self._out.write("\r\x1b[2K")
-            self._drawn = False
+            self._progress_visible = False
 
 
-class _Lines(logging.Handler):
+class _ConsoleHandler(logging.Handler):
     def __init__(self, console: Console, level: int) -> None:
         super().__init__(level)
         self._console = console
         self.setFormatter(logging.Formatter("%(levelname)s %(asctime)s %(message)s", "%m-%d %H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a terminal that is gone costs nobody a report
-            self._console.say(f"gateway | {self.format(record)}")
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal must not fail a request
+            self._console.print_line(f"gateway | {self.format(record)}")
 
 
 def level(name: str) -> int:
-    """The number of a level's name in the configuration."""
+    """Return the `logging` level with this name, in any case."""
     return logging.getLevelNamesMapping()[name.upper()]

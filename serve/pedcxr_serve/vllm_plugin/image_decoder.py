@@ -1,7 +1,7 @@
-"""Bytes of one film to 8-bit RGB pixels, refusing what would lose grey levels in silence.
+"""Decode one film to 8-bit RGB pixels, and refuse images that would silently lose grey levels.
 
-vLLM 0.32 (``multimodal/image.py``) turns every image into RGB by ``Image.convert``: 16-bit grey is clipped at 255 and
-becomes white, transparency is composited on white, and neither is an error there.
+vLLM 0.32 (``multimodal/image.py``) converts every image to RGB with ``Image.convert``. This clips 16-bit grey at 255,
+so that the film turns white, and composites transparent pixels on white, without an error in either case.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ import io
 from PIL import Image, ImageOps
 
 from pedcxr_serve.vllm_plugin import dicom_decoder
-from pedcxr_serve.vllm_plugin.refused import FilmRefused
+from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
 __all__ = ["FORMATS", "FilmRefused", "decode"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-"""What may be decoded: the fewer of Pillow's 37 formats a stranger can reach, the better."""
+"""The accepted formats of Pillow's 37; a short list keeps the attack surface small."""
 
-_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-_RESEND = "window it to 8-bit grey and send that as PNG or JPEG"
+_MORE_THAN_8_BITS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_RESEND = "apply a window to 8-bit grey and send PNG or JPEG"
 
 
 def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """Decode one film.
 
     Args:
-        data: an encoded image of one frame, or a DICOM film (`dicom.decode`).
-        max_pixels: cap on width x height, applied to the header, before any pixel is decoded.
+        data: an encoded image of one frame, or a DICOM film (see `dicom_decoder.decode`).
+        max_pixels: limit on width x height, applied to the header before any pixel is decoded.
 
     Returns:
-        An image of mode RGB, EXIF orientation applied.
+        An image of mode RGB, with the EXIF orientation applied.
 
     Raises:
-        FilmRefused: for anything but an opaque 8-bit image of one frame within the cap, or a DICOM film of a chest.
+        FilmRefused: unless the data is an opaque 8-bit image of one frame within the limit, or a DICOM film of a chest.
     """
     if not data:
         raise FilmRefused("the image is empty (0 bytes); send the film as a base64 data URL")
@@ -53,7 +53,7 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         except FilmRefused:
             raise
         except Exception as error:
-            raise FilmRefused("the image is damaged or cut short; encode it again and send all of it") from error
+            raise FilmRefused("the image is damaged or truncated; encode it again and send the whole file") from error
 
 
 def _require_usable(image: Image.Image, max_pixels: int) -> None:
@@ -61,11 +61,13 @@ def _require_usable(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise FilmRefused(_too_large(f"{width} x {height} ", max_pixels))
     if getattr(image, "n_frames", 1) != 1:
-        raise FilmRefused("the image has several frames; send the one film you mean")
-    if image.mode in _DEEP:
-        raise FilmRefused(f"the image has more than 8 bits a pixel (mode {image.mode}) and would turn white; {_RESEND}")
+        raise FilmRefused("the image has several frames; send one frame")
+    if image.mode in _MORE_THAN_8_BITS:
+        raise FilmRefused(
+            f"the image has more than 8 bits per pixel (mode {image.mode}) and would turn white; {_RESEND}"
+        )
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
-        raise FilmRefused(f"the image is of colour mode {image.mode}; send 8-bit grey or RGB")
+        raise FilmRefused(f"the image has colour mode {image.mode}; send 8-bit grey or RGB")
 
 
 def _opaque_rgb(image: Image.Image) -> Image.Image:
@@ -78,4 +80,4 @@ def _opaque_rgb(image: Image.Image) -> Image.Image:
 
 
 def _too_large(size: str, max_pixels: int) -> str:
-    return f"the image is too large ({size}pixels, at most {max_pixels:,} in all); send it smaller"
+    return f"the image is too large ({size}pixels, and at most {max_pixels:,} are allowed); send a smaller image"

@@ -1,15 +1,14 @@
-"""vLLM's log lines that repeat what a request holds, without it.
+"""Redact request content from vLLM's log lines.
 
-At its levels DEBUG and ERROR vLLM 0.32 logs prompts, names of models that do not exist, unknown fields, and, when a
-step fails, pixels. A filter on the logger of each takes the values out and leaves the line: that it happened is worth
-knowing.
+At levels DEBUG and ERROR, vLLM 0.32 logs prompts, names of unknown models and fields and, when a step fails, pixels. A
+filter on each of these loggers replaces the values and keeps the line, so that the event remains visible.
 """
 
 from __future__ import annotations
 
 import logging
 
-TALKATIVE: tuple[tuple[str, str], ...] = (
+REDACTED_LINES: tuple[tuple[str, str], ...] = (
     ("vllm.renderers.chat_utils", "Input prompt: %s"),
     ("vllm.renderers.hf", "Chat template rejected the request: %s"),
     ("vllm.entrypoints.openai.chat_completion.serving", "Error with model %s"),
@@ -17,10 +16,10 @@ TALKATIVE: tuple[tuple[str, str], ...] = (
     ("vllm.entrypoints.serve.exception_handling.error_response", "create_error_response called with %s: %s"),
     ("vllm.logging_utils.dump_input", "Dumping scheduler output for model execution: %s"),
 )
-"""Logger, and the line as it stands in vLLM's source."""
+"""Logger name, and the format string exactly as in vLLM's source."""
 
 
-class _Withhold(logging.Filter):
+class _RedactionFilter(logging.Filter):
     def __init__(self, line: str) -> None:
         super().__init__()
         self._line = line
@@ -32,8 +31,8 @@ class _Withhold(logging.Filter):
 
 
 def install() -> None:
-    """Filter the lines in this process; harmless twice."""
-    for name, line in TALKATIVE:
+    """Add the filters in this process; a second call is harmless."""
+    for name, line in REDACTED_LINES:
         logger = logging.getLogger(name)
-        if not any(isinstance(one, _Withhold) for one in logger.filters):
-            logger.addFilter(_Withhold(line))
+        if not any(isinstance(existing, _RedactionFilter) for existing in logger.filters):
+            logger.addFilter(_RedactionFilter(line))

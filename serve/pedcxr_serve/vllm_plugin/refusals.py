@@ -1,7 +1,8 @@
-"""Why a film is refused, in a form that survives vLLM: the plugin writes it, the gateway reads it. Pure.
+"""Pass the reason why a film is refused from the plugin through vLLM to the gateway.
 
-An error of vLLM 0.32 carries a message and a status, and its ``code`` is the status again. So our own code, a stable
-word for programs, leads the message, and the gateway puts it where OpenAI's clients look.
+An error of vLLM 0.32 carries a message and an HTTP status, and its ``code`` repeats the status. The plugin therefore
+puts a stable error code in front of the message, and the gateway moves it into ``error.code``, where OpenAI clients
+expect it.
 """
 
 from __future__ import annotations
@@ -10,49 +11,66 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["STATUS", "Refusal", "mark", "read"]
+__all__ = ["STATUS", "FilmRefusal", "FilmRefused", "mark", "read"]
 
 STATUS = {
-    "film_refused": 400,  # a plain image that cannot be used
+    "film_refused": 400,  # a plain image that cannot be decoded without loss
     "film_blocked": 422,  # a DICOM film outside the intended use
-    "film_unreadable": 422,  # DICOM that holds no film of one frame, or is damaged
-    "dicom_not_installed": 501,  # the server lacks the extra `dicom`, or one of its decoders
+    "film_unreadable": 422,  # DICOM without a film of one frame, or damaged DICOM
+    "dicom_not_installed": 501,  # the extra `dicom` or one of its decoders is not installed on the server
 }
-"""Every code, and the HTTP status it goes with."""
+"""The error codes and their HTTP statuses."""
+
+
+class FilmRefused(ValueError):
+    """Raised by the decoders; the message says why the film is refused and what to do, and repeats none of its content.
+
+    Attributes:
+        code: a key of `STATUS`.
+    """
+
+    def __init__(self, message: str, code: str = "film_refused") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """One of `STATUS`, and the words for a person."""
+class FilmRefusal:
+    """A refused film, as the gateway reads it from an error of the engine.
+
+    Attributes:
+        code: a key of `STATUS`.
+        message: the reason, for people.
+    """
 
     code: str
     message: str
 
     @property
     def status(self) -> int:
-        """Of HTTP."""
+        """The HTTP status."""
         return STATUS[self.code]
 
 
-class _Told(msgspec.Struct):
+class _Error(msgspec.Struct):
     message: str = ""
 
 
 class _Body(msgspec.Struct):
-    error: _Told
+    error: _Error
 
 
 def mark(code: str, message: str) -> str:
-    """The message to raise in the engine."""
+    """Return the message to raise in the engine: the code, a colon and the message."""
     assert code in STATUS, code
     return f"{code}: {message}"
 
 
-def read(body: bytes) -> Refusal | None:
-    """The refusal in an engine's error body; None for any other error."""
+def read(body: bytes) -> FilmRefusal | None:
+    """Read a refused film from the engine's JSON error body; return None for any other error."""
     try:
         message = msgspec.json.decode(body, type=_Body).error.message
     except msgspec.DecodeError:
         return None
-    code, colon, words = message.partition(": ")
-    return Refusal(code, words) if colon and code in STATUS else None
+    code, colon, reason = message.partition(": ")
+    return FilmRefusal(code, reason) if colon and code in STATUS else None

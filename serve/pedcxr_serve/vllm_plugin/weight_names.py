@@ -1,7 +1,8 @@
-"""Gemma 3 whose vision tower may be saved under either of its two sets of names.
+"""Load Gemma 3 checkpoints with either of the two naming schemes of the vision tower's weights.
 
-Written for vLLM 0.32: ``model_executor/models/gemma3_mm.py`` knows ``vision_tower.vision_model.*`` only. transformers
-5.8 and later save a model built from a config with flat ``vision_tower.*`` names, on which vLLM dies after minutes.
+Written for vLLM 0.32: ``model_executor/models/gemma3_mm.py`` accepts only ``vision_tower.vision_model.*``. transformers
+5.8 and later save a model built from a configuration with flat ``vision_tower.*`` names, and vLLM fails on these after
+minutes of loading.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from vllm.model_executor.models import gemma3_mm
 from vllm.model_executor.models.utils import WeightsMapper
 
 FLAT_TOWER = re.compile(r"^(?:model\.)?vision_tower\.(?!vision_model\.)")
-"""A weight of the vision tower without the ``vision_model`` infix."""
+"""Matches the name of a vision tower weight without ``vision_model``."""
 
 
 class Gemma3ForConditionalGeneration(gemma3_mm.Gemma3ForConditionalGeneration):
-    """vLLM's model; only the names at load differ."""
+    """vLLM's model with an additional mapping of weight names."""
 
     hf_to_vllm_mapper = (
         WeightsMapper(orig_to_new_regex={FLAT_TOWER: "vision_tower.vision_model."})

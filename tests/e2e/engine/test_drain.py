@@ -98,7 +98,7 @@ def test_earlier_requests_are_completed(ending: Teams, teams: Teams) -> None:
             eventually(lambda: in_flight(teams.metrics()) == REQUESTS, 30)
             start = time.monotonic()
             teams.server.process.send_signal(signal.SIGTERM)
-            eventually(lambda: b"reports in work" in teams.server.log.read_bytes())
+            eventually(lambda: b"reports in flight" in teams.server.log.read_bytes())
         asking = pool.submit(late)
         answers = [one.result() for one in pending]
         completed = time.monotonic()
@@ -108,7 +108,7 @@ def test_earlier_requests_are_completed(ending: Teams, teams: Teams) -> None:
         asking.result()
     assert answers == expected and {finish for _, finish in answers} == {"stop"}
     assert sum(text == film.report for (text, _), film in zip(answers, films, strict=True)) > 0.9 * REQUESTS
-    assert f"stopping; {REQUESTS} reports in work" in teams.server.log.read_text()
+    assert f"stopping; waiting for {REQUESTS} reports in flight" in teams.server.log.read_text()
     assert completed - start < LATEST_S and ended - start < LATEST_S + 30
     after = [(status, retry) for when, status, retry in late.answers if when > start + 0.5]
     assert {status for status, _ in after} == {503} and all(int(retry or 0) >= 1 for _, retry in after)

@@ -124,7 +124,7 @@ def test_without_restarts_a_dead_engine_stops_the_server() -> None:
         [engine] = [pid for pid in traces.pids if "EngineCore" in title(pid)]
         os.kill(engine, signal.SIGKILL)
         assert running.process.wait(60) == 4
-        assert "the engine ended by itself" in running.log.read_text()
+        assert "engine exited unexpectedly" in running.log.read_text()
         assert "engine | " in running.log.read_text()
         assert traces.left() == []
 
@@ -169,7 +169,7 @@ def test_a_second_server_on_the_same_socket_folder_fails(tmp_path: Path) -> None
     with launched("--socket-dir", str(folder)) as first:
         until(lambda: (folder / "lock").exists())
         second = start("--socket-dir", str(folder))
-        assert (second.returncode, "held by a server" in second.stderr) == (2, True)
+        assert (second.returncode, "in use by a running server" in second.stderr) == (2, True)
         first.terminate()
         assert first.wait(60) == 0
     assert not folder.exists()

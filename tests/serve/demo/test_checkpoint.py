@@ -1,4 +1,4 @@
-"""The packaged checkpoint: the files of the real model's folder, in its layout. Torch only in the slow test."""
+"""The packaged checkpoint has the files and the layout of the real model. Only the slow tests use torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-WORDS = "Generate a radiology report for this chest X-ray of a 5-year-old male."
+PROMPT = "Generate a radiology report for this chest X-ray of a 5-year-old male."
 
 
 def read(name: str) -> Any:
@@ -40,13 +40,13 @@ def tokenizer() -> Tokenizer:
 
 
 def fill(messages: list[dict[str, Any]], **options: object) -> str:
-    def refuse(why: str) -> None:
-        raise ValueError(why)
+    def raise_error(message: str) -> None:
+        raise ValueError(message)
 
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
         (CHECKPOINT / "chat_template.jinja").read_text()
     )
-    return template.render(messages=messages, bos_token="<bos>", raise_exception=refuse, **options)
+    return template.render(messages=messages, bos_token="<bos>", raise_exception=raise_error, **options)
 
 
 def weights() -> dict[str, Any]:
@@ -56,13 +56,13 @@ def weights() -> dict[str, Any]:
     return {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
-def test_the_folder_is_complete_and_small() -> None:
+def test_folder_is_complete_and_small() -> None:
     assert MODEL_NAME == "pedcxr-demo"
     assert {path.name for path in CHECKPOINT.iterdir()} == FILES
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 4_000_000
 
 
-def test_no_file_names_a_place_of_the_machine_that_made_it() -> None:
+def test_no_file_contains_a_path_of_the_training_machine() -> None:
     for path in CHECKPOINT.iterdir():
         assert not re.search(rb"/(work|root|home|tmp|Users)/", path.read_bytes()), path.name
 
@@ -88,13 +88,13 @@ def test_weights_are_named_as_in_the_published_checkpoints() -> None:
         assert name in names
 
 
-def test_config_is_gemma_3s(tokenizer: Tokenizer) -> None:
+def test_config_is_that_of_gemma_3(tokenizer: Tokenizer) -> None:
     config, text, vision = read("config.json"), read("config.json")["text_config"], read("config.json")["vision_config"]
     assert config["architectures"] == ["Gemma3ForConditionalGeneration"] and config["model_type"] == "gemma3"
     assert (text["model_type"], vision["model_type"]) == ("gemma3_text", "siglip_vision_model")
     assert config["tie_word_embeddings"] and text["tie_word_embeddings"]
     assert vision["image_size"] // vision["patch_size"] == 16 and config["mm_tokens_per_image"] == 64
-    assert text["head_dim"] == text["query_pre_attn_scalar"] == 32, "a size that vLLM's CPU attention has"
+    assert text["head_dim"] == text["query_pre_attn_scalar"] == 32, "head size that vLLM's CPU attention supports"
     assert text["num_key_value_heads"] < text["num_attention_heads"]
     assert set(text["layer_types"]) == {"sliding_attention", "full_attention"}
     assert text["max_position_embeddings"] >= 2048 and text["sliding_window"] >= config["mm_tokens_per_image"]
@@ -105,13 +105,13 @@ def test_config_is_gemma_3s(tokenizer: Tokenizer) -> None:
 
 def test_special_ids_agree_everywhere(tokenizer: Tokenizer) -> None:
     config, generation, settings = read("config.json"), read("generation_config.json"), read("tokenizer_config.json")
-    place = tokenizer.token_to_id
-    assert [place(token) for token in SPECIAL] == list(range(len(SPECIAL)))
-    assert config["image_token_index"] == place(settings["image_token"]) == place("<image_soft_token>")
-    assert config["boi_token_index"] == place(settings["boi_token"]) == place("<start_of_image>")
-    assert config["eoi_token_index"] == place(settings["eoi_token"]) == place("<end_of_image>")
-    assert generation["eos_token_id"] == config["eos_token_id"] == [place("<eos>"), place("<end_of_turn>")]
-    assert (generation["pad_token_id"], generation["bos_token_id"]) == (place("<pad>"), place("<bos>"))
+    token_id = tokenizer.token_to_id
+    assert [token_id(token) for token in SPECIAL] == list(range(len(SPECIAL)))
+    assert config["image_token_index"] == token_id(settings["image_token"]) == token_id("<image_soft_token>")
+    assert config["boi_token_index"] == token_id(settings["boi_token"]) == token_id("<start_of_image>")
+    assert config["eoi_token_index"] == token_id(settings["eoi_token"]) == token_id("<end_of_image>")
+    assert generation["eos_token_id"] == config["eos_token_id"] == [token_id("<eos>"), token_id("<end_of_turn>")]
+    assert (generation["pad_token_id"], generation["bos_token_id"]) == (token_id("<pad>"), token_id("<bos>"))
 
 
 def test_processor_prepares_224_pixels_and_64_tokens_without_crops() -> None:
@@ -123,14 +123,14 @@ def test_processor_prepares_224_pixels_and_64_tokens_without_crops() -> None:
     assert image["image_mean"] == image["image_std"] == [0.5, 0.5, 0.5] and image["resample"] == 2
 
 
-def test_tokenizer_is_the_one_its_code_builds(tokenizer: Tokenizer) -> None:
+def test_tokenizer_equals_a_new_build(tokenizer: Tokenizer) -> None:
     assert json.loads(build().to_str()) == json.loads(tokenizer.to_str())
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        WORDS,
+        PROMPT,
         "Ăâ șț 你好 🩻 naïve",
         "tabs\t, CR\r\n and\n\n\n\n\n\n newlines",
         "  two  spaces  ",
@@ -139,7 +139,7 @@ def test_tokenizer_is_the_one_its_code_builds(tokenizer: Tokenizer) -> None:
         *(expected_report.text(drawing.sample(seed)) for seed in range(20)),
     ],
 )
-def test_any_text_survives_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
+def test_tokenizer_round_trips_any_text(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(ids) == text
     assert tokenizer.token_to_id("<unk>") not in ids
@@ -157,16 +157,16 @@ def test_every_report_is_short(tokenizer: Tokenizer) -> None:
     assert max(lengths) < 120 and 30 < sum(lengths) / len(lengths) < 60
 
 
-def test_template_writes_gemmas_turns() -> None:
-    parts = [{"type": "image"}, {"type": "text", "text": f" {WORDS}\n"}]
-    expected = f"<bos><start_of_turn>user\n<start_of_image>{WORDS}<end_of_turn>\n<start_of_turn>model\n"
+def test_template_renders_the_turns_of_gemma() -> None:
+    parts = [{"type": "image"}, {"type": "text", "text": f" {PROMPT}\n"}]
+    expected = f"<bos><start_of_turn>user\n<start_of_image>{PROMPT}<end_of_turn>\n<start_of_turn>model\n"
     assert fill([{"role": "user", "content": parts}], add_generation_prompt=True) == expected
-    openai = [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "text", "text": WORDS}]
+    openai = [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "text", "text": PROMPT}]
     assert fill([{"role": "user", "content": openai}], add_generation_prompt=True) == expected
     assert (CHECKPOINT / "chat_template.jinja").read_text() == TEMPLATE
 
 
-def test_template_takes_plain_strings_system_words_and_several_turns() -> None:
+def test_template_accepts_strings_system_messages_and_several_turns() -> None:
     for system in ("Be brief.", [{"type": "text", "text": "Be brief."}]):
         turns: list[dict[str, Any]] = [
             {"role": "system", "content": system},
@@ -185,7 +185,7 @@ def test_template_refuses_turns_that_do_not_alternate() -> None:
         fill([{"role": "user", "content": "One"}, {"role": "user", "content": "Two"}])
 
 
-def test_model_card_says_what_it_is() -> None:
+def test_model_card_has_its_warnings_and_results() -> None:
     text = (CHECKPOINT / "README.md").read_text()
     for words in ("Synthetic", "No medical use", "apache-2.0", "demo_training.train", "Exact reports:"):
         assert words in text
@@ -193,7 +193,7 @@ def test_model_card_says_what_it_is() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_it_reports_unseen_phantoms_in_transformers() -> None:
+def test_unseen_films_are_reported_in_transformers() -> None:
     from demo_training import evaluate
 
     result = evaluate.run(CHECKPOINT, 20, first=evaluate.UNSEEN + 5_000)
@@ -202,7 +202,7 @@ def test_it_reports_unseen_phantoms_in_transformers() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_wording_follows_the_age_in_the_prompt() -> None:
+def test_wording_follows_the_age_in_the_prompt() -> None:
     import torch
     from transformers import AutoProcessor, Gemma3ForConditionalGeneration
 
@@ -210,8 +210,8 @@ def test_the_wording_follows_the_age_in_the_prompt() -> None:
 
     model = Gemma3ForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    wide = (drawing.Finding(drawing.Kind.WIDE_MEDIASTINUM),)
+    wide_mediastinum = (drawing.Finding(drawing.Kind.WIDE_MEDIASTINUM),)
     ages = [Age(3, "D"), Age(5, "W"), Age(11, "M"), Age(2, "Y"), Age(3, "Y"), Age(10, "Y"), Age(12, "Y"), None]
     for age in ages:
-        case = drawing.Case(age, "M", wide)
+        case = drawing.Case(age, "M", wide_mediastinum)
         assert evaluate.read(model, processor, case, evaluate.UNSEEN) == expected_report.text(case), card(age)

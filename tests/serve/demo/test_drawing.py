@@ -1,4 +1,4 @@
-"""The drawn films and their reports: pure, no model."""
+"""The drawn films and their expected reports, without a model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pedcxr_client.films.age import Age
 from pedcxr_serve.demo import drawing, expected_report
 from pedcxr_serve.demo.drawing import Case, Finding, Kind
 
-SIDED = [finding for finding in drawing.FINDINGS if finding.side is not None]
+LATERAL = [finding for finding in drawing.FINDINGS if finding.side is not None]
 WIDE = Finding(Kind.WIDE_MEDIASTINUM)
-LABELLED = {expected_report.label(finding, age) for finding in drawing.FINDINGS for age in (Age(1, "Y"), None)}
+ALL_LABELS = {expected_report.label(finding, age) for finding in drawing.FINDINGS for age in (Age(1, "Y"), None)}
 
 
 def draw(*findings: Finding, age: Age | None = None, seed: int = 3) -> np.ndarray:
     return drawing.render(Case(age, None, findings), seed)
 
 
-def test_a_film_is_the_same_each_time_and_another_for_another_seed() -> None:
+def test_film_is_determined_by_its_seed() -> None:
     case = drawing.sample(5)
     assert drawing.sample(5) == case
     assert np.array_equal(drawing.render(case, 5), drawing.render(case, 5))
     assert not np.array_equal(drawing.render(case, 5), drawing.render(case, 6))
 
 
-def test_a_film_is_8_bit_grey_of_the_size_asked_for_and_not_square() -> None:
+def test_film_is_8_bit_grey_of_the_requested_size() -> None:
     film = draw()
     assert film.dtype == np.uint8 and film.shape == drawing.SIZE and film.shape[0] != film.shape[1]
     assert drawing.render(Case(None, None, ()), 1, size=(200, 150)).shape == (200, 150)
@@ -36,7 +36,7 @@ def test_a_film_is_8_bit_grey_of_the_size_asked_for_and_not_square() -> None:
 
 
 @pytest.mark.parametrize("finding", [None, *drawing.FINDINGS], ids=str)
-def test_age_and_sex_never_show_in_the_film(finding: Finding | None) -> None:
+def test_film_does_not_depend_on_age_and_sex(finding: Finding | None) -> None:
     findings = () if finding is None else (finding,)
     first, *others = (
         drawing.render(Case(age, sex, findings), 11)
@@ -45,17 +45,17 @@ def test_age_and_sex_never_show_in_the_film(finding: Finding | None) -> None:
     assert all(np.array_equal(first, other) for other in others)
 
 
-@pytest.mark.parametrize("finding", SIDED, ids=str)
+@pytest.mark.parametrize("finding", LATERAL, ids=str)
 @pytest.mark.parametrize("seed", range(2))
-def test_a_sided_finding_is_on_the_patients_side(finding: Finding, seed: int) -> None:
+def test_lateral_finding_is_on_the_side_of_the_patient(finding: Finding, seed: int) -> None:
     change = np.abs(draw(finding, seed=seed).astype(int) - draw(seed=seed))
     middle = change.shape[1] // 2
     image_left, image_right = int(change[:, :middle].sum()), int(change[:, middle:].sum())
-    patients = (image_left, image_right) if finding.side == "right" else (image_right, image_left)
-    assert patients[0] > 2 * patients[1]
+    same_opposite = (image_left, image_right) if finding.side == "right" else (image_right, image_left)
+    assert same_opposite[0] > 2 * same_opposite[1]
 
 
-def test_zones_follow_each_other_from_the_top() -> None:
+def test_zones_are_ordered_from_the_top() -> None:
     heights = []
     for zone in drawing.ZONES:
         change = np.abs(draw(Finding(Kind.CONSOLIDATION, "left", zone)).astype(int) - draw()).sum(axis=1)
@@ -72,7 +72,7 @@ def test_air_is_dark_and_fluid_is_bright() -> None:
     assert left > right + 5, "the heart is on the patient's left, which is image right"
 
 
-def test_cases_hold_no_two_findings_that_hide_each_other_and_reach_every_finding() -> None:
+def test_sampled_cases_are_compatible_and_cover_every_finding() -> None:
     cases = [drawing.sample(seed) for seed in range(1500)]
     for case in cases:
         pairs = [(a, b) for a in case.findings for b in case.findings if a is not b]
@@ -83,7 +83,7 @@ def test_cases_hold_no_two_findings_that_hide_each_other_and_reach_every_finding
     assert len(wide) > 150 and 0.3 < sum(wide) / len(wide) < 0.7
 
 
-def test_ages_come_in_every_wording() -> None:
+def test_sampled_ages_cover_every_unit() -> None:
     rng = np.random.default_rng(0)
     ages = [drawing.sample_age(rng) for _ in range(3000)]
     words = {"unknown" if age is None else age.words for age in ages}
@@ -109,26 +109,26 @@ def test_ages_come_in_every_wording() -> None:
     ],
     ids=str,
 )
-def test_a_wide_mediastinum_is_a_thymus_under_three_years(age: Age | None, normal: bool) -> None:
-    said = expected_report.text(Case(age, "M", (WIDE,)))
-    assert ("normal thymus" in said) is normal
-    assert ("Mediastinal widening, needs further evaluation." in said) is not normal
-    assert expected_report.labels(said) == {expected_report.THYMUS if normal else expected_report.WIDENING}
+def test_wide_mediastinum_is_a_thymus_under_three_years(age: Age | None, normal: bool) -> None:
+    report = expected_report.text(Case(age, "M", (WIDE,)))
+    assert ("normal thymus" in report) is normal
+    assert ("Mediastinal widening, needs further evaluation." in report) is not normal
+    assert expected_report.labels(report) == {expected_report.THYMUS if normal else expected_report.WIDENING}
     if age is not None:
         number, unit, _ = age.words.split("-")
-        assert normal is (unit != "year" or int(number) < 3), "the prompt's words must be enough to tell"
+        assert normal is (unit != "year" or int(number) < 3), "the wording of the age must be sufficient"
 
 
 @pytest.mark.parametrize("age", [Age(1, "Y"), Age(9, "Y"), None], ids=str)
 @pytest.mark.parametrize("finding", drawing.FINDINGS, ids=str)
-def test_a_report_names_its_finding_and_no_other(finding: Finding, age: Age | None) -> None:
-    said = expected_report.text(Case(age, None, (finding,)))
-    assert expected_report.labels(said) == {expected_report.label(finding, age)}
-    findings, impression = said.split("\n")
-    assert findings.startswith("FINDINGS: ") and impression.startswith("IMPRESSION: ") and said.endswith(".")
+def test_report_names_its_finding_and_no_other(finding: Finding, age: Age | None) -> None:
+    report = expected_report.text(Case(age, None, (finding,)))
+    assert expected_report.labels(report) == {expected_report.label(finding, age)}
+    findings, impression = report.split("\n")
+    assert findings.startswith("FINDINGS: ") and impression.startswith("IMPRESSION: ") and report.endswith(".")
 
 
-def test_labels_read_back_any_case() -> None:
+def test_labels_are_read_from_the_report_of_any_case() -> None:
     for seed in range(500):
         case = drawing.sample(seed)
         assert expected_report.labels(expected_report.text(case)) == {
@@ -136,19 +136,19 @@ def test_labels_read_back_any_case() -> None:
         }
 
 
-def test_labels_are_those_that_findings_lists() -> None:
-    assert set(expected_report.FINDINGS) == LABELLED and len(expected_report.FINDINGS) == 18
+def test_findings_lists_all_labels() -> None:
+    assert set(expected_report.FINDINGS) == ALL_LABELS and len(expected_report.FINDINGS) == 18
     assert expected_report.labels("") == expected_report.labels("The lungs are clear.") == frozenset()
 
 
-def test_nothing_found_is_said_so() -> None:
+def test_report_of_a_normal_film() -> None:
     assert expected_report.text(Case(Age(5, "Y"), "M", ())) == (
         "FINDINGS: The lungs are clear. No pleural effusion or pneumothorax. The heart size is normal. "
         "The mediastinum is normal.\nIMPRESSION: No acute abnormality."
     )
 
 
-def test_a_png_holds_the_pixels_and_nothing_else() -> None:
+def test_png_has_the_pixels_and_no_metadata() -> None:
     film = draw()
     image = Image.open(BytesIO(drawing.encode_png(film)))
     assert image.format == "PNG" and image.mode == "L" and not image.info

@@ -9,7 +9,7 @@ from pedcxr_serve.planner import roofline
 from tests.benchmarks import weightless_checkpoint
 
 
-def test_checkpoint_has_the_published_size_and_can_be_served(tmp_path: Path) -> None:
+def test_weightless_checkpoint_has_the_published_size_and_passes_inspection(tmp_path: Path) -> None:
     folder = tmp_path / "weightless"
     weightless_checkpoint.main(folder)
     checkpoint = inspect.inspect(folder)

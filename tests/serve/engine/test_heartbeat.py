@@ -1,4 +1,4 @@
-"""Waiting for the engine to be looked at: by whoever is next in line, and by whoever leaves just then."""
+"""Requests that wait until a suspected engine has been checked, cancelled and timed-out waits included."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import asyncio
 
 import pytest
 
-from pedcxr_serve.engine.heartbeat import Pulse
+from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 
 
-@pytest.mark.parametrize("doubted", [False, True])
+@pytest.mark.parametrize("suspected", [False, True])
 @pytest.mark.parametrize("steps", range(6))
-def test_whoever_leaves_while_it_waits_has_left(doubted: bool, steps: int) -> None:
-    async def leave() -> None:
-        pulse = Pulse()
-        if doubted:
-            pulse.doubt()
+def test_cancelled_wait_is_cancelled(suspected: bool, steps: int) -> None:
+    async def cancel() -> None:
+        heartbeat = EngineHeartbeat()
+        if suspected:
+            heartbeat.suspect()
 
         async def request() -> None:
-            await pulse.settled()
+            await heartbeat.wait_checked()
             await asyncio.sleep(60)
 
-        asked = asyncio.create_task(request())
-        if doubted:
+        task = asyncio.create_task(request())
+        if suspected:
             await asyncio.sleep(0.01)
-            pulse.settle()
+            heartbeat.clear()
         for _ in range(steps):
             await asyncio.sleep(0)
-        asked.cancel()
-        await asyncio.wait([asked], timeout=1)
-        assert asked.cancelled()
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+        assert task.cancelled()
 
-    asyncio.run(leave())
+    asyncio.run(cancel())
 
 
-def test_a_doubt_that_nobody_looks_into_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pedcxr_serve.engine.heartbeat._LOOK_S", 0.05)
+def test_unchecked_suspicion_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pedcxr_serve.engine.heartbeat._CHECK_TIMEOUT_S", 0.05)
 
     async def wait() -> bool:
-        pulse = Pulse()
-        pulse.doubt()
+        heartbeat = EngineHeartbeat()
+        heartbeat.suspect()
         async with asyncio.timeout(5):
-            await pulse.settled()
-        return pulse.doubted.is_set()
+            await heartbeat.wait_checked()
+        return heartbeat.suspicion.is_set()
 
     assert not asyncio.run(wait())

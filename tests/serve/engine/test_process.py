@@ -1,4 +1,4 @@
-"""Reading vLLM's log, and running a process group to its end."""
+"""Parsing vLLM's log, and ending its process group."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from pedcxr_serve.vllm_plugin import VLLM_SERIES, require_series
         ("INFO:     Application startup complete.", logging.INFO),
     ],
 )
-def test_a_line_has_its_own_level(text: str, level: int) -> None:
+def test_log_line_has_its_own_level(text: str, level: int) -> None:
     assert process.parse(text, logging.DEBUG).level == level
 
 
-def test_a_line_without_a_level_belongs_to_the_one_before() -> None:
+def test_log_line_without_level_has_the_previous_level() -> None:
     assert process.parse('  File "x.py", line 1\n', logging.ERROR) == LogLine(logging.ERROR, '  File "x.py", line 1')
 
 
-def test_a_line_is_cut_to_a_sane_length() -> None:
+def test_log_line_is_truncated() -> None:
     assert len(process.parse("x" * 100_000, logging.INFO).text) == 4096
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.1+cpu"])
-def test_the_plugin_accepts_its_own_series(version: str) -> None:
+def test_plugin_accepts_its_vllm_series(version: str) -> None:
     require_series(version)
 
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.3.2", "1.32.0", "dev"])
-def test_the_plugin_refuses_any_other_vllm_loudly(version: str) -> None:
-    with pytest.raises(RuntimeError, match=f"written for vLLM {VLLM_SERIES}.*this is {version}"):
+def test_plugin_refuses_other_vllm_versions(version: str) -> None:
+    with pytest.raises(RuntimeError, match=f"requires vLLM {VLLM_SERIES}.*not {version}"):
         require_series(version)
 
 
-def test_the_stages_of_a_start_on_a_gpu_never_go_back() -> None:
-    """Its engine reports to one log with two API servers, which read the model's configuration after it has."""
+def test_stages_on_a_gpu_only_move_forward() -> None:
+    """The engine and two API servers write to one log; the API servers read the model's configuration later."""
     lines = (
         "(MainProcess pid=1) INFO 11-26 16:35:27 [api_utils.py:286] non-default args: {'model_tag': 'm'}",
         "(MainProcess pid=1) INFO 11-26 16:35:46 [model.py:733] Resolved architecture: Gemma3ForConditionalGeneration",
@@ -61,10 +61,10 @@ def test_the_stages_of_a_start_on_a_gpu_never_go_back() -> None:
 
     async def work() -> None:
         script = "import sys; print(*sys.argv[1:], sep='\\n')"
-        one = Engine((sys.executable, "-c", script, *lines), {}, lambda line: stages.append(one.stage))
-        await one.start()
-        await one.wait()
-        await one.stop(0)
+        engine = Engine((sys.executable, "-c", script, *lines), {}, lambda line: stages.append(engine.stage))
+        await engine.start()
+        await engine.wait()
+        await engine.stop(0)
 
     asyncio.run(work())
     assert stages == [
@@ -76,42 +76,42 @@ def test_the_stages_of_a_start_on_a_gpu_never_go_back() -> None:
     ]
 
 
-def test_an_engine_that_was_never_started_can_be_stopped() -> None:
+def test_engine_that_was_not_started_can_be_stopped() -> None:
     asyncio.run(Engine(process.vllm(("serve",)), {}, lambda line: None).stop(1))
 
 
-def test_temporary_files_of_a_process_that_is_killed_go_with_it() -> None:
-    said: list[str] = []
+def test_temporary_files_of_a_killed_process_are_removed() -> None:
+    output: list[str] = []
     script = (
-        "import os, tempfile, time; open(os.path.join(tempfile.gettempdir(), 'left'), 'w');"
+        "import os, tempfile, time; open(os.path.join(tempfile.gettempdir(), 'leftover'), 'w');"
         "print(tempfile.gettempdir(), os.environ['TORCHINDUCTOR_CACHE_DIR'], flush=True); time.sleep(60)"
     )
 
     async def work() -> None:
-        one = Engine((sys.executable, "-c", script), {}, lambda line: said.append(line.text))
-        await one.start()
-        while not said:
+        engine = Engine((sys.executable, "-c", script), {}, lambda line: output.append(line.text))
+        await engine.start()
+        while not output:
             await asyncio.sleep(0.01)
-        scratch, compiled = said[0].split()
-        assert Path(scratch, "left").exists() and Path(scratch).stat().st_mode & 0o777 == 0o700
+        scratch, compiled = output[0].split()
+        assert Path(scratch, "leftover").exists() and Path(scratch).stat().st_mode & 0o777 == 0o700
         assert not compiled.startswith(scratch)
-        await one.stop(0)
+        await engine.stop(0)
         assert not Path(scratch).exists()
 
     asyncio.run(work())
 
 
-def test_the_engine_does_not_get_the_secrets_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_does_not_inherit_gateway_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEDCXR_AUDIT_KEY", "secret")
     monkeypatch.setenv("LANG", "C.UTF-8")
-    said: list[str] = []
+    output: list[str] = []
 
     async def work() -> None:
         script = "import os; print(sorted(n for n in os.environ if n.startswith('PEDCXR_')), os.environ['LANG'])"
-        one = Engine((sys.executable, "-c", script), {}, lambda line: said.append(line.text))
-        await one.start()
-        assert await one.wait() == 0
-        await one.stop(0)
+        engine = Engine((sys.executable, "-c", script), {}, lambda line: output.append(line.text))
+        await engine.start()
+        assert await engine.wait() == 0
+        await engine.stop(0)
 
     asyncio.run(work())
-    assert said == ["['PEDCXR_LAUNCHER_PID'] C.UTF-8"]
+    assert output == ["['PEDCXR_LAUNCHER_PID'] C.UTF-8"]

@@ -1,4 +1,4 @@
-"""An engine that ends, hangs, or does not come back: real processes, real sockets, an engine that answers at once."""
+"""An engine that exits, hangs, or fails to restart. Processes and sockets are real; the engine is a fake."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from prometheus_client import generate_latest
 
 from pedcxr_serve.config.load import GatewayConfig
 from pedcxr_serve.engine import supervisor
-from pedcxr_serve.engine.backoff import Backoff
 from pedcxr_serve.engine.process import Engine
-from pedcxr_serve.engine.supervisor import Supervisor
+from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor
 from pedcxr_serve.errors import EngineDied
 from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.gate import Gate
@@ -36,9 +35,9 @@ from tests.support.gateway_server import BODY, CHAT, ERROR_KEYS
 from tests.support.paths import ROOT
 
 TYPED_S = 2.0
-"""Within this every request in flight must have its error."""
+"""Every request in flight must end with an error within this many seconds."""
 
-KILLS = 4  # `make drill` does it ten times with vLLM
+KILLS = 4  # `make drill` kills vLLM ten times
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Running:
     keep: asyncio.Task[None]
     client: httpx.AsyncClient
     out: io.StringIO
-    at_once: asyncio.Event
+    urgent: asyncio.Event
 
     def signal(self, number: int) -> None:
         pid = self.engines[-1].pid
@@ -68,7 +67,7 @@ class Running:
 async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, "condition not reached"
         await asyncio.sleep(0.01)
 
 
@@ -90,7 +89,7 @@ async def supervised(
         return engines[-1]
 
     out = io.StringIO()
-    at_once = asyncio.Event()
+    urgent = asyncio.Event()
     with listen(config) as listeners:
         async with (
             app.engine_session(state) as session,
@@ -102,35 +101,35 @@ async def supervised(
                 await watcher.start()
                 keep = asyncio.create_task(watcher.keep())
                 try:
-                    yield Running(state, engines, keep, client, out, at_once)
-                finally:  # of a test that failed too: an engine started again would outlive it
+                    yield Running(state, engines, keep, client, out, urgent)
+                finally:  # in a failed test too, or a restarted engine would outlive it
                     keep.cancel()
                     await asyncio.gather(keep, return_exceptions=True)
             finally:
-                await watcher.stop(at_once)
+                await watcher.stop(urgent)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 60))
 
 
-def test_killed_again_and_again(tmp_path: Path) -> None:
+def test_engine_killed_repeatedly_is_restarted(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, gap=1.0, probe_timeout_s=30.0) as running:
             for count in range(1, KILLS + 1):
-                waiting = [asyncio.create_task(running.ask(stream=bool(number % 2))) for number in range(8)]
+                requests = [asyncio.create_task(running.ask(stream=bool(number % 2))) for number in range(8)]
                 await eventually(lambda: running.state.in_flight == 8)
                 await eventually(
                     lambda: sum(job.running for job in running.state.gate.admission._accounts.values()) == 8
                 )
                 killed = time.monotonic()
                 running.signal(signal.SIGKILL)
-                for answer in await asyncio.gather(*waiting):
+                for answer in await asyncio.gather(*requests):
                     assert_typed(answer)
                 assert time.monotonic() - killed < TYPED_S
                 await running.ready(False)
                 refused = await running.ask()
-                if refused.status_code != 200:  # it may be back already
+                if refused.status_code != 200:  # the engine may be ready again
                     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
                     assert int(refused.headers["retry-after"]) >= 1
                 await running.ready()
@@ -142,7 +141,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
 
 
 def assert_typed(answer: httpx.Response) -> None:
-    """An error of ours with a word for programs: a status, or the last event of a stream that had begun."""
+    """Check for an error with a code: as the response, or as the last event of a stream that had started."""
     assert answer.headers["x-request-id"]
     if answer.status_code == 200:
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -153,7 +152,7 @@ def assert_typed(answer: httpx.Response) -> None:
         assert answer.json()["error"]["code"] in ("engine_lost", "engine_restarting", "not_ready")
 
 
-def test_an_engine_that_hangs_is_replaced(tmp_path: Path) -> None:
+def test_hanging_engine_is_replaced(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path) as running:
             assert (await running.ask()).status_code == 200
@@ -163,13 +162,13 @@ def test_an_engine_that_hangs_is_replaced(tmp_path: Path) -> None:
             await running.ready()
             assert (await running.ask()).status_code == 200
             assert (running.restarts("hung"), running.restarts("ended")) == (1, 0)
-            assert "not even the token it was asked for" in running.out.getvalue()
+            assert "no answer to the one-token probe" in running.out.getvalue()
 
     run(work())
 
 
-def test_an_engine_that_only_says_it_is_dead(tmp_path: Path) -> None:
-    """vLLM's HTTP server outlives its EngineCore by seconds and answers 500."""
+def test_engine_that_reports_it_is_dead_is_replaced(tmp_path: Path) -> None:
+    """vLLM's HTTP server outlives its EngineCore by some seconds and answers 500."""
 
     async def work() -> None:
         async with supervised(tmp_path, probe_every_s=60.0) as running:
@@ -191,18 +190,18 @@ async def eventually_status(running: Running, status: int) -> None:
     assert_typed(answer)
 
 
-def test_silence_is_no_hang_while_the_engine_answers(tmp_path: Path) -> None:
+def test_silent_engine_that_answers_the_probe_is_kept(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path) as running:
-            beat = running.state.pulse.last
-            await eventually(lambda: running.state.pulse.last > beat)  # a probe was answered
+            last = running.state.heartbeat.last
+            await eventually(lambda: running.state.heartbeat.last > last)  # the probe was answered
             assert running.state.ready
             assert len(running.engines) == 1
 
     run(work())
 
 
-def test_who_waits_for_a_turn_is_told_to_come_again(tmp_path: Path) -> None:
+def test_queued_request_is_told_to_retry_when_the_engine_exits(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, gap=1.0, slots=1) as running:
             first = asyncio.create_task(running.ask(stream=True))
@@ -218,7 +217,7 @@ def test_who_waits_for_a_turn_is_told_to_come_again(tmp_path: Path) -> None:
     run(work())
 
 
-def test_starts_that_fail_are_tried_again(tmp_path: Path) -> None:
+def test_failed_starts_are_repeated(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, fail=2) as running:
             running.signal(signal.SIGKILL)
@@ -230,7 +229,7 @@ def test_starts_that_fail_are_tried_again(tmp_path: Path) -> None:
     run(work())
 
 
-def test_too_many_starts_that_fail_end_it(tmp_path: Path) -> None:
+def test_too_many_failed_starts_end_the_supervisor(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, fail=99, restarts=3) as running:
             running.signal(signal.SIGKILL)
@@ -243,7 +242,7 @@ def test_too_many_starts_that_fail_end_it(tmp_path: Path) -> None:
     run(work())
 
 
-def test_no_restart_if_none_is_wanted(tmp_path: Path) -> None:
+def test_no_restart_if_restarts_is_zero(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, restarts=0) as running:
             running.signal(signal.SIGKILL)
@@ -254,30 +253,30 @@ def test_no_restart_if_none_is_wanted(tmp_path: Path) -> None:
     run(work())
 
 
-def test_the_wait_grows_and_is_forgiven() -> None:
-    backoff = Backoff(30.0, 5)
-    assert [backoff.ended(10) for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
-    assert backoff.ended(3600) == 0
+def test_restart_wait_grows_and_is_reset_by_a_stable_engine() -> None:
+    backoff = RestartBackoff(30.0, 5)
+    assert [backoff.exited(10) for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
+    assert backoff.exited(3600) == 0
     assert [backoff.failed() for _ in range(5)] == [1, 2, 4, 8, None]
-    assert backoff.ended(0) is not None  # one that became ready in between
+    assert backoff.exited(0) is not None  # the engine was ready in between
     assert backoff.failed() is not None
 
 
-def test_restarts_are_told_to_prometheus(tmp_path: Path) -> None:
+def test_restarts_are_counted_in_prometheus(tmp_path: Path) -> None:
     state = State(tmp_path / "none.sock", demo=True, body_limit=1)
     state.metrics.restarts.labels("hung").inc()
     assert b'pedcxr_engine_restarts_total{reason="hung"} 1.0' in generate_latest(state.metrics.registry)
 
 
-def test_who_is_in_a_hurry_does_not_wait_for_an_orderly_end(tmp_path: Path) -> None:
-    """The engine would take for ever: stopped, it does not even see SIGTERM."""
+def test_second_signal_does_not_wait_for_an_orderly_stop(tmp_path: Path) -> None:
+    """The engine is suspended by SIGSTOP, so it never handles SIGTERM."""
 
     async def work() -> None:
         async with supervised(tmp_path, probe_every_s=60.0) as running:
             running.signal(signal.SIGSTOP)
-            asyncio.get_running_loop().call_later(0.5, running.at_once.set)
-            begun = time.monotonic()
-        assert time.monotonic() - begun < 0.5 + supervisor._HURRY_GRACE_S + 3
+            asyncio.get_running_loop().call_later(0.5, running.urgent.set)
+            start = time.monotonic()
+        assert time.monotonic() - start < 0.5 + supervisor._URGENT_GRACE_S + 3
         assert running.engines[-1].status == -signal.SIGKILL
 
     run(work())

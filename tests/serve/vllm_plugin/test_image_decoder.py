@@ -1,4 +1,4 @@
-"""What the media connector lets through, and what it refuses with which words."""
+"""Which images the media connector accepts, and with which messages it refuses the others."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def png_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
-def test_opaque_eight_bit_films_keep_their_pixels(mode: str) -> None:
+def test_opaque_8_bit_image_keeps_its_pixels(mode: str) -> None:
     image = ramp(mode)
-    got = image_decoder.decode(encoded(image), max_pixels=CAP)
-    assert got.mode == "RGB"
-    assert np.array_equal(np.asarray(got), np.asarray(image.convert("RGB")))
+    decoded = image_decoder.decode(encoded(image), max_pixels=CAP)
+    assert decoded.mode == "RGB"
+    assert np.array_equal(np.asarray(decoded), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_an_opaque_alpha_channel_is_dropped(mode: str) -> None:
-    got = image_decoder.decode(encoded(ramp(mode)), max_pixels=CAP)
-    assert np.array_equal(np.asarray(got), np.asarray(ramp("RGB")))
+def test_opaque_alpha_channel_is_dropped(mode: str) -> None:
+    decoded = image_decoder.decode(encoded(ramp(mode)), max_pixels=CAP)
+    assert np.array_equal(np.asarray(decoded), np.asarray(ramp("RGB")))
 
 
 def test_exif_rotation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    got = image_decoder.decode(encoded(ramp(), "JPEG", exif=exif, quality=95), max_pixels=CAP)
-    assert got.size == (30, 40)
+    decoded = image_decoder.decode(encoded(ramp(), "JPEG", exif=exif, quality=95), max_pixels=CAP)
+    assert decoded.size == (30, 40)
 
 
 def transparent() -> Image.Image:
@@ -86,12 +86,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str) -> None:
+def test_unusable_image_is_refused(name: str) -> None:
     data, words = REFUSED[name]
     with pytest.raises(image_decoder.FilmRefused, match=words) as caught:
         image_decoder.decode(data, max_pixels=CAP)
     assert "send" in str(caught.value)
 
 
-def test_the_cap_is_inclusive() -> None:
+def test_pixel_limit_is_inclusive() -> None:
     assert image_decoder.decode(encoded(ramp(size=(1000, 1000))), max_pixels=CAP).size == (1000, 1000)

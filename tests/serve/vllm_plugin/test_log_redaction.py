@@ -1,4 +1,4 @@
-"""Lines of vLLM's log that would repeat a request, and vLLM's own source, in which they must stand."""
+"""vLLM log lines with request content are redacted, and still occur in vLLM's source."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pedcxr_serve.vllm_plugin import log_redaction
 
 
 @pytest.fixture
-def quietened() -> Iterator[None]:
-    before = {name: list(logging.getLogger(name).filters) for name, _ in log_redaction.TALKATIVE}
+def redaction() -> Iterator[None]:
+    before = {name: list(logging.getLogger(name).filters) for name, _ in log_redaction.REDACTED_LINES}
     log_redaction.install()
     log_redaction.install()
     yield
@@ -22,23 +22,23 @@ def quietened() -> Iterator[None]:
         logging.getLogger(name).filters = filters
 
 
-@pytest.mark.parametrize(("name", "line"), log_redaction.TALKATIVE)
-@pytest.mark.usefixtures("quietened")
-def test_values_are_withheld(name: str, line: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("name", "line"), log_redaction.REDACTED_LINES)
+@pytest.mark.usefixtures("redaction")
+def test_values_are_redacted(name: str, line: str, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger(name)
     logger.propagate = True
     with caplog.at_level(logging.DEBUG, logger=name):
         logger.error(line, *["Jane Doe"] * line.count("%s"))
-        logger.error("another line: %s", "kept")
-    told, other = [record.getMessage() for record in caplog.records]
-    assert "Jane" not in told and "(withheld)" in told
-    assert told.startswith(line.partition("%s")[0])
-    assert other == "another line: kept"
+        logger.error("another line: %s", "unchanged")
+    text, other = [record.getMessage() for record in caplog.records]
+    assert "Jane" not in text and "(withheld)" in text
+    assert text.startswith(line.partition("%s")[0])
+    assert other == "another line: unchanged"
 
 
-@pytest.mark.parametrize(("name", "line"), log_redaction.TALKATIVE)
-def test_vllm_still_writes_them_so(name: str, line: str) -> None:
-    """Looked up in the source, without importing vLLM."""
+@pytest.mark.parametrize(("name", "line"), log_redaction.REDACTED_LINES)
+def test_redacted_lines_occur_in_vllm_source(name: str, line: str) -> None:
+    """Read the source files without importing vLLM."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         pytest.skip("vLLM is not installed")
