@@ -1,9 +1,9 @@
-"""``make bench-fairness``: how a real engine is shared, beside first come first served, in turns in one run.
+"""``make bench-fairness``: how tenants share a real engine, compared with first come, first served (FCFS).
 
-First come first served is the same engine under the same load behind a second gateway that has no tenants.
-Service is image + prompt + 2 x output tokens by the engine's count, of requests that ended in the window, which begins
-when the first of them are through; the light tenant's waits are of films sent in it. A benchmark says what it found and
-fails for nothing.
+FCFS is the same engine under the same load behind a second gateway without tenants; both are measured in turns. Service
+is image + prompt + 2 x output tokens by the engine's count, of the requests that ended in a window. A window starts
+after the first requests have ended. The waits of the light tenant are those of films sent in the window. The benchmark
+prints results and fails for none of them.
 """
 
 from __future__ import annotations
@@ -45,51 +45,51 @@ def _option(default: float, meaning: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is sent, and for how long. The defaults suit two cores and the demo model, whose reports have 29 to 79
-    tokens, 45 in the mean."""
+    """The load and its duration. The defaults suit two cores and the demo model, whose reports have 29 to 79 tokens, 45
+    on average."""
 
     rounds: int = _option(3, "rounds of all windows")
     seconds: float = _option(20.0, "seconds of a window")
-    lead: float = _option(4.0, "seconds before it, until the first requests are through")
-    team: int = _option(96, "requests that the one who sends less keeps open")
-    flood: int = _option(384, "requests that the other keeps open")
-    short: int = _option(15, "tokens of the longest answer to the one")
-    long: int = _option(500, "tokens of the longest answer to the other")
+    lead: float = _option(4.0, "seconds before a window, until the first requests have ended")
+    team: int = _option(96, "requests that tenant team keeps open")
+    flood: int = _option(384, "requests that tenant flood keeps open")
+    short: int = _option(15, "max_tokens of team")
+    long: int = _option(500, "max_tokens of flood")
     every: float = _option(2.0, "seconds between the light tenant's films")
-    light: int = _option(500, "tokens of the longest answer to it")
-    side: int = _option(0, "pixels of a square film's side; 0: the drawings' own size")
+    light: int = _option(500, "max_tokens of the light tenant")
+    side: int = _option(0, "side of a square film in pixels; 0 uses the size of the drawings")
 
 
 @dataclass(slots=True)
-class Found:
-    """What every window gave."""
+class Results:
+    """Results of all windows."""
 
-    equal: list[float] = field(default_factory=list)  # the share of the one who sends less
-    equal_first_come: list[float] = field(default_factory=list)
+    equal: list[float] = field(default_factory=list)  # team's share of the service
+    equal_fcfs: list[float] = field(default_factory=list)
     triple: list[float] = field(default_factory=list)
-    rate: list[float] = field(default_factory=list)  # service a second of all
-    rate_first_come: list[float] = field(default_factory=list)
-    alone: list[float] = field(default_factory=list)  # seconds to the first word of the light tenant
+    rate: list[float] = field(default_factory=list)  # service per second of all tenants
+    rate_fcfs: list[float] = field(default_factory=list)
+    alone: list[float] = field(default_factory=list)  # the light tenant's seconds to the first word
     flooded: list[float] = field(default_factory=list)
-    flooded_first_come: list[float] = field(default_factory=list)
-    least_waiting: float = math.inf  # of either sender, at any look while shares were measured
-    cache_hits: float = 0.0  # must be 0: no film is sent twice
+    flooded_fcfs: list[float] = field(default_factory=list)
+    least_waiting: float = math.inf  # lowest number of waiting requests of a tenant while shares were measured
+    cache_hits: float = 0.0  # 0 is expected: no film is sent twice
 
 
 def main() -> None:
-    """Run the benchmark and print its table. Words after ``--`` go to ``pedcxr-serve start``: ``-- --model DIR``."""
+    """Run the benchmark and print its table. Arguments after ``--`` go to ``pedcxr-serve start``."""
     own, flags = cli.split(sys.argv[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fairness", description=__doc__)
-    for one in fields(Load):
-        parser.add_argument(f"--{one.name}", type=type(one.default), default=one.default, **one.metadata)
+    for option in fields(Load):
+        parser.add_argument(f"--{option.name}", type=type(option.default), default=option.default, **option.metadata)
     load = Load(**vars(parser.parse_args(own)))
     settings = cli.parse(["start", *flags])
     folder = download.resolve(settings.model, settings.revision)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        shown = _tenants(scratch / "tenants.toml")
+        keys = _write_tenants(scratch / "tenants.toml")
         socket = scratch / "run" / "engine.sock"
-        made = plan.make(
+        engine_plan = plan.make(
             inspect.inspect(folder),
             devices.detect(settings.engine.device),
             settings,
@@ -100,55 +100,55 @@ def main() -> None:
         films = Films(_SEEDS, size=(side, side) if side else drawing.SIZE, model=settings.served_name)
         with (
             server("--tenants", str(scratch / "tenants.toml"), "--socket-dir", str(socket.parent), *flags) as running,
-            fcfs_gateway.first_come(socket, made.max_num_seqs, settings.served_name, scratch) as line,
+            fcfs_gateway.fcfs_gateway(socket, engine_plan.max_num_seqs, settings.served_name, scratch) as fcfs_url,
         ):
             before = os.getloadavg()
-            found = uvloop.run(_measure(running, line, shown, films, load))
-    _print(found, before)
+            results = uvloop.run(_measure(running, fcfs_url, keys, films, load))
+    _print(results, before)
 
 
-def _tenants(path: Path) -> dict[str, str]:
-    """Write a tenants file; its keys by name."""
-    shown = {name: api_keys.new(path, name) for name in _WEIGHTS}
+def _write_tenants(path: Path) -> dict[str, str]:
+    """Write a tenants file; return the keys by tenant."""
+    keys = {name: api_keys.new(path, name) for name in _WEIGHTS}
     text = path.read_text()
     for name, weight in _WEIGHTS.items():
         text = text.replace(f"[tenant.{name}]\n", f"[tenant.{name}]\nweight = {weight}\nmax_concurrent = 1024\n")
     path.write_text(text)
-    return shown
+    return keys
 
 
-async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], films: Films, load: Load) -> Found:
-    team = Sender("team", shown["team"], at_once=load.team, max_tokens=load.short)
-    triple = replace(team, key=shown["triple"])
-    flood = Sender("flood", shown["flood"], at_once=load.flood, max_tokens=load.long)
-    light = Sender("light", shown["light"], every_s=load.every, max_tokens=load.light)
-    seconds, found = load.seconds, Found()
+async def _measure(running: LocalServer, fcfs_url: str, keys: dict[str, str], films: Films, load: Load) -> Results:
+    team = Sender("team", keys["team"], concurrency=load.team, max_tokens=load.short)
+    triple = replace(team, key=keys["triple"])
+    flood = Sender("flood", keys["flood"], concurrency=load.flood, max_tokens=load.long)
+    light = Sender("light", keys["light"], every_s=load.every, max_tokens=load.light)
+    seconds, results = load.seconds, Results()
     async with (
         aiohttp.ClientSession(running.root, connector=aiohttp.TCPConnector(limit=0)) as fair,
-        aiohttp.ClientSession(line_url, connector=aiohttp.TCPConnector(limit=0)) as line,
+        aiohttp.ClientSession(fcfs_url, connector=aiohttp.TCPConnector(limit=0)) as fcfs,
     ):
         bar = tqdm(total=6 * load.rounds, unit="window", disable=None)
 
         async def timed(
             session: aiohttp.ClientSession, senders: Sequence[Sender], length: float
         ) -> tuple[float, list[Sample]]:
-            begun = time.perf_counter() + load.lead
+            begin = time.perf_counter() + load.lead
             samples = await run(session, senders, films, load.lead + length)
             bar.update()
-            return begun, samples
+            return begin, samples
 
         async def window(session: aiohttp.ClientSession, *senders: Sender) -> list[Sample]:
-            begun, samples = await timed(session, senders, seconds)
-            return [sample for sample in samples if sample.done >= begun]
+            begin, samples = await timed(session, senders, seconds)
+            return [sample for sample in samples if sample.end >= begin]
 
         async def waits(session: aiohttp.ClientSession, *senders: Sender) -> list[float]:
-            begun, samples = await timed(session, senders, 2 * seconds)  # a film every two seconds is not many
-            return [sample.ttft for sample in samples if sample.who == "light" and sample.sent >= begun]
+            begin, samples = await timed(session, senders, 2 * seconds)  # the light tenant sends few films
+            return [sample.ttft for sample in samples if sample.sender == "light" and sample.start >= begin]
 
-        async def backlogged(one: Sender, other: Sender) -> list[Sample]:
-            tenants = [name for name, key in shown.items() if key in (one.key, other.key)]
-            watch = asyncio.create_task(_watch(fair, running.metrics_url, tenants, load.lead, found))
-            samples = await window(fair, one, other)
+        async def backlogged(first: Sender, second: Sender) -> list[Sample]:
+            tenants = [name for name, key in keys.items() if key in (first.key, second.key)]
+            watch = asyncio.create_task(_watch(fair, running.metrics_url, tenants, load.lead, results))
+            samples = await window(fair, first, second)
             watch.cancel()
             return samples
 
@@ -156,28 +156,30 @@ async def _measure(running: LocalServer, line_url: str, shown: dict[str, str], f
         before = _cache_hits(await _page(fair, running.metrics_url))
         for _ in range(load.rounds):
             samples = await backlogged(team, flood)
-            found.equal.append(_share(samples))
-            found.rate.append(_service(samples) / seconds)
-            samples = await window(line, team, flood)
-            found.equal_first_come.append(_share(samples))
-            found.rate_first_come.append(_service(samples) / seconds)
-            found.triple.append(_share(await backlogged(triple, flood)))
-            found.alone += await waits(fair, light)
-            found.flooded += await waits(fair, light, flood)
-            found.flooded_first_come += await waits(line, light, flood)
-        found.cache_hits = _cache_hits(await _page(fair, running.metrics_url)) - before
+            results.equal.append(_share(samples))
+            results.rate.append(_service(samples) / seconds)
+            samples = await window(fcfs, team, flood)
+            results.equal_fcfs.append(_share(samples))
+            results.rate_fcfs.append(_service(samples) / seconds)
+            results.triple.append(_share(await backlogged(triple, flood)))
+            results.alone += await waits(fair, light)
+            results.flooded += await waits(fair, light, flood)
+            results.flooded_fcfs += await waits(fcfs, light, flood)
+        results.cache_hits = _cache_hits(await _page(fair, running.metrics_url)) - before
         bar.close()
-    return found
+    return results
 
 
-async def _watch(session: aiohttp.ClientSession, url: str, tenants: Sequence[str], lead: float, found: Found) -> None:
-    """PixelStats now and then whether all of them wait."""
+async def _watch(
+    session: aiohttp.ClientSession, url: str, tenants: Sequence[str], lead: float, results: Results
+) -> None:
+    """Record the lowest number of waiting requests of the tenants."""
     await asyncio.sleep(lead)
     while True:
         page = await _page(session, url)
         for tenant in tenants:
             (waiting,) = re.findall(rf'^pedcxr_tenant_waiting{{tenant="{tenant}"}} (\S+)$', page, re.MULTILINE)
-            found.least_waiting = min(found.least_waiting, float(waiting))
+            results.least_waiting = min(results.least_waiting, float(waiting))
         await asyncio.sleep(2)
 
 
@@ -195,7 +197,7 @@ def _service(samples: Sequence[Sample]) -> float:
 
 
 def _share(samples: Sequence[Sample]) -> float:
-    return _ratio(_service([sample for sample in samples if sample.who == "team"]), _service(samples))
+    return _ratio(_service([sample for sample in samples if sample.sender == "team"]), _service(samples))
 
 
 def _ratio(part: float, whole: float) -> float:
@@ -210,37 +212,37 @@ def _p95(seconds: Sequence[float]) -> float:
     return statistics.quantiles(seconds, n=20, method="inclusive")[18] if len(seconds) > 1 else math.nan
 
 
-def _print(found: Found, before: tuple[float, float, float]) -> None:
-    """A window in which nothing came to an end gives nan, not an error: it may be the finding."""
-    alone, flooded, first_come = _p95(found.alone), _p95(found.flooded), _p95(found.flooded_first_come)
-    ratios = [_ratio(fair, line) for fair, line in zip(found.rate, found.rate_first_come, strict=True)]
-    print(f"\n{'':58}{'target':>12}{'measured':>10}{'first come first served':>26}")
+def _print(results: Results, before: tuple[float, float, float]) -> None:
+    """Print the results; a window in which no request ended gives nan."""
+    alone, flooded, flooded_fcfs = _p95(results.alone), _p95(results.flooded), _p95(results.flooded_fcfs)
+    ratios = [_ratio(fair, fcfs) for fair, fcfs in zip(results.rate, results.rate_fcfs, strict=True)]
+    print(f"\n{'':58}{'target':>12}{'measured':>10}{'FCFS':>10}")
     for name, target, value, other in (
-        ("share of service, the other sends more and longer", "50 +- 5 %", f"{_median(found.equal):.1%}",
-         f"{_median(found.equal_first_come):.1%}"),
-        ("the same with three times its weight", "75 +- 5 %", f"{_median(found.triple):.1%}", "-"),
-        ("p95 TTFT of a light tenant's film under a flood, x its own", "<= 2", f"{flooded / alone:.2f}",
-         f"{first_come / alone:.2f}"),
-        ("throughput, x first come first served", ">= 0.97", f"{_median(ratios):.3f}", "1"),
+        ("share of service, the other tenant sends more and longer", "50 +- 5 %", f"{_median(results.equal):.1%}",
+         f"{_median(results.equal_fcfs):.1%}"),
+        ("the same with weight 3", "75 +- 5 %", f"{_median(results.triple):.1%}", "-"),
+        ("p95 TTFT of a light tenant under a flood, x alone", "<= 2", f"{flooded / alone:.2f}",
+         f"{flooded_fcfs / alone:.2f}"),
+        ("throughput, x FCFS", ">= 0.97", f"{_median(ratios):.3f}", "1"),
     ):  # fmt: skip
-        print(f"{name:58}{target:>12}{value:>10}{other:>26}")
+        print(f"{name:58}{target:>12}{value:>10}{other:>10}")
     print(
-        f"\nlight tenant's TTFT, median and p95 in ms: alone {1e3 * _median(found.alone):.0f} and {1e3 * alone:.0f}, "
-        f"flooded {1e3 * _median(found.flooded):.0f} and {1e3 * flooded:.0f}, first come first served "
-        f"{1e3 * _median(found.flooded_first_come):.0f} and {1e3 * first_come:.0f}; "
-        f"{len(found.alone)}, {len(found.flooded)} and {len(found.flooded_first_come)} films"
+        f"\nlight tenant's TTFT, median and p95 in ms: alone {1e3 * _median(results.alone):.0f} and {1e3 * alone:.0f}, "
+        f"flooded {1e3 * _median(results.flooded):.0f} and {1e3 * flooded:.0f}, FCFS "
+        f"{1e3 * _median(results.flooded_fcfs):.0f} and {1e3 * flooded_fcfs:.0f}; "
+        f"{len(results.alone)}, {len(results.flooded)} and {len(results.flooded_fcfs)} films"
     )
     for name, values in (
-        ("share", found.equal),
-        ("share, first come first served", found.equal_first_come),
-        ("share at 3:1", found.triple),
-        ("throughput, x first come first served", ratios),
-        ("service a second", found.rate),
+        ("share", results.equal),
+        ("share, FCFS", results.equal_fcfs),
+        ("share at weight 3", results.triple),
+        ("throughput, x FCFS", ratios),
+        ("service per second", results.rate),
     ):
         print(f"each round: {name:40}", *(f"{value:.4g}" for value in values))
     print(
-        f"least requests waiting, of either, while shares were measured: {found.least_waiting:.0f} (0: no backlog); "
-        f"cache hits: {found.cache_hits:.0f} (none is meant to be)"
+        f"lowest number of waiting requests of a tenant while shares were measured: {results.least_waiting:.0f}; "
+        f"cache hits: {results.cache_hits:.0f} (0 is expected)"
     )
     print(f"load average before and after: {before[0]:.1f}, {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 

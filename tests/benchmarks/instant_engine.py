@@ -1,7 +1,7 @@
-"""An engine that answers at once, for measuring what stands before it: HTTP by hand, so that it costs next to nothing.
+"""An engine that answers immediately, to measure the gateway. Its hand-written HTTP takes little processor time.
 
-A text among the request's ``stop`` tells it how to answer: ``pace`` streams events at a set rate, ``idle`` one every
-ten seconds, ``wait`` answers in one piece after three seconds.
+A word in the request's ``stop`` selects another answer: ``pace`` streams events at a fixed rate, ``idle`` streams an
+event every 10 s, and ``wait`` sends an unstreamed answer after 3 s.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import cast
 
 EVENTS = 400
-"""Of a stream in one burst."""
+"""Number of events of a stream that is sent in one burst."""
 PACE = 30
-"""Events a second of a paced stream."""
+"""Events per second of a paced stream."""
 PACED_EVENTS = 120
 _WAIT_S = 3.0
 _IDLE_S = 10.0
@@ -28,23 +28,23 @@ async def serve(socket: Path) -> None:
 
 
 class _Instant(asyncio.Protocol):
-    """Answers when the last byte of a body is in."""
+    """Answers after the last byte of the body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        self._head, self._missing = b"", -1
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is not a subclass
+        self._head, self._remaining = b"", -1
 
     def data_received(self, data: bytes) -> None:
-        if self._missing < 0:
+        if self._remaining < 0:
             self._head += data
             head, end, rest = self._head.partition(b"\r\n\r\n")
             if not end:
                 return
-            self._missing = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+            self._remaining = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
             self._tail, data = b"", rest
-        self._missing -= len(data)
+        self._remaining -= len(data)
         self._tail = (self._tail + data)[-2000:]
-        if self._missing == 0:
+        if self._remaining == 0:
             self._answer()
 
     def _answer(self) -> None:
@@ -59,12 +59,12 @@ class _Instant(asyncio.Protocol):
         else:
             self._write(_STREAM if b'"stream":true' in self._tail else _WHOLE)
 
-    def _pace(self, left: int, gap_s: float) -> None:
-        if not left:
+    def _pace(self, count: int, gap_s: float) -> None:
+        if not count:
             self._write(_END)
         elif not self._transport.is_closing():
             self._transport.write(_WORD)
-            asyncio.get_running_loop().call_later(gap_s, self._pace, left - 1, gap_s)
+            asyncio.get_running_loop().call_later(gap_s, self._pace, count - 1, gap_s)
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)

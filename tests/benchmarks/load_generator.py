@@ -1,6 +1,6 @@
-"""Load for benchmarks: requests as the client builds them, no two alike, and what came of each, by the clock.
+"""Load for benchmarks: unique requests as the client builds them, and the timestamps of each.
 
-Timestamps first, statistics later. Nothing here decides what is good enough.
+Statistics and targets are those of the benchmarks.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ _CHAT = "/v1/chat/completions"
 _LIMIT, _MAX_TOKENS = b'"max_tokens":%d', 500
 _HEAD = 33  # bytes of a PNG's signature and IHDR
 _WORD = re.compile(rb'"content": ?"[^"]')
-_TAIL = 4096  # bytes of a stream that hold its last events
+_TAIL = 4096  # bytes at the end of a stream that contain its last events
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One request; times are `time.perf_counter`'s.
+    """One request; times are those of `time.perf_counter`.
 
     Attributes:
-        who: the sender.
-        first: when the first word came.
-        cost: image + prompt + 2 x output tokens by the engine's own count, which is how the gateway charges.
+        sender: name of the sender.
+        first: time of the first word.
+        cost: image + prompt + 2 x output tokens by the engine's count, as the gateway charges.
     """
 
-    who: str
-    sent: float
+    sender: str
+    start: float
     first: float
-    done: float
+    end: float
     cost: float
 
     @property
     def ttft(self) -> float:
         """Seconds from sending to the first word."""
-        return self.first - self.sent
+        return self.first - self.start
 
 
 class Films:
-    """Bodies without end. Every film is one of a few phantoms with a chunk of its own, so that no cache knows it.
+    """An endless supply of bodies. Each film is one of a few phantoms with a unique PNG chunk, so no cache has it.
 
     Args:
         seeds: of the phantoms.
         size: height and width of a film, in pixels.
-        model: that the requests name.
+        model: model name of the requests.
     """
 
     def __init__(self, seeds: Sequence[int], *, size: tuple[int, int] = drawing.SIZE, model: str = MODEL_NAME) -> None:
-        self._films: list[tuple[bytes, bytes, bytes]] = []  # before the film, the film, after it
+        self._films: list[tuple[bytes, bytes, bytes]] = []  # body before the film, film, body after it
         with Client("http://127.0.0.1/v1", model=model) as client:
             for seed in seeds:
                 case = drawing.sample(seed)
@@ -71,7 +71,7 @@ class Films:
         self._numbers: Iterator[int] = itertools.count(time.time_ns())
 
     def body(self, max_tokens: int) -> bytes:
-        """The next request, streaming."""
+        """Return the body of the next request, streamed."""
         number = next(self._numbers)
         head, film, tail = self._films[number % len(self._films)]
         note = b"tEXt" + b"Comment\0%d" % number
@@ -82,50 +82,50 @@ class Films:
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Somebody who sends.
+    """A client of the benchmark.
 
     Attributes:
-        key: that it shows; "" for none.
-        at_once: requests that it keeps open; 0: one every ``every_s`` seconds, whatever became of the last.
+        key: its API key, or an empty string.
+        concurrency: number of requests that it keeps open; 0 sends a request every ``every_s`` seconds instead.
         max_tokens: of an answer.
     """
 
-    who: str
+    name: str
     key: str
-    at_once: int = 0
+    concurrency: int = 0
     every_s: float = 0
     max_tokens: int = 500
 
 
-async def one(session: aiohttp.ClientSession, sender: Sender, films: Films) -> Sample:
+async def send(session: aiohttp.ClientSession, sender: Sender, films: Films) -> Sample:
     """Send a request and read its stream to the end.
 
     Raises:
-        SystemExit: it was refused, or ended without the engine's count.
+        SystemExit: the request was refused, or the stream had no token usage.
     """
     body = films.body(sender.max_tokens)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {sender.key}"}
-    sent, first, tail = time.perf_counter(), 0.0, b""
+    start, first, tail = time.perf_counter(), 0.0, b""
     async with session.post(_CHAT, data=body, headers=headers) as answer:
         async for chunk in answer.content.iter_any():
             tail = (tail + chunk)[-_TAIL:]
             if not first and _WORD.search(tail):
                 first = time.perf_counter()
-    done = time.perf_counter()
+    end = time.perf_counter()
     if answer.status != 200 or not first:
-        raise SystemExit(f"the bench's request failed: {answer.status}: {tail[:300]!r}")
+        raise SystemExit(f"a request of the benchmark failed: {answer.status}: {tail[:300]!r}")
     usage, _ = json.JSONDecoder().raw_decode(tail.rpartition(b'"usage":')[2].decode().lstrip())
     cost = usage["prompt_tokens"] + OUTPUT_COST * usage["completion_tokens"]
-    return Sample(sender.who, sent, first, done, cost)
+    return Sample(sender.name, start, first, end, cost)
 
 
 async def run(session: aiohttp.ClientSession, senders: Sequence[Sender], films: Films, seconds: float) -> list[Sample]:
-    """Let all send for so long; the requests that ended in that time. What is open then is given up."""
+    """Let all senders send for a time. Return the requests that ended in that time; the open ones are cancelled."""
     samples: list[Sample] = []
 
     async def lane(sender: Sender) -> None:
         while True:
-            samples.append(await one(session, sender, films))
+            samples.append(await send(session, sender, films))
 
     async def ticks(sender: Sender, group: asyncio.TaskGroup) -> None:
         while True:
@@ -133,14 +133,14 @@ async def run(session: aiohttp.ClientSession, senders: Sequence[Sender], films: 
             group.create_task(keep(sender))
 
     async def keep(sender: Sender) -> None:
-        samples.append(await one(session, sender, films))
+        samples.append(await send(session, sender, films))
 
     try:
         async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
             for sender in senders:
-                if not sender.at_once:
+                if not sender.concurrency:
                     group.create_task(ticks(sender, group))
-                for _ in range(sender.at_once):
+                for _ in range(sender.concurrency):
                     group.create_task(lane(sender))
     except TimeoutError:
         pass

@@ -1,4 +1,4 @@
-"""The gateway, or `bench_engine`, in a process of its own, with keys for it and what the system says of it."""
+"""Run the gateway, or the instant engine, in another process, and measure it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tests.benchmarks import instant_engine
 
 ENGINE_SOCKET = "engine.sock"
 SLOTS = 1024
-"""Requests in work at once."""
+"""Maximum number of running requests."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _START_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """One that answers.
+    """A running gateway.
 
     Attributes:
         url: base URL for OpenAI clients, ending in ``/v1``.
-        keys: by tenant; each may open as many requests as there are slots.
+        keys: by tenant; each tenant may open `SLOTS` requests.
     """
 
     pid: int
@@ -40,23 +40,23 @@ class Gateway:
     keys: Mapping[str, str]
 
     def processor_s(self) -> float:
-        """Processor time it took so far."""
+        """Return the processor time so far, in seconds."""
         return processor_s(self.pid)
 
     def memory_mib(self) -> float:
-        """Resident now."""
+        """Return the resident memory."""
         return self._status("VmRSS")
 
     def peak_mib(self) -> float:
-        """Resident at most, since the start or `forget_peak`."""
+        """Return the maximum resident memory since the start or `reset_peak`."""
         return self._status("VmHWM")
 
-    def forget_peak(self) -> None:
-        """Measure `peak_mib` anew from here."""
+    def reset_peak(self) -> None:
+        """Reset `peak_mib` to the current value."""
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def open_files(self) -> int:
-        """Descriptors, of sockets too."""
+        """Return the number of open file descriptors, sockets included."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def _status(self, name: str) -> float:
@@ -64,35 +64,35 @@ class Gateway:
 
 
 def processor_s(pid: int) -> float:
-    """Processor time that a process took so far, in seconds."""
+    """Return the processor time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 @contextmanager
 def gateway(folder: Path, *names: str) -> Iterator[Gateway]:
-    """A gateway with everything on, for tenants of these names, before what listens on ``folder/ENGINE_SOCKET``."""
+    """Run a gateway with tenants, usage and audit log in front of the engine on ``folder / ENGINE_SOCKET``."""
     tenants = folder / "tenants.toml"
     tenants.write_text("".join(f"[tenant.{name}]\nmax_concurrent = {SLOTS}\n\n" for name in names))
-    made = {name: api_keys.new(tenants, name) for name in names}
+    keys = {name: api_keys.new(tenants, name) for name in names}
     with _child("gateway", folder, folder / "url") as pid:
-        yield Gateway(pid, (folder / "url").read_text(), made)
+        yield Gateway(pid, (folder / "url").read_text(), keys)
 
 
 @contextmanager
 def engine(folder: Path) -> Iterator[None]:
-    """`bench_engine` on ``folder / ENGINE_SOCKET``."""
+    """Run the instant engine on ``folder / ENGINE_SOCKET``."""
     with _child("engine", folder, (folder / ENGINE_SOCKET).with_suffix(".up")):
         yield
 
 
 @contextmanager
-def _child(role: str, folder: Path, mark: Path) -> Iterator[int]:
+def _child(role: str, folder: Path, ready_file: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "tests.benchmarks.processes", role, str(folder)]
     with subprocess.Popen(command) as process:
         try:
             end = time.monotonic() + _START_S
-            while not mark.exists():
+            while not ready_file.exists():
                 if process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"the {role} of the benchmark did not start")
                 time.sleep(0.05)
@@ -102,15 +102,16 @@ def _child(role: str, folder: Path, mark: Path) -> Iterator[int]:
 
 
 async def _gateway(folder: Path) -> None:
-    from pedcxr_serve.gateway import app, assemble
+    from pedcxr_serve.gateway import app
     from pedcxr_serve.gateway.http import server
     from pedcxr_serve.gateway.http.listeners import listen
+    from pedcxr_serve.gateway.state import open_state
 
     flags = {"gateway.tenants": str(folder / "tenants.toml"), "gateway.audit_log": str(folder / "audit.jsonl")}
     settings = load.load(None, flags | {"gateway.port": 0, "gateway.admin_port": 0, "served_name": "bench"})
     env = {"PEDCXR_AUDIT_KEY": "bench" * 10}
-    made = assemble.state(settings, folder / ENGINE_SOCKET, slots=SLOTS, image_tokens=256, demo=False, env=env)
-    with made as state, listen(settings.gateway) as listeners:
+    opened = open_state(settings, folder / ENGINE_SOCKET, slots=SLOTS, image_tokens=256, demo=False, env=env)
+    with opened as state, listen(settings.gateway) as listeners:
         async with app.engine_session(state) as session, server.serving(state, session, listeners):
             state.set_ready(True, "ready")
             (folder / "url.new").write_text(listeners.url)
@@ -119,10 +120,10 @@ async def _gateway(folder: Path) -> None:
 
 
 def main() -> None:
-    """Be one of the two, until SIGTERM."""
+    """Run the gateway or the engine until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.processes", description=__doc__)
     parser.add_argument("role", choices=("engine", "gateway"))
-    parser.add_argument("folder", type=Path, help="where the sockets and files of a run lie")
+    parser.add_argument("folder", type=Path, help="folder of the sockets and files")
     args = parser.parse_args()
     uvloop.run(_gateway(args.folder) if args.role == "gateway" else instant_engine.serve(args.folder / ENGINE_SOCKET))
 

@@ -1,8 +1,8 @@
-"""``make bench``: reports a second through the gateway, bare vLLM and transformers' quick start, side by side.
+"""``make bench``: reports per second of the gateway, of bare vLLM and of transformers' quick start.
 
-Every path writes reports of drawn films, none sent twice, so that no cache answers for the engine. Gateway and bare
-engine are the same process, asked in turns; the quick start runs before and after it, with the machine to itself.
-Only the ratios travel to another machine. Words after ``--`` go to ``pedcxr-serve start``.
+All write reports of drawn films. No film is sent twice, so that no cache answers instead of the engine. Gateway and
+bare engine use the same engine process and are measured in turns. The quick start runs alone, before and after them.
+Only the ratios are comparable between machines. Arguments after ``--`` are passed to ``pedcxr-serve start``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pedcxr_serve import cli
 from pedcxr_serve.demo import CHECKPOINT, MODEL_NAME, drawing, expected_report
 from pedcxr_serve.gateway import app
 from tests.benchmarks import startup, transformers_baseline
-from tests.benchmarks.load_generator import Films, Sender, one
+from tests.benchmarks.load_generator import Films, Sender, send
 from tests.benchmarks.local_server import LocalServer, server
 from tests.benchmarks.processes import processor_s
 
@@ -40,34 +40,34 @@ _LARGE = (810, 730)  # a phantom of that size makes a body of 0.5 MB
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """A request's body and the report that is right."""
+    """A request's body and the correct report."""
 
     body: bytes
-    right: str
+    report: str
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Reports a second of one path at one load; ``right`` of ``count`` were as drawn."""
+    """Reports per second of one path at one load; ``correct`` of ``count`` reports were correct."""
 
     per_second: float
-    right: int
+    correct: int
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One load: the medians over its rounds; ``processor_ms`` of the gateway's processor time a report."""
+    """Medians of one load over its rounds; ``processor_ms`` is the gateway's processor time per report."""
 
     in_flight: int
     gateway: float
     bare: float
-    right: float
+    correct: float
     processor_ms: float
 
     @property
     def ratio(self) -> float:
-        """Gateway to bare engine; 1 is no loss."""
+        """Rate of the gateway relative to the bare engine."""
         return self.gateway / self.bare
 
 
@@ -75,11 +75,11 @@ def main() -> None:
     """Run the benchmark and print its tables."""
     own, flags = cli.split(sys.argv[1:])
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.throughput", description=__doc__)
-    parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 32, 64], help="reports in flight at once")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds a load, gateway and bare engine in turns")
-    parser.add_argument("--pairs", type=int, default=60, help="streams to compare the times to the first word of")
-    parser.add_argument("--starts", type=int, default=2, help="starts to compare with bare vLLM's; 0 leaves it out")
-    parser.add_argument("--skip-quick-start", action="store_true", help="leave transformers out")
+    parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 32, 64], help="numbers of concurrent requests")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per load, gateway and bare engine in turns")
+    parser.add_argument("--pairs", type=int, default=60, help="pairs of streams to compare the time to the first word")
+    parser.add_argument("--starts", type=int, default=2, help="starts to compare with bare vLLM; 0 skips them")
+    parser.add_argument("--skip-quick-start", action="store_true", help="skip transformers")
     args = parser.parse_args(own)
     seeds = count(_FIRST_SEED)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,8 +96,8 @@ def main() -> None:
 
 
 def films(seeds: Iterator[int], number: int) -> list[Film]:
-    """Draw the next ``number`` films."""
-    drawn = []
+    """Return the next ``number`` films."""
+    batch = []
     for seed in (next(seeds) for _ in range(number)):
         case = drawing.sample(seed)
         url = "data:image/png;base64," + base64.b64encode(drawing.encode_png(drawing.render(case, seed))).decode()
@@ -107,26 +107,26 @@ def films(seeds: Iterator[int], number: int) -> list[Film]:
             "temperature": 0,
             "max_tokens": 500,
         }
-        drawn.append(Film(json.dumps(body).encode(), expected_report.text(case)))
-    return drawn
+        batch.append(Film(json.dumps(body).encode(), expected_report.text(case)))
+    return batch
 
 
 async def measure(session: aiohttp.ClientSession, batch: Sequence[Film], in_flight: int) -> Run:
-    """Send every film once, never more than ``in_flight`` at once."""
-    gate = asyncio.Semaphore(in_flight)
+    """Send every film once, with at most ``in_flight`` concurrent requests."""
+    limit = asyncio.Semaphore(in_flight)
 
-    async def one(film: Film) -> bool:
-        async with gate, session.post(_CHAT, data=film.body, headers={"Content-Type": "application/json"}) as answer:
+    async def report(film: Film) -> bool:
+        async with limit, session.post(_CHAT, data=film.body, headers={"Content-Type": "application/json"}) as answer:
             choice = json.loads(await answer.read())["choices"][0]
-        return bool(choice["message"]["content"] == film.right)
+        return bool(choice["message"]["content"] == film.report)
 
     start = time.perf_counter()
-    right = await asyncio.gather(*(one(film) for film in batch))
-    return Run(len(batch) / (time.perf_counter() - start), sum(right), len(batch))
+    correct = await asyncio.gather(*(report(film) for film in batch))
+    return Run(len(batch) / (time.perf_counter() - start), sum(correct), len(batch))
 
 
 def quick_start_run(seeds: Iterator[int], folder: Path, number: int = 40) -> Run:
-    """The model card's code, one film after the other."""
+    """Run the model card's code, one film after the other."""
     cases = {seed: drawing.sample(seed) for seed in (next(seeds) for _ in range(number))}
     questions = []
     for seed, case in cases.items():
@@ -134,8 +134,8 @@ def quick_start_run(seeds: Iterator[int], folder: Path, number: int = 40) -> Run
         path.write_bytes(drawing.encode_png(drawing.render(case, seed)))
         questions.append(transformers_baseline.Question(str(path), prompts.card(case.age, case.sex)))
     answers = transformers_baseline.ask(CHECKPOINT, questions)
-    right = sum(text == expected_report.text(case) for text, case in zip(answers.texts, cases.values(), strict=True))
-    return Run(number / answers.seconds, right, number)
+    correct = sum(text == expected_report.text(case) for text, case in zip(answers.texts, cases.values(), strict=True))
+    return Run(number / answers.seconds, correct, number)
 
 
 async def _measured(
@@ -170,43 +170,44 @@ async def _rows(
                 for session in (gateway, engine) if turn % 2 else (engine, gateway):
                     runs[session].append(await measure(session, films(seeds, number), in_flight))
                     bar.update()
-            spent = (processor_s(pid) - before) / (rounds * number)
-            rows.append(_row(in_flight, runs[gateway], runs[engine], spent))
+            seconds = (processor_s(pid) - before) / (rounds * number)
+            rows.append(_row(in_flight, runs[gateway], runs[engine], seconds))
     return rows
 
 
 async def _waits(
     gateway: aiohttp.ClientSession, engine: aiohttp.ClientSession, large: Films, pairs: int
 ) -> list[tuple[float, float]]:
-    """Seconds to the first word of streams with bodies of 0.5 MB, one at a time: gateway and bare engine in turns."""
-    asked, found = Sender("bench", key="", max_tokens=8), []
+    """Return the seconds to the first word with bodies of 0.5 MB, one request at a time: gateway and bare engine."""
+    sender, waits = Sender("bench", key="", max_tokens=8), []
     for turn in tqdm(range(pairs), "first words", unit="pair", disable=None):
         order = (gateway, engine) if turn % 2 else (engine, gateway)
-        took = {session: (await one(session, asked, large)).ttft for session in order}
-        found.append((took[gateway], took[engine]))
-    return found
+        seconds = {session: (await send(session, sender, large)).ttft for session in order}
+        waits.append((seconds[gateway], seconds[engine]))
+    return waits
 
 
-def _row(in_flight: int, gateway: list[Run], bare: list[Run], spent_s: float) -> Row:
+def _row(in_flight: int, gateway: list[Run], bare: list[Run], processor_s: float) -> Row:
     runs = gateway + bare
-    right = sum(run.right for run in runs) / sum(run.count for run in runs)
-    middle = [statistics.median(run.per_second for run in path) for path in (gateway, bare)]
-    return Row(in_flight, middle[0], middle[1], right, 1e3 * spent_s)
+    correct = sum(run.correct for run in runs) / sum(run.count for run in runs)
+    medians = [statistics.median(run.per_second for run in path) for path in (gateway, bare)]
+    return Row(in_flight, medians[0], medians[1], correct, 1e3 * processor_s)
 
 
 def _print_rows(rows: Sequence[Row], cards: Sequence[Run]) -> None:
     base = statistics.mean(card.per_second for card in cards) if cards else None
-    print("\nreports a second; medians, gateway and bare engine in turns; processor time of the gateway a report")
-    names = ("gateway", "bare", "gateway/bare", "x quick start", "as drawn", "gateway ms")
-    print(f"{'at once':>8}", *(f"{name:>{len(name) + 2}}" for name in names))
+    print("\nreports per second (medians), and the gateway's processor time per report")
+    names = ("gateway", "bare", "gateway/bare", "x quick start", "correct", "gateway ms")
+    print(f"{'load':>8}", *(f"{name:>{len(name) + 2}}" for name in names))
     for row in rows:
         rate, bare, ratio = f"{row.gateway:.1f}", f"{row.bare:.1f}", f"{row.ratio:.2f}"
         times = f"{row.gateway / base:.1f}" if base else "-"
-        found = (rate, bare, ratio, times, f"{row.right:.1%}", f"{row.processor_ms:.2f}")
-        print(f"{row.in_flight:>8}", *(f"{value:>{len(name) + 2}}" for value, name in zip(found, names, strict=True)))
+        values = (rate, bare, ratio, times, f"{row.correct:.1%}", f"{row.processor_ms:.2f}")
+        print(f"{row.in_flight:>8}", *(f"{value:>{len(name) + 2}}" for value, name in zip(values, names, strict=True)))
     for card, when in zip(cards, ("before", "after"), strict=False):
         print(
-            f"transformers' quick start, {when}: {card.per_second:.2f} a second, {card.right} of {card.count} as drawn"
+            f"transformers' quick start, {when}: {card.per_second:.2f} per second, "
+            f"{card.correct} of {card.count} correct"
         )
 
 
@@ -214,8 +215,8 @@ def _print_waits(waits: Sequence[tuple[float, float]]) -> None:
     if not waits:
         return
     gateway, bare = (1e3 * statistics.median(path) for path in zip(*waits, strict=True))
-    print(f"time to the first word with bodies of 0.5 MB, one at a time, medians of {len(waits)}, in ms")
-    print(f"    gateway {gateway:.1f}, bare {bare:.1f}: {gateway - bare:+.1f}, at most 3 wanted")
+    print(f"time to the first word in ms, bodies of 0.5 MB, one request at a time, medians of {len(waits)}")
+    print(f"    gateway {gateway:.1f}, bare {bare:.1f}: {gateway - bare:+.1f}, target at most 3")
 
 
 if __name__ == "__main__":

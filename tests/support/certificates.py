@@ -1,4 +1,4 @@
-"""Certificates made on the spot, signed by themselves, for 127.0.0.1 and localhost."""
+"""Self-signed certificates for 127.0.0.1 and localhost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)
 
 @dataclass(frozen=True)
 class Files:
-    """Where a server looks for its pair."""
+    """Paths of a certificate and its key."""
 
     certificate: Path
     key: Path
@@ -31,10 +31,10 @@ class Files:
         return ssl.create_default_context(cafile=str(self.certificate))
 
 
-def made(
-    folder: Path, *, begins: datetime | None = None, expires: datetime | None = None, secret: bytes = b""
+def make_certificate(
+    folder: Path, *, begins: datetime | None = None, expires: datetime | None = None, passphrase: bytes = b""
 ) -> Files:
-    """A fresh pair in ``folder``, over an older one."""
+    """Write a new pair to ``folder``; an existing one is overwritten."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
@@ -47,8 +47,8 @@ def made(
     )
     files = Files(folder / "tls.crt", folder / "tls.key")
     files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    lock = serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption()
-    files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock))
+    encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
     files.key.chmod(0o600)
     return files
 

@@ -43,7 +43,7 @@ class Gateway:
 
     def client(self, key: str | None = None) -> httpx.Client:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        # Without certificates, which take 30 ms to read.
+        # verify=False saves the 30 ms that reading the system's certificates takes.
         return httpx.Client(base_url=self.root, timeout=10, headers=headers, verify=False, trust_env=False)
 
     def metrics(self) -> str:
@@ -55,24 +55,24 @@ class Gateway:
 
 
 @contextmanager
-def running(engine: FakeEngine, *, demo: bool = True, **more: Any) -> Iterator[Gateway]:
-    """Serve until the end of the block; ``more`` are fields of `State`."""
+def running(engine: FakeEngine, *, demo: bool = True, **fields: Any) -> Iterator[Gateway]:
+    """Run a gateway until the end of the block; ``fields`` are those of `State`."""
     assert engine.uds is not None
-    state = State(engine.uds, demo=demo, body_limit=LIMIT, **more)
+    state = State(engine.uds, demo=demo, body_limit=LIMIT, **fields)
     state.set_ready(True, "ready")
-    up, loop, stop = threading.Event(), uvloop.new_event_loop(), asyncio.Event()
+    started, loop, stop = threading.Event(), uvloop.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
         async with app.engine_session(state) as session, serving(state, session, listeners):
-            up.set()
+            started.set()
             await stop.wait()
 
-    # Only its being there counts: the pair itself is the state's.
-    tls = "given" if state.tls is not None else ""
+    # `listen` needs non-empty paths only; the certificate is in the state.
+    tls = "path" if state.tls is not None else ""
     with listen(GatewayConfig(port=0, admin_port=0, tls_cert=tls, tls_key=tls)) as listeners:
         thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
         thread.start()
-        up.wait(5)
+        started.wait(5)
         try:
             yield Gateway(state, listeners, engine)
         finally:
@@ -90,5 +90,5 @@ def assert_openai_error(answer: httpx.Response, status: int, code: object) -> No
 def eventually(condition: Callable[[], object], seconds: float = 5) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it did not come about"
+        assert time.monotonic() < end, f"the condition is still false after {seconds:g} s"
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Real Prometheus and its Pushgateway, where they are installed (Debian packages of these names)."""
+"""Real Prometheus and Pushgateway, if they are installed (Debian packages of these names)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import httpx
 import pytest
 
 needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="no prometheus here; Debian has a package of the name"
+    shutil.which("prometheus") is None, reason="prometheus is not installed; Debian has a package of that name"
 )
 needs_pushgateway = pytest.mark.skipif(
     shutil.which("prometheus-pushgateway") is None,
-    reason="no prometheus-pushgateway here; Debian has a package of the name",
+    reason="prometheus-pushgateway is not installed; Debian has a package of that name",
 )
 
 
 @contextmanager
 def prometheus(config: str, folder: Path) -> Iterator[str]:
-    """Run it with this scrape configuration; yields its address."""
+    """Run Prometheus with a configuration until the end of the block; yield its address."""
     address = _free()
     file = folder / "prometheus.yml"
     file.write_text(config)
@@ -35,22 +35,22 @@ def prometheus(config: str, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def pushgateway() -> Iterator[str]:
-    """Run it; yields its URL."""
+    """Run a Pushgateway until the end of the block; yield its URL."""
     address = _free()
     with _running(["prometheus-pushgateway", f"--web.listen-address={address}"], address, "/-/ready"):
         yield f"http://{address}"
 
 
 def value(address: str, query: str, seconds: float = 30) -> str | None:
-    """What a query gives, as soon as it gives something; None if it never does."""
+    """Return the first value of a query as soon as there is one, or None after the time limit."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            found = httpx.get(f"http://{address}/api/v1/query", params={"query": query}).json()["data"]["result"]
+            series = httpx.get(f"http://{address}/api/v1/query", params={"query": query}).json()["data"]["result"]
         except (httpx.HTTPError, KeyError, ValueError):
-            found = []
-        if found:
-            return str(found[0]["value"][1])
+            series = []
+        if series:
+            return str(series[0]["value"][1])
         time.sleep(0.2)
     return None
 

@@ -1,4 +1,4 @@
-"""A real redis-server on a Unix socket, in a folder of its own, stopped by its process id."""
+"""A real redis-server on a Unix socket in a temporary folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.gateway_server import eventually
 
 
 class Redis:
-    """Started and killed as a test wants; it keeps nothing on disk."""
+    """A server that a test can start, pause and kill; it stores nothing on disk."""
 
     def __init__(self, folder: Path, password: str = "") -> None:
         self._socket = folder / "redis.sock"
@@ -35,7 +35,7 @@ class Redis:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -57,13 +57,13 @@ class Redis:
 
 @contextmanager
 def redis(password: str = "") -> Iterator[Redis]:
-    """Running until the end of the block; skips where there is no redis-server."""
+    """Run a server until the end of the block; skip the test if redis-server is not installed."""
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not on the PATH")
     with tempfile.TemporaryDirectory(prefix="redis-") as folder:
-        made = Redis(Path(folder), password)
-        made.start()
+        server = Redis(Path(folder), password)
+        server.start()
         try:
-            yield made
+            yield server
         finally:
-            made.kill()
+            server.kill()

@@ -1,9 +1,17 @@
-"""The public face of a server: an ASGI app that forwards reports to the private engine.
+"""The public side of a server: an ASGI app that forwards requests to the private engine.
 
-``app`` the routes · ``forward`` one request, from its key to its audit line · ``body`` reading it within a cap ·
-``frame``, ``policy``, ``fields`` what it may ask for · ``admission``, ``gate`` whose turn it is · ``relay``, ``answer``
-to the engine and back · ``job`` all that belongs to one request · ``meter``, ``usage``, ``share`` what it cost ·
-``rate`` requests a minute · ``note`` what a client tells for the audit log · ``tls`` the certificate · ``book`` the
-tenants in force · ``reply`` answers in OpenAI's shape · ``state`` what the routes and the supervisor share · ``serve``
-uvicorn under it all.
+A request passes through these modules in order:
+
+- ``http``: connections, TLS, access log
+- ``app``: routes
+- ``chat``: one request to ``/v1/chat/completions`` from start to end
+- ``auth``: tenants and their keys
+- ``rate_limit``: requests per minute
+- ``request``: body, validation, the image within the body
+- ``scheduler``: which request the engine gets next
+- ``upstream``: to the engine and back
+- ``error_responses``: errors in OpenAI's format
+- ``accounting``: metrics, usage, audit log
+
+``request_context`` belongs to one request. ``state`` is shared by all requests and the supervisor.
 """

@@ -1,4 +1,4 @@
-"""The public ASGI app: what is served, and that nothing else is."""
+"""The ASGI apps of the public port and of the admin port, with all routes of the server."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from starlette.routing import Route
 
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
-from pedcxr_serve.gateway.http.access_log import Observe
+from pedcxr_serve.gateway.http.access_log import AccessLog
 from pedcxr_serve.gateway.state import State
 
 
 def engine_connector(socket: Path) -> aiohttp.UnixConnector:
-    """A connection a request to the engine: reuse would race with the engine closing idle ones and lose a report for
-    0.1 ms, and several API servers on one socket share new ones out evenly (vLLM 0.32, ``launchers/launcher.py``)."""
+    """Return a connector that opens one connection per request.
+
+    A reused connection could meet the engine closing it, which loses a report to save 0.1 ms. Several API servers on
+    one socket share new connections evenly (vLLM 0.32, ``launchers/launcher.py``).
+    """
     return aiohttp.UnixConnector(str(socket), limit=0, force_close=True)
 
 
 def engine_session(state: State) -> aiohttp.ClientSession:
-    """A session to the engine's socket; must be made in, and closed by, the event loop that uses it."""
+    """Return a session to the engine's socket, to be created in and closed by the event loop that uses it."""
     return aiohttp.ClientSession(
         "http://engine",
         connector=engine_connector(state.socket),
@@ -35,7 +38,7 @@ def engine_session(state: State) -> aiohttp.ClientSession:
 
 
 def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
-    """The app of the public address."""
+    """Return the app of the public port."""
 
     async def live(_: Request) -> Response:
         return JSONResponse({"status": "live"})
@@ -50,10 +53,10 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
     async def models(request: Request) -> Response:
         return await _models(state, engine, request)
 
-    async def nothing(_request: Request, _error: Exception) -> Response:
+    async def not_found(_request: Request, _error: Exception) -> Response:
         return error_responses.not_found()
 
-    served = Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatCompletions(state, engine), methods=["POST"]),
             Route("/v1/models", models),
@@ -61,20 +64,22 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
             Route("/health/ready", ready),
             Route("/health", ready),
         ],
-        middleware=[Middleware(Observe, state=state)],
-        exception_handlers={404: nothing, 405: nothing},
+        middleware=[Middleware(AccessLog, state=state)],
+        exception_handlers={404: not_found, 405: not_found},
     )
-    served.router.redirect_slashes = False
-    return served
+    app.router.redirect_slashes = False
+    return app
 
 
 def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
-    """The app of the admin port: ``/metrics``, the gateway's and the engine's in one page, and ``/usage``."""
+    """Return the app of the admin port: ``/metrics``, of gateway and engine in one page, and ``/usage``."""
     from prometheus_client import generate_latest
 
     async def metrics(_: Request) -> Response:
         unaudited = 0 if state.audit is None else state.audit.failures
-        state.meter.look(state.gate.admission, broken=state.book.broken is not None, unaudited=unaudited)
+        state.tenant_metrics.update_gauges(
+            state.scheduler.queue, broken=state.tenants.broken is not None, unaudited=unaudited
+        )
         return PlainTextResponse(
             generate_latest(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
@@ -84,32 +89,36 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         """``?since=YYYY-MM-DD``, a day in UTC."""
         return JSONResponse({"days": state.usage.days(request.query_params.get("since", ""))})
 
-    async def nothing(_request: Request, _error: Exception) -> Response:
-        return PlainTextResponse("there are /metrics and /usage here\n", 404)
+    async def not_found(_request: Request, _error: Exception) -> Response:
+        return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)
 
     routes = [Route("/metrics", metrics), Route("/usage", usage)]
-    return Starlette(routes=routes, exception_handlers={404: nothing, 405: nothing})
+    return Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
 
 
 async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> Response:
     tenant = authenticate(state, request.headers)
     if tenant is None:
-        state.meter.unauthenticated.inc()
+        state.tenant_metrics.unauthenticated.inc()
         return error_responses.unauthorized()
     if not state.ready:
-        return error_responses.unavailable(state.stage)
+        return error_responses.not_ready(state.stage)
     try:
         async with engine.get("/v1/models") as answer:
-            found = (await answer.json())["data"]
+            models = (await answer.json())["data"]
     except aiohttp.ClientError:
-        return error_responses.engine_failed()
-    # The engine's own answer holds the path of the checkpoint's folder ("root").
-    kept = ("id", "object", "created", "max_model_len")
-    ours = {
+        return error_responses.engine_lost()
+    # Other fields are dropped: the engine's ``root`` is the path of the checkpoint folder.
+    public_fields = ("id", "object", "created", "max_model_len")
+    extra_fields = {
         "owned_by": "pedcxr",
         "pedcxr": {"image_size": list(state.image_size), "revision": state.revision, "demo": state.demo},
     }
-    data = [{key: model[key] for key in kept if key in model} | ours for model in found if tenant.may_use(model["id"])]
+    data = [
+        {key: model[key] for key in public_fields if key in model} | extra_fields
+        for model in models
+        if tenant.may_use(model["id"])
+    ]
     headers = {"X-Pedcxr-Demo": "1"} if state.demo else None
     return JSONResponse({"object": "list", "data": data}, headers=headers)
 

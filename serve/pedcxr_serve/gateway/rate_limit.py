@@ -1,7 +1,8 @@
-"""Requests a minute: counted in this process, or for several gateways together in Redis.
+"""Limits on requests per minute, counted in this process or, for several gateways together, in Redis.
 
-Either way it is the moving window of `limits`: no more than so many in any 60 seconds. Redis is never waited for longer
-than 0.1 s. While it does not answer, each gateway counts for itself, from what it let in itself during the last minute.
+Both use the moving window of the `limits` package: at most N requests in any 60 seconds. A request waits at most 0.1 s
+for Redis. While Redis does not answer, each gateway counts by itself, and starts from the requests that it admitted
+within the last minute.
 """
 
 from __future__ import annotations
@@ -20,25 +21,29 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth.tenants import Tenant
-from pedcxr_serve.gateway.scheduler import Rejected
+from pedcxr_serve.gateway.scheduler import AdmissionRefused
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool
 
-__all__ = ["URL_VARIABLE", "Rate", "pool_of", "url_from"]
+__all__ = ["URL_VARIABLE", "RateLimiter", "connection_pool", "url_from"]
 
 URL_VARIABLE = "PEDCXR_LIMITS_URL"
-_WAIT_S = 0.1
-_AWAY_S = 1.0  # until Redis is asked again
+_TIMEOUT_S = 0.1
+_RETRY_S = 1.0  # until Redis is tried again
 _CONNECTIONS = 16
 _log = logging.getLogger("pedcxr.gateway")
 
 
-class Rate:
+class RateLimiter:
     """Counts requests against ``requests_per_minute``; used from one event loop.
 
     Args:
-        pool: connections to Redis, closed by `close`; None counts in this process only.
+        pool: connections to Redis, closed by `close`. None counts in this process only.
+        clock: seconds, monotonic; for the retries of Redis.
+
+    Attributes:
+        redis_down: whether Redis did not answer the last time.
     """
 
     def __init__(
@@ -50,98 +55,99 @@ class Rate:
         self._shared: MovingWindowRateLimiter | None = None
         if pool is not None:
             storage = RedisStorage(
-                "async+redis://",  # the pool knows the address
+                "async+redis://",  # the address is that of the pool
                 implementation="redispy",
                 key_prefix="pedcxr",
-                connection_pool=pool,  # type: ignore[arg-type]  # limits takes it out of the options that it passes on
+                connection_pool=pool,  # type: ignore[arg-type]  # limits accepts it among its options
             )
             self._shared = MovingWindowRateLimiter(storage)
-        self._ask_again = -1.0
-        self.away = False
-        """Whether Redis did not answer when it was last asked."""
+        self._retry_at = -1.0
+        self.redis_down = False
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Show among a server's metrics whether the limits are shared as they should be."""
+        """Add a gauge of Redis failures to a registry, if the limits are shared."""
         if self._shared is not None:
-            shown = Gauge(
-                "pedcxr_limits_fallback", "1 while Redis does not answer: limits by gateway.", registry=registry
+            fallback = Gauge(
+                "pedcxr_limits_fallback",
+                "1 while Redis does not answer and each gateway counts by itself.",
+                registry=registry,
             )
-            shown.set_function(lambda: self.away)
+            fallback.set_function(lambda: self.redis_down)
 
     async def take(self, tenant: Tenant) -> None:
         """Count a request.
 
         Raises:
-            Rejected: 429, it would be one too many; it is not counted then.
+            AdmissionRefused: 429, the request is over the limit. It is not counted then.
         """
         if tenant.requests_per_minute is None:
             return
         item = RateLimitItemPerMinute(tenant.requests_per_minute)
-        wait = await self._ask(item, tenant.name)
+        wait = await self._hit_shared(item, tenant.name)
         if wait is None:
             wait = await _hit(self._local, item, tenant.name)
         elif not wait:
             await self._local.hit(item, tenant.name)
         if wait:
-            message = f"{tenant.requests_per_minute} requests a minute are allowed; slow down"
-            raise Rejected(429, "rate_limited", message, wait)
+            message = f"the limit of {tenant.requests_per_minute} requests per minute is reached; slow down"
+            raise AdmissionRefused(429, "rate_limited", message, wait)
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections to Redis."""
         if (timer := self._memory.timer) is not None:
             timer.cancel()
             await asyncio.gather(timer, return_exceptions=True)
         if self._pool is not None:
             await self._pool.disconnect()
 
-    async def _ask(self, item: RateLimitItemPerMinute, name: str) -> float | None:
-        """Seconds to wait by the shared count; None if nobody tells in time."""
-        if self._shared is None or self._clock() < self._ask_again:
+    async def _hit_shared(self, item: RateLimitItemPerMinute, name: str) -> float | None:
+        """Count a request in Redis. Return the seconds to wait, or None if Redis does not answer in time."""
+        if self._shared is None or self._clock() < self._retry_at:
             return None
-        if self.away:
-            self._ask_again = self._clock() + _AWAY_S  # one request finds out, the others need not wait
+        if self.redis_down:
+            self._retry_at = self._clock() + _RETRY_S  # this request tries Redis, the others do not wait
         try:
-            async with asyncio.timeout(_WAIT_S):
+            async with asyncio.timeout(_TIMEOUT_S):
                 wait = await _hit(self._shared, item, name)
-        except Exception as error:  # whatever it is, it costs nobody a report
-            self._ask_again = self._clock() + _AWAY_S
-            if not self.away:
-                self.away = True
-                # Its text may hold the address, and an address a password.
-                _log.error("limits: Redis does not answer (%s); every gateway counts for itself", type(error).__name__)
+        except Exception as error:  # no failure of Redis may fail a request
+            self._retry_at = self._clock() + _RETRY_S
+            if not self.redis_down:
+                self.redis_down = True
+                # The error's message may contain the address, and the address a password.
+                _log.error("limits: Redis does not answer (%s); each gateway counts by itself", type(error).__name__)
             return None
-        if self.away:
-            self.away = False
-            self._ask_again = -1.0
+        if self.redis_down:
+            self.redis_down = False
+            self._retry_at = -1.0
             _log.warning("limits: Redis answers again; limits are shared")
         return wait
 
 
 async def _hit(limiter: MovingWindowRateLimiter, item: RateLimitItemPerMinute, name: str) -> float:
-    """Count one; 0, or seconds until the oldest of a full minute leaves it."""
+    """Count a request. Return 0, or the seconds until the oldest request leaves the full window."""
     if await limiter.hit(item, name):
         return 0.0
     return max(0.001, (await limiter.get_window_stats(item, name)).reset_time - time.time())
 
 
 def url_from(setting: str, env: Mapping[str, str]) -> str:
-    """The address of Redis: the setting's, else the environment's, else none."""
+    """Return the address of Redis from the setting, else from the environment, else an empty string."""
     return setting or env.get(URL_VARIABLE, "")
 
 
-def pool_of(url: str) -> BlockingConnectionPool:
-    """Connections to Redis, none of them open yet.
+def connection_pool(url: str) -> BlockingConnectionPool:
+    """Return a pool of connections to Redis, none of them open yet.
 
     Raises:
-        ConfigError: no such address, or the client is not installed. The address is not repeated: it may hold a
-            password.
+        ConfigError: the address is invalid, or the client is not installed. The message does not contain the address,
+            which may contain a password.
     """
     try:
         from redis.asyncio import BlockingConnectionPool
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
     except ImportError as error:
-        raise ConfigError("gateway.limits_url: needs the client of Redis; install pedcxr[redis]") from error
+        raise ConfigError("gateway.limits_url: the Redis client is not installed; install pedcxr[redis]") from error
     try:
         parts = urlsplit(url)
         if not (parts.hostname if parts.scheme in ("redis", "rediss") else parts.scheme == "unix" and parts.path):
@@ -149,13 +155,13 @@ def pool_of(url: str) -> BlockingConnectionPool:
         return BlockingConnectionPool.from_url(
             url,
             max_connections=_CONNECTIONS,
-            timeout=_WAIT_S,
-            socket_timeout=_WAIT_S,
-            socket_connect_timeout=_WAIT_S,
-            retry=Retry(NoBackoff(), 1),  # once: a connection that Redis closed while it idled is no failure
+            timeout=_TIMEOUT_S,
+            socket_timeout=_TIMEOUT_S,
+            socket_connect_timeout=_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1),  # Redis may have closed an idle connection: retry once
         )
     except ValueError:
         raise ConfigError(
-            f"gateway.limits_url, or {URL_VARIABLE}: allowed are redis://HOST:PORT/DB, rediss://HOST:PORT/DB and "
-            "unix:///PATH; user and password stand before the host, as in redis://USER:PASSWORD@HOST"
+            f"gateway.limits_url, or {URL_VARIABLE}: must be redis://HOST:PORT/DB, rediss://HOST:PORT/DB or "
+            "unix:///PATH, with user and password before the host, as in redis://USER:PASSWORD@HOST"
         ) from None

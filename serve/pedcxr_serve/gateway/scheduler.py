@@ -1,41 +1,49 @@
-"""Who is served next, and who is told to come back: the Virtual Token Counter with weights. Pure; time is passed in.
+"""Weighted fair scheduling of requests: which request the engine gets next, and which requests are refused.
 
-Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024), Algorithm 2: every tenant has a counter of the
-service it got, divided by its weight; the tenant with the smallest counter among those that wait is next; a tenant
-that comes back is lifted to the others, so that nobody saves up. While two tenants wait without a pause, their service
-differs by at most twice the cost of the tokens that a full batch holds (Theorem 4.4).
+`FairQueue` is the Virtual Token Counter with weights of Sheng et al., "Fairness in Serving Large Language Models"
+(OSDI 2024), Algorithm 2. It does no I/O and gets the time as an argument. Each tenant has a counter of the service that
+it received, divided by its weight. The waiting tenant with the smallest counter is next. When an idle tenant returns,
+its counter is lifted to the smallest counter of the waiting tenants, so that idle time earns no credit. While two
+tenants wait without a pause, their service differs by at most twice the cost of the tokens that a full batch holds
+(Theorem 4.4).
 
-What was sent waits in the engine's own lines until its first word: for its film to be prepared, one after the other,
-and for a step that takes its prompt. Nobody can be put first there. So only as many are sent as keep both busy, and
-some places are for those alone who have little in work, so that they need not wait for the others to begin or to end.
-Nothing else is held back while there is a free slot (work conservation).
+A request that was sent waits in the engine's own queues until its first token: first for its image to be preprocessed,
+one image at a time, then for a prefill step. The gateway cannot reorder those queues. It therefore sends only as many
+requests as keep both busy. Some further slots are reserved for tenants with few running requests, so that these need
+not wait for the requests of others to start or to end. Apart from these two limits the queue is work-conserving: no
+request waits while a slot is free.
 
-A request's life: ``open`` (counted, its body unread) ─▶ ``queue`` ─▶ ``next`` gives it out ─▶ ``prepared`` ─▶ ``began``
-─▶ ``charge``* ─▶ ``close``.
+`FairScheduler` is the queue for coroutines: a request awaits its turn there.
+
+States of a request: ``open`` (counted, body not read) ─▶ ``enqueue`` ─▶ ``next`` (sent) ─▶ ``mark_prepared`` ─▶
+``mark_started`` ─▶ ``charge``* ─▶ ``close``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pedcxr_serve.gateway.auth.tenants import Tenant
 
-__all__ = ["OUTPUT_COST", "Admission", "Rejected", "Ticket"]
+__all__ = ["OUTPUT_COST", "AdmissionRefused", "FairQueue", "FairScheduler", "Ticket"]
 
 OUTPUT_COST = 2.0
-"""Cost of a token of an answer, in tokens of a prompt: w_q / w_p of the paper, and of most price lists."""
+"""Cost of an output token in units of a prompt token: w_q / w_p of the paper, and the ratio of most price lists."""
 
-_MEMORY = 0.1  # of the running mean of a request's seconds
+_SMOOTHING = 0.1  # weight of the latest request in the moving average of running times
 
 
-class Rejected(Exception):
-    """Not now.
+class AdmissionRefused(Exception):
+    """The request cannot be served now.
 
     Attributes:
-        status: 429 for a limit of the tenant's, 503 for the server's.
-        code: a stable word for programs and for the metric.
-        retry_after: seconds, at least 1.
+        status: 429 for a limit of the tenant, 503 for a limit of the server.
+        code: a stable error code, also the value of a metric label.
+        retry_after: seconds, an integer of at least 1.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: float) -> None:
@@ -45,23 +53,25 @@ class Rejected(Exception):
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """One request; made by `Admission.open` and changed by `Admission` only.
+    """One request in a `FairQueue`, which creates it and alone changes it.
 
     Attributes:
-        tenant: as it was when the request came.
+        tenant: the tenant's settings when the request arrived.
+        cost: cost of the prompt, in prompt tokens.
         stage: ``open``, ``waiting``, ``running`` or ``closed``.
         service: cost charged so far.
-        prepared: whether the engine has read it and prepared its film.
-        begun: whether its answer has begun.
+        sent_at: the time when the request left the queue.
+        prepared: whether the engine has read the request and preprocessed its image.
+        started: whether the engine has produced the first token.
     """
 
     tenant: Tenant
     cost: float = 0.0
     stage: str = "open"
     service: float = 0.0
-    started: float = 0.0
+    sent_at: float = 0.0
     prepared: bool = False
-    begun: bool = False
+    started: bool = False
 
 
 @dataclass(slots=True)
@@ -73,16 +83,17 @@ class _Account:
     waiting: dict[Ticket, None] = field(default_factory=dict)
 
 
-class Admission:
-    """The state of it all.
+class FairQueue:
+    """All open requests and the service that each tenant received.
 
     Args:
-        slots: requests in work at once; with ``spare`` the engine's ``max-num-seqs``, so that its queue stays empty.
-        max_waiting: requests waiting at once, of all tenants.
-        max_wait_s: a request that would wait longer is turned away at once.
-        max_preparing: requests in work whose films the engine has not prepared, at once.
-        max_starting: requests in work whose answers have not begun, at once; with the former.
-        spare: how many more of each, less those that the tenant has in work already.
+        slots: maximum number of running requests. ``slots`` and ``spare`` add up to the engine's ``max-num-seqs``, so
+            that the engine's own queue stays empty.
+        max_waiting: maximum number of waiting requests of all tenants.
+        max_wait_s: a request whose expected wait is longer is refused at once.
+        max_preparing: maximum number of running requests in image preprocessing.
+        max_starting: maximum number of running requests without a first token, requests in preprocessing included.
+        spare: number by which a tenant may exceed the last three limits, less the requests that it has running.
     """
 
     def __init__(
@@ -99,71 +110,74 @@ class Admission:
         self._max_preparing, self._max_starting = max_preparing, max_starting
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
-        self._last_left = 0.0  # counter of the tenant that left the queue last
-        self._seconds: float | None = None  # running mean of a request in work
+        self._last_counter = 0.0  # counter of the tenant that left the queue last
+        self._mean_run_s: float | None = None  # moving average of the time from `next` to `close`
         self.running = 0
         self.preparing = 0
         self.starting = 0
         self.waiting = 0
 
     def open(self, tenant: Tenant, now: float, *, tokens_left: float = math.inf, reset_s: float = 0) -> Ticket:
-        """Let a request in, before its body is read.
+        """Admit a request before its body is read.
 
         Args:
-            tokens_left: of the tenant's day.
-            reset_s: seconds until the next day.
+            tokens_left: rest of the tenant's daily token budget.
+            reset_s: seconds until the budget is reset.
 
         Raises:
-            Rejected: 429, with what the tenant has too much of.
+            AdmissionRefused: 429, the tenant is over its budget or its number of open requests.
         """
         account = self._accounts.setdefault(tenant.name, _Account())
         if tokens_left <= 0:
-            raise Rejected(429, "budget_spent", "the tokens of the day are spent; they are back at 0:00 UTC", reset_s)
+            message = "the daily token budget is spent; it is reset at 00:00 UTC"
+            raise AdmissionRefused(429, "budget_spent", message, reset_s)
         if account.opened >= tenant.max_concurrent:
-            message = f"{tenant.max_concurrent} requests are open, as many as allowed; wait for one to end"
-            raise Rejected(429, "too_many_concurrent", message, self._seconds or 1)
+            message = f"the limit of {tenant.max_concurrent} open requests is reached; wait until one ends"
+            raise AdmissionRefused(429, "too_many_concurrent", message, self._mean_run_s or 1)
         account.opened += 1
         return Ticket(tenant)
 
-    def queue(self, ticket: Ticket, cost: float) -> None:
-        """Put a request in line.
+    def enqueue(self, ticket: Ticket, cost: float) -> None:
+        """Add a request to the queue.
 
         Args:
-            cost: tokens of prompt and image, charged when it is given out.
+            cost: prompt and image tokens, charged when the request is sent.
 
         Raises:
-            Rejected: 503; the line is full or too slow.
+            AdmissionRefused: 503, the queue is full or the expected wait is too long.
         """
         account = self._accounts[ticket.tenant.name]
         wait = self.expected_wait(ticket.tenant)
         if self.waiting >= self._max_waiting:
-            raise Rejected(503, "queue_full", f"{self.waiting} requests wait already; try again later", wait)
+            message = f"the queue is full ({self.waiting} requests); try again later"
+            raise AdmissionRefused(503, "queue_full", message, wait)
         if wait > self._max_wait_s:
-            message = f"it would take about {wait:.0f} s to begin, more than {self._max_wait_s:.0f}; try again later"
-            raise Rejected(503, "wait_too_long", message, wait - self._max_wait_s)
+            message = f"the expected wait is {wait:.0f} s, over the limit of {self._max_wait_s:.0f} s; try again later"
+            raise AdmissionRefused(503, "wait_too_long", message, wait - self._max_wait_s)
         if not account.waiting:
             others = [other.counter for other in self._accounts.values() if other.waiting]
-            account.counter = max(account.counter, min(others) if others else self._last_left)
+            account.counter = max(account.counter, min(others) if others else self._last_counter)
         account.waiting[ticket] = None
         self.waiting += 1
         ticket.stage, ticket.cost = "waiting", cost
 
     def next(self, now: float) -> Ticket | None:
-        """The request to send to the engine now; None if there is no place or nobody waits. Call until None."""
+        """Return the request to send to the engine now, or None. Call it until it returns None."""
         if not self.waiting:
             return None
-        line = (one for one in self._accounts.values() if one.waiting)
-        account = min(line, key=lambda one: (one.counter, one.running))  # level after a lift: the one without work
-        more = max(0, self._spare - account.running)
+        candidates = (account for account in self._accounts.values() if account.waiting)
+        # Counters are equal after a lift: then the tenant with fewer running requests is next.
+        account = min(candidates, key=lambda candidate: (candidate.counter, candidate.running))
+        spare = max(0, self._spare - account.running)
         if (
-            self.running >= self._slots + more
-            or self.preparing >= self._max_preparing + more
-            or self.starting >= self._max_starting + more
+            self.running >= self._slots + spare
+            or self.preparing >= self._max_preparing + spare
+            or self.starting >= self._max_starting + spare
         ):
             return None
         ticket = next(iter(account.waiting))
-        self._leave(account, ticket)
-        ticket.stage, ticket.started = "running", now
+        self._leave_queue(account, ticket)
+        ticket.stage, ticket.sent_at = "running", now
         account.running += 1
         self.running += 1
         self.preparing += 1
@@ -171,76 +185,142 @@ class Admission:
         self.charge(ticket, ticket.cost)
         return ticket
 
-    def prepared(self, ticket: Ticket) -> None:
-        """The engine has its film ready; harmless when it was told before, or when the request has ended."""
+    def mark_prepared(self, ticket: Ticket) -> None:
+        """Record that the image is preprocessed. Idempotent; no effect on a request that has ended."""
         if ticket.stage == "running" and not ticket.prepared:
             ticket.prepared = True
             self.preparing -= 1
 
-    def began(self, ticket: Ticket) -> None:
-        """The engine writes its answer; harmless when it was told before, or when the request has ended."""
-        self.prepared(ticket)
-        if ticket.stage == "running" and not ticket.begun:
-            ticket.begun = True
+    def mark_started(self, ticket: Ticket) -> None:
+        """Record the first token, which implies `mark_prepared`. Idempotent; no effect on a request that has ended."""
+        self.mark_prepared(ticket)
+        if ticket.stage == "running" and not ticket.started:
+            ticket.started = True
             self.starting -= 1
 
     def charge(self, ticket: Ticket, cost: float) -> None:
-        """Count service; a negative cost corrects an estimate."""
+        """Charge service to the request's tenant; a negative cost corrects an estimate."""
         account = self._accounts[ticket.tenant.name]
         account.counter += cost / ticket.tenant.weight
         account.service += cost
         ticket.service += cost
 
     def close(self, ticket: Ticket, now: float) -> None:
-        """The request has ended, wherever it stood; harmless when it had ended before."""
+        """End a request in any stage. Idempotent."""
         account = self._accounts[ticket.tenant.name]
         if ticket.stage == "closed":
             return
         if ticket.stage == "waiting":
-            self._leave(account, ticket)
+            self._leave_queue(account, ticket)
         elif ticket.stage == "running":
-            self.began(ticket)  # or will not any more
+            self.mark_started(ticket)  # a request may end without a token
             account.running -= 1
             self.running -= 1
-            took = now - ticket.started
-            self._seconds = took if self._seconds is None else self._seconds + _MEMORY * (took - self._seconds)
+            run_s = now - ticket.sent_at
+            mean = self._mean_run_s
+            self._mean_run_s = run_s if mean is None else mean + _SMOOTHING * (run_s - mean)
         account.opened -= 1
         ticket.stage = "closed"
 
     @property
-    def prepare_s(self) -> float:
-        """Seconds after which a request that does not show it counts as prepared: half of what would hold a full engine
-        back, 0 until a request has ended."""
-        return self._unseen_s(self._max_preparing)
+    def assumed_prepare_s(self) -> float:
+        """Seconds after which an unstreamed request counts as prepared, since its answer arrives in one piece.
+
+        It is ``max_preparing / slots / 2`` of the mean running time, and 0 until a request has ended.
+        """
+        return self._assumed_s(self._max_preparing)
 
     @property
-    def start_s(self) -> float:
-        """Seconds after which an answer that does not show its beginning counts as begun, by the same measure."""
-        return self._unseen_s(self._max_starting)
+    def assumed_start_s(self) -> float:
+        """Seconds after which an unstreamed request counts as started; see `assumed_prepare_s`."""
+        return self._assumed_s(self._max_starting)
 
     def expected_wait(self, tenant: Tenant) -> float:
-        """Seconds until a request of the tenant that comes now would begin; 0 until a request has ended."""
-        if self._seconds is None or self.running + self.waiting < self._slots:
+        """Return the seconds until a new request of the tenant would be sent; 0 until a request has ended."""
+        if self._mean_run_s is None or self.running + self.waiting < self._slots:
             return 0.0
-        line = [account.waiting for account in self._accounts.values() if account.waiting]
-        weights = {next(iter(waiting)).tenant.name: next(iter(waiting)).tenant.weight for waiting in line}
+        queues = [account.waiting for account in self._accounts.values() if account.waiting]
+        weights = {next(iter(waiting)).tenant.name: next(iter(waiting)).tenant.weight for waiting in queues}
         weights[tenant.name] = tenant.weight
         share = tenant.weight / sum(weights.values())
-        return (len(self._accounts[tenant.name].waiting) + 1) * self._seconds / (self._slots * share)
+        return (len(self._accounts[tenant.name].waiting) + 1) * self._mean_run_s / (self._slots * share)
 
     def service(self) -> dict[str, float]:
-        """Cost charged so far, by tenant."""
+        """Return the cost charged so far, by tenant."""
         return {name: account.service for name, account in self._accounts.items()}
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Requests waiting and in work, by tenant."""
+        """Return the numbers of waiting and of running requests, by tenant."""
         return {name: (len(account.waiting), account.running) for name, account in self._accounts.items()}
 
-    def _unseen_s(self, places: float) -> float:
-        return (self._seconds or 0.0) * min(1.0, places / self._slots) / 2
+    def _assumed_s(self, limit: float) -> float:
+        return (self._mean_run_s or 0.0) * min(1.0, limit / self._slots) / 2
 
-    def _leave(self, account: _Account, ticket: Ticket) -> None:
+    def _leave_queue(self, account: _Account, ticket: Ticket) -> None:
         del account.waiting[ticket]
         self.waiting -= 1
         if not account.waiting:
-            self._last_left = account.counter
+            self._last_counter = account.counter
+
+
+class FairScheduler:
+    """A `FairQueue` whose requests are coroutines of one event loop.
+
+    Args:
+        queue: the state of all requests.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, queue: FairQueue, clock: Callable[[], float] = time.monotonic) -> None:
+        self.queue = queue
+        self._clock = clock
+        self._turns: dict[Ticket, asyncio.Future[None]] = {}
+
+    def open(self, tenant: Tenant, *, tokens_left: float, reset_s: float) -> Ticket:
+        """Admit a request. Every ticket must be passed to `close`.
+
+        Raises:
+            AdmissionRefused: see `FairQueue.open`.
+        """
+        return self.queue.open(tenant, self._clock(), tokens_left=tokens_left, reset_s=reset_s)
+
+    async def wait_turn(self, ticket: Ticket, cost: float) -> None:
+        """Add a request to the queue and wait until it may be sent.
+
+        A cancelled request keeps its place in the queue, or its slot, until `close`.
+
+        Raises:
+            AdmissionRefused: see `FairQueue.enqueue`.
+        """
+        self.queue.enqueue(ticket, cost)
+        turn = self._turns[ticket] = asyncio.get_running_loop().create_future()
+        self._send_next()
+        await turn
+
+    def mark_prepared(self, ticket: Ticket) -> None:
+        """Record that the image is preprocessed, which may let another request be sent."""
+        self.queue.mark_prepared(ticket)
+        self._send_next()
+
+    def mark_started(self, ticket: Ticket) -> None:
+        """Record the first token, which may let another request be sent."""
+        self.queue.mark_started(ticket)
+        self._send_next()
+
+    def assume_progress(self, ticket: Ticket) -> None:
+        """Mark an unstreamed request as prepared and as started after the times that its queue assumes."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.queue.assumed_prepare_s, self.mark_prepared, ticket)
+        loop.call_later(self.queue.assumed_start_s, self.mark_started, ticket)
+
+    def close(self, ticket: Ticket) -> None:
+        """End a request and give its slot to the next."""
+        self._turns.pop(ticket, None)
+        self.queue.close(ticket, self._clock())
+        self._send_next()
+
+    def _send_next(self) -> None:
+        while (ticket := self.queue.next(self._clock())) is not None:
+            turn = self._turns.pop(ticket)
+            if not turn.done():
+                turn.set_result(None)

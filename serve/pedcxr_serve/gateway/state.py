@@ -1,85 +1,71 @@
-"""What the gateway's routes and the supervisor share; one object, made at start-up."""
+"""The state that the gateway's routes and the supervisor share, and how it is built from the configuration."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
-
+from pedcxr_serve.config.load import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
+from pedcxr_serve.gateway import rate_limit
+from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
-from pedcxr_serve.gateway.accounting.metrics import Meter
+from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
-from pedcxr_serve.gateway.gate import Gate
-from pedcxr_serve.gateway.http.tls import Tls
-from pedcxr_serve.gateway.rate_limit import Rate
+from pedcxr_serve.gateway.http.tls import CertificateStore
+from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
-from pedcxr_serve.gateway.scheduler import Admission
+from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 
-
-@dataclass(slots=True)
-class Metrics:
-    """The gateway's own metrics; labels are enumerations only."""
-
-    registry: CollectorRegistry
-    requests: Counter
-    in_flight: Gauge
-    ready: Gauge
-    restarts: Counter
-
-    @classmethod
-    def create(cls) -> Metrics:
-        """Metrics on a registry of their own."""
-        registry = CollectorRegistry()
-        labels = ("route", "status")
-        return cls(
-            registry,
-            Counter("pedcxr_requests", "Requests answered, by route and HTTP status.", labels, registry=registry),
-            Gauge("pedcxr_requests_in_flight", "Requests being forwarded to the engine.", registry=registry),
-            Gauge("pedcxr_ready", "1 while reports are accepted.", registry=registry),
-            Counter("pedcxr_engine_restarts", "Engines that ended or hung.", ("reason",), registry=registry),
-        )
+_MIB = 1 << 20
 
 
 @dataclass(slots=True)
 class State:
-    """Attributes:
-    socket: the engine's Unix socket.
-    demo: whether the demo checkpoint answers, which every report is then marked with.
-    body_limit: bytes of a request's body, at most.
-    rules: what a request may ask for.
-    book: the tenants.
-    gate: who is next.
-    rate: requests a minute.
-    bodies: how much memory requests may take.
-    usage: tokens by tenant and day.
-    audit: where a line a request is kept, or None.
-    tls: certificate and key of the public port, or None for plain HTTP.
-    image_tokens: that a film takes in the prompt.
-    image_size: width and height that the model's processor stretches a film to.
-    revision: of the checkpoint (`pedcxr_serve.checkpoint.revision`), or None where nobody said.
-    stage: what the server is doing, in words, until it is ready and when it stops.
-    ready: whether reports are accepted.
-    engine_up: whether those accepted can be sent on; stays true while the server drains.
-    heartbeat: the engine's signs of life.
-    in_flight: requests waiting their turn or being forwarded.
+    """Everything that requests share; one object per server, built by `open_state`.
+
+    Attributes:
+        socket: the engine's Unix socket.
+        demo: whether the demo checkpoint is served; every report is then marked.
+        body_limit: maximum size of a request body in bytes.
+        rules: what a request may contain.
+        tenants: the tenants and their keys.
+        scheduler: decides which request is sent next.
+        rate_limiter: requests per minute.
+        bodies: memory of all request bodies.
+        usage: tokens by tenant and day.
+        audit: the audit log, or None.
+        tls: certificate and key of the public port, or None for plain HTTP.
+        image_tokens: prompt tokens per image.
+        image_size: width and height in pixels that the model's processor resizes an image to.
+        revision: of the checkpoint (`pedcxr_serve.checkpoint.revision`), or None if unknown.
+        stage: description of the start-up or shutdown step for clients, ``ready`` in between.
+        ready: whether new requests for reports are accepted.
+        engine_up: whether accepted requests can be sent to the engine; stays true during a drain.
+        heartbeat: time of the engine's last output.
+        in_flight: number of requests queued or sent to the engine.
+        started: start time of the server, of `time.monotonic`.
     """
 
     socket: Path
     demo: bool
     body_limit: int
     rules: Rules = field(default_factory=lambda: Rules("pedcxr-demo", 500))
-    book: TenantStore = field(default_factory=lambda: TenantStore(None))
-    gate: Gate = field(default_factory=lambda: Gate(Admission(64, max_waiting=1024, max_wait_s=120)))
-    rate: Rate = field(default_factory=Rate)
+    tenants: TenantStore = field(default_factory=lambda: TenantStore(None))
+    scheduler: FairScheduler = field(
+        default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
+    )
+    rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
-    tls: Tls | None = None
+    tls: CertificateStore | None = None
     image_tokens: int = 256
     image_size: tuple[int, int] = (896, 896)
     revision: str | None = None
@@ -89,28 +75,107 @@ class State:
     heartbeat: EngineHeartbeat = field(default_factory=EngineHeartbeat)
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
-    metrics: Metrics = field(default_factory=Metrics.create)
-    meter: Meter = field(init=False)
+    metrics: GatewayMetrics = field(default_factory=GatewayMetrics.create)
+    tenant_metrics: TenantMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.metrics.registry, self.usage)
-        self.rate.register(self.metrics.registry)
+        self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
+        self.rate_limiter.register(self.metrics.registry)
         if self.tls is not None:
             self.tls.register(self.metrics.registry)
 
     def set_ready(self, ready: bool, stage: str) -> None:
-        """Open or close the door; ``stage`` tells a refused client why."""
+        """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""
         self.ready, self.stage = ready, stage
         self.metrics.ready.set(int(ready))
 
     def reload(self) -> None:
-        """Read tenants and certificate again, as SIGHUP asks; what is broken stays as it was."""
-        self.book.reload()
+        """Read tenants and certificate again, as on SIGHUP. An invalid file leaves the current values in use."""
+        self.tenants.reload()
         if self.tls is not None:
             self.tls.reload()
 
-    def look(self) -> None:
-        """Read those again whose files have changed."""
-        self.book.look()
+    def reload_if_changed(self) -> None:
+        """Read tenants and certificate again if their files have changed."""
+        self.tenants.reload_if_changed()
         if self.tls is not None:
-            self.tls.look()
+            self.tls.reload_if_changed()
+
+
+@contextlib.contextmanager
+def open_state(
+    settings: ServeConfig,
+    socket: Path,
+    *,
+    slots: int,
+    max_preparing: float = math.inf,
+    max_starting: float = math.inf,
+    image_tokens: int,
+    demo: bool,
+    env: Mapping[str, str],
+    image_size: tuple[int, int] = (896, 896),
+    revision: str | None = None,
+) -> Iterator[State]:
+    """Build the state from the configuration; its files are open until the end of the block.
+
+    Args:
+        socket: the engine's Unix socket.
+        slots: maximum number of running requests, the plan's ``max_num_seqs``.
+        max_preparing, max_starting: the plan's limits of the same names, applied with a tenants file only.
+        image_tokens: prompt tokens per image.
+        env: holds the key of the audit log, and the address of Redis if the settings do not.
+        image_size, revision: see `State`.
+
+    Raises:
+        ConfigError: a file is invalid or cannot be used; the message names the file.
+    """
+    gateway = settings.gateway
+    tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
+    tenants = TenantStore(tenants_path)
+    with contextlib.ExitStack() as stack:
+        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path))
+        stack.callback(usage.close)
+        log = None
+        if gateway.audit_log:
+            log = AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
+            stack.callback(log.close)
+        redis_url = rate_limit.url_from(gateway.limits_url, env)
+        tls = None
+        if gateway.tls_cert:
+            tls = CertificateStore(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser())
+        yield State(
+            socket,
+            demo=demo,
+            body_limit=gateway.body_limit_mib * _MIB,
+            rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
+            tenants=tenants,
+            scheduler=FairScheduler(_fair_queue(gateway, slots, max_preparing, max_starting)),
+            rate_limiter=RateLimiter(rate_limit.connection_pool(redis_url) if redis_url else None),
+            bodies=BodyMemory(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
+            usage=usage,
+            audit=log,
+            tls=tls,
+            image_tokens=image_tokens,
+            image_size=image_size,
+            revision=revision,
+        )
+
+
+def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> FairQueue:
+    """Return a queue that, with a tenants file, limits starting requests and reserves slots for light tenants."""
+    multi_tenant = bool(gateway.tenants)
+    spare = min(8, slots // 16) if multi_tenant else 0
+    return FairQueue(
+        slots - spare,
+        max_waiting=gateway.max_waiting,
+        max_wait_s=gateway.max_wait_s,
+        max_preparing=max_preparing if multi_tenant else math.inf,
+        max_starting=max_starting if multi_tenant else math.inf,
+        spare=spare,
+    )
+
+
+def _usage_path(setting: str, tenants: Path | None) -> Path | None:
+    if setting:
+        return Path(setting).expanduser()
+    return tenants.with_name("usage.sqlite") if tenants else None

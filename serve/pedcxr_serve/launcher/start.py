@@ -14,8 +14,8 @@ from pedcxr_serve.demo import walkthrough
 from pedcxr_serve.engine.process import Engine, vllm
 from pedcxr_serve.engine.socket_dir import socket_folder
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.gateway import assemble
 from pedcxr_serve.gateway.http.listeners import listen
+from pedcxr_serve.gateway.state import open_state
 from pedcxr_serve.launcher import console
 from pedcxr_serve.launcher.server import Server
 from pedcxr_serve.planner import devices, plan
@@ -43,7 +43,7 @@ def start(settings: load.ServeConfig, *, demo: bool = False) -> None:
         # The processor uses the same size: `inspect` refuses a checkpoint in which the two differ.
         side = checkpoint.shape.vision.image_size if checkpoint.shape else 0
         state = stack.enter_context(
-            assemble.state(
+            open_state(
                 settings,
                 socket,
                 slots=engine_plan.max_num_seqs,

@@ -126,8 +126,8 @@ def test_usage_and_audit_survive_the_restart(ending: Teams, teams: Teams, tmp_pa
     before = audit.verify(log, key)
     store, lines = UsageStore(teams.folder / "usage.sqlite"), audit.AuditLog(log, key)
     with FakeEngine(uds=tmp_path / "engine.sock") as engine:
-        book = TenantStore(teams.folder / "tenants.toml")
-        with running(engine, book=book, usage=store, audit=lines) as gateway:
+        tenants = TenantStore(teams.folder / "tenants.toml")
+        with running(engine, tenants=tenants, usage=store, audit=lines) as gateway:
             with gateway.client(teams.keys["small"]) as client:
                 answer = client.post(CHAT, json=BODY)
                 assert_openai_error(answer, 429, "budget_spent")

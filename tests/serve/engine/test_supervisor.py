@@ -25,10 +25,9 @@ from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor
 from pedcxr_serve.errors import EngineDied
 from pedcxr_serve.gateway import app
-from pedcxr_serve.gateway.gate import Gate
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.gateway.http.server import serving
-from pedcxr_serve.gateway.scheduler import Admission
+from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
 from tests.support.gateway_server import BODY, CHAT, ERROR_KEYS
@@ -79,7 +78,9 @@ async def supervised(
     starts.write_text(f"fail {fail}")
     defaults = {"restart_wait_s": 0.0, "probe_every_s": 1.0, "probe_timeout_s": 1.0, "port": 0, "admin_port": 0}
     config = GatewayConfig(**(defaults | settings))
-    state = State(uds, demo=True, body_limit=1 << 20, gate=Gate(Admission(slots, max_waiting=99, max_wait_s=99)))
+    state = State(
+        uds, demo=True, body_limit=1 << 20, scheduler=FairScheduler(FairQueue(slots, max_waiting=99, max_wait_s=99))
+    )
     command = [sys.executable, "-m", "tests.support.engine_process", str(uds), str(starts), str(gap)]
     engines: list[Engine] = []
 
@@ -120,7 +121,7 @@ def test_engine_killed_repeatedly_is_restarted(tmp_path: Path) -> None:
                 requests = [asyncio.create_task(running.ask(stream=bool(number % 2))) for number in range(8)]
                 await eventually(lambda: running.state.in_flight == 8)
                 await eventually(
-                    lambda: sum(job.running for job in running.state.gate.admission._accounts.values()) == 8
+                    lambda: sum(job.running for job in running.state.scheduler.queue._accounts.values()) == 8
                 )
                 killed = time.monotonic()
                 running.signal(signal.SIGKILL)
@@ -205,9 +206,9 @@ def test_queued_request_is_told_to_retry_when_the_engine_exits(tmp_path: Path) -
     async def work() -> None:
         async with supervised(tmp_path, gap=1.0, slots=1) as running:
             first = asyncio.create_task(running.ask(stream=True))
-            await eventually(lambda: running.state.gate.admission.running == 1)
+            await eventually(lambda: running.state.scheduler.queue.running == 1)
             second = asyncio.create_task(running.ask())
-            await eventually(lambda: running.state.gate.admission.waiting == 1)
+            await eventually(lambda: running.state.scheduler.queue.waiting == 1)
             running.signal(signal.SIGKILL)
             assert_typed(await first)
             answer = await second

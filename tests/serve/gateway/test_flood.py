@@ -1,4 +1,4 @@
-"""Much of what is no good, at a gateway in a process of its own: it stays as small as it was, and serves the others."""
+"""Many invalid requests and connections at a gateway process: its memory stays constant and others are served."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.support.gateway_server import CHAT, ERROR_KEYS, eventually
 BODIES = 5_000
 CONNECTIONS = 10_000
 WAVE = 1_000
-WARM = 3  # waves until the allocator has what it keeps
+WARM_UP = 3  # waves until the allocator has reserved its memory
 GROWTH_MIB = 24.0
-"""That the gateway may be larger afterwards: allocators keep some of what they once had."""
+"""Memory that the gateway may grow by: allocators do not return all free memory."""
 FILM = "data:image/png;base64," + "iVBORw0KGgoA" * 40
-ASKED: dict[str, Any] = {
+REQUEST: dict[str, Any] = {
     "model": "bench",
     "messages": [
         {"role": "system", "content": "You are an expert radiologist."},
@@ -68,7 +68,7 @@ def gateway(folder: Path, engine: FakeEngine) -> Iterator[Gateway]:
 
 
 class Caller:
-    """One tenant on one connection, made anew when the gateway closes it."""
+    """One tenant on one connection, which is opened again after the gateway closes it."""
 
     def __init__(self, gateway: Gateway, tenant: str) -> None:
         self._headers = {"Authorization": f"Bearer {gateway.keys[tenant]}", "Content-Type": "application/json"}
@@ -80,7 +80,7 @@ class Caller:
         return answer.status, answer.headers, answer.read()
 
     def require_report(self) -> None:
-        status, _, body = self.post(json.dumps(ASKED).encode())
+        status, _, body = self.post(json.dumps(REQUEST).encode())
         assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, TEXT)
 
     def close(self) -> None:
@@ -105,16 +105,16 @@ def cut_at(where: float, raw: bytes, put: bytes, over: int) -> bytes:
 
 
 def with_value(path: tuple[Any, ...], value: object) -> bytes:
-    """The ordinary request with one value put somewhere."""
-    asked: Any = json.loads(json.dumps(ASKED))
-    place = asked
+    """Return `REQUEST` with one value inserted at a path."""
+    request: Any = json.loads(json.dumps(REQUEST))
+    place = request
     for step in path[:-1]:
         place = place[step]
     if isinstance(place, list):
         place[path[-1] :] = [value]
     else:
         place[path[-1]] = value
-    return json.dumps(asked).encode()
+    return json.dumps(request).encode()
 
 
 PARENTS: tuple[tuple[Any, ...], ...] = (
@@ -147,7 +147,7 @@ PLACES = st.floats(0, 1, exclude_max=True)
 VALUES = st.sampled_from(ODD) | st.recursive(
     st.integers() | st.text(max_size=6), lambda inner: st.lists(inner, max_size=2), max_leaves=3
 )
-RAW = json.dumps(ASKED).encode()
+RAW = json.dumps(REQUEST).encode()
 WITH_VALUE = st.builds(
     lambda parent, name, value: with_value((*parent, 1 if parent in LISTS else name), value),
     st.sampled_from(PARENTS),
@@ -167,13 +167,13 @@ ORDINARY = st.fixed_dictionaries(
         "user": st.text(max_size=9),
         "n": st.integers(1, 2),
     },
-).map(lambda more: json.dumps(ASKED | more).encode())
+).map(lambda more: json.dumps(REQUEST | more).encode())
 BODY_OF = ORDINARY | WITH_VALUE | WITH_TOKEN | DAMAGED | st.binary(max_size=80)
 
 
 @pytest.mark.slow
 def test_five_thousand_bodies(gateway: Gateway, hostile: Caller, other: Caller) -> None:
-    seen: dict[int, int] = {}
+    statuses: dict[int, int] = {}
     count, memory = itertools.count(), [0.0]
 
     @settings(
@@ -188,13 +188,13 @@ def test_five_thousand_bodies(gateway: Gateway, hostile: Caller, other: Caller) 
     def send(body: bytes) -> None:
         number = next(count)
         status, headers, answer = hostile.post(body, {"X-Request-Id": f"r{number}"})
-        seen[status] = seen.get(status, 0) + 1
+        statuses[status] = statuses.get(status, 0) + 1
         assert status in (200, 400, 404), (status, answer)
         assert headers["X-Request-Id"] == f"r{number}"
         if status != 200:
             error = json.loads(answer)["error"]
             assert set(error) == ERROR_KEYS
-            assert len(answer) < 2_000, "an error does not repeat what was sent"
+            assert len(answer) < 2_000, "an error does not repeat the request"
         if number % 100 == 0:
             other.require_report()
         if number == BODIES // 5:
@@ -202,8 +202,8 @@ def test_five_thousand_bodies(gateway: Gateway, hostile: Caller, other: Caller) 
 
     send()
     other.require_report()
-    assert sum(seen.values()) >= BODIES
-    assert seen[200] > BODIES / 20 and seen[400] > BODIES / 2, seen
+    assert sum(statuses.values()) >= BODIES
+    assert statuses[200] > BODIES / 20 and statuses[400] > BODIES / 2, statuses
     assert gateway.memory_mib() - memory[0] < GROWTH_MIB
 
 
@@ -228,7 +228,7 @@ def reset(plug: socket.socket) -> None:
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def test_ten_thousand_connections_opened_and_dropped(gateway: Gateway, other: Caller) -> None:
+def test_ten_thousand_connections(gateway: Gateway, other: Caller) -> None:
     address = urlsplit(gateway.url).hostname, urlsplit(gateway.url).port
     ways: tuple[Callable[[socket.socket], None], ...] = (silent, half_a_line, half_a_body, noise, reset)
 
@@ -242,12 +242,12 @@ def test_ten_thousand_connections_opened_and_dropped(gateway: Gateway, other: Ca
             plug.close()
         eventually(lambda: gateway.open_files() <= files, 10)
 
-    other.require_report()  # whose connection to the engine may still be open
+    other.require_report()  # its connection to the engine may still be open
     files, began = gateway.open_files(), time.monotonic()
-    for _ in range(WARM):
+    for _ in range(WARM_UP):
         wave()
     memory = gateway.memory_mib()
-    for _ in range(CONNECTIONS // WAVE - WARM):
+    for _ in range(CONNECTIONS // WAVE - WARM_UP):
         wave()
     other.require_report()
     eventually(lambda: gateway.open_files() <= files, 10)
@@ -255,26 +255,26 @@ def test_ten_thousand_connections_opened_and_dropped(gateway: Gateway, other: Ca
     assert time.monotonic() - began < 60
 
 
-def test_answers_that_nobody_reads_are_not_piled_up(gateway: Gateway, engine: FakeEngine, other: Caller) -> None:
-    """Twenty megabytes are on their way to each of fifty; the gateway reads not even two of them ahead."""
+def test_unread_answers_are_not_buffered(gateway: Gateway, engine: FakeEngine, other: Caller) -> None:
+    """Each of 50 clients has an answer of 20 MB and reads nothing; the gateway buffers less than 2 MiB for each."""
     engine.reply(*[Answer(pieces=("x" * 100_000,) * 200)] * 50)
-    body = json.dumps(ASKED | {"stream": True}).encode()
+    body = json.dumps(REQUEST | {"stream": True}).encode()
     lines = [f"POST {CHAT} HTTP/1.1", "Host: x", f"Authorization: Bearer {gateway.keys['hostile']}"]
-    asked = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
-    address, before, seen = urlsplit(gateway.url), gateway.memory_mib(), len(engine.chats)
+    request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+    address, before, earlier = urlsplit(gateway.url), gateway.memory_mib(), len(engine.chats)
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             plug = stack.enter_context(socket.create_connection((address.hostname, address.port), timeout=10))
-            plug.sendall(asked)
-        eventually(lambda: len(engine.chats) == seen + 50, 20)
-        left = engine.chats[seen : seen + 50]
+            plug.sendall(request)
+        eventually(lambda: len(engine.chats) == earlier + 50, 20)
+        chats = engine.chats[earlier : earlier + 50]
         for _ in range(50):
             other.require_report()
         assert gateway.memory_mib() - before < 50 * 2
-    assert all(chat.disconnected.wait(10) for chat in left)
+    assert all(chat.disconnected.wait(10) for chat in chats)
 
 
-def test_a_refused_body_is_let_go(gateway: Gateway, hostile: Caller) -> None:
+def test_refused_body_is_released(gateway: Gateway, hostile: Caller) -> None:
     hostile.post(RAW)
     before = gateway.memory_mib()
     for _ in range(40):

@@ -1,16 +1,18 @@
-"""The gateway in front of a small real engine, over real sockets."""
+"""The gateway in front of a fake engine, over real sockets."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from pedcxr_serve.gateway.scheduler import OUTPUT_COST
 from tests.support.fake_engine import REPORT, TEXT, Answer, FakeEngine
 from tests.support.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
@@ -27,7 +29,7 @@ def gateway(engine: FakeEngine) -> Iterator[Gateway]:
         yield gateway
 
 
-def test_a_report_passes_through(gateway: Gateway) -> None:
+def test_report_is_forwarded(gateway: Gateway) -> None:
     with gateway.client() as client:
         answer = client.post(CHAT, json=BODY)
     assert answer.json()["choices"][0]["message"]["content"] == TEXT
@@ -35,12 +37,12 @@ def test_a_report_passes_through(gateway: Gateway) -> None:
     assert gateway.engine.chats[0].json["messages"] == BODY["messages"]
 
 
-def test_only_the_demo_is_marked_as_one(engine: FakeEngine) -> None:
+def test_only_the_demo_is_marked(engine: FakeEngine) -> None:
     with running(engine, demo=False) as gateway, gateway.client() as client:
         assert "x-pedcxr-demo" not in client.post(CHAT, json=BODY).headers
 
 
-def test_a_stream_arrives_piece_by_piece(gateway: Gateway) -> None:
+def test_stream_arrives_event_by_event(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(gap=0.1)
     arrived = []
     with gateway.client() as client, client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
@@ -66,13 +68,13 @@ def test_a_stream_arrives_piece_by_piece(gateway: Gateway) -> None:
         ("GET", "/v1/models/"),
     ],
 )
-def test_everything_else_is_404(gateway: Gateway, method: str, path: str) -> None:
+def test_other_routes_are_404(gateway: Gateway, method: str, path: str) -> None:
     with gateway.client() as client:
         assert_openai_error(client.request(method, path), 404, "not_found")
     assert gateway.engine.requests == []
 
 
-def test_health(gateway: Gateway) -> None:
+def test_health_routes(gateway: Gateway) -> None:
     with gateway.client() as client:
         assert [client.get(f"/health{path}").status_code for path in ("", "/live", "/ready")] == [200, 200, 200]
         gateway.state.set_ready(False, "loading weights")
@@ -82,7 +84,7 @@ def test_health(gateway: Gateway) -> None:
         assert ready.headers["retry-after"]
 
 
-def test_not_ready_is_503_with_the_stage(gateway: Gateway) -> None:
+def test_503_with_the_stage_until_ready(gateway: Gateway) -> None:
     gateway.state.set_ready(False, "loading weights")
     with gateway.client() as client:
         for answer in (client.post(CHAT, json=BODY), client.get("/v1/models")):
@@ -91,7 +93,7 @@ def test_not_ready_is_503_with_the_stage(gateway: Gateway) -> None:
             assert answer.headers["retry-after"]
 
 
-def test_models_do_not_show_where_the_checkpoint_lies(gateway: Gateway) -> None:
+def test_models_do_not_show_the_checkpoint_folder(gateway: Gateway) -> None:
     gateway.engine.models_answer = Answer(
         raw=json.dumps({"data": [{"id": "m", "object": "model", "root": "/secret", "permission": []}]}).encode(),
         content_type="application/json",
@@ -101,18 +103,18 @@ def test_models_do_not_show_where_the_checkpoint_lies(gateway: Gateway) -> None:
     assert set(model) == {"id", "object", "owned_by", "pedcxr"}
 
 
-def test_models_tell_what_a_client_needs_to_prepare_a_film(engine: FakeEngine) -> None:
+def test_models_have_the_image_size_and_the_revision(engine: FakeEngine) -> None:
     with running(engine, demo=False, image_size=(224, 336), revision="sha256:0") as gateway, gateway.client() as client:
         (model,) = client.get("/v1/models").json()["data"]
-        told = {"image_size": [224, 336], "revision": "sha256:0", "demo": False}
-        assert model["pedcxr"] == told
+        extension = {"image_size": [224, 336], "revision": "sha256:0", "demo": False}
+        assert model["pedcxr"] == extension
         with openai.OpenAI(base_url=gateway.listeners.url, api_key="none", max_retries=0) as sdk:
             (parsed,) = sdk.models.list().data
-    assert parsed.id == "fake" and parsed.to_dict()["pedcxr"] == told
+    assert parsed.id == "fake" and parsed.to_dict()["pedcxr"] == extension
 
 
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_body_over_the_cap(gateway: Gateway, announced: bool) -> None:
+def test_body_over_the_limit_is_413(gateway: Gateway, announced: bool) -> None:
     body = b"x" * (3 * LIMIT)
     with gateway.client() as client:
         answer = client.post(CHAT, content=body if announced else iter([body]))
@@ -121,25 +123,50 @@ def test_a_body_over_the_cap(gateway: Gateway, announced: bool) -> None:
     assert len(gateway.engine.chats) == 1
 
 
-def test_a_refusal_of_the_engine_passes_through(gateway: Gateway) -> None:
+def test_refusal_of_the_engine_is_forwarded(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(status=429, headers={"retry-after": "7"})
     with gateway.client() as client:
         answer = client.post(CHAT, json=BODY)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
 
 
-def test_request_ids(gateway: Gateway) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_503_of_the_engine_gets_a_retry_after(gateway: Gateway, stream: bool) -> None:
+    gateway.engine.answer = Answer(status=503)
     with gateway.client() as client:
-        given = client.get("/health/live", headers={"X-Request-Id": "my-id.1"})
+        answer = client.post(CHAT, json=BODY | {"stream": stream})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+
+
+def test_unstreamed_report_is_charged_before_its_answer(gateway: Gateway) -> None:
+    """First half of `max_tokens`, later the tenant's mean output; the engine's count corrects both."""
+    queue = gateway.state.scheduler.queue
+    prompt = len("Generate a report.") // 4 + 10
+    actual = 300 + OUTPUT_COST * len(REPORT)
+    with gateway.client() as client, ThreadPoolExecutor(1) as pool:
+        for before, expected_output in ((0.0, 50), (actual, len(REPORT))):
+            gateway.engine.reply(Answer(first=2))
+            chats = len(gateway.engine.chats)
+            request = pool.submit(client.post, CHAT, json=BODY | {"max_tokens": 100})
+            eventually(lambda chats=chats: len(gateway.engine.chats) > chats)
+            assert queue.service()["anonymous"] - before == pytest.approx(prompt + OUTPUT_COST * expected_output)
+            assert request.result().status_code == 200
+            eventually(lambda: gateway.state.in_flight == 0)
+            assert queue.service()["anonymous"] - before == pytest.approx(actual)
+
+
+def test_valid_request_id_is_kept(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        valid = client.get("/health/live", headers={"X-Request-Id": "my-id.1"})
         forged = client.get("/health/live", headers={"X-Request-Id": "a b\tc"})
         client.post(CHAT, json=BODY, headers={"X-Request-Id": "my-id.2"})
-    assert given.headers["x-request-id"] == "my-id.1"
+    assert valid.headers["x-request-id"] == "my-id.1"
     assert forged.headers["x-request-id"] != "a b\tc"
     assert gateway.engine.chats[0].headers["x-request-id"] == "my-id.2"
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_ends_its_request(gateway: Gateway, stream: bool) -> None:
+def test_disconnect_of_the_client_ends_its_request(gateway: Gateway, stream: bool) -> None:
     gateway.engine.answer = Answer(first=30)
     with gateway.client() as client, pytest.raises(httpx.ReadTimeout):
         client.post(CHAT, json=BODY | {"stream": stream}, timeout=0.5)
@@ -158,7 +185,7 @@ def test_an_engine_lost_before_it_answered(gateway: Gateway) -> None:
     gateway.engine.__enter__()
 
 
-def test_an_engine_lost_amid_a_stream_is_an_error_event(gateway: Gateway) -> None:
+def test_engine_lost_during_a_stream_is_an_error_event(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(cut_after=3)
     with gateway.client() as client, client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
         events = [line for line in answer.iter_lines() if line.startswith("data: ")]
@@ -167,7 +194,7 @@ def test_an_engine_lost_amid_a_stream_is_an_error_event(gateway: Gateway) -> Non
     assert "[DONE]" not in events[-1]
 
 
-def test_metrics_are_on_the_admin_port_only(gateway: Gateway) -> None:
+def test_metrics_are_only_on_the_admin_port(gateway: Gateway) -> None:
     with gateway.client() as client:
         client.post(CHAT, json=BODY)
         client.get("/made/up/path")
@@ -184,15 +211,14 @@ def test_metrics_without_an_engine(gateway: Gateway) -> None:
     gateway.engine.__enter__()
 
 
-def test_a_failure_of_the_gateway_is_told_by_id_and_place_alone(
-    engine: FakeEngine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_internal_error_is_logged_by_request_id_and_place(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pedcxr.gateway")
-    with running(engine, rules="Jane Doe") as gateway, gateway.client() as client:  # rules without any attribute
+    # A string has none of the attributes of Rules.
+    with running(engine, rules="Jane Doe") as gateway, gateway.client() as client:
         assert_openai_error(client.post(CHAT, json=BODY, headers={"X-Request-Id": "r-1"}), 500, "internal")
         assert client.get("/health/live", headers={"X-Request-Id": "r-2"}).status_code == 200
     lines = [record.getMessage() for record in caplog.records if record.name == "pedcxr.gateway"]
-    assert lines[0].startswith("request r-1: the gateway failed: AttributeError at validation.py:")
+    assert lines[0].startswith("request r-1: internal error: AttributeError at validation.py:")
     assert lines[1].startswith(f"request r-1: POST {CHAT}, anonymous, 500 after ")
-    assert lines[2].startswith("request r-2: GET /health/live, nobody, 200 after ")
+    assert lines[2].startswith("request r-2: GET /health/live, no tenant, 200 after ")
     assert len(lines) == 3 and "Doe" not in caplog.text

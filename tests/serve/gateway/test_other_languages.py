@@ -1,4 +1,4 @@
-"""Clients that people have: openai-python, curl, npm's openai and Java's own, at a gateway with tenants."""
+"""Common clients at a gateway with tenants: openai-python, curl, openai for Node.js, and Java's HTTP client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.gateway_server import BODY, CHAT, Gateway, eventually, runnin
 from tests.support.languages import JAVA, installed, javascript
 
 MODEL = "pedcxr-demo"
-SLOW = 2  # requests a minute
+LIMIT = 2  # requests per minute
 
 
 @pytest.fixture(scope="module")
@@ -30,29 +30,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path) -> dict[str, str]:
+def keys(folder: Path) -> dict[str, str]:
     """Keys by tenant."""
     path = folder / "tenants.toml"
     path.write_text(
-        f"[tenant.one]\n\n[tenant.limited]\nrequests_per_minute = {SLOW}\n\n[tenant.narrow]\nmax_concurrent = 1\n"
+        f"[tenant.one]\n\n[tenant.limited]\nrequests_per_minute = {LIMIT}\n\n[tenant.narrow]\nmax_concurrent = 1\n"
     )
     return {name: api_keys.new(path, name) for name in ("one", "limited", "narrow")}
 
 
 @pytest.fixture(scope="module")
-def shared(folder: Path, made: dict[str, str]) -> Iterator[Gateway]:
-    book = TenantStore(folder / "tenants.toml")
-    with FakeEngine(uds=folder / "engine.sock") as engine, running(engine, book=book, rules=Rules(MODEL, 500)) as up:
-        yield up
+def shared(folder: Path, keys: dict[str, str]) -> Iterator[Gateway]:
+    tenants = TenantStore(folder / "tenants.toml")
+    with (
+        FakeEngine(uds=folder / "engine.sock") as engine,
+        running(engine, tenants=tenants, rules=Rules(MODEL, 500)) as gateway,
+    ):
+        yield gateway
 
 
 @pytest.fixture
 def gateway(shared: Gateway) -> Iterator[Gateway]:
-    """Whatever a client did, nothing of it is left."""
+    """After each test the gateway must have no request in flight."""
     shared.engine.reset()
     yield shared
-    admission = shared.state.gate.admission
-    eventually(lambda: (shared.state.in_flight, admission.running, admission.waiting) == (0, 0, 0))
+    queue = shared.state.scheduler.queue
+    eventually(lambda: (shared.state.in_flight, queue.running, queue.waiting) == (0, 0, 0))
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +67,8 @@ def python(gateway: Gateway, key: str, retries: int = 0) -> openai.OpenAI:
     return openai.OpenAI(base_url=gateway.root + "/v1", api_key=key, max_retries=retries, timeout=20)
 
 
-def test_python(gateway: Gateway, made: dict[str, str]) -> None:
-    with python(gateway, made["one"]) as client:
+def test_python(gateway: Gateway, keys: dict[str, str]) -> None:
+    with python(gateway, keys["one"]) as client:
         answer = client.chat.completions.create(model=MODEL, messages=BODY["messages"])
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (TEXT, "stop")
         options = {"include_usage": True}
@@ -77,10 +80,10 @@ def test_python(gateway: Gateway, made: dict[str, str]) -> None:
     assert chunks[-1].usage is not None
 
 
-def test_python_cancels(gateway: Gateway, made: dict[str, str]) -> None:
-    """Leaving a stream stops the engine's request and frees the one place that the tenant has."""
+def test_python_closes_a_stream(gateway: Gateway, keys: dict[str, str]) -> None:
+    """Closing a stream stops the engine's request and frees the tenant's only slot."""
     gateway.engine.reply(Answer(stall_after=2))
-    with python(gateway, made["narrow"]) as client:
+    with python(gateway, keys["narrow"]) as client:
         stream = client.chat.completions.create(model=MODEL, messages=BODY["messages"], stream=True)
         assert next(iter(stream)).choices
         with pytest.raises(openai.RateLimitError) as refused:
@@ -92,67 +95,67 @@ def test_python_cancels(gateway: Gateway, made: dict[str, str]) -> None:
         assert client.chat.completions.create(model=MODEL, messages=BODY["messages"]).choices[0].message.content == TEXT
 
 
-def test_pythons_errors(gateway: Gateway) -> None:
+def test_python_errors(gateway: Gateway) -> None:
     with python(gateway, "wrong") as client, pytest.raises(openai.AuthenticationError) as refused:
         client.chat.completions.create(model=MODEL, messages=BODY["messages"])
     assert (refused.value.code, refused.value.status_code) == ("invalid_api_key", 401)
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
-def test_curl_streams_until_ctrl_c(gateway: Gateway, made: dict[str, str]) -> None:
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_streams_until_ctrl_c(gateway: Gateway, keys: dict[str, str]) -> None:
     gateway.engine.answer = Answer(stall_after=2)
-    command = ["curl", "-sN", gateway.root + CHAT, "-H", f"Authorization: Bearer {made['one']}"]
+    command = ["curl", "-sN", gateway.root + CHAT, "-H", f"Authorization: Bearer {keys['one']}"]
     command += ["-H", "Content-Type: application/json", "-d", json.dumps(BODY | {"stream": True})]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as curl:
         assert curl.stdout is not None
-        assert curl.stdout.readline().startswith("data: {"), "an event is there before the next is written"
+        assert curl.stdout.readline().startswith("data: {"), "the first event arrives before the next one is written"
         assert gateway.state.in_flight == 1
         curl.send_signal(signal.SIGINT)
     assert gateway.engine.chats[0].disconnected.wait(5)
 
 
-def test_javascript(gateway: Gateway, made: dict[str, str], script: Path) -> None:
+def test_javascript(gateway: Gateway, keys: dict[str, str], script: Path) -> None:
     url = gateway.root + "/v1"
-    assert javascript(script, "sync", url, made["one"]) == {"text": TEXT, "finish": "stop"}
-    streamed = javascript(script, "stream", url, made["one"])
+    assert javascript(script, "sync", url, keys["one"]) == {"text": TEXT, "finish": "stop"}
+    streamed = javascript(script, "stream", url, keys["one"])
     assert (streamed["text"], streamed["finish"]) == (TEXT, "stop")
     assert streamed["events"] > 5 and streamed["usage"]["completion_tokens"]
 
 
-def test_javascript_aborts(gateway: Gateway, made: dict[str, str], script: Path) -> None:
+def test_javascript_aborts(gateway: Gateway, keys: dict[str, str], script: Path) -> None:
     gateway.engine.answer = Answer(stall_after=1)
-    left = javascript(script, "abort", gateway.root + "/v1", made["one"])
-    assert left["aborted"] and TEXT.startswith(left["text"])
+    result = javascript(script, "abort", gateway.root + "/v1", keys["one"])
+    assert result["aborted"] and TEXT.startswith(result["text"])
     assert gateway.engine.chats[0].disconnected.wait(5)
 
 
-def test_javascripts_errors(gateway: Gateway, script: Path) -> None:
+def test_javascript_errors(gateway: Gateway, script: Path) -> None:
     refused = javascript(script, "refused", gateway.root + "/v1", "wrong")
     assert (refused["name"], refused["api"], refused["status"]) == ("AuthenticationError", True, 401)
     assert refused["code"] == "invalid_api_key" and refused["requestID"]
 
 
-def test_javascript_waits_as_long_as_it_is_told(gateway: Gateway, made: dict[str, str], script: Path) -> None:
-    """One retry is enough, since Retry-After is honoured; the client's own guess would be half a second."""
+def test_javascript_honours_retry_after(gateway: Gateway, keys: dict[str, str], script: Path) -> None:
+    """One retry is enough, since the client honours Retry-After; its own back-off would be 0.5 s."""
     url = gateway.root + "/v1"
-    with gateway.client(made["limited"]) as client:
+    with gateway.client(keys["limited"]) as client:
         began = time.monotonic()
         while client.post(CHAT, json=BODY).status_code == 200:
             assert time.monotonic() - began < 20
-    refused = javascript(script, "refused", url, made["limited"])
+    refused = javascript(script, "refused", url, keys["limited"])
     assert (refused["name"], refused["status"], refused["code"]) == ("RateLimitError", 429, "rate_limited")
     assert 1 <= int(refused["retryAfter"]) <= 60
     gateway.engine.reply(Answer(status=429, headers={"retry-after": "2"}))
-    patient = javascript(script, "patient", url, made["one"])
+    patient = javascript(script, "patient", url, keys["one"])
     assert patient["text"] == TEXT and patient["seconds"] >= 2
-    assert len(gateway.engine.chats) == SLOW + 2
+    assert len(gateway.engine.chats) == LIMIT + 2
 
 
-@pytest.mark.skipif(shutil.which("java") is None, reason="no java here")
-def test_java(gateway: Gateway, made: dict[str, str]) -> None:
-    done = subprocess.run(
-        ["java", JAVA, gateway.root + "/v1", made["one"]], capture_output=True, text=True, timeout=60, check=False
+@pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed")
+def test_java(gateway: Gateway, keys: dict[str, str]) -> None:
+    process = subprocess.run(
+        ["java", JAVA, gateway.root + "/v1", keys["one"]], capture_output=True, text=True, timeout=60, check=False
     )
-    answers = done.stdout.splitlines()
-    assert [line[:4] for line in answers] == ["200 ", "200 "], done.stdout + done.stderr
+    answers = process.stdout.splitlines()
+    assert [line[:4] for line in answers] == ["200 ", "200 "], process.stdout + process.stderr
     assert json.loads(answers[0][4:])["choices"][0]["message"]["content"] == TEXT

@@ -1,4 +1,4 @@
-"""Requests a minute: in one process, and shared by two gateways through a real Redis that comes and goes."""
+"""Limits per minute: in one process, and shared by two gateways through a real Redis that fails and recovers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
-from pedcxr_serve.gateway.rate_limit import Rate
+from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.validation import Rules
-from pedcxr_serve.gateway.scheduler import Rejected
+from pedcxr_serve.gateway.scheduler import AdmissionRefused
 from tests.support.fake_engine import FakeEngine
 from tests.support.gateway_server import BODY, CHAT, Gateway, assert_openai_error, eventually, running
 from tests.support.redis_server import Redis, redis
 
-SHARED, AWAY = "pedcxr_limits_fallback 0.0", "pedcxr_limits_fallback 1.0"
+SHARED, FALLBACK = "pedcxr_limits_fallback 0.0", "pedcxr_limits_fallback 1.0"
 
 
 class Clock:
-    """Stands in for `time.time`."""
+    """Replaces `time.time`."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -45,29 +45,29 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 @pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For exact counts on a busy machine."""
-    monkeypatch.setattr(rate_limit, "_WAIT_S", 10.0)
+def long_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact counts on a busy machine need a long timeout of Redis."""
+    monkeypatch.setattr(rate_limit, "_TIMEOUT_S", 10.0)
 
 
-async def refused(counter: Rate, tenant: Tenant) -> int:
-    with pytest.raises(Rejected) as caught:
+async def refused(counter: RateLimiter, tenant: Tenant) -> int:
+    with pytest.raises(AdmissionRefused) as caught:
         await counter.take(tenant)
     assert (caught.value.status, caught.value.code) == (429, "rate_limited")
     return caught.value.retry_after
 
 
-@pytest.mark.usefixtures("patient")
+@pytest.mark.usefixtures("long_timeout")
 @pytest.mark.parametrize("url", ["memory", "redis"])
-def test_so_many_in_any_minute_and_not_one_more(clock: Clock, url: str) -> None:
+def test_limit_holds_in_any_minute(clock: Clock, url: str) -> None:
     async def scene(address: str | None) -> None:
-        counter = Rate(rate_limit.pool_of(address) if address else None)
+        counter = RateLimiter(rate_limit.connection_pool(address) if address else None)
         team, other = Tenant("team", requests_per_minute=3), Tenant("other", requests_per_minute=3)
         begin = clock.now
         for second in (0, 20, 50.5):
             clock.now = begin + second
             await counter.take(team)
-        assert await refused(counter, team) == 10, "the first leaves the window then"
+        assert await refused(counter, team) == 10, "the first request leaves the window then"
         await counter.take(other)
         await counter.take(Tenant("free"))
         for _ in range(100):
@@ -75,23 +75,23 @@ def test_so_many_in_any_minute_and_not_one_more(clock: Clock, url: str) -> None:
         clock.now = begin + 60.5
         await counter.take(team)
         assert await refused(counter, team) == 20
-        assert not counter.away
+        assert not counter.redis_down
         await counter.close()
 
     with redis() if url == "redis" else contextlib.nullcontext() as shared:
         asyncio.run(scene(shared.url if isinstance(shared, Redis) else None))
 
 
-@pytest.mark.usefixtures("patient")
-def test_many_at_once_are_counted_once_each() -> None:
+@pytest.mark.usefixtures("long_timeout")
+def test_concurrent_requests_are_counted_once_each() -> None:
     async def scene(address: str) -> None:
-        counters = [Rate(rate_limit.pool_of(address)) for _ in range(2)]
+        counters = [RateLimiter(rate_limit.connection_pool(address)) for _ in range(2)]
         team = Tenant("team", requests_per_minute=50)
         answers = await asyncio.gather(
             *(counters[number % 2].take(team) for number in range(200)), return_exceptions=True
         )
         assert [answer is None for answer in answers].count(True) == 50
-        assert not any(counter.away for counter in counters)
+        assert not any(counter.redis_down for counter in counters)
         for counter in counters:
             await counter.close()
 
@@ -111,8 +111,8 @@ class Pair:
     def __init__(self, gateways: list[Gateway], key: str) -> None:
         self.gateways, self.key = gateways, key
 
-    def ask(self, number: int) -> int:
-        """The status of a request to one of them."""
+    def post(self, number: int) -> int:
+        """Send a request to a gateway; return the status."""
         with self.gateways[number].client(self.key) as client:
             answer = client.post(CHAT, json=BODY)
         if answer.status_code == 429:
@@ -121,9 +121,9 @@ class Pair:
         return answer.status_code
 
     def statuses(self, *numbers: int) -> list[int]:
-        return [self.ask(number) for number in numbers]
+        return [self.post(number) for number in numbers]
 
-    def shown(self, line: str) -> bool:
+    def in_all_metrics(self, line: str) -> bool:
         return all(line in gateway.metrics() for gateway in self.gateways)
 
 
@@ -136,7 +136,10 @@ def pair(engine: FakeEngine, folder: Path, address: str, limit: int) -> Iterator
         gateways = [
             stack.enter_context(
                 running(
-                    engine, book=TenantStore(path), rules=Rules("fake", 500), rate=Rate(rate_limit.pool_of(address))
+                    engine,
+                    tenants=TenantStore(path),
+                    rules=Rules("fake", 500),
+                    rate_limiter=RateLimiter(rate_limit.connection_pool(address)),
                 )
             )
             for _ in range(2)
@@ -144,54 +147,52 @@ def pair(engine: FakeEngine, folder: Path, address: str, limit: int) -> Iterator
         yield Pair(gateways, key)
 
 
-@pytest.mark.usefixtures("patient")
-def test_two_gateways_share_a_minute(engine: FakeEngine, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("long_timeout")
+def test_two_gateways_share_a_limit(engine: FakeEngine, tmp_path: Path) -> None:
     with redis() as shared, pair(engine, tmp_path, shared.url, 6) as both:
         assert both.statuses(0, 1, 0, 0, 0, 1) == [200] * 6
         assert both.statuses(0, 1, 1) == [429] * 3
-        assert both.shown(SHARED)
+        assert both.in_all_metrics(SHARED)
 
 
-@pytest.mark.usefixtures("patient")
-def test_redis_that_dies_costs_nobody_a_report(
-    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.usefixtures("long_timeout")
+def test_redis_that_dies_fails_no_request(engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with redis("s3cret-word") as shared, pair(engine, tmp_path, shared.url, 4) as both:
         assert both.statuses(0, 0, 0, 1) == [200] * 4
         assert both.statuses(1) == [429]
         shared.kill()
-        # Each counts for itself now, from what it let in: three and one.
+        # Each gateway now counts by itself, from the requests that it admitted: three and one.
         assert both.statuses(0, 0) == [200, 429]
         assert both.statuses(1, 1, 1, 1) == [200] * 3 + [429]
-        assert both.shown(AWAY)
+        assert both.in_all_metrics(FALLBACK)
         shared.start()
-        eventually(lambda: both.statuses(0, 1) and both.shown(SHARED), 10)
-        told = [record.getMessage() for record in caplog.records if record.name == "pedcxr.gateway"]
-        assert sum("does not answer" in line for line in told) == 2, "once a gateway"
-        assert sum("answers again" in line for line in told) == 2
+        eventually(lambda: both.statuses(0, 1) and both.in_all_metrics(SHARED), 10)
+        messages = [record.getMessage() for record in caplog.records if record.name == "pedcxr.gateway"]
+        assert sum("does not answer" in message for message in messages) == 2, "once per gateway"
+        assert sum("answers again" in message for message in messages) == 2
         assert "s3cret-word" not in caplog.text and "redis.sock" not in caplog.text
 
 
-def test_redis_that_hangs_is_not_waited_for(engine: FakeEngine, tmp_path: Path) -> None:
+def test_hanging_redis_does_not_delay_requests(engine: FakeEngine, tmp_path: Path) -> None:
     with redis() as shared, pair(engine, tmp_path, shared.url, 1000) as both:
         both.statuses(0, 0)
         shared.pause()
         try:
             began = time.monotonic()
             assert both.statuses(*[0] * 50) == [200] * 50
-            assert time.monotonic() - began < 50 * 0.1, "one a second waits, for a tenth of it"
+            assert time.monotonic() - began < 50 * 0.1, "one request per second waits 0.1 s"
         finally:
-            shared.go_on()
-        eventually(lambda: both.statuses(0, 1) == [200, 200] and both.shown(SHARED), 10)
+            shared.resume()
+        eventually(lambda: both.statuses(0, 1) == [200, 200] and both.in_all_metrics(SHARED), 10)
 
 
-def test_a_wrong_password_is_a_redis_that_is_away(
+def test_wrong_password_counts_as_redis_down(
     engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     with redis("right") as shared, pair(engine, tmp_path, shared.url.replace(":right@", ":wr0ng@"), 1) as both:
         assert both.statuses(0, 1, 0, 1) == [200, 200, 429, 429]
-        assert both.shown(AWAY)
+        assert both.in_all_metrics(FALLBACK)
         assert "wr0ng" not in caplog.text
 
 
@@ -199,13 +200,13 @@ def test_a_wrong_password_is_a_redis_that_is_away(
     "url",
     ["127.0.0.1:6379", "http://s3cret@host", "redis://", "unix://", "redis://:s3cret@host:port", "redis://[s3cret"],
 )
-def test_an_address_that_is_none_is_refused_and_not_repeated(url: str) -> None:
+def test_invalid_address_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError, match="redis://HOST:PORT/DB") as caught:
-        rate_limit.pool_of(url)
+        rate_limit.connection_pool(url)
     assert "s3cret" not in str(caught.value)
 
 
-def test_where_the_address_comes_from(tmp_path: Path) -> None:
+def test_source_of_the_address(tmp_path: Path) -> None:
     assert rate_limit.url_from("", {}) == ""
     assert rate_limit.url_from("", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://a"
     assert rate_limit.url_from("redis://b", {"PEDCXR_LIMITS_URL": "redis://a"}) == "redis://b"

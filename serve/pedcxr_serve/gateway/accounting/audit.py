@@ -1,8 +1,8 @@
-"""The audit log: a line a request, without content, chained so that a changed or removed line shows.
+"""The audit log: one line per request without its content, chained so that changed and removed lines are detected.
 
-Each line is a JSON object that ends in ``"prev"``, the mark of the line before, and ``"mac"``, its own:
-HMAC-SHA256, under a key from the environment, of all that stands before. Without the key nobody can mend a chain.
-What no chain can show is a missing end; ``seq`` of the last line can be compared with the metrics.
+Each line is a JSON object that ends with ``"prev"``, the MAC of the previous line, and ``"mac"``, its own MAC:
+HMAC-SHA256 of everything before it, under a key from the environment. A chain cannot be repaired without the key. The
+chain cannot show that lines are missing at the end; compare ``seq`` of the last line with the metrics.
 """
 
 from __future__ import annotations
@@ -21,32 +21,35 @@ from pedcxr_serve.errors import AuditError, ConfigError
 __all__ = ["KEY_VARIABLE", "AuditLog", "key_from", "verify"]
 
 KEY_VARIABLE = "PEDCXR_AUDIT_KEY"
-_SHORTEST_KEY = 32
-_START = "0" * 64
+_MIN_KEY_CHARS = 32
+_FIRST_PREV = "0" * 64
 _LINE = re.compile(rb'(\{.*"prev":"([0-9a-f]{64})"),"mac":"([0-9a-f]{64})"\}')
 _log = logging.getLogger("pedcxr.gateway")
 
 
 def key_from(env: Mapping[str, str]) -> bytes:
-    """The key of chain and digests.
+    """Return the key of chain and digests.
 
     Raises:
-        ConfigError: it is absent or short; its value is not repeated.
+        ConfigError: it is absent or short; the message does not contain it.
     """
     key = env.get(KEY_VARIABLE, "").encode()
-    if len(key) < _SHORTEST_KEY:
+    if len(key) < _MIN_KEY_CHARS:
         raise ConfigError(
-            f"environment: {KEY_VARIABLE}: gateway.audit_log needs a secret of at least {_SHORTEST_KEY} characters, "
-            "such as `openssl rand -hex 32` prints; keep it, `pedcxr-serve audit verify` needs the same"
+            f"environment: {KEY_VARIABLE}: gateway.audit_log needs a secret of at least {_MIN_KEY_CHARS} characters, "
+            "for example from `openssl rand -hex 32`; keep it, `pedcxr-serve audit verify` needs the same secret"
         )
     return key
 
 
 class AuditLog:
-    """Appends to a file of mode 0600; a full one is set aside as ``NAME.SEQ``, SEQ being its first line's.
+    """Appends to a file of mode 0600. A full file is renamed to ``NAME.SEQ`` after the number of its first line.
 
     Args:
         max_bytes: size at which a file is full.
+
+    Attributes:
+        failures: number of lines that could not be written.
 
     Raises:
         ConfigError: the file cannot be used.
@@ -56,34 +59,34 @@ class AuditLog:
         self._path, self._key, self._max_bytes = path, key, max_bytes
         self.failures = 0
         try:
-            self._seq, self._mark = _last(path)
-            self._first = _first(path, self._seq)
+            self._seq, self._mac = _next_seq_and_prev(path)
+            self._first_seq = _first_seq(path, self._seq)
             self._open()
         except (OSError, AuditError) as error:
             raise ConfigError(f"gateway.audit_log: {path}: cannot be continued: {error}") from error
 
     def digest(self, data: bytes | memoryview) -> str:
-        """A word that is the same for the same bytes and tells nothing else without the key; hex."""
+        """Return the HMAC-SHA256 of data in hex: equal for equal data, and meaningless without the key."""
         return hmac.digest(self._key, data, "sha256").hex()
 
     def write(self, entry: Mapping[str, object]) -> None:
-        """Append a line. It never raises: a failure is logged and counted in ``failures``."""
+        """Append a line. Never raises: a failure is logged and counted in ``failures``."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"seq": self._seq, "time": time, **entry, "prev": self._mark}
+        line = {"seq": self._seq, "time": time, **entry, "prev": self._mac}
         head = json.dumps(line, separators=(",", ":")).encode()[:-1]
-        mark = hmac.digest(self._key, head, "sha256").hex()
-        data = head + b',"mac":"' + mark.encode() + b'"}\n'
+        mac = hmac.digest(self._key, head, "sha256").hex()
+        data = head + b',"mac":"' + mac.encode() + b'"}\n'
         try:
             if self._size and self._size + len(data) > self._max_bytes:
                 self._rotate()
             if os.write(self._file, data) != len(data):
-                raise OSError("half a line was written; is the disk full?")
+                raise OSError("the line was written in part; check for a full disk")
         except OSError as error:
             self.failures += 1
             _log.error("audit line %d not written: %s", self._seq, error)
             return
         self._size += len(data)
-        self._seq, self._mark = self._seq + 1, mark
+        self._seq, self._mac = self._seq + 1, mac
 
     def close(self) -> None:
         """Close the file."""
@@ -94,40 +97,39 @@ class AuditLog:
         self._size = os.fstat(self._file).st_size
 
     def _rotate(self) -> None:
-        os.rename(self._path, self._path.with_name(f"{self._path.name}.{self._first:012d}"))
+        os.rename(self._path, self._path.with_name(f"{self._path.name}.{self._first_seq:012d}"))
         os.close(self._file)
-        self._first = self._seq
+        self._first_seq = self._seq
         self._open()
 
 
 def verify(path: Path, key: bytes) -> str:
-    """Check a log and the files set aside; words on what was found whole.
+    """Check a log and its rotated files; return a sentence with the numbers of the checked lines.
 
     Raises:
-        AuditError: naming file and line of the first break.
+        AuditError: the chain is broken; the message names file and line of the first break.
     """
-    files = [*sorted(path.parent.glob(f"{path.name}.{'[0-9]' * 12}")), path]
-    seq, mark, begin = None, "", 0
-    for file in files:
+    seq, previous_mac, begin = None, "", 0
+    for file in [*_rotated(path), path]:
         for number, line in enumerate(_lines(file), 1):
-            found = _LINE.fullmatch(line)
+            match = _LINE.fullmatch(line)
             where = f"{file}: line {number}"
-            if found is None:
-                raise AuditError(f"{where}: not a line of this log")
-            if not hmac.compare_digest(hmac.digest(key, found[1], "sha256").hex(), found[3].decode()):
-                raise AuditError(f"{where}: changed since it was written, or the key is another")
-            told = json.loads(line)["seq"]
+            if match is None:
+                raise AuditError(f"{where}: not a line of an audit log")
+            if not hmac.compare_digest(hmac.digest(key, match[1], "sha256").hex(), match[3].decode()):
+                raise AuditError(f"{where}: the line was changed, or the key is a different one")
+            line_seq = json.loads(line)["seq"]
             if seq is None:
-                begin, mark = told, _START if told == 0 else found[2].decode()
-            elif told != seq + 1:
-                raise AuditError(f"{where}: follows line {seq} of the chain and is {told}: lines are missing")
-            if found[2].decode() != mark:
-                raise AuditError(f"{where}: does not follow the line before it")
-            seq, mark = told, found[3].decode()
+                begin, previous_mac = line_seq, _FIRST_PREV if line_seq == 0 else match[2].decode()
+            elif line_seq != seq + 1:
+                raise AuditError(f"{where}: lines are missing: seq is {line_seq} after {seq}")
+            if match[2].decode() != previous_mac:
+                raise AuditError(f"{where}: prev is not the MAC of the previous line")
+            seq, previous_mac = line_seq, match[3].decode()
     if seq is None:
         return f"{path}: empty"
-    missing = f"; lines 0 to {begin - 1} are not there" if begin else ""
-    return f"{path}: lines {begin} to {seq} are whole and in order{missing}"
+    absent = f"; lines 0 to {begin - 1} are in no file" if begin else ""
+    return f"{path}: lines {begin} to {seq} are intact and in order{absent}"
 
 
 def _lines(file: Path) -> Iterator[bytes]:
@@ -135,32 +137,37 @@ def _lines(file: Path) -> Iterator[bytes]:
         with file.open("rb") as lines:
             for line in lines:
                 if not line.endswith(b"\n"):
-                    raise AuditError(f"{file}: the last line is cut off")
+                    raise AuditError(f"{file}: the last line is truncated")
                 yield line[:-1]
     except OSError as error:
         raise AuditError(f"{file}: cannot be read: {error.strerror}") from error
 
 
-def _last(path: Path) -> tuple[int, str]:
-    """Number and mark for the next line; a line cut off by a crash is taken out."""
+def _next_seq_and_prev(path: Path) -> tuple[int, str]:
+    """Return ``seq`` and ``prev`` of the next line. A last line that a crash truncated is removed."""
     if not path.exists() or not path.stat().st_size:
-        older = sorted(path.parent.glob(f"{path.name}.{'[0-9]' * 12}"))
-        return _last(older[-1]) if older else (0, _START)
+        rotated = _rotated(path)
+        return _next_seq_and_prev(rotated[-1]) if rotated else (0, _FIRST_PREV)
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         os.truncate(path, len(whole))
-        _log.warning("%s: a line cut off was taken out", path)
-        return _last(path)
-    found = _LINE.fullmatch(whole[:-1].rpartition(b"\n")[2])
-    if found is None:
+        _log.warning("%s: removed a truncated last line", path)
+        return _next_seq_and_prev(path)
+    match = _LINE.fullmatch(whole[:-1].rpartition(b"\n")[2])
+    if match is None:
         raise AuditError("its last line is not a line of an audit log")
-    return json.loads(found[0])["seq"] + 1, found[3].decode()
+    return json.loads(match[0])["seq"] + 1, match[3].decode()
 
 
-def _first(path: Path, default: int) -> int:
+def _first_seq(path: Path, default: int) -> int:
     if not path.exists():
         return default
     with path.open("rb") as file:
         line = file.readline()
     return int(json.loads(line)["seq"]) if line else default
+
+
+def _rotated(path: Path) -> list[Path]:
+    """Return the rotated files of a log, oldest first."""
+    return sorted(path.parent.glob(f"{path.name}.{'[0-9]' * 12}"))

@@ -1,4 +1,4 @@
-"""What a request was and cost: counted in Prometheus, by tenant, and in the usage that budgets are checked against."""
+"""The gateway's Prometheus metrics, and the record of a request that those by tenant are computed from."""
 
 from __future__ import annotations
 
@@ -11,28 +11,51 @@ from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pedcxr_serve.gateway.accounting.share import Shares
-from pedcxr_serve.gateway.accounting.usage import Spent, UsageStore
-from pedcxr_serve.gateway.answer import Usage
+from pedcxr_serve.gateway.accounting.usage import TokenUsage, UsageStore, UsageTotals
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
-from pedcxr_serve.gateway.scheduler import Admission
+from pedcxr_serve.gateway.scheduler import FairQueue
 
-__all__ = ["Meter", "Record", "until_midnight"]
+__all__ = ["GatewayMetrics", "RequestRecord", "TenantMetrics", "seconds_until_midnight"]
 
-_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
-_STAGES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 20, 60)
-_TOKEN = (0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.033, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+_REQUEST_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+_STAGE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 20, 60)
+_TOKEN_BUCKETS_S = (0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.033, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
 @dataclass(slots=True)
-class Record:
-    """One request, filled in as it goes; times are of `time.monotonic`.
+class GatewayMetrics:
+    """Metrics of the whole gateway. Label values are fixed words only."""
+
+    registry: CollectorRegistry
+    requests: Counter
+    in_flight: Gauge
+    ready: Gauge
+    restarts: Counter
+
+    @classmethod
+    def create(cls) -> GatewayMetrics:
+        """Return metrics on a new registry."""
+        registry = CollectorRegistry()
+        labels = ("route", "status")
+        return cls(
+            registry,
+            Counter("pedcxr_requests", "HTTP requests by route and status.", labels, registry=registry),
+            Gauge("pedcxr_requests_in_flight", "Requests queued or sent to the engine.", registry=registry),
+            Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry),
+            Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry),
+        )
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Measurements of one request, filled in while it is served. Times are those of `time.monotonic`.
 
     Attributes:
-        outcome: ``ok`` (ended by itself), ``length``, ``aborted``, ``engine_refused``, ``engine_lost``,
-            ``client_left``, or ``refused``, for which ``reason`` has the error's code.
-        stages: seconds of ``body``, ``policy``, ``queue``, ``engine`` (to its first byte) and ``stream``.
+        outcome: ``ok`` (the model ended the report), ``length``, ``aborted``, ``engine_refused``, ``engine_lost``,
+            ``client_left``, or ``refused``, for which ``reason`` holds the error code.
+        image_tokens: tokens of the prompt that stand for the image.
+        stages: seconds in ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
     """
 
     tenant: Tenant
@@ -41,17 +64,17 @@ class Record:
     outcome: str = "client_left"
     reason: str = ""
     status: int = 0
-    finish: str | None = None
-    usage: Usage | None = None
+    finish_reason: str | None = None
+    usage: TokenUsage | None = None
     image_tokens: int = 0
-    begun: float = field(default_factory=monotonic)
-    first: float | None = None
-    last: float | None = None
+    arrived_at: float = field(default_factory=monotonic)
+    first_token_at: float | None = None
+    last_token_at: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, however it ends."""
+        """Measure the time of a stage, also if the body of the block raises."""
         start = monotonic()
         try:
             yield
@@ -60,107 +83,106 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Since it came."""
-        return monotonic() - self.begun
+        """Seconds since the request arrived."""
+        return monotonic() - self.arrived_at
 
     def refuse(self, code: str, status: int) -> None:
-        """Note that the gateway itself said no."""
+        """Record that the gateway refused the request."""
         self.outcome, self.reason, self.status = "refused", code, status
 
-    def spent(self) -> Spent:
-        """What it counts for."""
-        usage = self.usage or Usage()
+    def totals(self) -> UsageTotals:
+        """Return the usage of this request alone."""
+        usage = self.usage or TokenUsage()
         image = min(self.image_tokens, usage.prompt_tokens)
-        return Spent(1, int(self.outcome == "ok"), usage.prompt_tokens - image, image, usage.output)
+        return UsageTotals(1, int(self.outcome == "ok"), usage.prompt_tokens - image, image, usage.output)
 
 
-class Meter:
-    """The gateway's figures by tenant; only names of tenants.toml become labels.
+class TenantMetrics:
+    """The gateway's metrics by tenant. Label values are names from tenants.toml and fixed words only.
 
     Args:
         registry: where the metrics are registered.
-        store: where usage is kept.
+        store: receives the usage of every request.
     """
 
     def __init__(self, registry: CollectorRegistry, store: UsageStore) -> None:
         self.store = store
 
-        def seconds(name: str, text: str, buckets: tuple[float, ...], *more: str) -> Histogram:
-            return Histogram(f"pedcxr_{name}_seconds", text, ("tenant", *more), registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"pedcxr_{name}_seconds", text, ("tenant", *labels), registry=registry, buckets=buckets)
 
-        def count(name: str, text: str, *more: str) -> Counter:
-            return Counter(f"pedcxr_{name}", text, ("tenant", *more), registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"pedcxr_{name}", text, ("tenant", *labels), registry=registry)
 
-        self._requests = count("tenant_requests", "Requests by outcome.", "outcome")
-        self._rejections = count("rejections", "Requests refused by the gateway, by reason.", "reason")
-        self._tokens = count("tokens", "Tokens, of prompt, image and output.", "kind")
-        self.service_cost = count("tenant_service_cost", "Cost of service: image + prompt + 2 x output tokens.")
-        self._queue = seconds("queue_wait", "From the line's end to its front.", _SECONDS)
-        self._first = seconds("time_to_first_token", "From the request's first byte to its first token.", _SECONDS)
-        self._gap = seconds("time_per_output_token", "Mean gap between tokens of a stream.", _TOKEN)
-        self._whole = seconds("e2e", "From the request's first byte to the answer's last.", _SECONDS)
-        self._stage = seconds("stage", "By stage of the gateway.", _STAGES, "stage")
-        labels = ("tenant",)
-        self.running = Gauge("pedcxr_tenant_in_flight", "Requests in work.", labels, registry=registry)
-        self.waiting = Gauge("pedcxr_tenant_waiting", "Requests waiting their turn.", labels, registry=registry)
-        self._share = Gauge("pedcxr_tenant_service_share", "Of the last minute's service.", labels, registry=registry)
-        self._shares = Shares()
-        self.unauthenticated = Counter(
-            "pedcxr_unauthenticated", "Requests without a key that counts.", registry=registry
+        self._requests = counter("tenant_requests", "Requests by outcome.", "outcome")
+        self._rejections = counter("rejections", "Requests refused by the gateway, by reason.", "reason")
+        self._tokens = counter("tokens", "Tokens by kind: prompt, image, output.", "kind")
+        self.service_cost = counter("tenant_service_cost", "Cost of service: image + prompt + 2 x output tokens.")
+        self._queue = histogram("queue_wait", "Time a request spent in the scheduler queue.", _REQUEST_BUCKETS_S)
+        self._first = histogram(
+            "time_to_first_token", "Time from the arrival of a request to its first token.", _REQUEST_BUCKETS_S
         )
-        self._lost = Gauge("pedcxr_writes_failed", "Writes of a file that failed.", ("file",), registry=registry)
-        self.tenants_broken = Gauge("pedcxr_tenants_broken", "1 while tenants.toml cannot be used.", registry=registry)
+        self._gap = histogram("time_per_output_token", "Mean time between the tokens of a stream.", _TOKEN_BUCKETS_S)
+        self._whole = histogram(
+            "e2e", "Time from the arrival of a request to the end of its answer.", _REQUEST_BUCKETS_S
+        )
+        self._stage = histogram("stage", "Time a request spent in a stage of the gateway.", _STAGE_BUCKETS_S, "stage")
+        labels = ("tenant",)
+        self.running = Gauge("pedcxr_tenant_in_flight", "Requests sent to the engine.", labels, registry=registry)
+        self.waiting = Gauge("pedcxr_tenant_waiting", "Requests in the scheduler queue.", labels, registry=registry)
+        self.unauthenticated = Counter("pedcxr_unauthenticated", "Requests without a valid key.", registry=registry)
+        self._failed_writes = Gauge("pedcxr_writes_failed", "Failed writes to a file.", ("file",), registry=registry)
+        self.tenants_broken = Gauge("pedcxr_tenants_broken", "1 while tenants.toml is invalid.", registry=registry)
 
-    def look(self, admission: Admission, *, broken: bool, unaudited: int) -> None:
-        """Set the gauges.
+    def update_gauges(self, queue: FairQueue, *, broken: bool, unaudited: int) -> None:
+        """Set the gauges before a scrape.
 
         Args:
-            broken: whether tenants.toml cannot be used.
-            unaudited: lines that the audit log lacks.
+            broken: whether tenants.toml is invalid.
+            unaudited: number of lines that the audit log could not write.
         """
-        for name, (waiting, running) in admission.counts().items():
+        for name, (waiting, running) in queue.counts().items():
             self.waiting.labels(name).set(waiting)
             self.running.labels(name).set(running)
-        for name, share in self._shares.since(monotonic(), admission.service()).items():
-            self._share.labels(name).set(share)
-        self._lost.labels("audit").set(unaudited)
-        self._lost.labels("usage").set(self.store.failures)
+        self._failed_writes.labels("audit").set(unaudited)
+        self._failed_writes.labels("usage").set(self.store.failures)
         self.tenants_broken.set(int(broken))
 
     def tokens_left(self, tenant: Tenant) -> float:
-        """Of the tenant's day; requests in work are not in it yet."""
+        """Return the rest of the tenant's token budget of today (UTC), without requests in flight; may be negative."""
         if tenant.tokens_per_day is None:
             return math.inf
         return tenant.tokens_per_day - self.store.of(_today(), tenant.name).tokens
 
-    def count(self, record: Record) -> None:
+    def count(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
-        name, spent = record.tenant.name, record.spent()
+        name, totals = record.tenant.name, record.totals()
         self._requests.labels(name, record.outcome).inc()
         if record.reason:
             self._rejections.labels(name, record.reason).inc()
-        for stage, took in record.stages.items():
-            self._stage.labels(name, stage).observe(took)
+        for stage, seconds in record.stages.items():
+            self._stage.labels(name, stage).observe(seconds)
         if "queue" in record.stages:
             self._queue.labels(name).observe(record.stages["queue"])
         if record.usage is not None:
-            self.store.add(_today(), name, spent)
+            self.store.add(_today(), name, totals)
             for kind, tokens in (
-                ("prompt", spent.prompt_tokens),
-                ("image", spent.image_tokens),
-                ("output", spent.output_tokens),
+                ("prompt", totals.prompt_tokens),
+                ("image", totals.image_tokens),
+                ("output", totals.output_tokens),
             ):
                 self._tokens.labels(name, kind).inc(tokens)
         if record.outcome in ("ok", "length"):
             self._whole.labels(name).observe(record.seconds)
-            if record.first is not None and record.last is not None:
-                self._first.labels(name).observe(record.first - record.begun)
-                if spent.output_tokens > 1:
-                    self._gap.labels(name).observe((record.last - record.first) / (spent.output_tokens - 1))
+            if record.first_token_at is not None and record.last_token_at is not None:
+                self._first.labels(name).observe(record.first_token_at - record.arrived_at)
+                if totals.output_tokens > 1:
+                    gap = (record.last_token_at - record.first_token_at) / (totals.output_tokens - 1)
+                    self._gap.labels(name).observe(gap)
 
 
-def until_midnight() -> float:
-    """Seconds until the next day, UTC."""
+def seconds_until_midnight() -> float:
+    """Return the seconds until the next day, UTC."""
     now = datetime.now(UTC)
     return ((now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds()
 

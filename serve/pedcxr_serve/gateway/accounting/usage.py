@@ -1,4 +1,4 @@
-"""Tokens and reports by tenant and day, kept in SQLite so that a budget once spent stays spent."""
+"""Tokens and reports by tenant and day, stored in SQLite so that daily budgets survive a restart."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
+import msgspec
+
 from pedcxr_serve.errors import ConfigError
 
-__all__ = ["Spent", "UsageStore"]
+__all__ = ["TokenUsage", "UsageStore", "UsageTotals"]
 
 _log = logging.getLogger("pedcxr.gateway")
 _TABLE = """CREATE TABLE IF NOT EXISTS usage (
@@ -26,9 +28,24 @@ _ADD = """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (day, tenan
 _Row = tuple[str, str, int, int, int, int, int]
 
 
+class TokenUsage(msgspec.Struct, frozen=True):
+    """Tokens of one request as counted by the engine; image tokens are part of ``prompt_tokens``."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+
+    @property
+    def output(self) -> int:
+        """Tokens of the answer."""
+        return self.completion_tokens or 0
+
+
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What was used. ``reports`` are the requests that ended by themselves; image tokens are not in the prompt's."""
+class UsageTotals:
+    """Sums over requests. ``reports`` counts the requests whose report is complete.
+
+    ``prompt_tokens`` does not include ``image_tokens``.
+    """
 
     requests: int = 0
     reports: int = 0
@@ -38,88 +55,91 @@ class Spent:
 
     @property
     def tokens(self) -> int:
-        """All that a budget counts."""
+        """All tokens that count towards a budget."""
         return self.prompt_tokens + self.image_tokens + self.output_tokens
 
-    def __add__(self, other: Spent) -> Spent:
-        return Spent(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: UsageTotals) -> UsageTotals:
+        return UsageTotals(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
 
 class UsageStore:
-    """Sums in memory, which answer at once, and a thread that writes them down, some milliseconds later.
+    """Sums in memory, and a thread that writes them to a file within milliseconds.
 
     Args:
-        path: of the file, made if absent; None keeps nothing beyond this process.
+        path: the SQLite file, created if absent. None keeps the sums in memory only.
+
+    Attributes:
+        failures: number of failed writes; the usage of a failed write is missing from the file.
 
     Raises:
-        ConfigError: the file cannot be opened, or is no such database.
+        ConfigError: the file cannot be opened, or is not a database of usage.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._sums: dict[tuple[str, str], Spent] = {}
-        self._orders: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
+        self._sums: dict[tuple[str, str], UsageTotals] = {}
+        self._rows: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self.failures = 0
         if path is None:
             return
         try:
             path.touch(mode=0o600)
-            base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            base.execute("PRAGMA journal_mode=WAL")
-            base.execute("PRAGMA synchronous=NORMAL")
-            base.execute(_TABLE)
-            for day, tenant, *counts in base.execute("SELECT * FROM usage"):
-                self._sums[day, tenant] = Spent(*counts)
+            database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            database.execute(_TABLE)
+            for day, tenant, *counts in database.execute("SELECT * FROM usage"):
+                self._sums[day, tenant] = UsageTotals(*counts)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"{path}: cannot be used to count tokens ({error}); see gateway.usage_db") from error
-        self._writer = threading.Thread(target=self._write, args=(base,), name="pedcxr-usage", daemon=True)
+            raise ConfigError(f"{path}: cannot be used as usage database ({error}); see gateway.usage_db") from error
+        self._writer = threading.Thread(target=self._write, args=(database,), name="pedcxr-usage", daemon=True)
         self._writer.start()
 
-    def add(self, day: str, tenant: str, spent: Spent) -> None:
-        """Count what a request used; ``day`` is YYYY-MM-DD, UTC."""
-        self._sums[day, tenant] = self.of(day, tenant) + spent
+    def add(self, day: str, tenant: str, totals: UsageTotals) -> None:
+        """Add the usage of a request; ``day`` is YYYY-MM-DD, UTC."""
+        self._sums[day, tenant] = self.of(day, tenant) + totals
         if self._writer is not None:
-            self._orders.put((day, tenant, *astuple(spent)))
+            self._rows.put((day, tenant, *astuple(totals)))
 
-    def of(self, day: str, tenant: str) -> Spent:
-        """What a tenant used on a day."""
-        return self._sums.get((day, tenant)) or Spent()
+    def of(self, day: str, tenant: str) -> UsageTotals:
+        """Return the usage of a tenant on a day."""
+        return self._sums.get((day, tenant)) or UsageTotals()
 
     def days(self, since: str = "") -> Mapping[str, dict[str, dict[str, int]]]:
-        """Everything from a day on: by day, then tenant."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
-        for (day, tenant), spent in sorted(self._sums.items()):
+        """Return the usage since a day, that day included, by day and tenant."""
+        days: dict[str, dict[str, dict[str, int]]] = {}
+        for (day, tenant), totals in sorted(self._sums.items()):
             if day >= since:
-                found.setdefault(day, {})[tenant] = asdict(spent) | {"tokens": spent.tokens}
-        return found
+                days.setdefault(day, {})[tenant] = asdict(totals) | {"tokens": totals.tokens}
+        return days
 
     def close(self) -> None:
-        """Write what is left and close the file."""
+        """Write the remaining rows and close the file."""
         if self._writer is not None:
-            self._orders.put(None)
+            self._rows.put(None)
             self._writer.join()
             self._writer = None
 
-    def _write(self, base: sqlite3.Connection) -> None:
-        with contextlib.closing(base):
+    def _write(self, database: sqlite3.Connection) -> None:
+        with contextlib.closing(database):
             for rows in self._batches():
                 try:
-                    base.execute("BEGIN")
-                    base.executemany(_ADD, rows)
-                    base.execute("COMMIT")
+                    database.execute("BEGIN")
+                    database.executemany(_ADD, rows)
+                    database.execute("COMMIT")
                 except sqlite3.Error as error:
                     self.failures += 1
                     _log.error("usage of %d requests not written: %s", len(rows), error)
                     with contextlib.suppress(sqlite3.Error):
-                        base.execute("ROLLBACK")
+                        database.execute("ROLLBACK")
 
     def _batches(self) -> Iterator[list[_Row]]:
-        while (row := self._orders.get()) is not None:
+        while (row := self._rows.get()) is not None:
             rows = [row]
-            while not self._orders.empty():
-                more = self._orders.get()
-                if more is None:
+            while not self._rows.empty():
+                following = self._rows.get()
+                if following is None:
                     yield rows
                     return
-                rows.append(more)
+                rows.append(following)
             yield rows

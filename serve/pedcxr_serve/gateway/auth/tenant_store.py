@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.auth.tenants import Tenants
+from pedcxr_serve.gateway.watched_file import WatchedFiles
 
 _log = logging.getLogger("pedcxr.gateway")
 
@@ -25,7 +25,7 @@ class TenantStore:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._stamp = _file_stamp(path)
+        self._files = WatchedFiles(*([path] if path else []))
         self.current = Tenants.anonymous() if path is None else tenants.load(path)
         self.broken: str | None = None
         """The error of the file as it is now; None if `current` comes from it."""
@@ -35,7 +35,7 @@ class TenantStore:
         """Read the file again, changed or not. An invalid file is logged and recorded in `broken`."""
         if self._path is None:
             return
-        self._stamp = _file_stamp(self._path)
+        self._files.mark_read()
         try:
             self.current = tenants.load(self._path)
         except ConfigError as error:
@@ -46,15 +46,7 @@ class TenantStore:
         self.reloads += 1
         _log.warning("tenants reloaded from %s: %s", self._path, ", ".join(self.current.all) or "none")
 
-    def look(self) -> None:
+    def reload_if_changed(self) -> None:
         """Reload the file if it has changed since it was last read."""
-        if self._path is not None and _file_stamp(self._path) != self._stamp:
+        if self._files.changed():
             self.reload()
-
-
-def _file_stamp(path: Path | None) -> tuple[int, ...] | None:
-    try:
-        status = os.stat(path) if path is not None else None
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_size, status.st_ino) if status is not None else None

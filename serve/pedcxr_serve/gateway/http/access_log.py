@@ -1,4 +1,4 @@
-"""Around every request: an id, a count, a line in the log, and an answer even when the gateway itself fails."""
+"""Middleware that gives every request an id, counts it, logs it, and answers 500 if the gateway fails."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/health/live", "/he
 _log = logging.getLogger("pedcxr.gateway")
 
 
-class Observe:
-    """ASGI middleware. The id is the client's ``X-Request-Id``, or a new one, and returned under that name.
+class AccessLog:
+    """ASGI middleware. The request id is the client's ``X-Request-Id`` if valid, else a new one.
 
-    Labels and log lines hold nothing else that a client chose: a path that is not served is ``other``, and of an
-    exception its type and places are told, since its message may repeat a prompt.
+    Metric labels and log lines hold nothing else that the client sent. An unknown path appears as ``other``. An
+    exception appears by type and place, without its message, which may contain the prompt.
     """
 
     def __init__(self, app: ASGIApp, state: State) -> None:
@@ -35,14 +35,14 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        told = scope.setdefault("state", {})
-        told["request_id"] = request_id
+        header = Headers(scope=scope).get("x-request-id", "")
+        request_id = header if _REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
+        request_state = scope.setdefault("state", {})
+        request_state["request_id"] = request_id
         route = scope["path"] if scope["path"] in _ROUTES else "other"
-        begun, status = monotonic(), 0
+        start, status = monotonic(), 0
 
-        async def observed(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -51,19 +51,20 @@ class Observe:
             await send(message)
 
         try:
-            await self._app(scope, receive, observed)
+            await self._app(scope, receive, send_observed)
         except Exception as error:
-            _log.error("request %s: the gateway failed: %s", request_id, _where(error))
-            if not status:  # else the connection is dropped: an answer without its end
-                await error_responses.failed()(scope, receive, observed)
+            _log.error("request %s: internal error: %s", request_id, _describe(error))
+            if not status:  # otherwise uvicorn closes the connection, since the answer has no end
+                await error_responses.internal_error()(scope, receive, send_observed)
         finally:
+            tenant = request_state.get("tenant", "no tenant")
             _log.info(
                 "request %s: %s %s, %s, %d after %.3f s",
-                *(request_id, scope["method"], route, told.get("tenant", "nobody"), status, monotonic() - begun),
+                *(request_id, scope["method"], route, tenant, status, monotonic() - start),
             )
 
 
-def _where(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames)]
     return f"{type(error).__name__} at " + ", in ".join(places)

@@ -1,4 +1,4 @@
-"""The two addresses of a server, bound before anything slow starts."""
+"""The two listening sockets of a server, bound before the engine starts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pedcxr_serve.errors import PortInUse
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """The two bound sockets, taken before the engine loads: a taken port is told in milliseconds, not minutes.
+    """The two bound sockets. They are bound before the engine loads, so that a port in use is reported at once.
 
     Attributes:
-        scheme: of the public one, ``http`` or ``https``; the admin port speaks plain HTTP on loopback.
+        public: the port of the API.
+        admin: the port of metrics and usage: plain HTTP, on loopback.
+        scheme: of the public port, ``http`` or ``https``.
     """
 
     public: socket.socket
@@ -25,21 +27,21 @@ class Listeners:
 
     @property
     def url(self) -> str:
-        """Base URL for OpenAI clients."""
+        """Base URL for OpenAI clients, ending in ``/v1``."""
         return f"{self.scheme}://{_address(self.public)}/v1"
 
     @property
     def metrics_url(self) -> str:
-        """URL that Prometheus scrapes."""
+        """URL for Prometheus."""
         return f"http://{_address(self.admin)}/metrics"
 
 
 @contextlib.contextmanager
 def listen(config: GatewayConfig) -> Iterator[Listeners]:
-    """Bind both ports.
+    """Bind both ports until the end of the block.
 
     Raises:
-        PortInUse: naming the key of the port to change.
+        PortInUse: a port cannot be bound; the message names its setting.
     """
     with contextlib.ExitStack() as stack:
         public = stack.enter_context(_bind(config.host, config.port, "gateway.port"))
@@ -49,7 +51,8 @@ def listen(config: GatewayConfig) -> Iterator[Listeners]:
 
 def _bind(host: str, port: int, key: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named, since asyncio turns Nagle's delay off (40 ms a streamed token) only for sockets that name their protocol.
+    # IPPROTO_TCP is explicit because asyncio sets TCP_NODELAY only on such sockets. Without it Nagle's algorithm delays
+    # each streamed token by 40 ms.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -58,8 +61,8 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
     except OSError as error:
         bound.close()
         raise PortInUse(
-            f"{key} = {port}: cannot listen on {host}:{port}: {error.strerror}; stop what listens there, "
-            f"or choose another with --{key.partition('.')[2].replace('_', '-')}"
+            f"{key} = {port}: cannot listen on {host}:{port}: {error.strerror}; stop the program that uses the port, "
+            f"or choose another port with --{key.partition('.')[2].replace('_', '-')}"
         ) from error
     return bound
 

@@ -1,9 +1,10 @@
-"""uvicorn's HTTP/1.1 connection with what it leaves open: caps on headers, time and number, and OpenAI's errors."""
+"""uvicorn's HTTP/1.1 protocol with limits on header size, time and number of connections, and OpenAI's error format."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import uuid
 from typing import Any
 
@@ -13,19 +14,21 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from pedcxr_serve.gateway import error_responses
-from pedcxr_serve.gateway.http.connection_limiter import Room
 
-HEADER_BYTES = 16_384
-"""Of request line and headers together."""
-HEADER_COUNT = 64
-HEADERS_S = 20.0
-"""Seconds from connecting, or from the first byte of a later request, to the end of the headers; and from an answer
-that came before the end of its request, as 401 does, to that end."""
-STALL_S = 90.0
-"""Seconds that an answer may wait to be read; then the connection is dropped, with what was not read."""
+MAX_CONNECTIONS = 8192
+"""Maximum number of connections per listening address, if the limit on open files allows it."""
+MAX_HEADER_BYTES = 16_384
+"""Maximum size of request line and headers together."""
+MAX_HEADERS = 64
+HEADERS_TIMEOUT_S = 20.0
+"""Seconds from the connection, or from the first byte of a later request, to the end of the headers. Also the seconds
+from an early answer, such as a 401, to the end of its request."""
+WRITE_TIMEOUT_S = 90.0
+"""Seconds that the client may leave an answer unread before the connection is aborted."""
 
 _EXTENSION = "pedcxr"
-_ONCE = (b"host", b"authorization", b"content-encoding")  # of which two readers might take two different ones
+_OTHER_FILES = 256  # open files that are not connections
+_SINGLE_HEADERS = (b"host", b"authorization", b"content-encoding")  # two parsers could pick different values
 _REASONS = {
     400: b"Bad Request",
     431: b"Request Header Fields Too Large",
@@ -33,34 +36,80 @@ _REASONS = {
 }
 
 
-class Connection(HttpToolsProtocol):
-    """One connection, as uvicorn 0.54 makes it.
+class ConnectionLimiter:
+    """Limits the number of connections of a server. At the limit, the connection that is idle longest is closed.
 
-    A request that is no HTTP, or whose headers are over the cap, is answered 400 or 431 and the connection closed.
+    A flood of connections that send nothing, or one header per second, thus evicts only connections of that kind. A
+    connection with a request in flight is never evicted.
+
+    Args:
+        limit: maximum number of connections.
     """
 
-    _slow: asyncio.TimerHandle | None = None
-    _stalled: asyncio.TimerHandle | None = None
-    _head = 0
-    _refused = False
-    _in_body = False  # of the request that is being parsed: between its headers and its end
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._idle: dict[asyncio.Transport, None] = {}
 
-    def __init__(self, *args: Any, room: Room, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self._room = room
+    def mark_idle(self, transport: asyncio.Transport) -> None:
+        """Record that the connection waits for a request from now on."""
+        self._idle.pop(transport, None)
+        self._idle[transport] = None
+
+    def mark_busy(self, transport: asyncio.Transport) -> None:
+        """Record that the connection has a request in flight, or is closed."""
+        self._idle.pop(transport, None)
+
+    def evict_oldest(self) -> bool:
+        """Close the connection that is idle longest; return whether there was an idle connection."""
+        oldest = next(iter(self._idle), None)
+        if oldest is None:
+            return False
+        self.mark_busy(oldest)
+        oldest.abort()  # close() would wait for a client that does not read
+        return True
+
+
+def connection_limiter() -> ConnectionLimiter:
+    """Return a limiter for the limit on open files, which is raised first if possible.
+
+    Every client connection may need a second file, for its connection to the engine.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = 2 * MAX_CONNECTIONS + _OTHER_FILES
+    if soft < files:
+        soft = min(files, hard) if hard != resource.RLIM_INFINITY else files
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return ConnectionLimiter(max(16, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 2)))
+
+
+class Connection(HttpToolsProtocol):
+    """One client connection, a subclass of uvicorn's protocol (`server.UVICORN_VERSIONS`).
+
+    Invalid HTTP is answered with 400 and oversized headers with 431; then the connection is closed.
+    """
+
+    _headers_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _header_bytes = 0
+    _refused = False
+    _in_body = False  # the parser is between the headers and the end of the current request
+
+    def __init__(self, *args: Any, limiter: ConnectionLimiter, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limiter = limiter
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._room.most and not self._room.make():
+        if len(self.connections) > self._limiter.limit and not self._limiter.evict_oldest():
             self._refuse(503, "too many connections; try again in a moment", "too_many_connections")
             return
-        self._room.add(self.transport)
-        self._wait()
+        self._limiter.mark_idle(self.transport)
+        self._start_headers_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._room.remove(self.transport)
-        self._settled()
-        self._read()
+        self._limiter.mark_busy(self.transport)
+        self._cancel_headers_timer()
+        self._cancel_write_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -69,68 +118,68 @@ class Connection(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         try:
             while data:
-                data = self._fed(data)
+                data = self._parse(data)
         except httptools.HttpParserError as error:
-            if isinstance(error.__context__, _TooMuch):
+            if isinstance(error.__context__, _HeadersTooLarge):
                 self._refuse(431, "the request's headers are too large", "headers_too_large")
             else:
-                self._refuse(400, "this is not HTTP/1.1", "invalid_http")
+                self._refuse(400, "the request is not valid HTTP/1.1", "invalid_http")
 
-    def _fed(self, data: bytes) -> bytes:
-        """Parse it; what is to be parsed next, if not all was.
+    def _parse(self, data: bytes) -> bytes:
+        """Parse received bytes; return the bytes to parse next, or an empty string.
 
-        Java's client asks for HTTP/2 with every request, of which the parser then drops the body. So the head is
-        parsed again without the question, which says no to it as RFC 9110, 7.8 allows, and answers the request.
+        Java's client asks to upgrade to HTTP/2 in every request, and the parser then drops the body. The head is
+        therefore parsed again without the Upgrade header. RFC 9110, 7.8 allows a server to ignore that header.
         """
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as asked:
+        except httptools.HttpParserUpgrade as upgrade:
             if self.parser.get_method() == b"CONNECT":
-                raise httptools.HttpParserError("no tunnels here") from None
+                raise httptools.HttpParserError("CONNECT is not supported") from None
             version = self.parser.get_http_version().encode()
             lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
             lines += [b"%b: %b" % pair for pair in self.headers if pair[0] not in (b"upgrade", b"connection")]
             lines += [b"connection: close"] if _wants_close(self.headers) else []
-            return b"\r\n".join((*lines, b"", data[asked.args[0] :]))
+            return b"\r\n".join((*lines, b"", data[upgrade.args[0] :]))
         return b""
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stalled = self.loop.call_later(STALL_S, self.transport.abort)
+        self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing():  # the rest may be read, or not
-            self._read()
+        if not self.transport.is_closing():  # a closing transport still has data that may stay unread
+            self._cancel_write_timer()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {_EXTENSION: {"flow": self.flow}}
-        self._head, self._in_body = 0, False
-        self._wait()
+        self._header_bytes, self._in_body = 0, False
+        self._start_headers_timer()
 
     def on_url(self, url: bytes) -> None:
-        self._count(url)
+        self._count_header_bytes(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(name + value)
+        self._count_header_bytes(name + value)
         if self._in_body:
-            return  # a trailer; among the headers it could pose as a key (RFC 9110, 6.5.1)
-        if len(self.headers) >= HEADER_COUNT:
-            raise _TooMuch
+            return  # a trailer field, which could pose as an Authorization header (RFC 9110, 6.5.1)
+        if len(self.headers) >= MAX_HEADERS:
+            raise _HeadersTooLarge
         super().on_header(name, value)
         name = self.headers[-1][0]
-        if name in _ONCE and sum(name == other for other, _ in self.headers) > 1:
-            raise _Ambiguous
+        if name in _SINGLE_HEADERS and sum(name == other for other, _ in self.headers) > 1:
+            raise _AmbiguousHeaders
         if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise _Ambiguous
+            raise _AmbiguousHeaders
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # see _fed
-        self._settled()
-        self._room.remove(self.transport)
+            return  # _parse starts again
+        self._cancel_headers_timer()
+        self._limiter.mark_busy(self.transport)
         self._in_body = True
         super().on_headers_complete()
 
@@ -139,78 +188,81 @@ class Connection(HttpToolsProtocol):
             return
         self._in_body = False
         if self.cycle.response_complete:
-            self._settled()
+            self._cancel_headers_timer()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.pipeline or self.transport.is_closing():
             return
-        self._room.add(self.transport)
+        self._limiter.mark_idle(self.transport)
         if self._in_body:
-            self._wait()
-
-    def _read(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+            self._start_headers_timer()
 
     def close(self) -> None:
-        """Close it once what was written is sent."""
+        """Close the connection once the written data is sent."""
         if not self.transport.is_closing():
             self.transport.close()
 
-    def _count(self, data: bytes) -> None:
-        self._head += len(data)
-        if self._head > HEADER_BYTES:
-            raise _TooMuch
+    def _count_header_bytes(self, data: bytes) -> None:
+        self._header_bytes += len(data)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise _HeadersTooLarge
 
-    def _wait(self) -> None:
-        if self._slow is None:
-            self._slow = self.loop.call_later(HEADERS_S, self._give_up)
+    def _start_headers_timer(self) -> None:
+        if self._headers_timer is None:
+            self._headers_timer = self.loop.call_later(HEADERS_TIMEOUT_S, self._headers_timed_out)
 
-    def _settled(self) -> None:
-        if self._slow is not None:
-            self._slow.cancel()
-            self._slow = None
+    def _cancel_headers_timer(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
 
-    def _give_up(self) -> None:
-        self._slow = None
+    def _headers_timed_out(self) -> None:
+        self._headers_timer = None
         self.close()
 
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
     def _refuse(self, status: int, message: str, code: str) -> None:
-        """Answer in OpenAI's shape and close, unless an answer is on its way already, or another is due first."""
+        """Send an error and close. No error is sent if another answer has started or is due first."""
         self._refused = True
-        self._settled()
+        self._cancel_headers_timer()
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (self._in_body and not cycle.response_started):
             with contextlib.suppress(Exception):
-                self.transport.write(_answer(status, message, code))
+                self.transport.write(_error_answer(status, message, code))
         if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True  # or it might answer too, before the connection is lost
+            cycle.disconnected = True  # otherwise the app could answer too before the connection is lost
             cycle.message_event.set()
         self.close()
 
 
-def flow_of(scope: Scope) -> FlowControl | None:
-    """Of a request's connection: while it is not ``write_paused``, sending does not wait. None under another server."""
+def flow_control(scope: Scope) -> FlowControl | None:
+    """Return the flow control of a request's connection, or None under another server.
+
+    Sending does not block while ``write_paused`` is false.
+    """
     flow = scope.get("extensions", {}).get(_EXTENSION, {}).get("flow")
     return flow if isinstance(flow, FlowControl) else None
 
 
-class _TooMuch(Exception):
-    """Headers over the cap; raised in a callback of the parser, which wraps it."""
+class _HeadersTooLarge(Exception):
+    """The headers are over a limit; raised in a callback of the parser, which wraps it."""
 
 
-class _Ambiguous(Exception):
-    """Headers that two readers could take for two different requests; raised like `_TooMuch`."""
+class _AmbiguousHeaders(Exception):
+    """Two parsers could read the headers as different requests; raised like `_HeadersTooLarge`."""
 
 
 def _wants_close(headers: list[tuple[bytes, bytes]]) -> bool:
     return any(name == b"connection" and b"close" in value.lower() for name, value in headers)
 
 
-def _answer(status: int, message: str, code: str) -> bytes:
+def _error_answer(status: int, message: str, code: str) -> bytes:
     kind = "invalid_request_error" if status < 500 else "service_unavailable_error"
     body = error_responses.error_body(message, kind=kind, code=code)
     lines = [

@@ -1,10 +1,11 @@
-"""uvicorn under the two apps."""
+"""Serves the two apps with uvicorn."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,22 +14,31 @@ import aiohttp
 import uvicorn
 from starlette.types import ASGIApp
 
+from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import app
-from pedcxr_serve.gateway.http.connection_limiter import room
 from pedcxr_serve.gateway.http.listeners import Listeners
-from pedcxr_serve.gateway.http.protocol import Connection
-from pedcxr_serve.gateway.http.tls import HANDSHAKE_S, Tls
+from pedcxr_serve.gateway.http.protocol import Connection, connection_limiter
+from pedcxr_serve.gateway.http.tls import HANDSHAKE_TIMEOUT_S, CertificateStore
 from pedcxr_serve.gateway.state import State
 
+UVICORN_VERSIONS = ((0, 35), (0, 54))
+"""First and last minor version of uvicorn whose internals `Connection` and `_Server` were tested with."""
 FLUSH_S = 2
-"""Seconds that connections get to take their last bytes when the server ends."""
-_POLL_S = 1.0  # between looks at tenants.toml and the certificate
-_GOODBYE_S = 5.0  # that a client may take to take note of the end of a TLS connection
+"""Seconds that connections get to send their last bytes when the server stops."""
+KEEP_ALIVE_S = 75
+"""Seconds that an idle connection is kept open after an answer."""
+_POLL_S = 1.0  # between two checks of tenants.toml and the certificate
+_TLS_SHUTDOWN_TIMEOUT_S = 5.0  # for the client's close_notify
 
 
 @contextlib.asynccontextmanager
 async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listeners) -> AsyncIterator[None]:
-    """Serve both apps on the bound sockets while the body runs; connections still open then are closed."""
+    """Serve both apps on the bound sockets until the end of the block, then close all connections.
+
+    Raises:
+        ConfigError: this version of uvicorn is not supported.
+    """
+    require_uvicorn(uvicorn.__version__)
     servers = [
         (_Server(_uvicorn(app.public(state, engine)), state.tls), listeners.public),
         (_Server(_uvicorn(app.admin(state, engine))), listeners.admin),
@@ -43,13 +53,28 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
             server.should_exit = True
         await asyncio.gather(*tasks)
         await asyncio.gather(watch, return_exceptions=True)
-        await state.rate.close()
+        await state.rate_limiter.close()
+
+
+def require_uvicorn(version: str) -> None:
+    """Check a version of uvicorn.
+
+    Raises:
+        ConfigError: it is not within `UVICORN_VERSIONS`.
+    """
+    match = re.match(r"(\d+)\.(\d+)", version)
+    first, last = UVICORN_VERSIONS
+    if match is None or not first <= (int(match[1]), int(match[2])) <= last:
+        raise ConfigError(
+            f"uvicorn {version} is not supported: the gateway subclasses internals of uvicorn {first[0]}.{first[1]} to "
+            f"{last[0]}.{last[1]}; install 'uvicorn>={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}'"
+        )
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would race with ours, and with our certificates."""
+    """uvicorn's server without its signal handlers, which would race with ours, and with our certificates."""
 
-    def __init__(self, config: uvicorn.Config, tls: Tls | None = None) -> None:
+    def __init__(self, config: uvicorn.Config, tls: CertificateStore | None = None) -> None:
         super().__init__(config)
         self._tls = tls
 
@@ -58,24 +83,24 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, as uvicorn 0.54 does on given sockets, which offers no time limit of a handshake."""
+        """Listen on bound sockets as uvicorn 0.54 does, but with timeouts of the TLS handshake and shutdown."""
         connection = functools.partial(
             Connection,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
-            room=room(),
+            limiter=connection_limiter(),
         )
-        secured: dict[str, Any] = {}
+        ssl_options: dict[str, Any] = {}
         if self._tls is not None:
-            secured = {
+            ssl_options = {
                 "ssl": self._tls.context,
-                "ssl_handshake_timeout": HANDSHAKE_S,
-                "ssl_shutdown_timeout": _GOODBYE_S,
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
+                "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT_S,
             }
         loop, backlog = asyncio.get_running_loop(), self.config.backlog
         self.servers = [
-            await loop.create_server(connection, sock=bound, backlog=backlog, **secured) for bound in sockets or []
+            await loop.create_server(connection, sock=bound, backlog=backlog, **ssl_options) for bound in sockets or []
         ]
         self.started = True
 
@@ -83,7 +108,7 @@ class _Server(uvicorn.Server):
 async def _watch(state: State) -> None:
     while True:
         await asyncio.sleep(_POLL_S)
-        state.look()
+        state.reload_if_changed()
 
 
 def _uvicorn(asgi: ASGIApp) -> uvicorn.Config:
@@ -95,6 +120,6 @@ def _uvicorn(asgi: ASGIApp) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=75,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=FLUSH_S,
     )

@@ -173,29 +173,29 @@ def rewrite(path: Path, text: str) -> None:
 def test_store_reloads_and_survives_an_invalid_edit(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path.write_text(FILE)
     store = TenantStore(path)
-    store.look()
+    store.reload_if_changed()
     assert store.reloads == 0
     rewrite(path, FILE + "\n[tenant.late]\n")
-    store.look()
+    store.reload_if_changed()
     assert "late" in store.current.all and store.reloads == 1
     with caplog.at_level(logging.ERROR):
         rewrite(path, "[tenant.late]\nweight = -1\n")
-        store.look()
+        store.reload_if_changed()
     assert "radiology" in store.current.all
     assert store.broken is not None and "tenant.late.weight = -1" in store.broken
     assert "tenant.late.weight = -1" in caplog.text
     path.unlink()
-    store.look()
+    store.reload_if_changed()
     assert "radiology" in store.current.all, "a deleted file counts as an invalid edit"
     path.write_text(FILE)
-    store.look()
+    store.reload_if_changed()
     assert store.broken is None
 
 
 def test_store_without_a_file_never_reloads() -> None:
     store = TenantStore(None)
     store.reload()
-    store.look()
+    store.reload_if_changed()
     assert store.current.is_anonymous and store.reloads == 0
 
 

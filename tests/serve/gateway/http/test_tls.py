@@ -1,4 +1,4 @@
-"""TLS of the public port, over real sockets: what is refused at start, renewals, handshakes that go nowhere."""
+"""TLS of the public port over real sockets: checks at start, renewals, handshakes that never complete."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ import pytest
 import pedcxr_client
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.http import server
-from pedcxr_serve.gateway.http.tls import Tls
+from pedcxr_serve.gateway.http.tls import CertificateStore
 from tests.support import certificates
-from tests.support.certificates import NOW, Files, made
+from tests.support.certificates import NOW, Files, make_certificate
 from tests.support.fake_engine import REPORT, TEXT, Answer, FakeEngine
 from tests.support.gateway_server import BODY, CHAT, Gateway, eventually, running
 
@@ -36,12 +36,12 @@ def engine(tmp_path: Path) -> Iterator[FakeEngine]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    return made(tmp_path)
+    return make_certificate(tmp_path)
 
 
 @contextlib.contextmanager
 def secured(engine: FakeEngine, files: Files, **more: Any) -> Iterator[Gateway]:
-    with running(engine, tls=Tls(files.certificate, files.key), **more) as gateway:
+    with running(engine, tls=CertificateStore(files.certificate, files.key), **more) as gateway:
         yield gateway
 
 
@@ -49,8 +49,8 @@ def client(gateway: Gateway, files: Files) -> httpx.Client:
     return httpx.Client(base_url=gateway.root, verify=files.trust(), trust_env=False, timeout=10)
 
 
-def shown(gateway: Gateway) -> int:
-    """The serial number of the certificate that a new connection is shown."""
+def served_serial(gateway: Gateway) -> int:
+    """Return the serial number of the certificate that a new connection gets."""
     return certificates.serial(ssl.get_server_certificate(gateway.address).encode())
 
 
@@ -58,14 +58,14 @@ def hello(gateway: Gateway, context: ssl.SSLContext) -> ssl.SSLSocket:
     return context.wrap_socket(socket.create_connection(gateway.address, timeout=10), server_hostname="localhost")
 
 
-def test_a_report_over_https(engine: FakeEngine, files: Files) -> None:
+def test_report_over_https(engine: FakeEngine, files: Files) -> None:
     with secured(engine, files) as gateway, client(gateway, files) as ours:
         assert gateway.root.startswith("https://127.0.0.1:")
         assert ours.post(CHAT, json=BODY).json()["choices"][0]["message"]["content"] == TEXT
         assert TEXT.encode()[:5] in ours.post(CHAT, json=BODY | {"stream": True}).content
         assert gateway.listeners.metrics_url.startswith("http://127.0.0.1:")
-        told = float(gateway.metrics().partition("\npedcxr_tls_expiry_seconds ")[2].partition("\n")[0])
-        assert told == (NOW + timedelta(days=30)).timestamp()
+        expiry = float(gateway.metrics().partition("\npedcxr_tls_expiry_seconds ")[2].partition("\n")[0])
+        assert expiry == (NOW + timedelta(days=30)).timestamp()
         assert "pedcxr_tls_reload_failures_total 0.0" in gateway.metrics()
         with httpx.Client() as plain, pytest.raises(httpx.HTTPError):
             plain.get(f"http://localhost:{gateway.address[1]}/health/live")
@@ -73,7 +73,7 @@ def test_a_report_over_https(engine: FakeEngine, files: Files) -> None:
             httpx.get(gateway.root, trust_env=False)
 
 
-def test_pedcxr_s_client_trusts_what_it_is_told_to(
+def test_client_trusts_ssl_cert_file(
     engine: FakeEngine, files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with secured(engine, files) as gateway:
@@ -85,7 +85,7 @@ def test_pedcxr_s_client_trusts_what_it_is_told_to(
             ours.openai.models.list()
 
 
-def test_tls_1_2_and_later_and_http_1_1_only(engine: FakeEngine, files: Files) -> None:
+def test_tls_1_2_or_later_and_http_1_1_only(engine: FakeEngine, files: Files) -> None:
     with secured(engine, files) as gateway:
         offering = files.trust()
         offering.set_alpn_protocols(["h2", "http/1.1"])
@@ -101,60 +101,60 @@ def test_tls_1_2_and_later_and_http_1_1_only(engine: FakeEngine, files: Files) -
                 assert plug.version() == "TLSv1.2"
 
 
-def test_a_renewed_pair_is_shown_while_an_old_stream_goes_on(engine: FakeEngine, files: Files, tmp_path: Path) -> None:
+def test_renewed_pair_is_served_while_an_old_stream_continues(engine: FakeEngine, files: Files, tmp_path: Path) -> None:
     with secured(engine, files) as gateway, client(gateway, files) as ours:
-        before = shown(gateway)
+        before = served_serial(gateway)
         engine.answer = Answer(gap=0.6)
         with ours.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)
-            made(tmp_path)
+            make_certificate(tmp_path)
             eventually(lambda: gateway.state.tls is not None and gateway.state.tls.reloads)
             engine.answer = Answer()
-            now = shown(gateway)
+            now = served_serial(gateway)
             assert now == certificates.serial(files.certificate.read_bytes()) != before
             with client(gateway, files) as late:
                 assert late.post(CHAT, json=BODY).status_code == 200
             rest = "\n".join(lines)
         assert REPORT[-1] in rest and "[DONE]" in rest
-        assert ours.post(CHAT, json=BODY).status_code == 200, "the old connection is still good"
+        assert ours.post(CHAT, json=BODY).status_code == 200, "the old connection still works"
 
 
-def test_a_broken_renewal_keeps_the_old_pair_and_says_so(
+def test_invalid_renewal_keeps_the_old_pair_and_is_logged(
     engine: FakeEngine, files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with secured(engine, files) as gateway:
-        before = shown(gateway)
+        before = served_serial(gateway)
         other = tmp_path / "other"
         other.mkdir()
-        files.certificate.write_bytes(made(other).certificate.read_bytes())
+        files.certificate.write_bytes(make_certificate(other).certificate.read_bytes())
         eventually(lambda: "pedcxr_tls_reload_failures_total 1.0" in gateway.metrics())
-        assert shown(gateway) == before
-        assert "certificate kept as it was, good until" in caplog.text
+        assert served_serial(gateway) == before
+        assert "certificate not reloaded, the current one expires" in caplog.text
         assert "tls.key is not the key of" in caplog.text
         for broken in (b"", b"half a key"):
             files.key.write_bytes(broken)
             gateway.state.reload()
-            assert shown(gateway) == before
+            assert served_serial(gateway) == before
         files.key.write_bytes((other / "tls.key").read_bytes())
         gateway.state.reload()
-        assert shown(gateway) == certificates.serial(files.certificate.read_bytes()) != before
+        assert served_serial(gateway) == certificates.serial(files.certificate.read_bytes()) != before
         assert "pedcxr_tls_reload_failures_total 3.0" in gateway.metrics()
 
 
-def test_files_that_are_being_written_are_left_alone(files: Files, tmp_path: Path) -> None:
-    tls = Tls(files.certificate, files.key)
+def test_files_that_still_change_are_not_read(files: Files, tmp_path: Path) -> None:
+    tls = CertificateStore(files.certificate, files.key)
     for number in range(3):
         files.key.write_bytes(b"x" * (number + 1))
-        tls.look()
-        tls.look() if number == 2 else None
-    assert (tls.reloads, tls.failures._value.get()) == (0, 1.0), "seen once they stood still"  # type: ignore[attr-defined]
+        tls.reload_if_changed()
+        tls.reload_if_changed() if number == 2 else None
+    assert (tls.reloads, tls.failures._value.get()) == (0, 1.0), "read once they no longer change"  # type: ignore[attr-defined]
 
 
-def test_handshakes_that_go_nowhere_cost_nobody_else(
+def test_incomplete_handshakes_do_not_affect_other_clients(
     engine: FakeEngine, files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 0.5)
     with secured(engine, files) as gateway, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(socket.create_connection(gateway.address, timeout=10)) for _ in range(100)]
         for number, plug in enumerate(slow):
@@ -180,37 +180,40 @@ def test_handshakes_that_go_nowhere_cost_nobody_else(
     [
         (lambda files, folder: files.certificate.unlink(), "tls_cert: {0} cannot be read (No such file"),
         (lambda files, folder: files.key.unlink(), "tls_key: {1} cannot be read (No such file"),
-        (lambda files, folder: files.certificate.write_text("x"), "tls_cert: {0} holds no certificate in PEM"),
+        (lambda files, folder: files.certificate.write_text("x"), "tls_cert: {0} contains no PEM certificate"),
         (lambda files, folder: files.key.write_text("x"), "tls_key: {1} cannot be used with {0}"),
         (lambda files, folder: files.key.write_bytes(files.certificate.read_bytes()), "tls_key: {1} cannot be used"),
-        (lambda files, folder: made(folder, secret=b"word"), "tls_key: {1} has a passphrase"),
-        (lambda files, folder: made(folder, expires=NOW - timedelta(hours=1)), "tls_cert: {0} expired on"),
-        (lambda files, folder: made(folder, begins=NOW + timedelta(hours=1)), "tls_cert: {0} is good from"),
+        (lambda files, folder: make_certificate(folder, passphrase=b"word"), "tls_key: {1} has a passphrase"),
+        (lambda files, folder: make_certificate(folder, expires=NOW - timedelta(hours=1)), "tls_cert: {0} expired on"),
+        (
+            lambda files, folder: make_certificate(folder, begins=NOW + timedelta(hours=1)),
+            "tls_cert: {0} is not valid before",
+        ),
     ],
 )
-def test_a_pair_that_cannot_be_used_is_refused_by_name(files: Files, tmp_path: Path, damage: Any, words: str) -> None:
+def test_invalid_pair_is_refused_by_setting_and_path(files: Files, tmp_path: Path, damage: Any, words: str) -> None:
     damage(files, tmp_path)
     with pytest.raises(ConfigError) as caught:
-        Tls(files.certificate, files.key)
+        CertificateStore(files.certificate, files.key)
     assert words.format(files.certificate, files.key) in str(caught.value)
     assert str(caught.value).startswith("gateway.tls_")
 
 
-def test_the_command_refuses_it_before_the_engine_starts(files: Files) -> None:
+def test_command_refuses_an_invalid_pair_before_the_engine_starts(files: Files) -> None:
     files.key.write_text("x")
     command = [sys.executable, "-m", "pedcxr_serve", "start", "--port", "0", "--admin-port", "0"]
     command += ["--tls-cert", str(files.certificate), "--tls-key", str(files.key)]
-    for words, told in (
+    for words, message in (
         (command, f"gateway.tls_key: {files.key} cannot be used"),
         (command[:-2], "requires gateway.tls_key"),
     ):
-        ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
-        assert (ended.returncode, told in ended.stderr) == (2, True), ended.stderr
+        process = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        assert (process.returncode, message in process.stderr) == (2, True), process.stderr
 
 
-def test_a_key_that_others_can_read_is_told(files: Files, caplog: pytest.LogCaptureFixture) -> None:
-    Tls(files.certificate, files.key)
+def test_key_readable_by_others_is_logged(files: Files, caplog: pytest.LogCaptureFixture) -> None:
+    CertificateStore(files.certificate, files.key)
     assert caplog.text == ""
     files.key.chmod(0o640)
-    Tls(files.certificate, files.key)
-    assert "can be read by other users" in caplog.text
+    CertificateStore(files.certificate, files.key)
+    assert "is readable by other users" in caplog.text

@@ -1,4 +1,4 @@
-"""What a client tells for the audit log, and the shares of the last minute: two pure pieces."""
+"""What a client sends for the audit log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pedcxr_serve.gateway.accounting.share import Shares
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 
 
@@ -53,16 +52,3 @@ def test_other_forms_are_dropped(profile: str, header: str) -> None:
     metadata = ClientMetadata.of({"x-pedcxr-prompt": profile, "x-pedcxr-allow": header})
     assert re.fullmatch(r"None|[a-z]+/[0-9]+:[0-9a-f]{12}", str(metadata.prompt_profile))
     assert re.fullmatch(r"[a-z-]*", "".join(metadata.overrides or ()))
-
-
-def test_shares_of_the_last_minute() -> None:
-    shares = Shares()
-    assert shares.since(1000, {}) == {}
-    assert shares.since(1010, {"a": 300.0, "b": 100.0}) == {"a": 0.75, "b": 0.25}
-    assert shares.since(1010.1, {"a": 300.0, "b": 100.0}) == {"a": 0.75, "b": 0.25}, "a look changes nothing"
-    assert shares.since(1065, {"a": 300.0, "b": 400.0}) == {"a": 3 / 7, "b": 4 / 7}
-    # From here on the look at 1010 is a minute old: what came before it is forgotten.
-    assert shares.since(1071, {"a": 300.0, "b": 400.0}) == {"a": 0.0, "b": 1.0}
-    assert shares.since(1140, {"a": 300.0, "b": 400.0, "c": 5.0}) == {"a": 0.0, "b": 0.0, "c": 1.0}
-    assert shares.since(1300, {"a": 300.0, "b": 399.0, "c": 5.0}) == {"a": 0.0, "b": 0.0, "c": 0.0}
-    assert len(shares._looks) < 4

@@ -1,0 +1,66 @@
+"""The audit log: chain, rotation, failed writes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.errors import AuditError, ConfigError
+from pedcxr_serve.gateway.accounting import audit
+
+SECRET = b"k" * 32
+
+
+def test_audit_chain_detects_changes(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for start in range(0, 40, 10):  # four runs of a server
+        log = audit.AuditLog(path, SECRET, max_bytes=4000)
+        for number in range(start, start + 10):
+            log.write({"request_id": str(number)})
+        log.close()
+    assert "lines 0 to 39 are intact" in audit.verify(path, SECRET)
+    older = sorted(tmp_path.glob("audit.jsonl.*"))
+    assert older
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in (
+        b"".join(lines[:1] + lines[2:]),
+        b"".join([lines[1], lines[0], *lines[2:]]),
+        b"".join(lines).replace(b'"request_id":"39"', b'"request_id":"38"'),
+        b"".join(lines)[:-3],
+        b"noise\n",
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(AuditError, match=r"audit\.jsonl"):
+            audit.verify(path, SECRET)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(AuditError, match="key is a different one"):
+        audit.verify(path, b"x" * 32)
+    older[0].unlink()
+    assert "are in no file" in audit.verify(path, SECRET)
+    path.write_bytes(b"".join(lines) + b'{"half')
+    audit.AuditLog(path, SECRET).close()
+    assert "to 39" in audit.verify(path, SECRET)
+
+
+def test_audit_log_requires_a_key() -> None:
+    for env in ({}, {audit.KEY_VARIABLE: "short"}):
+        with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY") as caught:
+            audit.key_from(env)
+        assert "'short'" not in str(caught.value)
+
+
+def test_short_write_is_counted_and_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = audit.AuditLog(tmp_path / "audit.jsonl", SECRET)
+    log.write({"request_id": "0"})
+    assert log.failures == 0
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data: write(file, data[:-1]))
+        log.write({"request_id": "1"})
+    log.close()
+    assert log.failures == 1
+    assert "audit line 1 not written" in caplog.text

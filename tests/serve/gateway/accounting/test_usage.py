@@ -1,0 +1,67 @@
+"""The usage database: sums by tenant and day, and failed writes."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway.accounting.usage import UsageStore, UsageTotals
+
+USAGE = UsageTotals(1, 1, 10, 20, 30)
+
+
+def test_invalid_usage_file_is_rejected(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    path.write_bytes(b"not a database, but longer than a header of SQLite" * 50)
+    with pytest.raises(ConfigError, match=r"usage\.sqlite"):
+        UsageStore(path)
+
+
+def test_usage_of_many_requests_is_summed(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    store = UsageStore(path)
+    for _ in range(500):
+        store.add("2026-11-23", "a", UsageTotals(1, 1, 10, 20, 30))
+    store.close()
+    with sqlite3.connect(path) as database:
+        rows = database.execute("SELECT * FROM usage").fetchall()
+    database.close()
+    assert rows == [("2026-11-23", "a", 500, 500, 5000, 10000, 15000)]
+    assert "pedcxr-usage" not in {thread.name for thread in threading.enumerate()}, "the writer has ended"
+
+
+def test_failed_write_is_counted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "usage.sqlite"
+    store = UsageStore(path)
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE usage")
+    database.close()
+    store.add("2026-11-23", "a", USAGE)
+    store.close()
+    assert store.failures == 1
+    assert "usage of 1 requests not written" in caplog.text
+    assert store.of("2026-11-23", "a") == USAGE, "the sum in memory is complete"
+
+
+def test_days_since_a_day() -> None:
+    store = UsageStore(None)
+    for day in ("2026-11-22", "2026-11-23"):
+        store.add(day, "a", USAGE)
+        store.add(day, "a", USAGE)
+    assert set(store.days()) == {"2026-11-22", "2026-11-23"}
+    assert store.days("2026-11-23") == {
+        "2026-11-23": {
+            "a": {
+                "requests": 2,
+                "reports": 2,
+                "prompt_tokens": 20,
+                "image_tokens": 40,
+                "output_tokens": 60,
+                "tokens": 120,
+            }
+        }
+    }

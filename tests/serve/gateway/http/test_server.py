@@ -1,0 +1,69 @@
+"""The HTTP server: supported versions of uvicorn, and the end of idle connections."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from pedcxr_serve.config.load import GatewayConfig
+from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway import app
+from pedcxr_serve.gateway.http import server
+from pedcxr_serve.gateway.http.listeners import listen
+from pedcxr_serve.gateway.state import State
+from tests.support.fake_engine import FakeEngine
+from tests.support.gateway_server import running
+from tests.support.paths import ROOT
+
+
+def test_installed_uvicorn_is_supported() -> None:
+    server.require_uvicorn(uvicorn.__version__)
+
+
+@pytest.mark.parametrize("version", ["0.34.3", "0.55.0", "1.0.0", "1.40.1", "unknown"])
+def test_other_versions_of_uvicorn_are_refused(version: str) -> None:
+    with pytest.raises(ConfigError, match=r"uvicorn .* is not supported.*install 'uvicorn>=0\.35,<0\.55'") as caught:
+        server.require_uvicorn(version)
+    assert version in str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["0.35.0", "0.54.0", "0.54.0.post1"])
+def test_supported_versions_of_uvicorn(version: str) -> None:
+    server.require_uvicorn(version)
+
+
+def test_versions_are_those_of_the_package_metadata() -> None:
+    assert '"uvicorn>=0.35,<0.55"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_server_does_not_start_with_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn, "__version__", "0.55.0")
+    state = State(tmp_path / "engine.sock", demo=True, body_limit=1)
+
+    async def serve() -> None:
+        with listen(GatewayConfig(port=0, admin_port=0)) as listeners:
+            async with app.engine_session(state) as session, server.serving(state, session, listeners):
+                pass
+
+    with pytest.raises(ConfigError, match=r"uvicorn 0\.55\.0 is not supported"):
+        asyncio.run(serve())
+
+
+def test_idle_connection_is_closed_after_the_keep_alive_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 2)
+    with (
+        FakeEngine(uds=tmp_path / "engine.sock") as engine,
+        running(engine) as gateway,
+        socket.create_connection(gateway.address, timeout=10) as plug,
+    ):
+        start = time.monotonic()
+        for _ in range(2):
+            plug.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b" 200 " in plug.recv(65536), "the connection is kept between requests"
+        assert plug.recv(65536) == b""
+        assert time.monotonic() - start >= 2
