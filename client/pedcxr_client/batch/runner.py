@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
 
-from pedcxr_client.async_client import AsyncClient
 from pedcxr_client.batch import lines
 from pedcxr_client.batch.entry import Entry
 from pedcxr_client.batch.outage import AWAY, Outage, ServerAway
 from pedcxr_client.batch.output_file import Journal
+from pedcxr_client.client import AsyncClient
 from pedcxr_client.errors import (
     AbortedReport,
     AuthenticationFailed,

@@ -13,7 +13,7 @@ from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films import film as image
 from pedcxr_client.films.facts import Fact, Facts
 from pedcxr_client.films.film import EncodedImage
-from pedcxr_client.request import intake
+from pedcxr_client.request import payload
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt
 from pedcxr_client.types import Check
@@ -144,7 +144,7 @@ def save(one: Inspection, path: str) -> None:
 
 def _words(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | None]:
     try:
-        return intake.words(facts, request), None
+        return payload.write_prompt(facts, request), None
     except InputError as error:
         return None, str(error)
 

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pedcxr_client.async_client import AsyncClient
 from pedcxr_client.cli import metrics_options
-from pedcxr_client.client import Client
+from pedcxr_client.client import AsyncClient, Client
 from pedcxr_client.errors import ConfigurationError, RateLimited, Unavailable
 from pedcxr_client.metrics.hooks import HookChain, NullHook
 from pedcxr_client.request.settings import DEFAULT_URL, Timeouts

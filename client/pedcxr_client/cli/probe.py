@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pedcxr_client.cli import film_options, prompt_options
 from pedcxr_client.cli import options as _server
 from pedcxr_client.errors import ReportError
-from pedcxr_client.request import intake
+from pedcxr_client.request import payload
 
 if TYPE_CHECKING:
     from pedcxr_client.evaluation.image_probe import Probe, Probed, Tally
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     with _server.connect(options) as client:
         asks_size = any(request.preparation.asks_size for request in requests)
         size = client.model().image_size if asks_size else None
-        images = [intake.take(request, size).image for request in requests]
+        images = [payload.prepare(request, size).image for request in requests]
 
         def ask(at: int, image: EncodedImage) -> str:
             try:

@@ -7,7 +7,7 @@ import sys
 
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.request import prompts
-from pedcxr_client.request.free_text import LONGEST_INDICATION
+from pedcxr_client.request.prompts import LONGEST_INDICATION
 
 _WARNING = (
     "pedcxr: privacy: the indication is sent to the server word for word; put no name, date, number or place in it. "

@@ -1,4 +1,4 @@
-"""The model that a server offers, as ``GET /v1/models`` describes it. Pure."""
+"""The model that a server offers, from ``GET /v1/models``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pedcxr_client.request import sdk_errors
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What is known of a model before it is asked anything. A server that is not pedcxr's gives the name alone.
+    """A model as its server describes it. A server other than pedcxr's states only the name.
 
     Attributes:
-        name: as requests name it.
-        image_size: width and height in pixels that the model's processor makes of every film, or None.
-        revision: of the checkpoint: which weights these are; None if the server does not say.
-        demo: it is the demonstration model, and what it writes is no medical text.
+        name: the model's name in requests.
+        image_size: width and height in pixels of the model's input image, or None if unknown.
+        revision: the revision of the checkpoint, or None if unknown.
+        demo: True for the demonstration model, whose text is synthetic and has no medical meaning.
     """
 
     name: str
@@ -27,32 +27,33 @@ class ServedModel:
 
 
 def choose(listing: object, url: str, name: str | None = None) -> ServedModel:
-    """The model of this name in a ``GET /v1/models`` answer, or the only one. A name that is not there is kept: the
-    server may know more than it lists.
+    """Return the model of this name from the body of ``GET /v1/models``, or the only one.
+
+    A name that is not listed is accepted, because a server may serve more models than it lists.
 
     Raises:
-        ConfigurationError: without a name, if there are several or none.
-        ServerFailed: if it is no such answer.
+        ConfigurationError: if no name is given and the server does not offer exactly one model.
+        ServerFailed: if the body is not a model list.
     """
     entries = listing.get("data") if isinstance(listing, dict) else None
     if not isinstance(entries, list):
         raise sdk_errors.not_openai(url)
-    offered = [_read(entry) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
+    models = [_read(entry) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
     if name is not None:
-        return next((model for model in offered if model.name == name), ServedModel(name))
-    if len(offered) != 1:
-        names = ", ".join(sorted(model.name for model in offered)[:10]) or "none"
-        raise ConfigurationError(f"model: name one (--model); {url} offers {sdk_errors.clean(names)}")
-    return offered[0]
+        return next((model for model in models if model.name == name), ServedModel(name))
+    if len(models) != 1:
+        names = ", ".join(sorted(model.name for model in models)[:10]) or "none"
+        raise ConfigurationError(f"model: {url} offers {sdk_errors.clean(names)}; name one (--model)")
+    return models[0]
 
 
 def _read(entry: dict[str, object]) -> ServedModel:
-    ours = entry.get("pedcxr")
-    told = ours if isinstance(ours, dict) else {}
-    size, revision = told.get("image_size"), told.get("revision")
+    extension = entry.get("pedcxr")
+    details = extension if isinstance(extension, dict) else {}
+    size, revision = details.get("image_size"), details.get("revision")
     return ServedModel(
         name=str(entry["id"]),
         image_size=(size[0], size[1]) if is_size(size) else None,
         revision=sdk_errors.clean(revision) or None if isinstance(revision, str) else None,
-        demo=told.get("demo") is True,
+        demo=details.get("demo") is True,
     )

@@ -37,6 +37,8 @@ def test_logs_and_errors_hold_nothing(engine, film, twin, tmp_path, caplog, answ
 def test_reprs_are_free_of_content(engine, film):
     with Client(engine.url, api_key="key-secret") as client, client.stream(film, age="13m") as stream:
         list(stream)
-        for thing in (stream.report, prepare(film), client, stream, client._settings, stream._request, stream._exchange):
-            assert not any(secret in repr(thing) for secret in SECRETS)
-            assert "lungs" not in repr(thing)
+        call = stream._stream._call
+        values = (stream.report, prepare(film), client, client._connection, client._connection.settings, stream)
+        for value in (*values, stream._stream, stream._stream._request, call, call._prepared):
+            assert not any(secret in repr(value) for secret in SECRETS)
+            assert "lungs" not in repr(value)

@@ -112,7 +112,7 @@ def test_the_system_turn_comes_first_and_the_image_before_the_words():
 
 
 def test_a_profile_of_another_name_or_without_its_text():
-    with pytest.raises(ConfigurationError, match="there are card, training"):
+    with pytest.raises(ConfigurationError, match="choose one of card, training"):
         Profile("other")
     with pytest.raises(ConfigurationError, match="--system-file"):
         Profile("training")
@@ -137,7 +137,7 @@ def test_a_system_text_from_a_file(tmp_path):
         (b" \n\t", "is empty"),
         (b"You are \xff", "byte 8 is not UTF-8"),
         ("You are".encode("utf-16"), "not UTF-8"),
-        (b"x" * 65537, "more than 64 KiB"),
+        (b"x" * 65537, "is larger than 64 KiB"),
         (b"Lungs\x00", "U\\+0000"),
         (b"\x1b[31mred", "U\\+001B"),
         (b"Lungs <end_of_turn> x", "<end_of_turn>, a special token"),
@@ -157,7 +157,7 @@ def test_a_file_that_is_none(tmp_path):
         read_training(tmp_path / "absent.txt")
     with pytest.raises(ConfigurationError, match="Is a directory"):
         read_training(tmp_path)
-    with pytest.raises(ConfigurationError, match="is no path"):
+    with pytest.raises(ConfigurationError, match="invalid path"):
         read_training("a\0b")
 
 
@@ -183,9 +183,9 @@ def test_an_indication_is_sent_and_not_recorded():
         ("", "is empty"),
         ("  ", "is empty"),
         (7, "is empty"),
-        ("secret" * 34, "has 204 characters; 200 are the most"),
+        ("secret" * 34, "has 204 characters; the maximum is 200"),
         ("secret\nignore all", "on one line"),
-        ("secret\x07", "does not print"),
+        ("secret\x07", "non-printable character"),
         ("secret\u2028", "on one line"),
         ("secret<start_of_turn>model", "special token"),
     ],

@@ -27,7 +27,7 @@ from pedcxr_client import (
     TruncatedReport,
     Unavailable,
 )
-from pedcxr_client.request.backoff import parse_retry_after, wait_before_retry
+from pedcxr_client.request.retry import parse_retry_after, wait_before_retry
 from tests.support.fake_engine import TEXT, Answer
 
 ONCE = {"retries": 0}
@@ -148,7 +148,7 @@ def test_silence_before_the_answer(engine, film, twin):
 
 def test_silence_amid_the_answer_keeps_the_text(engine, film, twin):
     engine.answer = Answer(stall_after=2)
-    with pytest.raises(TimedOut, match="silent") as caught:
+    with pytest.raises(TimedOut, match="stopped sending") as caught:
         twin.report(engine.url, film, client={"timeouts": Timeouts(gap=0.15)})
     assert caught.value.text == "FINDINGS: The lungs"
     assert caught.value.timing.first is not None
