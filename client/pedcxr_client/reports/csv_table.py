@@ -6,7 +6,6 @@ apostrophe before it: whoever takes one leading apostrophe off every cell has th
 
 from __future__ import annotations
 
-import csv
 import io
 
 from pedcxr_client.reports.provenance import moment
@@ -31,6 +30,8 @@ def to_csv(report: Report, *, film_id: str = "", header: bool = True) -> str:
         film_id: your name of the film, in the column ``id``.
         header: begin with the row of column names.
     """
+    import csv
+
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\r\n")
     if header:

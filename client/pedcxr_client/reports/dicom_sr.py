@@ -12,7 +12,6 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
-from uuid import NAMESPACE_URL, uuid5
 
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.dicom import INSTALL
@@ -139,6 +138,8 @@ def _document(report: Report, identity: Identity | None) -> Dataset:
         made.CurrentRequestedProcedureEvidenceSequence = [_evidence(known)]
     made.ValueType, made.ContinuityOfContent = "CONTAINER", "SEPARATE"
     made.ConceptNameCodeSequence = [sr_content.code(sr_content.REPORT)]
+    from uuid import NAMESPACE_URL, uuid5
+
     device = uuid5(NAMESPACE_URL, f"pedcxr:{report.model}@{report.model_revision or ''}")  # the same each time
     film = (known["SOPClassUID"], known["SOPInstanceUID"]) if identity is not None else None
     made.ContentSequence = sr_content.items(report, f"2.25.{device.int}", film)

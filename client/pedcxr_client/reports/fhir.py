@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from html import escape
 
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports import provenance
@@ -115,6 +114,8 @@ def _observation(report: Report) -> dict[str, object]:
 
 
 def _narrative(report: Report) -> str:
+    from html import escape
+
     notices = "".join(f"<p><b>{escape(notice)}</b></p>" for notice in report.notices)
     text = escape(_NOT_XML.sub(" ", report.text)).replace("\r\n", "\n").replace("\r", "\n").replace("\n", "<br/>")
     about = "".join(

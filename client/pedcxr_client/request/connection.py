@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
@@ -42,9 +43,12 @@ class Connection:
             **_sdk_options(settings), http_client=openai.DefaultAsyncHttpxClient(**_http_options(settings))
         )
         self._model: ServedModel | None = None
+        self._streams: weakref.WeakSet[openai.AsyncStream[object]] = weakref.WeakSet()
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Cancel the responses that were not read to their end, and close all connections."""
+        for events in list(self._streams):
+            await events.close()
         await self.sdk.close()
 
     def forget_model(self) -> None:
@@ -82,7 +86,7 @@ class Connection:
     async def post(self, call: ReportCall) -> openai.AsyncStream[object]:
         """Send the film, with retries, until a response starts, and return its events."""
         model = await self.model(call.retries)
-        return await self._with_retries(
+        events = await self._with_retries(
             call.retries,
             lambda: self.sdk.post(
                 "/chat/completions",
@@ -93,6 +97,8 @@ class Connection:
                 stream_cls=openai.AsyncStream[object],
             ),
         )
+        self._streams.add(events)
+        return events
 
     async def next_event(self, events: openai.AsyncStream[object], retries: RetryState) -> object | None:
         """Return the next event, or None after the last one.

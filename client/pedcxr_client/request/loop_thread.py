@@ -107,7 +107,8 @@ def _serve(
         await at_end()
 
     try:
-        asyncio.run(main())
+        with asyncio.Runner() as runner:
+            runner.run(main())
     except BaseException as error:
         if ready.done():
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -66,8 +65,10 @@ class RetryState:
 
     def wait_after(self, failure: RequestError) -> float | None:
         """Count a failed attempt and return the seconds to wait before the next one; None to give up."""
+        from random import random
+
         wait = wait_before_retry(
-            failure, attempt=self.count, retries=self._settings.retries, remaining=self.left, jitter=random.random()
+            failure, attempt=self.count, retries=self._settings.retries, remaining=self.left, jitter=random()
         )
         if wait is not None:
             self.count += 1

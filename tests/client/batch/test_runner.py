@@ -408,7 +408,7 @@ def test_a_film_that_fells_the_server_does_not_hold_up_the_others(engine, films,
     assert len(engine.chats) == 11 + 3
 
 
-@pytest.mark.parametrize(("status", "says"), [(401, "PEDCXR_API_KEY"), (404, "model's name")])
+@pytest.mark.parametrize(("status", "says"), [(401, "PEDCXR_API_KEY"), (404, "model name")])
 def test_what_befalls_every_film_alike_stops_the_run(engine, films, out, capsys, status, says):
     engine.answer = Answer(status=status)
     assert batch(films, out, engine.url) == 2

@@ -8,8 +8,15 @@ from pedcxr_client import ReportError
 from pedcxr_client.metrics.prometheus import _ABORTS
 from pedcxr_client.reports import COLUMNS
 from pedcxr_client.reports.report import DEMO_NOTICE, DISCLAIMER
-from pedcxr_client.request.prompts import LARGEST_SYSTEM, LONGEST_INDICATION, NOT_RECORDED
-from pedcxr_client.request.prompts import CARD, GROUPS, INSTRUCTION, VERSIONS
+from pedcxr_client.request.prompts import (
+    CARD,
+    GROUPS,
+    INSTRUCTION,
+    LARGEST_SYSTEM,
+    LONGEST_INDICATION,
+    NOT_RECORDED,
+    VERSIONS,
+)
 from tests.support.paths import ROOT
 
 PAGE = (ROOT / "docs/reports.md").read_text()
