@@ -29,9 +29,8 @@ from pedcxr_client.films.preparation import Preparation
 from pedcxr_client.metrics.hooks import Hook, Outcome
 from pedcxr_client.reports.report import DISCLAIMER, Report
 from pedcxr_client.request.film_request import FilmRequest, Result
-from pedcxr_client.request.served_model import ServedModel
 from pedcxr_client.request.settings import Timeouts
-from pedcxr_client.types import Check, Timing, Usage, __version__
+from pedcxr_client.types import Check, ServedModel, Timing, Usage, __version__
 
 __all__ = [
     "DISCLAIMER",

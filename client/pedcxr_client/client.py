@@ -21,9 +21,8 @@ from pedcxr_client.request.call import ReportCall
 from pedcxr_client.request.film_request import FilmRequest, Result
 from pedcxr_client.request.prompts import CARD, Profile
 from pedcxr_client.request.retry import RetryState
-from pedcxr_client.request.served_model import ServedModel
 from pedcxr_client.request.settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
-from pedcxr_client.types import Sex
+from pedcxr_client.types import ServedModel, Sex
 
 if TYPE_CHECKING:
     import openai
@@ -416,7 +415,7 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
         self.close()
 
     def _set_up(self) -> None:
-        from pedcxr_client.request.loop_thread import LoopThread
+        from pedcxr_client.request.connection import LoopThread
 
         self._loop = LoopThread(self._connection.close)
         weakref.finalize(self, self._loop.stop, _EXIT_TIMEOUT_S)

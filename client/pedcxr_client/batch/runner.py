@@ -33,8 +33,7 @@ from pedcxr_client.films.preparation import Preparation
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Profile
-from pedcxr_client.request.served_model import ServedModel
-from pedcxr_client.types import Sex
+from pedcxr_client.types import ServedModel, Sex
 
 _FATAL = (AuthenticationFailed, NotFound, ConfigurationError, ServerAway)  # of every film alike: no use to go on
 _DOUBTFUL = (AbortedReport, ServerFailed, TimedOut, ConnectionFailed)  # the film's own fault if it comes again

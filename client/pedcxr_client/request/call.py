@@ -17,9 +17,8 @@ from pedcxr_client.reports.report import Report
 from pedcxr_client.request import payload, sdk_errors
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.retry import Clock, RetryState
-from pedcxr_client.request.served_model import ServedModel
-from pedcxr_client.request.stream_parser import StreamParser
-from pedcxr_client.types import Timing
+from pedcxr_client.request.stream_parser import StreamParser, not_openai
+from pedcxr_client.types import ServedModel, Timing
 
 if TYPE_CHECKING:
     from pedcxr_client.request.settings import Settings
@@ -91,7 +90,7 @@ class ReportCall:
         self._request_id = headers.get("x-request-id")
         self._demo = headers.get("x-pedcxr-demo") == "1"
         if not headers.get("content-type", "").startswith("text/event-stream"):
-            raise sdk_errors.not_openai(self._url)
+            raise not_openai(self._url)
 
     def add(self, event: object) -> str:
         """Record one event and return its text, "" if it has none.

@@ -17,11 +17,10 @@ from pedcxr_client.errors import (
     Unavailable,
 )
 from pedcxr_client.request.retry import parse_retry_after
+from pedcxr_client.request.stream_parser import error_of_event, not_openai, printable
 
 if TYPE_CHECKING:
     import openai
-
-_LONGEST_MESSAGE = 300
 
 
 def before_response(error: Exception, url: str) -> RequestError:
@@ -48,30 +47,8 @@ def during_response(error: Exception) -> RequestError:
     if isinstance(error, openai.APIConnectionError):
         return AbortedReport("the connection broke before the report was finished; try again")
     if isinstance(error, openai.APIError):
-        return from_event(error.body, error.message)
+        return error_of_event(error.body, error.message)
     return AbortedReport("the server sent an event that is not JSON; check the address")
-
-
-def from_event(body: object, message: object = None) -> AbortedReport:
-    """Return the error of a ``data: {"error": ...}`` event."""
-    fields = body if isinstance(body, dict) else {"message": body}
-    aborted = AbortedReport(f"the server aborted the report: {clean(fields.get('message') or message)}")
-    code = fields.get("code")
-    aborted.code = None if code is None else clean(code)
-    return aborted
-
-
-def not_openai(url: str) -> ServerFailed:
-    """Return the error for a response of another protocol."""
-    return ServerFailed(
-        f"{url}: the response does not follow the OpenAI API; check the address, which usually ends in /v1"
-    )
-
-
-def clean(text: object) -> str:
-    """Return a server's text as one printable line of at most 300 characters."""
-    line = " ".join(str(text).split())
-    return "".join(letter for letter in line if letter.isprintable())[:_LONGEST_MESSAGE]
 
 
 def _from_status(error: openai.APIStatusError, url: str) -> RequestError:
@@ -107,11 +84,11 @@ def _retry_after(error: openai.APIStatusError) -> float | None:
 def _server_message(error: openai.APIStatusError) -> str:
     """Return the message of an OpenAI error body. Other bodies, such as HTML pages, are not quoted."""
     message = error.body.get("message") if isinstance(error.body, dict) else None
-    return clean(message) if isinstance(message, str) and message else "no reason given"
+    return printable(message) if isinstance(message, str) and message else "no reason given"
 
 
 def _connection_problem(error: openai.APIConnectionError) -> str:
     cause = error.__cause__
     if type(cause).__name__ == "ConnectTimeout":
         return "no connection in time"
-    return clean(cause) if cause is not None and str(cause) else "connection failed"
+    return printable(cause) if cause is not None and str(cause) else "connection failed"

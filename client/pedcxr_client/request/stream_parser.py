@@ -11,11 +11,13 @@ from pedcxr_client.errors import (
     NotText,
     PromptEcho,
     ReportError,
+    ServerFailed,
     TruncatedReport,
 )
 from pedcxr_client.reports import validation
-from pedcxr_client.request import sdk_errors
 from pedcxr_client.types import Usage
+
+_LONGEST_MESSAGE = 300
 
 
 @dataclass(slots=True, repr=False)
@@ -49,7 +51,7 @@ class StreamParser:
             AbortedReport: if it is an error event, or not a chunk.
         """
         if isinstance(event, dict) and event.get("error"):
-            raise sdk_errors.from_event(event["error"])
+            raise error_of_event(event["error"])
         choices = event.get("choices") if isinstance(event, dict) else None
         if not isinstance(event, dict) or not isinstance(choices, list):
             raise AbortedReport("the server sent an event that is not a chat completion; check the address")
@@ -101,6 +103,28 @@ class StreamParser:
     def _fail(self, error: ReportError) -> None:
         error.finish_reason = self.finish_reason
         raise error
+
+
+def error_of_event(body: object, message: object = None) -> AbortedReport:
+    """Return the error of a ``data: {"error": ...}`` event."""
+    fields = body if isinstance(body, dict) else {"message": body}
+    aborted = AbortedReport(f"the server aborted the report: {printable(fields.get('message') or message)}")
+    code = fields.get("code")
+    aborted.code = None if code is None else printable(code)
+    return aborted
+
+
+def not_openai(url: str) -> ServerFailed:
+    """Return the error for a response of another protocol."""
+    return ServerFailed(
+        f"{url}: the response does not follow the OpenAI API; check the address, which usually ends in /v1"
+    )
+
+
+def printable(text: object) -> str:
+    """Return a server's text as one printable line of at most 300 characters."""
+    line = " ".join(str(text).split())
+    return "".join(letter for letter in line if letter.isprintable())[:_LONGEST_MESSAGE]
 
 
 def _text(value: object) -> str | None:

@@ -394,7 +394,7 @@ def test_a_film_that_fells_the_server_does_not_hold_up_the_others(engine, films,
 
     async def chat(seen: Any, reply: Any) -> None:
         if marked in seen.json["messages"][0]["content"][0]["image_url"]["url"]:
-            engine._orders.appendleft(bad)
+            engine._answers.appendleft(bad)
         await whole(seen, reply)
 
     engine._chat = chat
@@ -425,7 +425,7 @@ def test_another_revision_after_an_outage_stops_the_run(engine, films, out, caps
     async def chat(seen: Any, reply: Any) -> None:
         if len(engine.chats) > 5:
             engine.details = {"revision": "rev-2"}
-            engine._orders.appendleft(Answer(status=503))
+            engine._answers.appendleft(Answer(status=503))
         await whole(seen, reply)
 
     engine._chat = chat

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pedcxr_client import Client, ConfigurationError, FilmRequest
-from pedcxr_client.request.loop_thread import LoopThread
+from pedcxr_client.request.connection import LoopThread
 from tests.support.fake_engine import TEXT, Answer, FakeEngine
 
 
@@ -178,7 +178,6 @@ try:
 except KeyboardInterrupt:
     print(time.monotonic() - interrupt.time, flush=True)
     sys.stdin.readline()
-client.report
 """
     command = [sys.executable, "-c", code, engine.url, path]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pedcxr_client import AsyncClient, Client, ConfigurationError, Preparation, ServedModel
-from pedcxr_client.request.served_model import choose
+from pedcxr_client.request.connection import choose_model
 
 TOLD = {"image_size": [448, 336], "revision": "abc123", "demo": True}
 
@@ -72,8 +72,8 @@ def test_a_listing_is_read_with_care():
     def listing(**told: object) -> object:
         return {"data": [{"id": "m", "pedcxr": told}, {"id": 7}, "x"]}
 
-    assert choose(listing(revision="a\nb\x1b[31m", demo="yes"), "url") == ServedModel("m", None, "a b[31m")
-    assert choose(listing(revision=7), "url").revision is None
-    assert choose(listing(), "url", "another") == ServedModel("another")
+    assert choose_model(listing(revision="a\nb\x1b[31m", demo="yes"), "url") == ServedModel("m", None, "a b[31m")
+    assert choose_model(listing(revision=7), "url").revision is None
+    assert choose_model(listing(), "url", "another") == ServedModel("another")
     with pytest.raises(ConfigurationError, match="none"):
-        choose({"data": []}, "url")
+        choose_model({"data": []}, "url")
