@@ -1,7 +1,7 @@
-"""The exact JSON of a request: from Python, from the shell, and as the README's examples send it from other languages.
+"""The exact JSON of a request from Python, from the command line and from the README's examples.
 
-The golden file was written by ``pedcxr report demo-films/pneumonia-6y.png --age 6y --sex M --model pedcxr-demo
---dry-run`` of the film that is in it, a drawing of Pillow's.
+``pedcxr report demo-films/pneumonia-6y.png --age 6y --sex M --model pedcxr-demo --dry-run`` wrote the golden file from
+the film in it, which was drawn with Pillow.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(), r
 
 
 def block(language: str, words: str) -> str:
-    [found] = [text for name, text in BLOCKS if name == language and words in text]
-    return found
+    [text] = [text for name, text in BLOCKS if name == language and words in text]
+    return text
 
 
 @pytest.fixture
 def tiny() -> bytes:
-    """The film inside the golden file."""
+    """The film in the golden file."""
     url = json.loads(GOLDEN)["messages"][0]["content"][0]["image_url"]["url"]
     return base64.b64decode(url.removeprefix("data:image/png;base64,"))
 
@@ -45,30 +45,35 @@ def folder(tmp_path, tiny) -> Path:
     return tmp_path
 
 
-def test_the_payload_is_what_report_sends_to_the_byte(engine, film, twin):
-    asked = {"age": "5y", "sex": "F", "max_tokens": 77, "preparation": Preparation(resize="model", model_size=(64, 64))}
-    payload = twin.payload(engine.url, film, **asked)
-    assert [seen.path for seen in engine.requests] == ["/v1/models"]
-    twin.report(engine.url, film, **asked)
+def test_payload_equals_the_body_that_report_sends(engine, film, twin):
+    options = {
+        "age": "5y",
+        "sex": "F",
+        "max_tokens": 77,
+        "preparation": Preparation(resize="model", model_size=(64, 64)),
+    }
+    payload = twin.payload(engine.url, film, **options)
+    assert [request.path for request in engine.requests] == ["/v1/models"]
+    twin.report(engine.url, film, **options)
     assert engine.chats[0].body == payload
 
 
-def test_with_a_model_named_nothing_is_asked(engine, film, twin):
+def test_payload_with_a_model_name_sends_no_request(engine, film, twin):
     payload = json.loads(twin.payload(engine.url, film, client={"model": "x"}, stream=False))
     assert payload["model"] == "x"
     assert not {"stream", "stream_options"} & payload.keys()
     assert not engine.requests
 
 
-def test_what_cannot_be_sent_has_no_payload(engine, film, twin):
+def test_payload_raises_for_invalid_and_blocked_films(engine, film, twin):
     with pytest.raises(InputError, match="age"):
         twin.payload(engine.url, film, age="62")
     with pytest.raises(BlockedFilm):
         twin.payload(engine.url, film, age="30y")
-    assert "/v1/chat/completions" not in {seen.path for seen in engine.requests}
+    assert "/v1/chat/completions" not in {request.path for request in engine.requests}
 
 
-def test_the_golden_file_is_what_the_shell_prints(folder, tiny, capsys, monkeypatch):
+def test_dry_run_prints_the_golden_file(folder, tiny, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     line = ["report", "demo-films/pneumonia-6y.png", "--age", "6y", "--sex", "M", "--model", "pedcxr-demo", "--dry-run"]
     assert main(line) == 0
@@ -84,11 +89,11 @@ def test_the_golden_file_is_what_the_shell_prints(folder, tiny, capsys, monkeypa
 def example(language: str, words: str, command: list[str], folder: Path, url: str) -> str:
     text = block(language, words).replace("http://127.0.0.1:8000/v1", url)
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    done = subprocess.run(
+    process = subprocess.run(
         command, input=text, capture_output=True, text=True, cwd=folder, env=environment, check=False, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,21 +104,20 @@ def example(language: str, words: str, command: list[str], folder: Path, url: st
         pytest.param("python", "import base64, openai", [sys.executable, "-"], id="openai"),
     ],
 )
-def test_the_examples_of_other_languages_send_the_golden_file(engine, folder, language, words, command):
+def test_readme_examples_send_the_golden_file(engine, folder, language, words, command):
     if shutil.which(command[0]) is None:
-        pytest.skip(f"no {command[0]} here")
-    printed = example(language, words, command, folder, engine.url)
-    assert TEXT.splitlines()[0] in printed
+        pytest.skip(f"{command[0]} is not installed")
+    output = example(language, words, command, folder, engine.url)
+    assert TEXT.splitlines()[0] in output
     assert engine.chats[0].json == json.loads(GOLDEN)
 
 
-def test_a_dry_run_can_be_posted_as_it_is(engine, folder, capsys, monkeypatch):
-    """What the README says of --dry-run."""
+def test_dry_run_output_can_be_posted_with_curl(engine, folder, capsys, monkeypatch):
     if shutil.which("curl") is None:
-        pytest.skip("no curl here")
+        pytest.skip("curl is not installed")
     (folder / "request.json").write_bytes(GOLDEN)
     line = next(line for line in block("sh", "> request.json").splitlines() if line.startswith("curl"))
     line = line.replace("http://127.0.0.1:8000/v1", engine.url)
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, check=True)
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == TEXT
+    process = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, check=True)
+    assert json.loads(process.stdout)["choices"][0]["message"]["content"] == TEXT
     assert engine.chats[0].json == json.loads(GOLDEN)
