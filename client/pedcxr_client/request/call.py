@@ -149,7 +149,7 @@ class ReportCall:
 
     def broken(self, error: Exception) -> RequestError:
         """Return the error for a response that was interrupted; the caller chains it to its cause."""
-        return self.retries.expired() if self.retries.left <= 0 else sdk_errors.during_response(error)
+        return self.retries.expired() if self.retries.seconds_left <= 0 else sdk_errors.during_response(error)
 
     def fail(self, error: BaseException | None) -> None:
         """End the call without a report and add the text and the timing to the error. Later calls have no effect."""

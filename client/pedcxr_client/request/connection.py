@@ -120,7 +120,7 @@ class Connection:
                 return await _before_deadline(retries, send)
             except (openai.OpenAIError, ValueError) as error:
                 failure = sdk_errors.before_response(error, self.settings.url)
-                if isinstance(failure, TimedOut) and retries.left <= 0:
+                if isinstance(failure, TimedOut) and retries.seconds_left <= 0:
                     failure = retries.expired()
                 wait = retries.wait_after(failure)
                 if wait is None:

@@ -33,7 +33,7 @@ class RetryState:
         self.count = 1
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds to the deadline; negative after it."""
         return self._start + self._settings.timeouts.total - self._clock()
 
@@ -43,18 +43,21 @@ class RetryState:
         Raises:
             TimedOut: if the deadline has passed.
         """
-        left = self.left
-        if left <= 0:
+        seconds = self.seconds_left
+        if seconds <= 0:
             raise self.expired()
-        return left
+        return seconds
 
     def timeout(self) -> openai.Timeout:
         """Return the timeouts of the next attempt. No phase extends past the deadline."""
         import openai
 
-        left, phases = self.remaining(), self._settings.timeouts
+        seconds, limits = self.remaining(), self._settings.timeouts
         return openai.Timeout(
-            connect=min(phases.connect, left), write=min(phases.write, left), read=min(phases.gap, left), pool=left
+            connect=min(limits.connect, seconds),
+            write=min(limits.write, seconds),
+            read=min(limits.gap, seconds),
+            pool=seconds,
         )
 
     def expired(self) -> TimedOut:
@@ -68,7 +71,7 @@ class RetryState:
         from random import random
 
         wait = wait_before_retry(
-            failure, attempt=self.count, retries=self._settings.retries, remaining=self.left, jitter=random()
+            failure, attempt=self.count, retries=self._settings.retries, remaining=self.seconds_left, jitter=random()
         )
         if wait is not None:
             self.count += 1
