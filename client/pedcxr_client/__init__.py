@@ -1,8 +1,6 @@
-"""pedcxr_client: draft reports of paediatric chest films from a pedcxr server. Research use only."""
+"""Client of a pedcxr server: draft reports of paediatric chest films. Research use only."""
 
-from pedcxr_client.async_client import AsyncClient
-from pedcxr_client.async_stream import AsyncReportStream
-from pedcxr_client.client import Client
+from pedcxr_client.client import AsyncClient, AsyncReportStream, Client, ReportStream
 from pedcxr_client.errors import (
     AbortedReport,
     AuthenticationFailed,
@@ -30,12 +28,9 @@ from pedcxr_client.films.film import EncodedImage, Film
 from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.metrics.hooks import Hook, Outcome
 from pedcxr_client.reports.report import DISCLAIMER, Report
-from pedcxr_client.request.film_request import FilmRequest
-from pedcxr_client.request.result import Result
-from pedcxr_client.request.served_model import ServedModel
+from pedcxr_client.request.film_request import FilmRequest, Result
 from pedcxr_client.request.settings import Timeouts
-from pedcxr_client.stream import ReportStream
-from pedcxr_client.types import Check, Timing, Usage, __version__
+from pedcxr_client.types import Check, ServedModel, Timing, Usage, __version__
 
 __all__ = [
     "DISCLAIMER",

@@ -1,4 +1,4 @@
-"""``python -m pedcxr_client`` is ``pedcxr``."""
+"""Run ``pedcxr`` as ``python -m pedcxr_client``."""
 
 from pedcxr_client.cli.main import main
 

@@ -1,92 +1,410 @@
-"""The synchronous client. Its twin is async_client.py; what they share is in _base.py and _exchange.py."""
+"""The two clients, synchronous and asynchronous, and the streams that they return.
+
+The asynchronous code does all the work. The synchronous client runs it on an event loop in a background thread.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable
-from contextlib import asynccontextmanager
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable, Iterator
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from pedcxr_client.async_client import AsyncClient
-from pedcxr_client.metrics.hooks import NullHook
+from pedcxr_client.films.age import Age
+from pedcxr_client.films.film import FilmSource
+from pedcxr_client.films.geometry import DISPLAY, Preparation
+from pedcxr_client.metrics.hooks import Hook, NullHook
 from pedcxr_client.reports.report import Report
-from pedcxr_client.request import concurrent, payload
-from pedcxr_client.request.base_client import BaseClient
 from pedcxr_client.request.call import ReportCall
-from pedcxr_client.request.film_request import FilmRequest
-from pedcxr_client.request.result import Result
+from pedcxr_client.request.film_request import FilmRequest, Result
+from pedcxr_client.request.prompts import CARD, Profile
 from pedcxr_client.request.retry import RetryState
-from pedcxr_client.request.served_model import ServedModel, choose
-from pedcxr_client.stream import ReportStream
+from pedcxr_client.request.settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
+from pedcxr_client.types import ServedModel, Sex
 
 if TYPE_CHECKING:
     import openai
-    from openai import Stream
 
-T = TypeVar("T")
+    from pedcxr_client.request.connection import Connection
+
+# The modules that need asyncio and the openai SDK are imported when a client is created: they take half a second.
+
+ReportT = TypeVar("ReportT")
+"""Report, or a coroutine that returns one."""
+StreamT = TypeVar("StreamT")
+"""ReportStream or AsyncReportStream."""
+BytesT = TypeVar("BytesT")
+"""bytes, or a coroutine that returns them."""
+
+_EXIT_TIMEOUT_S = 1.0
 
 
-class Client(BaseClient[Report, ReportStream, bytes]):
-    """Asks a pedcxr server for draft reports; safe to share between threads.
+class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
+    """The arguments that both clients share."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        model: str | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        retries: int = 2,
+        insecure_http: bool = False,
+        metrics: Hook | None = None,
+    ) -> None:
+        settings = Settings(url, api_key, model, timeouts, retries, insecure_http)
+
+        from pedcxr_client.request.connection import Connection
+
+        self._connection = Connection(settings, NullHook() if metrics is None else metrics)
+        self._set_up()
+
+    def report(
+        self,
+        film: FilmSource,
+        *,
+        age: Age | str | None = None,
+        sex: Sex | None = None,
+        max_tokens: int = 500,
+        assume_chest: bool = False,
+        allow: Iterable[str] = (),
+        preparation: Preparation = DISPLAY,
+        prompt_profile: Profile = CARD,
+        indication: str | None = None,
+    ) -> ReportT:
+        """Return the report of one film. The arguments are those of :class:`FilmRequest`.
+
+        Raises:
+            BlockedFilm: if the film is outside the intended use: an adult, an animal, another body part.
+            InputError: if the film, the age or the sex is invalid.
+            RequestError: if the server could not be reached, rejected the request or failed.
+            ReportError: if the model's text is not a report; the error carries the text.
+        """
+        return self._report(
+            FilmRequest(
+                film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
+                preparation=preparation, prompt_profile=prompt_profile, indication=indication,
+            )
+        )  # fmt: skip
+
+    def stream(
+        self,
+        film: FilmSource,
+        *,
+        age: Age | str | None = None,
+        sex: Sex | None = None,
+        max_tokens: int = 500,
+        assume_chest: bool = False,
+        allow: Iterable[str] = (),
+        preparation: Preparation = DISPLAY,
+        prompt_profile: Profile = CARD,
+        indication: str | None = None,
+    ) -> StreamT:
+        """Return a stream of the report of one film: iterate it for the text, then read ``.report``.
+
+        The arguments and errors are those of :meth:`report`. Entering the ``with`` statement sends the request. The
+        end of the iteration raises if the report is unfinished. Leaving the statement early cancels the request on the
+        server.
+
+        Example:
+            >>> with client.stream("film.png", age="5y") as stream:  # doctest: +SKIP
+            ...     for piece in stream:
+            ...         print(piece, end="", flush=True)
+            ...     report = stream.report
+        """
+        return self._stream(
+            FilmRequest(
+                film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
+                preparation=preparation, prompt_profile=prompt_profile, indication=indication,
+            )
+        )  # fmt: skip
+
+    def payload(
+        self,
+        film: FilmSource,
+        *,
+        age: Age | str | None = None,
+        sex: Sex | None = None,
+        max_tokens: int = 500,
+        assume_chest: bool = False,
+        allow: Iterable[str] = (),
+        preparation: Preparation = DISPLAY,
+        prompt_profile: Profile = CARD,
+        indication: str | None = None,
+        stream: bool = True,
+    ) -> BytesT:
+        """Return the JSON body that :meth:`report` would send, byte for byte, without sending the film.
+
+        The arguments and errors are those of :meth:`report`. Without a configured model, the client requests the
+        server's model.
+
+        Args:
+            stream: False for the body of a request whose response is a single JSON object.
+        """
+        return self._payload(
+            FilmRequest(
+                film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
+                preparation=preparation, prompt_profile=prompt_profile, indication=indication,
+            ),
+            stream=stream,
+        )  # fmt: skip
+
+    def _set_up(self) -> None:  # an optional step
+        pass
+
+    @abstractmethod
+    def _report(self, request: FilmRequest) -> ReportT: ...
+
+    @abstractmethod
+    def _stream(self, request: FilmRequest) -> StreamT: ...
+
+    @abstractmethod
+    def _payload(self, request: FilmRequest, *, stream: bool) -> BytesT: ...
+
+
+class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", Coroutine[Any, Any, bytes]]):
+    """:class:`Client` for asyncio, with the same arguments, methods, results and errors. Use one for each event loop.
+
+    Films are read and encoded in a worker thread. Cancelling a task cancels its request on the server.
+
+    Example:
+        >>> async with AsyncClient() as client:  # doctest: +SKIP
+        ...     print((await client.report("film.png", age="5y", sex="M")).text)
+        ...     async with client.stream("film.png", age="5y") as stream:
+        ...         async for piece in stream:
+        ...             print(piece, end="", flush=True)
+        ...         report = stream.report
+    """
+
+    @property
+    def openai(self) -> openai.AsyncOpenAI:
+        """The client of the openai SDK, for everything else that the server offers."""
+        return self._connection.sdk
+
+    async def model(self, *, anew: bool = False) -> ServedModel:
+        """Return the served model as the server describes it. Requested once, or again with ``anew=True``.
+
+        Raises:
+            RequestError: if the server could not be reached, rejected the request or failed.
+            ConfigurationError: if the client names no model and the server does not offer exactly one.
+        """
+        return await _served_model(self._connection, anew)
+
+    def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> AsyncGenerator[Result, None]:
+        """Write reports of many films and yield the results as they finish; see :meth:`Client.reports`.
+
+        The iterable is read on the event loop, so it must not block. To cancel the requests in flight when leaving the
+        loop early, wrap the generator in ``contextlib.aclosing``.
+
+        Example:
+            >>> async with aclosing(client.reports(requests, concurrency=32)) as results:  # doctest: +SKIP
+            ...     async for result in results:
+            ...         print(result.request.key, result.report.text if result.report else result.error)
+        """
+        from pedcxr_client.request.concurrent import as_they_finish
+
+        return as_they_finish(self._report, requests, concurrency)
+
+    async def close(self) -> None:
+        """Close the connections. The client cannot be used afterwards."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _report(self, request: FilmRequest) -> Report:
+        return await _write_report(self._connection, request)
+
+    def _stream(self, request: FilmRequest) -> AsyncReportStream:
+        return AsyncReportStream(self._connection, request)
+
+    async def _payload(self, request: FilmRequest, *, stream: bool) -> bytes:
+        import asyncio
+
+        call = ReportCall(self._connection.settings, request, NullHook())
+        size = await self._connection.image_size(call)
+        await asyncio.to_thread(call.prepare, size)
+        return call.body(await self._connection.model(call.retries), stream=stream)
+
+
+class AsyncReportStream:
+    """The text of a report while the model writes it: an async iterator, returned by :meth:`AsyncClient.stream`."""
+
+    def __init__(self, connection: Connection, request: FilmRequest) -> None:
+        self._connection, self._request = connection, request
+        self._call: ReportCall | None = None
+        self._events: openai.AsyncStream[object] | None = None
+        self._report: Report | None = None
+
+    @property
+    def report(self) -> Report:
+        """The report, after the end of the iteration.
+
+        Raises:
+            RuntimeError: before the end of the iteration.
+        """
+        if self._report is None:
+            raise RuntimeError("the report is not finished; iterate the stream to its end first")
+        return self._report
+
+    async def __aenter__(self) -> Self:
+        import asyncio
+
+        call = self._start()
+        try:
+            size = await self._connection.image_size(call)
+            await asyncio.to_thread(call.prepare, size)
+            await self._send(call)
+        except BaseException as error:
+            await self._close(error)
+            raise
+        return self
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        if piece := await self._next_piece():
+            return piece
+        raise StopAsyncIteration
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close(error)
+
+    def _start(self) -> ReportCall:
+        self._call = ReportCall(self._connection.settings, self._request, self._connection.hook)
+        return self._call
+
+    async def _send(self, call: ReportCall) -> None:
+        self._events = await self._connection.post(call)
+        call.response_started(self._events.response.headers)
+
+    async def _next_piece(self) -> str | None:
+        """Return the next piece of text, or None after the last one, when the report is complete."""
+        import openai
+
+        call, events = self._call, self._events
+        if call is None or events is None:
+            raise RuntimeError("the stream is not open; use it in a with statement (AsyncClient: async with)")
+        try:
+            while not call.is_over:
+                if (event := await self._connection.next_event(events, call.retries)) is None:
+                    self._report = call.report()
+                elif piece := call.add(event):
+                    return piece
+        except (openai.OpenAIError, ValueError) as error:
+            failure = call.broken(error)
+            await self._close(failure)
+            raise failure from error
+        except BaseException as error:
+            await self._close(error)
+            raise
+        return None
+
+    async def _read_to_end(self) -> Report:
+        while await self._next_piece() is not None:
+            pass
+        return self.report
+
+    async def _close(self, error: BaseException | None) -> None:
+        if self._call is not None:
+            self._call.fail(error)
+        if self._events is not None:
+            await self._events.close()
+
+
+class Client(_BaseClient[Report, "ReportStream", bytes]):
+    """Requests draft reports from a pedcxr server. Threads may share one client.
+
+    The client opens its connections from a background thread, which the first call starts and :meth:`close` ends. A
+    process that is forked later needs a client of its own.
 
     Args:
-        url: the server's OpenAI address, usually ending in ``/v1``.
-        api_key: sent as a bearer token. No environment variable is read.
-        model: the model's name; by default the server is asked once and must offer exactly one.
-        timeouts: for each phase, and in total.
-        retries: how often to try again after a failed connection, 429 or 503 that does not say when to come back;
-            one that does is obeyed until the deadline. 0 turns both off. Nothing is tried again once an answer began.
+        url: the server's OpenAI base URL, usually ending in ``/v1``.
+        api_key: sent as a bearer token. The client reads no environment variable.
+        model: the model's name. By default, the client requests it once from the server, which must offer exactly one.
+        timeouts: limits for each phase and for the whole call.
+        retries: how often to retry after a failed connection, and after 429 or 503 without Retry-After. A Retry-After
+            is obeyed until the deadline. 0 turns all retries off. Nothing is retried after the response has started.
         insecure_http: allow plain http to another machine.
-        metrics: told how each call went, such as :class:`pedcxr_client.metrics.prometheus.Metrics`.
+        metrics: observes every call, for example :class:`pedcxr_client.metrics.prometheus.Metrics`.
 
     Raises:
-        ConfigurationError: if a value cannot be used.
+        ConfigurationError: if an argument is invalid.
 
     Example:
         >>> with Client() as client:  # doctest: +SKIP
         ...     print(client.report("film.png", age="5y", sex="M").text)
     """
 
+    _sdk: openai.OpenAI | None = None
+
     @property
     def openai(self) -> openai.OpenAI:
-        """The openai SDK's client beneath, for everything that this one does not do."""
-        return self._openai
+        """A client of the openai SDK with the same settings, for everything else that the server offers."""
+        if self._sdk is None:
+            from pedcxr_client.request.connection import blocking_sdk
+
+            self._sdk = blocking_sdk(self._connection.settings)
+        return self._sdk
 
     def model(self, *, anew: bool = False) -> ServedModel:
-        """The model that is asked, as the server describes it; the server is asked once, or ``anew``.
+        """Return the served model as the server describes it. Requested once, or again with ``anew=True``.
 
         Raises:
-            RequestError: if the server could not be reached, refused or failed.
-            ConfigurationError: if it offers several models, or none, and none was named.
+            RequestError: if the server could not be reached, rejected the request or failed.
+            ConfigurationError: if the client names no model and the server does not offer exactly one.
         """
-        if anew:
-            self._model = None
-        return self._served(RetryState(self._settings, self._hook), listed=True)
+        return self._loop.run(_served_model, self._connection, anew)
 
     def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> Generator[Result, None, None]:
-        """Write reports of many films and give the results as they finish; one film's error never stops the others.
+        """Write reports of many films and yield the results as they finish. An error of one film ends no other.
 
-        The requests run in a thread of their own. Leaving the loop early, or closing the generator, ends those that
-        are under way on the server too.
+        The iterable is read in the caller's thread. Leaving the loop early, or closing the generator, cancels the
+        requests in flight, on the server too.
 
         Args:
-            requests: may be endless: at most ``2 * concurrency`` are read ahead of the results taken.
-            concurrency: films under way at once, their reading and encoding included; as many connections are kept.
+            requests: may be endless; at most ``2 * concurrency`` are read ahead of the results.
+            concurrency: maximum number of films in flight, from reading to report. Each has a connection of its own.
 
         Raises:
-            ConfigurationError: if ``concurrency`` is below 1, or something else than an FilmRequest is given.
+            ConfigurationError: if ``concurrency`` is below 1, or an item is not a FilmRequest.
 
         Example:
             >>> requests = (FilmRequest(p, age="5y", key=p.stem) for p in folder.glob("*.dcm"))  # doctest: +SKIP
             >>> for result in client.reports(requests, concurrency=32):  # doctest: +SKIP
             ...     print(result.request.key, result.report.text if result.report else result.error)
         """
-        return concurrent.as_they_finish_in_a_thread(self._writer, requests, concurrency)
+        from pedcxr_client.request.concurrent import ReportPool
+
+        run = self._loop.run
+        pool = ReportPool(partial(_write_report, self._connection), concurrency)
+        try:
+            for index, request in enumerate(requests):
+                run(pool.add, index, request)
+                while pool.must_read:
+                    yield run(pool.result)
+            while not pool.is_empty:
+                yield run(pool.result)
+        finally:
+            if not self._loop.stopped:
+                run(pool.close)
 
     def close(self) -> None:
-        """Close the connections; the client is of no use afterwards."""
-        self._openai.close()
+        """Close the connections and end the background thread. The client cannot be used afterwards."""
+        self._loop.stop()
+        if self._sdk is not None:
+            self._sdk.close()
 
     def __enter__(self) -> Self:
         return self
@@ -96,92 +414,77 @@ class Client(BaseClient[Report, ReportStream, bytes]):
     ) -> None:
         self.close()
 
-    def _connect(self) -> None:
-        import openai
+    def _set_up(self) -> None:
+        from pedcxr_client.request.connection import LoopThread
 
-        settings = self._settings
-        self._openai = openai.OpenAI(
-            base_url=settings.url,
-            api_key=settings.api_key or payload.NO_KEY,
-            max_retries=0,
-            default_headers=payload.default_headers(settings.api_key),
-            http_client=openai.DefaultHttpxClient(
-                follow_redirects=False,  # a film goes to the address given and nowhere else
-                trust_env=not settings.is_loopback,  # nor through a proxy to this very machine
-                verify=payload.trust(settings.url),
-                limits=payload.pool(),
-            ),
-        )
+        self._loop = LoopThread(self._connection.close)
+        weakref.finalize(self, self._loop.stop, _EXIT_TIMEOUT_S)
 
     def _report(self, request: FilmRequest) -> Report:
         with self._stream(request) as stream:
-            for _ in stream:
-                pass
-            return stream.report
+            return self._loop.run(stream._stream._read_to_end)
 
     def _stream(self, request: FilmRequest) -> ReportStream:
         return ReportStream(self, request)
 
-    @asynccontextmanager
-    async def _writer(self) -> AsyncIterator[concurrent.Write]:
-        settings = self._settings
-        async with AsyncClient(
-            settings.url,
-            api_key=settings.api_key,
-            model=settings.model,
-            timeouts=settings.timeouts,
-            retries=settings.retries,
-            insecure_http=settings.insecure_http,
-            metrics=self._hook,
-        ) as client:
-            yield client._report
-
     def _payload(self, request: FilmRequest, *, stream: bool) -> bytes:
-        exchange = ReportCall(self._settings, request, NullHook())
-        size = self._image_size(exchange)
-        exchange.prepare(size)
-        return exchange.body(self._served(exchange.attempts, listed=False), stream=stream)
-
-    def _post(self, exchange: ReportCall) -> Stream[object]:
-        """Send the film, again if need be, until an answer begins."""
-        import openai
-
-        model = self._served(exchange.attempts, listed=False)
-        return _persist(
-            exchange.attempts,
-            lambda: self._openai.post(
-                "/chat/completions",
-                content=exchange.body(model),
-                cast_to=object,
-                options={"timeout": exchange.attempts.timeout(), "headers": exchange.headers},
-                stream=True,
-                stream_cls=openai.Stream[object],
-            ),
-        )
-
-    def _image_size(self, exchange: ReportCall) -> tuple[int, int] | None:
-        return (self._served(exchange.attempts, listed=True)).image_size if exchange.asks_size else None
-
-    def _served(self, attempts: RetryState, *, listed: bool) -> ServedModel:
-        """The model to ask; ``listed``: as the server describes it, be it named or not."""
-        name = self._settings.model
-        if self._model is None and name is not None and not listed:
-            return ServedModel(name)
-        if self._model is None:
-            listing = _persist(
-                attempts,
-                lambda: self._openai.get("/models", cast_to=object, options={"timeout": attempts.timeout()}),
-            )
-            self._model = choose(listing, self._settings.url, name)
-        return self._model
+        call = ReportCall(self._connection.settings, request, NullHook())
+        call.prepare(self._loop.run(self._connection.image_size, call))
+        return call.body(self._loop.run(self._connection.model, call.retries), stream=stream)
 
 
-def _persist(attempts: RetryState, ask: Callable[[], T]) -> T:
-    import openai
+class ReportStream:
+    """The text of a report while the model writes it: an iterator, returned by :meth:`Client.stream`."""
 
-    while True:
+    def __init__(self, client: Client, request: FilmRequest) -> None:
+        self._client = client  # the background thread ends when the client is garbage collected
+        self._loop, self._connection = client._loop, client._connection
+        self._stream = AsyncReportStream(client._connection, request)
+
+    @property
+    def report(self) -> Report:
+        """The report, after the end of the iteration.
+
+        Raises:
+            RuntimeError: before the end of the iteration.
+        """
+        return self._stream.report
+
+    def __enter__(self) -> Self:
+        self._loop.start()
+        call = self._stream._start()
         try:
-            return ask()
-        except (openai.OpenAIError, ValueError) as error:
-            wait = attempts.wait_after(error)
-        time.sleep(wait)
+            call.prepare(self._loop.run(self._connection.image_size, call))  # in this thread, so that Ctrl-C ends it
+            self._loop.run(self._stream._send, call)
+        except BaseException as error:
+            self._close(error)
+            raise
+        return self
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if piece := self._loop.run(self._stream._next_piece):
+            return piece
+        raise StopIteration
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        if not self._loop.stopped:
+            self._loop.run(self._stream._close, error)
+
+
+async def _served_model(connection: Connection, refresh: bool) -> ServedModel:
+    if refresh:
+        connection.forget_model()
+    return await connection.described_model(RetryState(connection.settings, connection.hook))
+
+
+async def _write_report(connection: Connection, request: FilmRequest) -> Report:
+    async with AsyncReportStream(connection, request) as stream:
+        return await stream._read_to_end()

@@ -1,25 +1,25 @@
-"""Every error pedcxr_client raises, with the exit code of the command line.
+"""The errors of pedcxr_client, with the exit codes of the command line.
 
 PedcxrError                        4
-├── ConfigurationError             2  the client itself: address, key, model, options
-├── InputError                     3  a film, an age or a sex that cannot be sent; nothing left the machine
-│   └── BlockedFilm                3  the film is outside the intended use, and was not allowed by name
-└── RequestError                   4  the exchange with the server failed; carries what is known of it
-    ├── ConnectionFailed           4  nobody answered, or hung up before an answer began (retried)
-    ├── TimedOut                   4  connecting aside, a phase or the total deadline ran out
+├── ConfigurationError             2  invalid settings of the client: address, key, model, options
+├── InputError                     3  an invalid film, age or sex; nothing was sent
+│   └── BlockedFilm                3  a film outside the intended use that the caller did not allow; nothing was sent
+└── RequestError                   4  the request failed; carries the evidence
+    ├── ConnectionFailed           4  no connection, or disconnected before the response started (retried)
+    ├── TimedOut                   4  a phase other than connecting, or the whole call, took too long
     ├── AuthenticationFailed       2  401, 403
-    ├── NotFound                   2  404: no such model, or no such path
-    ├── BadRequest                 3  another 4xx: the server refuses the film or the prompt
+    ├── NotFound                   2  404: unknown model or path
+    ├── BadRequest                 3  another 4xx: the server rejected the film or the prompt
     ├── RateLimited                4  429 (retried)
     ├── Unavailable                4  503: starting, full or stopping (retried)
-    ├── ServerFailed               4  another 5xx, a redirect, or an answer that is not OpenAI's
-    └── ReportError                4  text came, but it is not a report
+    ├── ServerFailed               4  another 5xx, a redirect, or a response of another protocol
+    └── ReportError                4  the server sent text that is not a report
         ├── TruncatedReport        4  cut off at max_tokens
         ├── AbortedReport          4  ended by an error, an abort or a broken connection
-        ├── EmptyReport            4  ended by itself without a word
-        ├── LoopingReport          4  the same words over and over, however it ended
-        ├── PromptEcho             4  repeats the instruction, or holds marks of the chat template
-        └── NotText                4  control characters, hardly a letter, or special tokens alone
+        ├── EmptyReport            4  no text
+        ├── LoopingReport          4  the same words repeated, with any finish reason
+        ├── PromptEcho             4  repeats the prompt, or contains tokens of the chat template
+        └── NotText                4  control characters, too few letters, or only special tokens
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class PedcxrError(Exception):
-    """The root of the tree; catch it to catch all.
+    """The base class of all errors of this package.
 
     Attributes:
-        exit_code: what ``pedcxr`` exits with: 2, 3 or 4.
-        outcome: a word from a closed set, fit for a metric's label.
+        exit_code: the exit code of ``pedcxr``: 2, 3 or 4.
+        outcome: one of a fixed set of words, suitable as a metric label.
     """
 
     exit_code: ClassVar[int] = 4
@@ -43,24 +43,24 @@ class PedcxrError(Exception):
 
 
 class ConfigurationError(PedcxrError):
-    """The client is not set up well: a bad address, plain http to another machine, no model to choose."""
+    """Invalid settings: a malformed address, plain http to another machine, an ambiguous model."""
 
     exit_code = 2
     outcome = "configuration"
 
 
 class InputError(PedcxrError):
-    """What the caller gave cannot be sent: a bad age, an unreadable film. Nothing left the machine."""
+    """Invalid input, such as an unreadable film or a malformed age. Nothing was sent."""
 
     exit_code = 3
     outcome = "input"
 
 
 class BlockedFilm(InputError):
-    """A check of the intended use blocks: an adult, an animal, another part of the body. Nothing left the machine.
+    """A film outside the intended use: an adult, an animal, another body part. Nothing was sent.
 
     Attributes:
-        checks: all checks, those that are fine among them.
+        checks: the results of all checks, passed ones included.
     """
 
     outcome = "blocked"
@@ -71,15 +71,15 @@ class BlockedFilm(InputError):
 
 
 class RequestError(PedcxrError):
-    """The exchange with the server failed.
+    """The request to the server failed.
 
-    The message never holds the report's text; the attributes carry the evidence.
+    The message never contains text of the report.
 
     Attributes:
-        status_code: the HTTP status, or None where no answer came.
+        status_code: the HTTP status of an error response, or None.
         request_id: the server's ``X-Request-Id``, or None.
-        text: what had arrived of the report, byte for byte; "" if nothing.
-        timing: the timestamps so far, or None where nothing was sent.
+        text: the part of the report that was received, unchanged; "" if none.
+        timing: the timestamps so far, or None if nothing was sent.
     """
 
     outcome = "server"
@@ -101,47 +101,47 @@ class RequestError(PedcxrError):
 
 
 class _RetryLater(RequestError):
-    """An error whose answer may say when to come back.
+    """An error response that may carry a Retry-After header.
 
     Attributes:
-        retry_after: seconds the server asked to wait, or None where it did not say.
+        retry_after: seconds from the header, or None without one.
     """
 
     retry_after: float | None = None
 
 
 class ConnectionFailed(RequestError):
-    """The server could not be reached, or hung up before an answer began."""
+    """The server could not be reached, or disconnected before the response started."""
 
     outcome = "connection"
 
 
 class TimedOut(RequestError):
-    """A phase took longer than :class:`Timeouts` allows; ``text`` holds what had arrived."""
+    """A phase took longer than :class:`Timeouts` allows; ``text`` is the part of the report that was received."""
 
     outcome = "timeout"
 
 
 class AuthenticationFailed(RequestError):
-    """The server refused the API key (401), or the key may not do this (403)."""
+    """The server rejected the API key (401), or the key lacks permission (403)."""
 
     exit_code = 2
     outcome = "authentication"
 
 
 class NotFound(RequestError):
-    """The server has no such model, or no such path (404)."""
+    """The server does not know the model or the path (404)."""
 
     exit_code = 2
     outcome = "not_found"
 
 
 class BadRequest(RequestError):
-    """The server refuses the film or the prompt (4xx); the message is the server's.
+    """The server rejected the film or the prompt (4xx). The message contains the server's message.
 
     Attributes:
-        param: the field the server names, or None.
-        code: the server's code, or None.
+        param: the field that the server names, or None.
+        code: the server's error code, or None.
     """
 
     exit_code = 3
@@ -151,42 +151,42 @@ class BadRequest(RequestError):
 
 
 class RateLimited(_RetryLater):
-    """Too many requests (429); ``retry_after`` holds the seconds the server asked for, or None."""
+    """Too many requests (429)."""
 
     outcome = "rate_limited"
 
 
 class Unavailable(_RetryLater):
-    """The server is starting, full or stopping (503); ``retry_after`` holds the seconds it asked for, or None."""
+    """The server is starting, full or stopping (503)."""
 
     outcome = "unavailable"
 
 
 class ServerFailed(RequestError):
-    """The server failed (5xx), or answered with something that is not OpenAI's protocol."""
+    """The server failed (5xx), or its response does not follow the OpenAI API."""
 
 
 class ReportError(RequestError):
-    """Text came back, but it is not a report; ``text`` holds it.
+    """The server sent text that is not a report; ``text`` contains it.
 
     Attributes:
-        finish_reason: what the server gave as the reason, or None where none came.
+        finish_reason: the server's reason for the end of the text, or None.
     """
 
     finish_reason: str | None = None
 
 
 class TruncatedReport(ReportError):
-    """The text was cut off at ``max_tokens`` and must not be read as a report."""
+    """The text was cut off at ``max_tokens`` and must not be used as a report."""
 
     outcome = "truncated"
 
 
 class AbortedReport(ReportError):
-    """The text ended by an error, an abort or a broken connection.
+    """An error, an abort or a broken connection ended the text.
 
     Attributes:
-        code: the code of the server's error event, or None.
+        code: the error code of the server's error event, or None.
     """
 
     outcome = "aborted"
@@ -194,24 +194,24 @@ class AbortedReport(ReportError):
 
 
 class EmptyReport(ReportError):
-    """The model ended by itself without writing a word."""
+    """The model wrote no text."""
 
     outcome = "empty"
 
 
 class LoopingReport(ReportError):
-    """The text repeats the same words over and over; ``finish_reason`` is ``"stop"`` or ``"length"``."""
+    """The text repeats the same words; ``finish_reason`` is ``"stop"`` or ``"length"``."""
 
     outcome = "looping"
 
 
 class PromptEcho(ReportError):
-    """The text repeats what was asked, or holds marks of the chat template."""
+    """The text repeats the prompt, or contains tokens of the chat template."""
 
     outcome = "prompt_echo"
 
 
 class NotText(ReportError):
-    """The text is none: control or replacement characters, hardly a letter, or special tokens alone."""
+    """The output is not text: control or replacement characters, too few letters, or only special tokens."""
 
     outcome = "not_text"

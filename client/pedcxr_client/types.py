@@ -1,4 +1,4 @@
-"""Values that several packages share; imports nothing of ours."""
+"""Values that several packages share. This module imports no other module of the package."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Status = Literal["ok", "warn", "block"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The answer of one check.
+    """The result of one check of the intended use.
 
     Attributes:
         name: one of :data:`pedcxr_client.checks.rules.NAMES`.
         status: ``"ok"``, ``"warn"`` or ``"block"``.
-        why: the element and the value that decided it, and what to do; nothing that identifies a person.
-        allowed: it blocks, but the caller allowed it by name.
-        from_header: False where there was no header to ask, so that it says the same of every plain image.
+        why: the DICOM element and value behind the status, and what to do. It identifies no person.
+        allowed: True if the status is ``"block"`` and the caller allowed the check by name.
+        from_header: False for a plain image, whose result is the same for every film without a header.
     """
 
     name: str
@@ -31,13 +31,13 @@ class Check:
 
     @property
     def blocks(self) -> bool:
-        """Whether it stands in the way of sending."""
+        """Whether it prevents sending the film."""
         return self.status == "block" and not self.allowed
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the server counted them. ``prompt_tokens`` includes those of the image."""
+    """Token counts of the server. ``prompt_tokens`` includes the image tokens."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -45,16 +45,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Raw timestamps of one request, in seconds of ``time.perf_counter``; only differences mean anything.
+    """Raw timestamps of one call, in seconds of ``time.perf_counter``; only differences are meaningful.
+
+    A timestamp is None if the call did not reach that point.
 
     Attributes:
-        scheduled: the call was made.
-        encoded: the film was read and encoded; None if it was not reached.
-        sent: the body, already built, was handed to HTTP for the attempt that counted (FACTS: t_send).
-        first: the first non-empty piece of text arrived.
-        last: the last non-empty piece of text arrived.
-        done: the exchange was over, well or badly.
-        completion_tokens: the server's count, which :attr:`tpot` divides by; None if it gave none.
+        scheduled: start of the call.
+        encoded: end of reading and encoding the film.
+        sent: start of the last attempt to send the request, after its body was built.
+        first: arrival of the first non-empty text.
+        last: arrival of the last non-empty text.
+        done: end of the call, with a report or without.
+        completion_tokens: the server's token count, for :attr:`tpot`; None if unknown.
     """
 
     scheduled: float
@@ -72,14 +74,14 @@ class Timing:
 
     @property
     def ttft_user(self) -> float | None:
-        """Time to first token as the caller felt it, encoding and retries included: ``first - scheduled``."""
+        """Time to first token for the caller, encoding and retries included: ``first - scheduled``, in seconds."""
         return _between(self.scheduled, self.first)
 
     @property
     def tpot(self) -> float | None:
         """Time per output token after the first: ``(last - first) / (completion_tokens - 1)``, in seconds.
 
-        None for a single token, and where all the text came in one event, which says nothing about the pace.
+        None for a single token, and for a text that arrived in one event.
         """
         span = _between(self.first, self.last)
         if not span or self.completion_tokens is None or self.completion_tokens < 2:
@@ -88,18 +90,35 @@ class Timing:
 
     @property
     def e2e(self) -> float | None:
-        """End to end: ``last - sent``, in seconds."""
+        """End-to-end time: ``last - sent``, in seconds."""
         return _between(self.sent, self.last)
 
     @property
     def e2e_user(self) -> float | None:
-        """End to end as the caller felt it: ``last - scheduled``, in seconds."""
+        """End-to-end time for the caller: ``last - scheduled``, in seconds."""
         return _between(self.scheduled, self.last)
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """The raw timestamps and what derives from them."""
+        """Return the raw timestamps and the derived times."""
         derived = {name: getattr(self, name) for name in ("ttft", "ttft_user", "tpot", "e2e", "e2e_user")}
         return asdict(self) | derived
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as its server describes it. A server other than pedcxr's states only the name.
+
+    Attributes:
+        name: the model's name in requests.
+        image_size: width and height in pixels of the model's input image, or None if unknown.
+        revision: the revision of the checkpoint, or None if unknown.
+        demo: True for the demonstration model, whose text is synthetic and has no medical meaning.
+    """
+
+    name: str
+    image_size: tuple[int, int] | None = None
+    revision: str | None = None
+    demo: bool = False
 
 
 def _between(start: float | None, end: float | None) -> float | None:

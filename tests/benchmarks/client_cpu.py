@@ -1,8 +1,9 @@
-"""CPU of a request: AsyncClient against the plain AsyncOpenAI of the SDK, on an engine in a process of its own.
+"""CPU time per report: Client and AsyncClient against the openai SDK's AsyncOpenAI.
 
     python -m tests.benchmarks.client_cpu [REQUESTS]
 
-Both send the same film, encoded beforehand, and read the same stream. Milliseconds of process time a request.
+All send the same encoded film, one request at a time, to a fake engine in another process and read the same stream.
+Prints milliseconds of CPU time per request.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import openai
 
-from pedcxr_client import AsyncClient, EncodedImage
+from pedcxr_client import AsyncClient, Client, EncodedImage
 from pedcxr_client.films.film import encode, load
 from pedcxr_client.request.prompts import card, messages
 from tests.support.fake_engine import FakeEngine
@@ -30,26 +31,36 @@ def serve(ready: Any) -> None:
         ready.recv()
 
 
-def film(megabytes: float) -> EncodedImage:
+def noise_film(megabytes: float) -> EncodedImage:
+    """Return a film whose base64 text has the given size. Noise is incompressible, so one pixel takes one byte."""
     from PIL import Image
 
-    side = int((megabytes * 1e6 * 3 / 4) ** 0.5)  # noise does not compress: a byte a pixel, 4/3 of it as base64
+    side = int((megabytes * 1e6 * 3 / 4) ** 0.5)
     return encode(load(Image.frombytes("L", (side, side), os.urandom(side * side))))
 
 
-async def ours(url: str, image: EncodedImage, requests: int) -> float:
+def measure_client(url: str, image: EncodedImage, requests: int) -> float:
+    with Client(url, model="fake") as client:
+        client.report(image)
+        start = time.process_time()
+        for _ in range(requests):
+            client.report(image)
+        return (time.process_time() - start) / requests * 1000
+
+
+async def measure_async_client(url: str, image: EncodedImage, requests: int) -> float:
     async with AsyncClient(url, model="fake") as client:
         await client.report(image)
-        began = time.process_time()
+        start = time.process_time()
         for _ in range(requests):
             await client.report(image)
-        return (time.process_time() - began) / requests * 1000
+        return (time.process_time() - start) / requests * 1000
 
 
-async def plain(url: str, image: EncodedImage, requests: int) -> float:
+async def measure_sdk(url: str, image: EncodedImage, requests: int) -> float:
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
 
-        async def ask() -> None:
+        async def report() -> None:
             stream = await client.chat.completions.create(
                 model="fake", messages=messages(card(), image.data_url), max_tokens=500, temperature=0, stream=True,
                 stream_options={"include_usage": True},
@@ -57,26 +68,30 @@ async def plain(url: str, image: EncodedImage, requests: int) -> float:
             async for _ in stream:
                 pass
 
-        await ask()
-        began = time.process_time()
+        await report()
+        start = time.process_time()
         for _ in range(requests):
-            await ask()
-        return (time.process_time() - began) / requests * 1000
+            await report()
+        return (time.process_time() - start) / requests * 1000
 
 
 def main() -> None:
     requests = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    here, there = multiprocessing.get_context("spawn").Pipe()
-    engine = multiprocessing.get_context("spawn").Process(target=serve, args=(there,), daemon=True)
+    parent, child = multiprocessing.get_context("spawn").Pipe()
+    engine = multiprocessing.get_context("spawn").Process(target=serve, args=(child,), daemon=True)
     engine.start()
-    url = here.recv()
-    print(f"{requests} requests each, one at a time; ms of CPU a request")
+    url = parent.recv()
+    print(f"{requests} requests each, one at a time; ms of CPU per request")
     for megabytes in (0.5, 3.0):
-        image = film(megabytes)
-        own, theirs = asyncio.run(ours(url, image, requests)), asyncio.run(plain(url, image, requests))
-        size = len(image.base64) / 1e6
-        print(f"body {size:.1f} MB: AsyncClient {own:.2f}, AsyncOpenAI {theirs:.2f}, ratio {own / theirs:.2f}")
-    here.send(None)
+        image = noise_film(megabytes)
+        sdk = asyncio.run(measure_sdk(url, image, requests))
+        async_client = asyncio.run(measure_async_client(url, image, requests))
+        client = measure_client(url, image, requests)
+        print(
+            f"body {len(image.base64) / 1e6:.1f} MB: AsyncClient {async_client:.2f}, Client {client:.2f}, "
+            f"AsyncOpenAI {sdk:.2f}, ratio {async_client / sdk:.2f} and {client / sdk:.2f}"
+        )
+    parent.send(None)
     engine.join(5)
 
 

@@ -33,13 +33,13 @@ def engine(one_engine: FakeEngine) -> FakeEngine:
 @pytest.fixture
 def films() -> Path:
     if not FILMS.is_dir():
-        pytest.skip(f"the real films are not here: {FILMS.name} lies beside the checkout, in shared/data")
+        pytest.skip(f"the real films are absent; expected in {FILMS.name} of shared/data beside the checkout")
     return FILMS
 
 
 @pytest.fixture(scope="session")
 def film() -> bytes:
-    """An 8-bit grey PNG that holds nothing but pixels."""
+    """An 8-bit grayscale PNG without metadata."""
     buffer = io.BytesIO()
     Image.linear_gradient("L").save(buffer, "PNG")
     return buffer.getvalue()
@@ -47,27 +47,27 @@ def film() -> bytes:
 
 @pytest.fixture
 def path(tmp_path: Path, film: bytes) -> str:
-    """That film in a file."""
+    """The path of a file that contains ``film``."""
     path = tmp_path / "film.png"
     path.write_bytes(film)
     return str(path)
 
 
 class Sync:
-    """Drives Client; its twin drives AsyncClient, so that each test runs against both."""
+    """Calls Client. :class:`Async` calls AsyncClient the same way, so that one test covers both."""
 
-    def report(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> Report:
-        with Client(url, **client or {}) as made:
-            return made.report(film, **asked)
+    def report(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **options: Any) -> Report:
+        with Client(url, **client or {}) as instance:
+            return instance.report(film, **options)
 
-    def payload(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> bytes:
-        with Client(url, **client or {}) as made:
-            return made.payload(film, **asked)
+    def payload(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **options: Any) -> bytes:
+        with Client(url, **client or {}) as instance:
+            return instance.payload(film, **options)
 
-    def stream(self, url: str, film: Any, *, stop_after: int | None = None, **asked: Any) -> tuple[list[str], Any]:
-        """The pieces and the report; the pieces read and None if `stop_after` is given."""
+    def stream(self, url: str, film: Any, *, stop_after: int | None = None, **options: Any) -> tuple[list[str], Any]:
+        """Return the pieces and the report, or the first ``stop_after`` pieces and None."""
         pieces: list[str] = []
-        with Client(url) as made, made.stream(film, **asked) as stream:
+        with Client(url) as instance, instance.stream(film, **options) as stream:
             for piece in stream:
                 pieces.append(piece)
                 if len(pieces) == stop_after:
@@ -77,30 +77,33 @@ class Sync:
     def reports(
         self, url: str, requests: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
     ) -> list[Result]:
-        """All results, or the first ones."""
-        with Client(url, **client) as made, closing(made.reports(requests, concurrency=concurrency)) as results:
+        """Return all results, or the first ``stop_after``."""
+        with (
+            Client(url, **client) as instance,
+            closing(instance.reports(requests, concurrency=concurrency)) as results,
+        ):
             return list(itertools.islice(results, stop_after))
 
 
 class Async:
-    def report(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> Report:
+    def report(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **options: Any) -> Report:
         async def run() -> Report:
-            async with AsyncClient(url, **client or {}) as made:
-                return await made.report(film, **asked)
+            async with AsyncClient(url, **client or {}) as instance:
+                return await instance.report(film, **options)
 
         return asyncio.run(run())
 
-    def payload(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **asked: Any) -> bytes:
+    def payload(self, url: str, film: Any, *, client: dict[str, Any] | None = None, **options: Any) -> bytes:
         async def run() -> bytes:
-            async with AsyncClient(url, **client or {}) as made:
-                return await made.payload(film, **asked)
+            async with AsyncClient(url, **client or {}) as instance:
+                return await instance.payload(film, **options)
 
         return asyncio.run(run())
 
-    def stream(self, url: str, film: Any, *, stop_after: int | None = None, **asked: Any) -> tuple[list[str], Any]:
+    def stream(self, url: str, film: Any, *, stop_after: int | None = None, **options: Any) -> tuple[list[str], Any]:
         async def run() -> tuple[list[str], Any]:
             pieces: list[str] = []
-            async with AsyncClient(url) as made, made.stream(film, **asked) as stream:
+            async with AsyncClient(url) as instance, instance.stream(film, **options) as stream:
                 async for piece in stream:
                     pieces.append(piece)
                     if len(pieces) == stop_after:
@@ -113,16 +116,16 @@ class Async:
         self, url: str, requests: Any, *, concurrency: int = 8, stop_after: int | None = None, **client: Any
     ) -> list[Result]:
         async def run() -> list[Result]:
-            taken: list[Result] = []
+            first: list[Result] = []
             async with (
-                AsyncClient(url, **client) as made,
-                aclosing(made.reports(requests, concurrency=concurrency)) as results,
+                AsyncClient(url, **client) as instance,
+                aclosing(instance.reports(requests, concurrency=concurrency)) as results,
             ):
                 async for result in results:
-                    taken.append(result)
-                    if len(taken) == stop_after:
+                    first.append(result)
+                    if len(first) == stop_after:
                         break
-            return taken
+            return first
 
         return asyncio.run(run())
 

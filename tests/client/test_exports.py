@@ -1,4 +1,4 @@
-"""What the package offers, and what importing it costs."""
+"""The public names of the package, and the modules that importing it loads."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ ABSENT = {
     "numpy",
     "pydicom",
     "prometheus_client",
+    "asyncio",
     "openai",
     "PIL",
     "pedcxr_serve",
 }
 
 
-def test_all_is_what_is_public():
+def test_all_lists_every_public_name():
     public = {
         name for name, value in vars(pedcxr_client).items() if not name.startswith("_") and not inspect.ismodule(value)
     }
     assert sorted(pedcxr_client.__all__) == sorted(public | {"__version__"})
 
 
-def test_the_version_is_the_distributions():
+def test_version_matches_the_distribution():
     assert pedcxr_client.__version__ == importlib.metadata.version("pedcxr")
 
 
-def test_the_error_tree_is_drawn_in_full():
+def test_errors_docstring_lists_every_error_and_exit_code():
     errors = {
         value for value in vars(pedcxr_client).values() if inspect.isclass(value) and issubclass(value, Exception)
     }
@@ -48,18 +49,18 @@ def test_the_error_tree_is_drawn_in_full():
     assert len({error.outcome for error in errors}) <= len(errors)
 
 
-def test_the_twins_have_the_same_methods_and_arguments():
-    for one, other in ((Client, AsyncClient), (ReportStream, AsyncReportStream)):
-        names = {name for name in dir(one) if not name.startswith("_")}
+def test_both_clients_have_the_same_methods_and_arguments():
+    for sync, other in ((Client, AsyncClient), (ReportStream, AsyncReportStream)):
+        names = {name for name in dir(sync) if not name.startswith("_")}
         assert names == {name for name in dir(other) if not name.startswith("_")}
         for name in names - {"openai"}:
-            if callable(getattr(one, name)):
-                mine, others = inspect.signature(getattr(one, name)), inspect.signature(getattr(other, name))
-                assert mine.parameters == others.parameters, name
+            if callable(getattr(sync, name)):
+                signatures = [inspect.signature(getattr(client, name)) for client in (sync, other)]
+                assert signatures[0].parameters == signatures[1].parameters, name
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
 
 
-def test_importing_brings_in_nothing_heavy():
+def test_import_loads_no_heavy_module_and_starts_no_thread():
     code = "import pedcxr_client, sys, threading, json; print(json.dumps([*sys.modules, threading.active_count()]))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     *modules, threads = json.loads(output)
@@ -67,7 +68,7 @@ def test_importing_brings_in_nothing_heavy():
     assert threads == 1
 
 
-def test_a_report_needs_nothing_heavy_either(engine, film, tmp_path):
+def test_a_report_of_a_png_loads_no_heavy_module(engine, film, tmp_path):
     path = tmp_path / "film.png"
     path.write_bytes(film)
     code = (
@@ -77,4 +78,4 @@ def test_a_report_needs_nothing_heavy_either(engine, film, tmp_path):
     )
     command = [sys.executable, "-W", "error", "-c", code, engine.url, str(path)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert not (ABSENT - {"openai", "PIL"}) & set(json.loads(output))
+    assert not (ABSENT - {"asyncio", "openai", "PIL"}) & set(json.loads(output))

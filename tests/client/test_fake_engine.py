@@ -1,4 +1,4 @@
-"""The engine that other tests lean on."""
+"""The fake engine that other tests use."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self.path)
 
 
-def ask(connection: http.client.HTTPConnection, method: str, path: str, body: object = None) -> tuple[int, bytes]:
+def send(connection: http.client.HTTPConnection, method: str, path: str, body: object = None) -> tuple[int, bytes]:
     connection.request(method, path, json.dumps(body) if body else None)
     response = connection.getresponse()
     return response.status, response.read()
 
 
-def test_it_serves_a_unix_socket_and_leaves_nothing(tmp_path):
+def test_it_serves_a_unix_socket_and_removes_it(tmp_path):
     path = tmp_path / "engine.sock"
     with FakeEngine(uds=path) as engine:
         connection = UnixConnection(str(path))
-        assert ask(connection, "GET", "/health") == (200, b"")
-        status, body = ask(connection, "POST", "/v1/chat/completions", {"model": "m"})
+        assert send(connection, "GET", "/health") == (200, b"")
+        status, body = send(connection, "POST", "/v1/chat/completions", {"model": "m"})
         assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, TEXT)
-        status, body = ask(connection, "POST", "/v1/chat/completions", {"model": "m", "stream": True})
+        status, body = send(connection, "POST", "/v1/chat/completions", {"model": "m", "stream": True})
         assert (status, body.count(b"data: "), body[-8:]) == (200, 8, b"[DONE]\n\n")
-        assert b"fake_chat_requests_total 2" in ask(connection, "GET", "/metrics")[1]
-        assert ask(connection, "GET", "/nothing")[0] == 404
+        assert b"fake_chat_requests_total 2" in send(connection, "GET", "/metrics")[1]
+        assert send(connection, "GET", "/nothing")[0] == 404
         connection.close()
         assert engine.chats[0].answered.wait(5)
         assert not engine.chats[0].disconnected.is_set()
     assert not path.exists()
 
 
-def test_a_cut_answer_breaks_the_connection(engine):
+def test_cut_after_breaks_the_connection(engine):
     engine.answer = Answer(cut_after=1)
     host, port = engine.url.removeprefix("http://").removesuffix("/v1").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=5)
     with pytest.raises(http.client.IncompleteRead):
-        ask(connection, "POST", "/v1/chat/completions", {"model": "m", "stream": True})
+        send(connection, "POST", "/v1/chat/completions", {"model": "m", "stream": True})
     connection.close()

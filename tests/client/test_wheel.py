@@ -1,4 +1,4 @@
-"""The built wheel, alone in a fresh environment: the thin client and nothing else."""
+"""The built wheel without extras in a new environment: the client and its dependencies only."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ NOT_INSTALLED = ("torch", "vllm", "transformers", "starlette", "numpy")
 
 
 def run(*command: str | Path, **options: object) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    process = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+    assert process.returncode == 0, process.stderr[-2000:]
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel and its locked dependencies; the path of its Python."""
+    """Return the Python of a new environment with the wheel and its locked dependencies."""
     if not UV.exists():
-        pytest.skip("uv is not beside this Python; `make` brings it into .venv")
+        pytest.skip("uv is not installed beside this Python; `make setup` installs it into .venv")
     folder = tmp_path_factory.mktemp("wheel")
     run(UV, "build", "--wheel", "--out-dir", folder, ROOT)
     run(UV, "venv", "--python", sys.executable, folder / "venv")
     python = folder / "venv/bin/python"
-    # The lock's hashes bind all or none; a wheel just built has none, so that they are left out here.
+    # pip checks either all hashes or none, and the new wheel has none, so the lock's hashes are removed.
     pins = re.findall(r"^\S+==\S+", (ROOT / "locks/cpu.txt").read_text(), re.MULTILINE)
     (folder / "pins.txt").write_text("\n".join(pins))
     run(UV, "pip", "install", "--python", python, "-c", folder / "pins.txt", next(folder.glob("*.whl")))
@@ -41,7 +41,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_alone_is_a_thin_client(fresh, film, engine, tmp_path):
+def test_wheel_installs_only_the_client(fresh, film, engine, tmp_path):
     installed = {entry["name"] for entry in json.loads(run(UV, "pip", "list", "--python", fresh, "--format", "json"))}
     assert not installed & set(NOT_INSTALLED)
     path = tmp_path / "film.png"
@@ -52,12 +52,12 @@ def test_the_wheel_alone_is_a_thin_client(fresh, film, engine, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_wheels_import_is_quick_and_thin(fresh, capsys):
+def test_wheel_imports_quickly(fresh, capsys):
     code = "import time; t = time.perf_counter(); import pedcxr_client; print(time.perf_counter() - t)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     seconds = [float(run(fresh, "-c", code, env=environment)) for _ in range(6)][1:]
     with capsys.disabled():
         print(f"\nimport pedcxr_client from the wheel: {statistics.median(seconds) * 1000:.0f} ms (median of 5)")
     assert statistics.median(seconds) < 1
-    found = run(fresh, "-c", f"import importlib.util as u; print([m for m in {NOT_INSTALLED} if u.find_spec(m)])")
-    assert found.strip() == "[]"
+    heavy = run(fresh, "-c", f"import importlib.util as u; print([m for m in {NOT_INSTALLED} if u.find_spec(m)])")
+    assert heavy.strip() == "[]"

@@ -1,12 +1,12 @@
-"""An OpenAI-shaped engine for tests: real HTTP over TCP or a Unix socket, made to misbehave on demand.
+"""An engine for tests with an OpenAI API: real HTTP over TCP or a Unix socket, with failures on demand.
 
     with FakeEngine() as engine:
         engine.reply(Answer(status=503, headers={"retry-after": "1"}), Answer(finish="length"))
-        ...  # the first request gets the 503, the second a cut-off text, all later ones engine.answer
+        ...  # the first request receives the 503, the second a truncated text, all others engine.answer
         assert engine.requests[0].json["model"] == "fake"
         assert engine.requests[1].disconnected.wait(5)
 
-Each request waits on its client's disconnect while it paces itself, so that a hang-up is noticed at once.
+Each response waits for its client's disconnect while it pauses, so that it records a disconnect at once.
 """
 
 from __future__ import annotations
@@ -29,38 +29,40 @@ TEXT = "".join(REPORT)
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """How one chat completion goes; times in seconds, ``*_after`` in pieces of text."""
+    """The response to one chat completion. Times are in seconds; ``*_after`` counts pieces of text."""
 
     pieces: tuple[str, ...] = REPORT
     first: float = 0.0  # before the headers
     gap: float = 0.0  # before each piece
     finish: str | None = "stop"  # None: no chunk carries a finish_reason
-    completion_tokens: int | None = None  # default: one a piece
+    completion_tokens: int | None = None  # default: one per piece
     usage: bool = True
-    done: bool = True  # end with [DONE]
+    done: bool = True  # end the stream with [DONE]
     cut_after: int | None = None  # break the connection
-    stall_after: int | None = None  # say no more until the client hangs up
-    ping_after: int | None = None  # send comments, every gap, until the client hangs up
-    error_after: int | None = None  # send `error` as an event and end
+    stall_after: int | None = None  # send nothing more until the client disconnects
+    ping_after: int | None = None  # send a comment after each gap until the client disconnects
+    error_after: int | None = None  # send `error` as an event and end the stream
     error: dict[str, Any] = field(
         default_factory=lambda: {"message": "engine died", "type": "server_error", "param": None, "code": 500}
     )
-    status: int = 200  # another: `error` as a JSON body
+    status: int = 200  # any other status sends `error` as a JSON body
     headers: dict[str, str] = field(default_factory=dict)
-    raw: bytes | None = None  # this body instead
+    raw: bytes | None = None  # send this body instead
     content_type: str = "text/event-stream; charset=utf-8"
 
 
 @dataclass
-class Seen:
-    """A request as the engine saw it."""
+class RecordedRequest:
+    """A request that the engine received."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
-    peer: tuple[str, int] | None = None  # address and port of the client's end; None over a Unix socket
-    disconnected: threading.Event = field(default_factory=threading.Event)  # before the answer was complete
+    peer: tuple[str, int] | None = None  # the client's address and port; None over a Unix socket
+    disconnected: threading.Event = field(
+        default_factory=threading.Event
+    )  # set if the client disconnected before the end of the response
     answered: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -68,16 +70,16 @@ class Seen:
         return json.loads(self.body)
 
 
-class _HungUp(Exception):
-    """The client went away, or is to be sent away."""
+class _Disconnect(Exception):
+    """The client disconnected, or the engine closes the connection."""
 
 
 class FakeEngine:
-    """A context manager that serves until its end.
+    """A context manager that serves until it exits.
 
     Args:
         uds: listen on this Unix socket instead of a port of 127.0.0.1.
-        port: of 127.0.0.1; 0 takes a free one.
+        port: listen on this port of 127.0.0.1; 0 chooses a free one.
     """
 
     def __init__(self, *, uds: Path | None = None, port: int = 0) -> None:
@@ -85,39 +87,39 @@ class FakeEngine:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all requests and orders."""
-        self.requests: list[Seen] = []
+        """Remove all recorded requests and restore the default answers."""
+        self.requests: list[RecordedRequest] = []
         self.answer = Answer()
         self.models: tuple[str, ...] = ("fake",)
-        self.details: Any = {"image_size": [896, 896], "revision": "rev-1", "demo": False}  # as pedcxr's gateway tells
-        self.models_answer: Answer | None = None  # a misbehaving listing: its status, headers, error, raw
+        self.details: Any = {"image_size": [896, 896], "revision": "rev-1", "demo": False}  # as pedcxr's gateway states
+        self.models_answer: Answer | None = None  # instead of the listing: first, status, headers, error, raw
         self.health_status = 200
-        self._orders: deque[Answer] = deque()
+        self._answers: deque[Answer] = deque()
 
     def reply(self, *answers: Answer) -> None:
-        """Use these, in turn, for the next chat completions."""
-        self._orders.extend(answers)
+        """Answer the next chat completions with these, in turn."""
+        self._answers.extend(answers)
 
     @property
-    def chats(self) -> list[Seen]:
-        """The chat completions asked for so far."""
-        return [seen for seen in self.requests if seen.path == "/v1/chat/completions"]
+    def chats(self) -> list[RecordedRequest]:
+        """The chat completion requests so far."""
+        return [request for request in self.requests if request.path == "/v1/chat/completions"]
 
     @property
     def url(self) -> str:
-        """The OpenAI address (TCP only)."""
+        """The base URL (TCP only)."""
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
 
     def __enter__(self) -> Self:
         if self.uds is None:
-            # asyncio sets TCP_NODELAY only on sockets that name their protocol; without it events come 40 ms late.
+            # asyncio sets TCP_NODELAY only on sockets with an explicit protocol; without it, events arrive 40 ms late.
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a server that starts again
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that a test can restart it
             self._socket.bind(("127.0.0.1", self._port))
         else:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.bind(str(self.uds))
-        self._socket.listen(512)  # connections queue from here on, so nobody has to wait for the thread
+        self._socket.listen(512)  # from here on, the kernel queues connections until the thread serves
         config = uvicorn.Config(
             self, log_config=None, lifespan="off", ws="none", loop="asyncio", timeout_graceful_shutdown=1
         )
@@ -135,26 +137,27 @@ class FakeEngine:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-        seen = Seen(scope["method"], scope["path"], headers, await _body(receive), scope.get("client"))
-        self.requests.append(seen)
-        reply = _Reply(seen, receive, send)
+        request = RecordedRequest(scope["method"], scope["path"], headers, await _body(receive), scope.get("client"))
+        self.requests.append(request)
+        reply = _Reply(request, receive, send)
         try:
-            await self._route(seen, reply)
-            seen.answered.set()
-        except _HungUp:
-            pass  # returning without a last body message makes uvicorn drop the connection
+            await self._route(request, reply)
+            request.answered.set()
+        except _Disconnect:
+            pass  # without a last body message, uvicorn drops the connection
         finally:
             reply.close()
 
-    async def _route(self, seen: Seen, reply: _Reply) -> None:
-        match seen.method, seen.path:
+    async def _route(self, request: RecordedRequest, reply: _Reply) -> None:
+        match request.method, request.path:
             case "POST", "/v1/chat/completions":
-                await self._chat(seen, reply)
+                await self._chat(request, reply)
             case "GET", "/v1/models" if self.models_answer is not None:
-                await _refuse(self.models_answer, reply)
+                await reply.pause(self.models_answer.first)
+                await _send_raw_or_error(self.models_answer, reply)
             case "GET", "/v1/models":
-                told = {} if self.details is None else {"pedcxr": self.details}
-                data = [{"id": name, "object": "model", "owned_by": "fake"} | told for name in self.models]
+                extension = {} if self.details is None else {"pedcxr": self.details}
+                data = [{"id": name, "object": "model", "owned_by": "fake"} | extension for name in self.models]
                 await reply.json(200, {"object": "list", "data": data})
             case "GET", "/health":
                 await reply.whole(self.health_status, b"", "text/plain")
@@ -164,34 +167,34 @@ class FakeEngine:
             case _:
                 await reply.json(404, {"error": {"message": "no such path", "type": "NotFound", "code": 404}})
 
-    async def _chat(self, seen: Seen, reply: _Reply) -> None:
-        answer = self._orders.popleft() if self._orders else self.answer
+    async def _chat(self, request: RecordedRequest, reply: _Reply) -> None:
+        answer = self._answers.popleft() if self._answers else self.answer
         await reply.pause(answer.first)
         if answer.raw is not None or answer.status != 200:
-            await _refuse(answer, reply)
-        elif seen.json.get("stream"):
-            await _stream(answer, seen.json, reply)
+            await _send_raw_or_error(answer, reply)
+        elif request.json.get("stream"):
+            await _stream(answer, request.json, reply)
         else:
             await reply.pause(answer.gap * len(answer.pieces))
-            await reply.json(200, _completion(answer, seen.json), answer.headers)
+            await reply.json(200, _completion(answer, request.json), answer.headers)
 
 
 class _Reply:
-    """Sends one response and watches for the client's disconnect."""
+    """Sends one response and waits for the client's disconnect."""
 
-    def __init__(self, seen: Seen, receive: Any, send: Any) -> None:
-        self._seen, self._send = seen, send
+    def __init__(self, request: RecordedRequest, receive: Any, send: Any) -> None:
+        self._request, self._send = request, send
         self._disconnect = asyncio.ensure_future(receive())
 
     def close(self) -> None:
         self._disconnect.cancel()
 
     async def pause(self, seconds: float | None) -> None:
-        """Wait, None for ever, but not longer than the client does."""
-        done, _ = await asyncio.wait([self._disconnect], timeout=seconds)
-        if done:
-            self._seen.disconnected.set()
-            raise _HungUp
+        """Wait for ``seconds``, or without a limit if None, and raise if the client disconnects."""
+        disconnects, _ = await asyncio.wait([self._disconnect], timeout=seconds)
+        if disconnects:
+            self._request.disconnected.set()
+            raise _Disconnect
 
     async def start(self, status: int, content_type: str, headers: dict[str, str] | None = None) -> None:
         headers = {"content-type": content_type, "x-request-id": "req-fake"} | (headers or {})
@@ -221,18 +224,18 @@ async def _body(receive: Any) -> bytes:
     return b"".join(parts)
 
 
-async def _refuse(answer: Answer, reply: _Reply) -> None:
+async def _send_raw_or_error(answer: Answer, reply: _Reply) -> None:
     if answer.raw is not None:
         await reply.whole(answer.status, answer.raw, answer.content_type, answer.headers)
     else:
         await reply.json(answer.status, {"error": answer.error}, answer.headers)
 
 
-async def _stream(answer: Answer, asked: dict[str, Any], reply: _Reply) -> None:
+async def _stream(answer: Answer, request: dict[str, Any], reply: _Reply) -> None:
     await reply.start(200, answer.content_type, answer.headers)
     for count, piece in enumerate((*answer.pieces, None)):
         if count == answer.cut_after:
-            raise _HungUp
+            raise _Disconnect
         if count == answer.stall_after:
             await reply.pause(None)
         while count == answer.ping_after:
@@ -243,33 +246,33 @@ async def _stream(answer: Answer, asked: dict[str, Any], reply: _Reply) -> None:
             return await reply.write(b"data: [DONE]\n\n", more=False)
         if piece is not None:
             await reply.pause(answer.gap)
-            await reply.event(_chunk(asked, {"index": 0, "delta": {"content": piece}, "finish_reason": None}))
-    for event in _last_events(answer, asked):
+            await reply.event(_chunk(request, {"index": 0, "delta": {"content": piece}, "finish_reason": None}))
+    for event in _last_events(answer, request):
         await reply.event(event)
     return await reply.write(b"data: [DONE]\n\n" if answer.done else b"", more=False)
 
 
-def _last_events(answer: Answer, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _last_events(answer: Answer, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if answer.finish is not None:
-        yield _chunk(asked, {"index": 0, "delta": {}, "finish_reason": answer.finish})
-    if answer.usage and (asked.get("stream_options") or {}).get("include_usage"):
-        yield _chunk(asked) | {"usage": _usage(answer)}
+        yield _chunk(request, {"index": 0, "delta": {}, "finish_reason": answer.finish})
+    if answer.usage and (request.get("stream_options") or {}).get("include_usage"):
+        yield _chunk(request) | {"usage": _usage(answer)}
 
 
-def _chunk(asked: dict[str, Any], *choices: dict[str, Any]) -> dict[str, Any]:
+def _chunk(request: dict[str, Any], *choices: dict[str, Any]) -> dict[str, Any]:
     return {
         "id": "chatcmpl-fake",
         "object": "chat.completion.chunk",
         "created": 0,
-        "model": asked.get("model"),
+        "model": request.get("model"),
         "choices": list(choices),
     }
 
 
-def _completion(answer: Answer, asked: dict[str, Any]) -> dict[str, Any]:
+def _completion(answer: Answer, request: dict[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": "".join(answer.pieces)}
     choice = {"index": 0, "message": message, "finish_reason": answer.finish}
-    return _chunk(asked, choice) | {"object": "chat.completion", "usage": _usage(answer)}
+    return _chunk(request, choice) | {"object": "chat.completion", "usage": _usage(answer)}
 
 
 def _usage(answer: Answer) -> dict[str, int]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
 
-from pedcxr_client.async_client import AsyncClient
 from pedcxr_client.batch.manifest import Entry
 from pedcxr_client.batch.outage import UNAVAILABLE, Outage, OutageTooLong
 from pedcxr_client.batch.output_file import OutputFile, error_line, report_line
+from pedcxr_client.client import AsyncClient
 from pedcxr_client.errors import (
     AbortedReport,
     AuthenticationFailed,
@@ -32,8 +32,7 @@ from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Profile
-from pedcxr_client.request.served_model import ServedModel
-from pedcxr_client.types import Sex
+from pedcxr_client.types import ServedModel, Sex
 
 _FATAL_ERRORS = (
     AuthenticationFailed,

@@ -12,7 +12,7 @@ from pedcxr_client.checks import rules
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.film import EncodedImage, encode, read
 from pedcxr_client.films.header import Fact, Facts
-from pedcxr_client.request import intake
+from pedcxr_client.request import payload
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt
 from pedcxr_client.types import Check
@@ -146,7 +146,7 @@ def save(inspection: Inspection, path: str) -> None:
 
 def _prompt(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | None]:
     try:
-        return intake.words(facts, request), None
+        return payload.write_prompt(facts, request), None
     except InputError as error:
         return None, str(error)
 

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from pedcxr_client.async_client import AsyncClient
 from pedcxr_client.checks import rules
-from pedcxr_client.client import Client
+from pedcxr_client.client import AsyncClient, Client
 from pedcxr_client.errors import ConfigurationError, RateLimited, Unavailable
 from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.metrics.hooks import Hook, HookChain, NullHook
 from pedcxr_client.request import prompts
 from pedcxr_client.request.film_request import FilmRequest
-from pedcxr_client.request.free_text import LONGEST_INDICATION
+from pedcxr_client.request.prompts import LONGEST_INDICATION
 from pedcxr_client.request.settings import DEFAULT_URL, Timeouts
 
 if TYPE_CHECKING:

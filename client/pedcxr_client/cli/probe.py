@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import ReportError
-from pedcxr_client.request import intake
+from pedcxr_client.request import payload
 
 if TYPE_CHECKING:
     from pedcxr_client.evaluation.image_probe import Probe, ProbeResult, Tally
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     with shared.connect(options) as client:
         asks_size = any(request.preparation.asks_size for request in requests)
         size = client.model().image_size if asks_size else None
-        images = [intake.take(request, size).image for request in requests]
+        images = [payload.prepare(request, size).image for request in requests]
 
         def ask(index: int, image: EncodedImage) -> str:
             try:

@@ -13,8 +13,8 @@ from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports.report import Report
 
 if TYPE_CHECKING:
+    from pedcxr_client.client import ReportStream
     from pedcxr_client.request.film_request import FilmRequest
-    from pedcxr_client.stream import ReportStream
 
 _DESCRIPTION = "Draft a report of one paediatric chest film. Research use only, not for diagnosis."
 _EXIT_CODES = """\

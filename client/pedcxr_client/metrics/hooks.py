@@ -1,4 +1,4 @@
-"""The hook through which metrics, or anything else, watch a client."""
+"""The hook interface, through which metrics observe a client."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one call ended; no text, path or image is in it.
+    """The end of one call. It contains no text, path or image.
 
     Attributes:
-        name: ``"ok"``, ``"cancelled"`` or the ``outcome`` word of an error.
-        model: the model asked for, or None if that was not reached.
-        request_bytes: length of the request body, 0 if none was built.
+        name: ``"ok"``, ``"cancelled"`` or the ``outcome`` of an error.
+        model: the model in the request, or None if the call ended before.
+        timing: the timestamps of the call.
+        usage: the token counts, or None.
+        request_bytes: length of the request body in bytes, 0 if none was built.
     """
 
     name: str
@@ -28,26 +30,29 @@ class Outcome:
 
 
 class Hook(Protocol):
-    """What a client calls, from the thread or task that makes the request; it must be quick and must not raise."""
+    """Methods that a client calls. They must not block and must not raise.
+
+    AsyncClient calls them on its event loop. Client calls them in the caller's thread or in its background thread.
+    """
 
     def started(self) -> None:
-        """A call began."""
+        """A call started."""
 
     def retrying(self, error: RequestError, wait: float) -> None:
-        """An attempt failed; the next one comes in ``wait`` seconds."""
+        """An attempt failed, and the next one starts in ``wait`` seconds."""
 
     def finished(self, outcome: Outcome) -> None:
-        """A call ended, well or badly; follows each ``started`` exactly once."""
+        """A call ended, with a report or without. Follows each ``started`` exactly once."""
 
 
 class HookChain:
-    """The hook that calls others, in order."""
+    """A hook that calls other hooks, in order."""
 
     def __init__(self, *hooks: Hook) -> None:
         self._hooks = hooks
 
     def started(self) -> None:
-        """A call began."""
+        """A call started."""
         for hook in self._hooks:
             hook.started()
 
@@ -63,7 +68,7 @@ class HookChain:
 
 
 class NullHook:
-    """The hook that does nothing."""
+    """A hook that does nothing."""
 
     def started(self) -> None: ...
 

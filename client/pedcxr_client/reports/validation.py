@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pedcxr_client.request.free_text import MARKERS
-from pedcxr_client.request.prompts import INSTRUCTION
+from pedcxr_client.request.prompts import INSTRUCTION, MARKERS
 
 _WORD = re.compile(r"[^\W_]+")
 _LAYOUT = "\t\n\v\f\r\x85"  # control characters that are allowed as white space

@@ -1,1 +1,1 @@
-"""One request: the prompt, the body, retries, and the parsing of the response."""
+"""One request: the prompt, the body, the connection, retries, and the parsing of the response."""

@@ -1,4 +1,4 @@
-"""What a caller wants of one film, as one value."""
+"""What a caller asks for one film, and the result of one film among many."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ from collections.abc import Hashable, Iterable
 from dataclasses import KW_ONLY, dataclass
 
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.errors import ConfigurationError
+from pedcxr_client.errors import ConfigurationError, PedcxrError
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.film import FilmSource
 from pedcxr_client.films.geometry import DISPLAY, Preparation
+from pedcxr_client.reports.report import Report
 from pedcxr_client.request.prompts import CARD, Profile
 from pedcxr_client.types import Sex
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class FilmRequest:
-    """One film and what :meth:`Client.report` takes beside it.
+    """One film and the options of :meth:`Client.report`.
 
-    What concerns the film alone (age, sex, ``allow``) is checked when the film is taken in, so that a wrong one is
-    that film's error and not the end of a whole run.
+    The age, the sex and ``allow`` are checked when the film is read. A wrong value is therefore an error of that film
+    and does not end a run over many films.
 
     Args:
         film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
-        age: at the time of the film, as an Age or a text such as ``"5y"``; None takes that of a DICOM header.
-        sex: ``"M"`` or ``"F"``; None takes that of a DICOM header. What neither says is left out of the prompt.
-        max_tokens: 1 or more; a report that does not fit is an error.
-        assume_chest: it shows a chest, should its header not say what it shows.
-        allow: names of checks that must not block; see :mod:`pedcxr_client.checks.rules`. Recorded in the report.
-        preparation: what is done to the pixels; an EncodedImage is sent as it is.
-        prompt_profile: the form of the words; see :mod:`pedcxr_client.request.prompts`.
-        indication: why the film was taken, up to 200 characters on a line, put behind the words. It leaves this machine
-            as it is: no name, date or number of a person belongs in it. Reports keep its digest only.
-        key: yours; it stays here and comes back with the result.
+        age: the age at the time of the film, as an Age or a text such as ``"5y"``. None uses the DICOM header.
+        sex: ``"M"`` or ``"F"``. None uses the DICOM header. The prompt omits an age or a sex that is unknown.
+        max_tokens: maximum length of the report, 1 or more. A report that does not fit raises an error.
+        assume_chest: treat the film as a chest film if its header does not name a body part.
+        allow: names of checks that must not block; see :mod:`pedcxr_client.checks.rules`. The report records them.
+        preparation: how the pixels are prepared. An EncodedImage is sent unchanged.
+        prompt_profile: the form of the prompt; see :mod:`pedcxr_client.request.prompts`.
+        indication: the reason for the examination, up to 200 characters on one line, appended to the prompt. The
+            server receives it unchanged, so it must not contain names, dates or patient numbers. Reports store only
+            its digest.
+        key: any value of the caller's; it is not sent and comes back with the result.
 
     Raises:
-        ConfigurationError: if ``max_tokens`` is below 1, or ``prompt_profile`` is none.
+        ConfigurationError: if ``max_tokens`` is below 1, or ``prompt_profile`` is not a Profile.
     """
 
     film: FilmSource
@@ -54,14 +56,34 @@ class FilmRequest:
         if self.max_tokens < 1:
             raise ConfigurationError(f"max_tokens: {self.max_tokens} must be 1 or more")
         if not isinstance(self.prompt_profile, Profile):
-            raise ConfigurationError("prompt_profile: give prompt.CARD, or what prompt.read_training(path) returns")
+            raise ConfigurationError("prompt_profile: pass prompts.CARD or the result of prompts.read_training(path)")
 
     def caller_facts(self) -> CallerFacts:
-        """What the caller says of the film, checked, for the gate.
+        """Return the caller's statements about the film, validated, for the checks.
 
         Raises:
-            InputError: if the age or the sex cannot be used.
-            ConfigurationError: if a name in ``allow`` is of no check.
+            InputError: if the age or the sex is invalid.
+            ConfigurationError: if ``allow`` names an unknown check.
         """
         age = Age.parse(self.age) if isinstance(self.age, str) else self.age
         return CallerFacts(age=age, sex=self.sex, assume_chest=self.assume_chest, allow=self.allow)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)
+class Result:
+    """The report of one film, or its error. Exactly one of the two is not None.
+
+    Attributes:
+        index: position of the request in the input, from 0.
+        request: the request, ``key`` included.
+        report: the report, or None.
+        error: the error, or None.
+    """
+
+    index: int
+    request: FilmRequest
+    report: Report | None = None
+    error: PedcxrError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Result {self.index}: {type(self.error).__name__ if self.error is not None else 'a report'}>"

@@ -1,88 +1,121 @@
-"""What goes over the wire. Pure."""
+"""What is sent for one film: the image, the prompt, the headers and the JSON body."""
 
 from __future__ import annotations
 
 import json
-import os
-import ssl
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pedcxr_client.errors import ConfigurationError
+from pedcxr_client.checks import rules
+from pedcxr_client.films.film import EncodedImage, encode, read
+from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt, messages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from pedcxr_client.checks.rules import CallerFacts
+    from pedcxr_client.films.age import Age
+    from pedcxr_client.films.film import FilmSource
+    from pedcxr_client.films.geometry import Preparation
+    from pedcxr_client.films.header import Facts
+    from pedcxr_client.types import Check, Sex
 
-    import httpx2
-
-    from pedcxr_client.films.film import EncodedImage
-    from pedcxr_client.types import Check
-
-NO_KEY = "none"  # the SDK insists on a key; a server without tenants does not look at it
-_STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
-_IMAGE_GOES_HERE = "data:image"
-_MARK = f'"url":"{_IMAGE_GOES_HERE}"'.encode()  # no text can hold it: within one, quotes are escaped
-
-
-def default_headers(api_key: str | None) -> dict[str, str]:
-    """Headers of every request. Those of OpenAI's own service, which the SDK takes from the environment, stay home."""
-    import openai
-
-    home = cast("str", openai.Omit())
-    return {
-        "Authorization": f"Bearer {api_key or NO_KEY}",
-        "OpenAI-Organization": home,
-        "OpenAI-Project": home,
-    }
+_STREAM_FIELDS = {"stream": True, "stream_options": {"include_usage": True}}
+_IMAGE_PLACEHOLDER = "data:image"
+# A prompt cannot contain this byte sequence, because JSON escapes the quotes of a text.
+_SPLIT_MARK = f'"url":"{_IMAGE_PLACEHOLDER}"'.encode()
 
 
-def headers(prompt: Prompt, checks: Iterable[Check]) -> dict[str, str]:
-    """Headers of a chat completion; the server's audit log keeps the profile's tag and the checks set aside."""
-    noted = {"X-Pedcxr-Prompt": prompt.profile.tag}
-    if allowed := ",".join(check.name for check in checks if check.allowed):
-        noted["X-Pedcxr-Allow"] = allowed
-    return {"Content-Type": "application/json", "Accept": "text/event-stream"} | noted
+@dataclass(frozen=True, slots=True, repr=False)
+class PreparedRequest:
+    """One film, encoded and checked, and its prompt.
+
+    Attributes:
+        image: the encoded image.
+        checks: the results of all checks. A blocking check is among them only if the caller allowed it.
+        prompt: the prompt.
+        age, sex: the patient's age and sex as in the prompt; None if unknown.
+        view: ViewPosition of the DICOM header, or None.
+    """
+
+    image: EncodedImage
+    checks: tuple[Check, ...]
+    prompt: Prompt
+    age: Age | None
+    sex: Sex | None
+    view: str | None
 
 
-def trust(url: str) -> ssl.SSLContext | bool:
-    """Whose certificates to trust: for plain http nobody's, which saves reading them all (30 ms).
+def prepare(request: FilmRequest, size: tuple[int, int] | None = None) -> PreparedRequest:
+    """Read, check and encode one film, and write its prompt.
 
-    For https those of ``SSL_CERT_FILE`` or ``SSL_CERT_DIR``, on loopback too, where the SDK reads no environment; if
-    neither is set, the system's.
+    Args:
+        size: width and height of the model's input in pixels, or None if the server does not state them.
 
     Raises:
-        ConfigurationError: if the file cannot be used.
+        BlockedFilm: if the film is outside the intended use. Checks of the header run before the pixels are decoded.
+        InputError: if the film cannot be read, or the age, the sex or the indication is invalid.
+        ConfigurationError: if ``request.allow`` names an unknown check.
     """
-    if url.startswith("http://"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
-    if file is None and folder is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=file, capath=folder)
-    except OSError as error:
-        raise ConfigurationError("SSL_CERT_FILE: give a readable PEM file of certificates to trust") from error
+    facts_of_caller = request.caller_facts()
+    if isinstance(request.film, EncodedImage):
+        image = request.film
+    else:
+        image = _encode_film(request.film, facts_of_caller, request.preparation.sized(size))
+    checks = rules.check(image.facts, facts_of_caller, image.stats)
+    rules.enforce(checks)
+    view = image.facts.view
+    return PreparedRequest(
+        image=image,
+        checks=checks,
+        prompt=write_prompt(image.facts, request),
+        age=facts_of_caller.age_of(image.facts),
+        sex=facts_of_caller.sex_of(image.facts),
+        view=None if view is None else view.value or None,
+    )
 
 
-def pool() -> httpx2.Limits:
-    """As many connections as there are requests at once, all kept for the next ones. What bounds them is the caller's
-    concurrency; the SDK's own pool keeps 100, and would open and close the others for every film."""
-    import httpx2
+def write_prompt(facts: Facts, request: FilmRequest) -> Prompt:
+    """Return the prompt of a film. The caller's age and sex take precedence over the header's.
 
-    return httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    Raises:
+        InputError: if the age, the sex or the indication is invalid.
+    """
+    facts_of_caller = request.caller_facts()
+    age, sex = facts_of_caller.age_of(facts), facts_of_caller.sex_of(facts)
+    return request.prompt_profile.prompt(age, sex, indication=request.indication)
 
 
-def payload(model: str, prompt: Prompt, film: EncodedImage, max_tokens: int, *, stream: bool = True) -> bytes:
-    """The JSON of a chat completion, with the image spliced in: base64 needs no escaping, json would walk it all."""
-    frame = json.dumps(
+def headers(prompt: Prompt, checks: tuple[Check, ...]) -> dict[str, str]:
+    """Return the headers of a chat completion. The server's audit log records the profile and the allowed checks."""
+    audit_headers = {"X-Pedcxr-Prompt": prompt.profile.tag}
+    if overrides := ",".join(check.name for check in checks if check.allowed):
+        audit_headers["X-Pedcxr-Allow"] = overrides
+    return {"Content-Type": "application/json", "Accept": "text/event-stream"} | audit_headers
+
+
+def body(model: str, prompt: Prompt, image: EncodedImage, max_tokens: int, *, stream: bool = True) -> bytes:
+    """Return the JSON body of a chat completion.
+
+    The base64 text of the image is inserted into the finished JSON. It needs no escaping, and ``json.dumps`` would
+    scan megabytes for characters to escape.
+    """
+    text = json.dumps(
         {
-            "messages": messages(prompt.user, _IMAGE_GOES_HERE, system=prompt.profile.system),
+            "messages": messages(prompt.user, _IMAGE_PLACEHOLDER, system=prompt.profile.system),
             "model": model,
             "max_tokens": max_tokens,
             "temperature": 0,
-            **(_STREAMED if stream else {}),
+            **(_STREAM_FIELDS if stream else {}),
         },
         separators=(",", ":"),
     ).encode()
-    head, _, tail = frame.partition(_MARK)
-    return b"".join((head, b'"url":"data:', film.mime.encode(), b";base64,", film.base64, b'"', tail))
+    head, _, tail = text.partition(_SPLIT_MARK)
+    return b"".join((head, b'"url":"data:', image.mime.encode(), b";base64,", image.base64, b'"', tail))
+
+
+def _encode_film(source: FilmSource, facts_of_caller: CallerFacts, preparation: Preparation) -> EncodedImage:
+    undecoded = read(source)  # type: ignore[arg-type]  # an EncodedImage does not come here
+    rules.enforce(rules.check(undecoded.facts, facts_of_caller))
+    film = undecoded.render(preparation)
+    rules.enforce(rules.check(film.facts, facts_of_caller, film.stats))
+    return encode(film)

@@ -1,16 +1,14 @@
-"""The attempts of one call: its deadline, its timeouts, and whether there is to be another."""
+"""Retries of one call: its deadline, the timeouts of each attempt, and the back-off."""
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pedcxr_client.errors import TimedOut
+from pedcxr_client.errors import ConnectionFailed, PedcxrError, RateLimited, RequestError, TimedOut, Unavailable
 from pedcxr_client.metrics.hooks import Hook
-from pedcxr_client.request import sdk_errors
-from pedcxr_client.request.backoff import wait_before_retry
 
 if TYPE_CHECKING:
     import openai
@@ -19,62 +17,107 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+
 
 class RetryState:
-    """Counts attempts against a deadline that runs from the making.
+    """The attempts of one call, and its deadline, which runs from the creation of this object.
 
     Attributes:
-        count: attempts so far, the present one included.
+        count: number of attempts, the current one included.
     """
 
     def __init__(self, settings: Settings, hook: Hook, clock: Clock = time.perf_counter) -> None:
         self._settings, self._hook, self._clock = settings, hook, clock
-        self._began = clock()
+        self._start = clock()
         self.count = 1
 
     @property
-    def left(self) -> float:
-        """Seconds to the deadline, below 0 after it."""
-        return self._began + self._settings.timeouts.total - self._clock()
+    def seconds_left(self) -> float:
+        """Seconds to the deadline; negative after it."""
+        return self._start + self._settings.timeouts.total - self._clock()
 
     def remaining(self) -> float:
-        """Seconds to the deadline.
+        """Return the seconds to the deadline.
 
         Raises:
-            TimedOut: if it has passed.
+            TimedOut: if the deadline has passed.
         """
-        left = self.left
-        if left <= 0:
+        seconds = self.seconds_left
+        if seconds <= 0:
             raise self.expired()
-        return left
+        return seconds
 
     def timeout(self) -> openai.Timeout:
-        """The timeouts of the next request, none of them beyond the deadline."""
+        """Return the timeouts of the next attempt. No phase extends past the deadline."""
         import openai
 
-        left, phases = self.remaining(), self._settings.timeouts
+        seconds, limits = self.remaining(), self._settings.timeouts
         return openai.Timeout(
-            connect=min(phases.connect, left), write=min(phases.write, left), read=min(phases.gap, left), pool=left
+            connect=min(limits.connect, seconds),
+            write=min(limits.write, seconds),
+            read=min(limits.gap, seconds),
+            pool=seconds,
         )
 
     def expired(self) -> TimedOut:
-        """The error for a passed deadline."""
-        return TimedOut(f"not finished within {self._settings.timeouts.total:g} s; allow more time, or try again later")
-
-    def wait_after(self, error: Exception) -> float:
-        """Seconds to wait before the next attempt, after one that got no answer.
-
-        Raises:
-            RequestError: if there is to be none.
-        """
-        failure = sdk_errors.before_answer(error, self._settings.url)
-        if isinstance(failure, TimedOut) and self.left <= 0:
-            failure = self.expired()
-        wait = wait_before_retry(
-            failure, attempt=self.count, retries=self._settings.retries, remaining=self.left, jitter=random.random()
+        """Return the error for a passed deadline."""
+        return TimedOut(
+            f"no report within {self._settings.timeouts.total:g} s; raise the total timeout, or try again later"
         )
-        if wait is None:
-            raise failure from error
-        self.count += 1
-        self._hook.retrying(failure, wait)
+
+    def wait_after(self, failure: RequestError) -> float | None:
+        """Count a failed attempt and return the seconds to wait before the next one; None to give up."""
+        from random import random
+
+        wait = wait_before_retry(
+            failure, attempt=self.count, retries=self._settings.retries, remaining=self.seconds_left, jitter=random()
+        )
+        if wait is not None:
+            self.count += 1
+            self._hook.retrying(failure, wait)
         return wait
+
+
+def wait_before_retry(
+    error: PedcxrError, *, attempt: int, retries: int, remaining: float, jitter: float
+) -> float | None:
+    """Return the seconds to wait before the next attempt, or None to give up.
+
+    Only a failed connection, 429 and 503 are retried, and nothing is retried if ``retries`` is 0. A Retry-After header
+    is obeyed until the deadline, because a starting server may send it many times. Without one, ``retries`` limits the
+    number of attempts. No wait extends past the deadline.
+
+    Args:
+        attempt: attempts so far, 1 or more.
+        remaining: seconds to the deadline.
+        jitter: a random number from 0 to 1; it spreads the retries of several clients.
+    """
+    if not isinstance(error, (ConnectionFailed, RateLimited, Unavailable)) or retries == 0:
+        return None
+    retry_after = None if isinstance(error, ConnectionFailed) else error.retry_after
+    if retry_after is not None:
+        # A lower bound, so that "Retry-After: 0" does not cause a busy loop.
+        delay = max(retry_after, min(0.1 * 2.0 ** (attempt - 1), 1.0))
+        wait = delay + jitter * min(delay * 0.25, 5.0)
+    elif attempt > retries:
+        return None
+    else:
+        wait = min(_FIRST_WAIT * 2.0 ** (attempt - 1), _LONGEST_WAIT) * (0.5 + 0.5 * jitter)
+    return wait if wait < remaining else None
+
+
+def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Return the seconds of a Retry-After header, a number or a date (RFC 9110, 10.2.3); None if it is neither."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            from email.utils import parsedate_to_datetime  # rarely needed, and slow to import
+
+            seconds = (parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds()
+        except (TypeError, ValueError):
+            return None
+    return max(seconds, 0.0) if seconds < float("inf") else None

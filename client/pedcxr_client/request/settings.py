@@ -1,4 +1,4 @@
-"""A client's configuration, checked once, and the rules it implies. Pure."""
+"""The configuration of a client, validated on creation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long each phase may take, in seconds, all above 0.
+    """Limits for each phase of a call, in seconds, all above 0.
 
     Attributes:
-        connect: to reach the server.
-        write: for a piece of the request to be taken.
-        gap: the longest silence while waiting for the answer or between two pieces of it.
-        total: the deadline of the whole call, retries included. The sync client checks it whenever something
-            arrives and may overrun it by one ``gap`` at most; the async client keeps it exactly.
+        connect: time to open a connection.
+        write: time for the server to accept one part of the request body.
+        gap: longest pause before the response and between two parts of it.
+        total: deadline of the whole call, retries included.
+
+    Raises:
+        ConfigurationError: if a value is not above 0.
     """
 
     connect: float = 5.0
@@ -39,10 +41,10 @@ DEFAULT_TIMEOUTS = Timeouts()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Where and how a client sends.
+    """The server's address, the API key and the limits of a client.
 
     Raises:
-        ConfigurationError: if a value cannot be used; the message names it, and never shows a key.
+        ConfigurationError: if a value is invalid. The message names it and never contains a key.
     """
 
     url: str
@@ -56,12 +58,12 @@ class Settings:
         if self.retries < 0:
             raise ConfigurationError(f"retries: {self.retries} must be 0 or more")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
-            raise ConfigurationError("api_key: is empty or holds characters that no HTTP header can carry")
+            raise ConfigurationError("api_key: is empty or contains characters that an HTTP header cannot carry")
         self._check_url()
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the server is on this machine."""
+        """Whether the server runs on this machine."""
         return _is_loopback(urlsplit(self.url).hostname or "")
 
     def _check_url(self) -> None:
@@ -69,11 +71,11 @@ class Settings:
             parts = urlsplit(self.url)
             host, _ = parts.hostname, parts.port
         except ValueError as error:
-            raise ConfigurationError(f"url: not an address; write one such as {DEFAULT_URL}") from error
+            raise ConfigurationError(f"url: is not an address; write it as {DEFAULT_URL}") from error
         if parts.username is not None or parts.password is not None:
-            raise ConfigurationError("url: leave user and password out of it; give the key as api_key")
+            raise ConfigurationError("url: must not contain a user or a password; pass the key as api_key")
         if parts.scheme not in ("http", "https") or not host:
-            raise ConfigurationError(f"url: {self.url!r} is not an address; write one such as {DEFAULT_URL}")
+            raise ConfigurationError(f"url: {self.url!r} is not an address; write it as {DEFAULT_URL}")
         if parts.scheme == "http" and not self.insecure_http and not _is_loopback(host):
             raise ConfigurationError(
                 f"url: {self.url} would send films and keys unencrypted; "

@@ -1,4 +1,4 @@
-"""From the events of a stream to a report. Pure: events and times in, a report or a typed error out."""
+"""The text of a report from the events of a response, or a typed error."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ from pedcxr_client.errors import (
     NotText,
     PromptEcho,
     ReportError,
+    ServerFailed,
     TruncatedReport,
 )
 from pedcxr_client.reports import validation
-from pedcxr_client.request import sdk_errors
 from pedcxr_client.types import Usage
+
+_LONGEST_MESSAGE = 300
 
 
 @dataclass(slots=True, repr=False)
 class StreamParser:
-    """What has arrived of one report."""
+    """The response to one request so far.
+
+    Attributes:
+        pieces: the texts of the events, in order.
+        model: the model's name in the events, or None.
+        finish_reason: the reason for the end of the text; None before it.
+        usage: the token counts, or None.
+        first, last: times of the first and the last non-empty text, in seconds of the caller's clock.
+    """
 
     pieces: list[str] = field(default_factory=list)
     model: str | None = None
@@ -31,30 +41,30 @@ class StreamParser:
 
     @property
     def text(self) -> str:
-        """The text so far, byte for byte."""
+        """The text so far, unchanged."""
         return "".join(self.pieces)
 
     def add(self, event: object, now: float) -> str:
-        """Take one ``chat.completion.chunk`` and return the text it brought, "" if none.
+        """Record one ``chat.completion.chunk`` and return its text, "" if it has none.
 
         Raises:
-            AbortedReport: if it is an error event, or no chunk at all.
+            AbortedReport: if it is an error event, or not a chunk.
         """
         if isinstance(event, dict) and event.get("error"):
-            raise sdk_errors.from_event(event["error"])
+            raise error_of_event(event["error"])
         choices = event.get("choices") if isinstance(event, dict) else None
         if not isinstance(event, dict) or not isinstance(choices, list):
-            raise AbortedReport("the server sent an event that is not a chat completion; is the address right?")
+            raise AbortedReport("the server sent an event that is not a chat completion; check the address")
         self.model = _text(event.get("model")) or self.model
         self.usage = _usage(event.get("usage")) or self.usage
-        piece = "".join(self._take(choice) for choice in choices if isinstance(choice, dict))
+        piece = "".join(self._record(choice) for choice in choices if isinstance(choice, dict))
         if piece:
             self.pieces.append(piece)
             self.first = now if self.first is None else self.first
             self.last = now
         return piece
 
-    def _take(self, choice: dict[str, object]) -> str:
+    def _record(self, choice: dict[str, object]) -> str:
         if choice.get("index", 0) != 0:
             return ""
         self.finish_reason = _text(choice.get("finish_reason")) or self.finish_reason
@@ -62,39 +72,59 @@ class StreamParser:
         return (_text(delta.get("content")) or "") if isinstance(delta, dict) else ""
 
     def check(self, system: str | None = None) -> None:
-        """Raise unless the text is a report: ended by the model itself, and with words of its own.
+        """Raise unless the text is a report that the model finished.
 
         Args:
-            system: the system text that was sent, to know it again.
+            system: the system text of the request; a report that repeats it is an echo.
 
         Raises:
             TruncatedReport, AbortedReport, EmptyReport, LoopingReport, PromptEcho, NotText
         """
         if self.finish_reason is None:
-            self._refuse(AbortedReport("the server ended the stream before the report was finished; try again"))
+            self._fail(AbortedReport("the server ended the stream before the report was finished; try again"))
         if self.finish_reason not in ("stop", "length"):
-            self._refuse(AbortedReport("the server aborted the report; try again"))
+            self._fail(AbortedReport("the server aborted the report; try again"))
         if self.finish_reason == "stop":
-            self._check_words(system)
-        # A loop is called one even where it was cut off, since more tokens would only make it longer.
+            self._check_text(system)
+        # Checked before the cut-off: raising max_tokens would only make a loop longer.
         if validation.is_loop(self.text):
-            self._refuse(LoopingReport("the model repeats itself and wrote no report; check the film and the prompt"))
+            self._fail(LoopingReport("the model repeats itself instead of a report; check the film and the prompt"))
         if self.finish_reason == "length":
-            self._refuse(TruncatedReport("the text was cut off at max_tokens and is no report; raise max_tokens"))
+            self._fail(TruncatedReport("the text was cut off at max_tokens and is not a report; raise max_tokens"))
 
-    def _check_words(self, system: str | None) -> None:
+    def _check_text(self, system: str | None) -> None:
         if not self.text.strip():
-            self._refuse(EmptyReport("the model wrote nothing; check the film"))
+            self._fail(EmptyReport("the model wrote nothing; check the film"))
         if validation.is_not_text(self.text):
-            self._refuse(NotText("the model wrote something that is no text; is it the right checkpoint?"))
+            self._fail(NotText("the model's output is not text; check that the server runs the right checkpoint"))
         if validation.is_echo(self.text, system):
-            self._refuse(
-                PromptEcho("the model repeats what it was asked and wrote no report; is it the right checkpoint?")
-            )
+            self._fail(PromptEcho("the model repeats the prompt; check that the server runs the right checkpoint"))
 
-    def _refuse(self, error: ReportError) -> None:
+    def _fail(self, error: ReportError) -> None:
         error.finish_reason = self.finish_reason
         raise error
+
+
+def error_of_event(body: object, message: object = None) -> AbortedReport:
+    """Return the error of a ``data: {"error": ...}`` event."""
+    fields = body if isinstance(body, dict) else {"message": body}
+    aborted = AbortedReport(f"the server aborted the report: {printable(fields.get('message') or message)}")
+    code = fields.get("code")
+    aborted.code = None if code is None else printable(code)
+    return aborted
+
+
+def not_openai(url: str) -> ServerFailed:
+    """Return the error for a response of another protocol."""
+    return ServerFailed(
+        f"{url}: the response does not follow the OpenAI API; check the address, which usually ends in /v1"
+    )
+
+
+def printable(text: object) -> str:
+    """Return a server's text as one printable line of at most 300 characters."""
+    line = " ".join(str(text).split())
+    return "".join(letter for letter in line if letter.isprintable())[:_LONGEST_MESSAGE]
 
 
 def _text(value: object) -> str | None:

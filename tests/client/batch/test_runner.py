@@ -448,7 +448,7 @@ def test_film_that_crashes_the_server_does_not_block_others(engine, films, out, 
 
     async def chat(request: Any, reply: Any) -> None:
         if marker in request.json["messages"][0]["content"][0]["image_url"]["url"]:
-            engine._orders.appendleft(bad)
+            engine._answers.appendleft(bad)
         await original(request, reply)
 
     engine._chat = chat
@@ -479,7 +479,7 @@ def test_other_revision_after_an_outage_stops_the_run(engine, films, out, capsys
     async def chat(request: Any, reply: Any) -> None:
         if len(engine.chats) > 5:
             engine.details = {"revision": "rev-2"}
-            engine._orders.appendleft(Answer(status=503))
+            engine._answers.appendleft(Answer(status=503))
         await original(request, reply)
 
     engine._chat = chat

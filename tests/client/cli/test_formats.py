@@ -153,4 +153,4 @@ def test_streamed_control_characters_are_replaced(engine, path, capsys):
     assert main(["report", path, "--stream", "--url", engine.url]) == 4
     out, err = capsys.readouterr()
     assert out == "Lungs\n\ufffd]0;x\ufffd clear:\u00a05\u202fmm.\ufffd\ufffd2J\n"
-    assert "is no text" in err
+    assert "is not text" in err

@@ -1,7 +1,7 @@
 """The exact JSON of a request: from Python, from the shell, and as the programs of docs/examples send it.
 
-The golden file was written by ``pedcxr report demo-films/pneumonia-6y.png --age 6y --sex M --model pedcxr-demo
---dry-run`` of the film that is in it, a drawing of Pillow's.
+``pedcxr report demo-films/pneumonia-6y.png --age 6y --sex M --model pedcxr-demo --dry-run`` wrote the golden file from
+the film in it, which was drawn with Pillow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.fixture
 def tiny() -> bytes:
-    """The film inside the golden file."""
+    """The film in the golden file."""
     url = json.loads(GOLDEN)["messages"][0]["content"][0]["image_url"]["url"]
     return base64.b64decode(url.removeprefix("data:image/png;base64,"))
 
@@ -40,30 +40,35 @@ def folder(tmp_path, tiny) -> Path:
     return tmp_path
 
 
-def test_the_payload_is_what_report_sends_to_the_byte(engine, film, twin):
-    asked = {"age": "5y", "sex": "F", "max_tokens": 77, "preparation": Preparation(resize="model", model_size=(64, 64))}
-    payload = twin.payload(engine.url, film, **asked)
-    assert [seen.path for seen in engine.requests] == ["/v1/models"]
-    twin.report(engine.url, film, **asked)
+def test_payload_equals_the_body_that_report_sends(engine, film, twin):
+    options = {
+        "age": "5y",
+        "sex": "F",
+        "max_tokens": 77,
+        "preparation": Preparation(resize="model", model_size=(64, 64)),
+    }
+    payload = twin.payload(engine.url, film, **options)
+    assert [request.path for request in engine.requests] == ["/v1/models"]
+    twin.report(engine.url, film, **options)
     assert engine.chats[0].body == payload
 
 
-def test_with_a_model_named_nothing_is_asked(engine, film, twin):
+def test_payload_with_a_model_name_sends_no_request(engine, film, twin):
     payload = json.loads(twin.payload(engine.url, film, client={"model": "x"}, stream=False))
     assert payload["model"] == "x"
     assert not {"stream", "stream_options"} & payload.keys()
     assert not engine.requests
 
 
-def test_what_cannot_be_sent_has_no_payload(engine, film, twin):
+def test_payload_raises_for_invalid_and_blocked_films(engine, film, twin):
     with pytest.raises(InputError, match="age"):
         twin.payload(engine.url, film, age="62")
     with pytest.raises(BlockedFilm):
         twin.payload(engine.url, film, age="30y")
-    assert "/v1/chat/completions" not in {seen.path for seen in engine.requests}
+    assert "/v1/chat/completions" not in {request.path for request in engine.requests}
 
 
-def test_the_golden_file_is_what_the_shell_prints(folder, tiny, capsys, monkeypatch):
+def test_dry_run_prints_the_golden_file(folder, tiny, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     line = ["report", "demo-films/pneumonia-6y.png", "--age", "6y", "--sex", "M", "--model", "pedcxr-demo", "--dry-run"]
     assert main(line) == 0
@@ -102,10 +107,10 @@ def test_example_programs_send_the_golden_file(engine, folder, file, command):
 def test_a_dry_run_can_be_posted_as_it_is(engine, folder, capsys, monkeypatch):
     """The README posts the output of --dry-run with curl."""
     if shutil.which("curl") is None:
-        pytest.skip("no curl here")
+        pytest.skip("curl is not installed")
     (folder / "request.json").write_bytes(GOLDEN)
     [line] = [line for line in README.splitlines() if line.endswith("-d @request.json")]
     line = line.replace("http://127.0.0.1:8000/v1", engine.url)
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, check=True)
-    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == TEXT
+    process = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=folder, check=True)
+    assert json.loads(process.stdout)["choices"][0]["message"]["content"] == TEXT
     assert engine.chats[0].json == json.loads(GOLDEN)

@@ -1,4 +1,4 @@
-"""Profiles and indications through the doors: what the server gets, what is kept, what the command says."""
+"""Prompt profiles, indications and the other options of a film: what is sent, what is recorded, what is printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from pedcxr_client import ConfigurationError, FilmRequest, PromptEcho
+from pedcxr_client import ConfigurationError, FilmRequest, Preparation, PromptEcho
 from pedcxr_client.cli.main import main
 from pedcxr_client.request.prompts import CARD, training
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
@@ -29,34 +29,80 @@ def test_training_sends_its_system_turn_and_sentence(engine, film, twin):
     report = twin.report(engine.url, film, age="5y", sex="F", prompt_profile=training(SYSTEM))
     first, second = engine.chats[0].json["messages"]
     assert first == {"role": "system", "content": SYSTEM}
-    image, words = second["content"]
+    image, text = second["content"]
     assert hashlib.sha256(_bytes(image["image_url"]["url"])).hexdigest() == report.image_sha256
-    assert words["text"] == "Generate a radiology report for this chest X-ray of school age girl."
-    assert (report.prompt, report.prompt_profile, report.prompt_version) == (words["text"], "training", 1)
+    assert text["text"] == "Generate a radiology report for this chest X-ray of school age girl."
+    assert (report.prompt, report.prompt_profile, report.prompt_version) == (text["text"], "training", 1)
     assert report.prompt_sha256 == training(SYSTEM).sha256
     assert (str(report.age), report.sex, report.view) == ("5y", "F", None)
-    assert "expert" not in json.dumps(report.as_dict()), "the system text is not ours to copy"
+    assert "expert" not in json.dumps(report.as_dict()), "a report must not copy the system text"
 
 
-def test_the_profiles_tag_goes_in_a_header(engine, film, twin):
+def test_profile_tag_is_sent_as_a_header(engine, film, twin):
     twin.report(engine.url, film)
     twin.report(engine.url, film, prompt_profile=training(SYSTEM), indication=SECRET)
-    assert [seen.headers["x-pedcxr-prompt"] for seen in engine.chats] == [CARD.tag, training(SYSTEM).tag]
+    assert [request.headers["x-pedcxr-prompt"] for request in engine.chats] == [CARD.tag, training(SYSTEM).tag]
 
 
-def test_the_audit_log_takes_what_the_client_notes(engine, twin):
+def test_the_gateway_reads_the_clients_headers(engine, twin):
     film = dicom_maker.film(Modality="CT", BodyPartExamined="KNEE")
     twin.report(engine.url, film, allow=["modality", "body-part", "view"])
     twin.report(engine.url, dicom_maker.film())
-    first, second = (ClientMetadata.of(seen.headers) for seen in engine.chats)
+    first, second = (ClientMetadata.of(request.headers) for request in engine.chats)
     assert (first.prompt_profile, first.overrides) == (CARD.tag, ("modality", "body-part"))
     assert (second.prompt_profile, second.overrides) == (CARD.tag, None)
 
 
-def test_an_indication_is_sent_and_only_its_digest_kept(engine, film, twin):
+def test_stream_sends_what_report_sends(engine, twin):
+    film = dicom_maker.film(Modality="CT", PatientAge=None, PatientSex=None, BodyPartExamined="")
+    options = {
+        "age": "5y",
+        "sex": "F",
+        "max_tokens": 77,
+        "assume_chest": True,
+        "allow": ["modality"],
+        "preparation": Preparation(resize="model", model_size=(64, 64)),
+        "prompt_profile": training(SYSTEM),
+        "indication": SECRET,
+    }
+    twin.report(engine.url, film, **options)
+    twin.stream(engine.url, film, **options)
+    payload = twin.payload(engine.url, film, **options)
+    by_report, by_stream = engine.chats
+    assert by_stream.body == by_report.body == payload
+    own = [{key: value for key, value in request.headers.items() if "pedcxr" in key} for request in engine.chats]
+    assert own[0] == own[1] == {"x-pedcxr-prompt": training(SYSTEM).tag, "x-pedcxr-allow": "modality"}
+    assert by_stream.json["max_tokens"] == 77
+    assert by_stream.json["messages"][1]["content"][1]["text"].endswith(f"school age girl. Indication: {SECRET}")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"age": "5y"},
+        {"sex": "F"},
+        {"max_tokens": 77},
+        {"allow": ["modality"]},
+        {"preparation": Preparation(resize="model", model_size=(64, 64))},
+        {"prompt_profile": training(SYSTEM)},
+        {"indication": SECRET},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_of_stream_changes_the_request(engine, twin, option):
+    film = dicom_maker.film(Modality="CT" if "allow" in option else "CR", PatientAge="007Y", PatientSex="M")
+    twin.stream(engine.url, film, **option)
+    if "allow" in option:
+        assert engine.chats[0].headers["x-pedcxr-allow"] == "modality"
+    else:
+        twin.stream(engine.url, film)
+        assert engine.chats[0].body != engine.chats[1].body
+
+
+def test_indication_is_sent_and_only_its_digest_recorded(engine, film, twin):
     report = twin.report(engine.url, film, age="5y", indication=SECRET)
-    sent = engine.chats[0].json["messages"][0]["content"][1]["text"]
-    assert sent.endswith(f"of a 5-year-old child. Indication: {SECRET}")
+    text = engine.chats[0].json["messages"][0]["content"][1]["text"]
+    assert text.endswith(f"of a 5-year-old child. Indication: {SECRET}")
     record = report.as_dict()["prompt"]
     assert record["text"].endswith("Indication: (not recorded)")
     assert record["indication_given"] is True
@@ -64,20 +110,20 @@ def test_an_indication_is_sent_and_only_its_digest_kept(engine, film, twin):
     assert SECRET not in json.dumps(report.as_dict()) + repr(report)
 
 
-def test_an_echo_of_the_system_text_is_no_report(engine, film, twin):
+def test_echo_of_the_system_text_raises(engine, film, twin):
     engine.answer = Answer(pieces=("You are an expert who reads", " films of chests."))
     with pytest.raises(PromptEcho):
         twin.report(engine.url, film, prompt_profile=training(SYSTEM))
     engine.answer = Answer(pieces=("You are an expert who reads", " films of chests."))
-    assert twin.report(engine.url, film).findings, "nobody sent it"
+    assert twin.report(engine.url, film).findings, "this request had no system text"
 
 
-def test_a_profile_is_no_name():
+def test_a_profile_name_is_not_a_profile():
     with pytest.raises(ConfigurationError, match="read_training"):
         FilmRequest("film.png", prompt_profile="training")
 
 
-def test_the_command_takes_all_of_it_and_warns(engine, path, system, capsys):
+def test_report_command_accepts_prompt_options_and_warns(engine, path, system, capsys):
     arguments = ["--prompt-profile", "training", "--system-file", system, "--indication", SECRET, "--json"]
     assert main(["report", path, "--age", "5y", *arguments, "--url", engine.url]) == 0
     out, err = capsys.readouterr()
@@ -88,7 +134,7 @@ def test_the_command_takes_all_of_it_and_warns(engine, path, system, capsys):
     assert engine.chats[0].json["messages"][1]["content"][1]["text"].endswith(f"Indication: {SECRET}")
 
 
-def test_inspect_shows_the_words_of_training(path, system, capsys):
+def test_inspect_shows_the_training_prompt(path, system, capsys):
     arguments = ["inspect", path, "--age", "3y", "--prompt-profile", "training", "--system-file", system]
     assert main(arguments) == 0
     assert "chest X-ray of preschool child." in capsys.readouterr().out
@@ -96,7 +142,7 @@ def test_inspect_shows_the_words_of_training(path, system, capsys):
     assert json.loads(capsys.readouterr().out)["prompt"]["sha256"] == training(SYSTEM).sha256
 
 
-def test_inspect_says_where_no_group_holds_the_age(path, system, capsys):
+def test_inspect_reports_an_age_above_the_last_group(path, system, capsys):
     arguments = ["--age", "60y", "--allow", "age", "--prompt-profile", "training", "--system-file", system]
     assert main(["inspect", path, *arguments]) == 3
     assert "age: is above 6574 days" in capsys.readouterr().out
@@ -109,11 +155,11 @@ def test_inspect_says_where_no_group_holds_the_age(path, system, capsys):
         (["--system-file", "x.txt"], 2, "valid only with --prompt-profile training"),
         (["--prompt-profile", "training", "--system-file", "absent.txt"], 2, "absent.txt: cannot be read"),
         (["--prompt-profile", "other"], 2, "invalid choice"),
-        (["--indication", "x" * 201], 3, "indication: has 201 characters"),
+        (["--indication", "x" * 201], 3, "indication: has 201 characters; the maximum is 200"),
         (["--indication", "a\nb"], 3, "on one line"),
     ],
 )
-def test_what_cannot_be_worded_is_never_sent(engine, path, capsys, arguments, code, says):
+def test_invalid_prompt_options_send_nothing(engine, path, capsys, arguments, code, says):
     assert main(["report", path, *arguments, "--url", engine.url]) == code
     assert says in capsys.readouterr().err
     assert not engine.chats

@@ -1,4 +1,4 @@
-"""The words of both profiles, what they are hashed to, and what is refused to be put into them."""
+"""The user text of both profiles, their hashes, and the validation of the texts in them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEADER = re.compile(r"[a-z]{1,16}/\d{1,3}:[0-9a-f]{12}")
         ("17y", None, "a 17-year-old child", "adolescent child"),
     ],
 )
-def test_the_words(age, sex, by_card, by_training):
+def test_user_text_of_both_profiles(age, sex, by_card, by_training):
     age = age and Age.parse(age)
     begin = "Generate a radiology report for this chest X-ray of "
     assert CARD.prompt(age, sex).user == card(age, sex) == f"{begin}{by_card}."
@@ -48,7 +48,7 @@ def test_the_words(age, sex, by_card, by_training):
     [(28, "neonate"), (730, "infant"), (1825, "preschool"), (4380, "school age"), (6574, "adolescent")],
 )
 def test_the_last_day_of_each_group(last, name):
-    # An Age holds three digits, so that beyond 999 days the nearest weeks stand in for them.
+    # An Age has at most three digits, so ages above 999 days are given in weeks.
     whole, unit = (last, "D") if last < 1000 else (last // 7, "W")
     assert group(Age(whole, unit)) == name
     after = Age(whole + 1, unit)
@@ -60,14 +60,14 @@ def test_the_last_day_of_each_group(last, name):
 
 
 @pytest.mark.parametrize("age", ["18y", "216m", "940w", "62y"])
-def test_no_group_for_the_grown(age):
+def test_ages_above_the_last_group_raise(age):
     with pytest.raises(InputError, match="age: is above 6574 days"):
         training(SYSTEM).prompt(Age.parse(age))
-    assert CARD.prompt(Age.parse(age)).user  # the gate decides about these
+    assert CARD.prompt(Age.parse(age)).user  # the age check handles these
 
 
 @given(some.integers(0, 999), some.sampled_from("DWM"))
-def test_groups_never_go_back(value, unit):
+def test_groups_increase_with_age(value, unit):
     names = [name for name, _ in prompts.GROUPS]
     try:
         later = names.index(group(Age(value + 1 if value < 999 else value, unit)))
@@ -79,40 +79,40 @@ def test_groups_never_go_back(value, unit):
         assert later == len(names)
 
 
-def test_the_hashes_are_these_until_a_version_changes():
-    """A changed word changes a hash: raise the version with it, since stored reports name it."""
+def test_hashes_of_the_current_versions():
+    """A changed word changes the hash. Increase the version with it, because stored reports contain both."""
     assert CARD.tag == "card/1:ab53f1ad0193"
     assert training(SYSTEM).tag == "training/1:50b8cf2cc9e2"
 
 
-def test_a_hash_is_the_profiles_and_no_patients():
+def test_hash_depends_on_the_profile_only():
     one, other = CARD.prompt(Age(5, "Y"), "M"), CARD.prompt(indication="fever")
     assert one.profile.sha256 == other.profile.sha256
     assert len({CARD.sha256, training(SYSTEM).sha256, training(SYSTEM + "!").sha256}) == 3
     assert all(HEADER.fullmatch(profile.tag) for profile in (CARD, training(SYSTEM)))
 
 
-def test_ends_of_lines_and_of_the_text_do_not_count():
+def test_line_endings_and_outer_white_space_are_normalised():
     assert training(f"\r\n{SYSTEM}\n \n".replace("\n", "\r\n")).system == SYSTEM
 
 
-def test_values_are_frozen_and_say_nothing():
-    asked = training(SYSTEM).prompt(Age(5, "Y"), indication="cough")
+def test_prompts_are_frozen_and_their_reprs_empty():
+    prompt = training(SYSTEM).prompt(Age(5, "Y"), indication="cough")
     with pytest.raises(FrozenInstanceError):
-        asked.user = "x"
-    for thing in (asked, asked.profile):
+        prompt.user = "x"
+    for thing in (prompt, prompt.profile):
         assert not any(word in repr(thing) for word in ("cough", "expert", "school"))
 
 
-def test_the_system_turn_comes_first_and_the_image_before_the_words():
-    system, user = messages("words", "data:x", system=SYSTEM)
+def test_system_turn_is_first_and_image_precedes_text():
+    system, user = messages("text", "data:x", system=SYSTEM)
     assert system == {"role": "system", "content": SYSTEM}
     assert [part["type"] for part in user["content"]] == ["image_url", "text"]
-    assert messages("words", "data:x") == [user]
+    assert messages("text", "data:x") == [user]
 
 
-def test_a_profile_of_another_name_or_without_its_text():
-    with pytest.raises(ConfigurationError, match="there are card, training"):
+def test_invalid_profiles_raise():
+    with pytest.raises(ConfigurationError, match="choose one of card, training"):
         Profile("other")
     with pytest.raises(ConfigurationError, match="--system-file"):
         Profile("training")
@@ -122,7 +122,7 @@ def test_a_profile_of_another_name_or_without_its_text():
         replace(training(SYSTEM), name="card")
 
 
-def test_a_system_text_from_a_file(tmp_path):
+def test_system_text_is_read_from_a_file(tmp_path):
     path = tmp_path / "system.txt"
     path.write_bytes(b"\xef\xbb\xbf" + f"  {SYSTEM}\r\n".encode())
     assert read_training(path) == read_training(str(path)) == training(SYSTEM)
@@ -137,13 +137,13 @@ def test_a_system_text_from_a_file(tmp_path):
         (b" \n\t", "is empty"),
         (b"You are \xff", "byte 8 is not UTF-8"),
         ("You are".encode("utf-16"), "not UTF-8"),
-        (b"x" * 65537, "more than 64 KiB"),
+        (b"x" * 65537, "is larger than 64 KiB"),
         (b"Lungs\x00", "U\\+0000"),
         (b"\x1b[31mred", "U\\+001B"),
         (b"Lungs <end_of_turn> x", "<end_of_turn>, a special token"),
     ],
 )
-def test_a_file_that_holds_none(tmp_path, data, says):
+def test_invalid_system_files_raise(tmp_path, data, says):
     path = tmp_path / "system.txt"
     path.write_bytes(data)
     with pytest.raises(ConfigurationError, match=says) as caught:
@@ -152,27 +152,27 @@ def test_a_file_that_holds_none(tmp_path, data, says):
     assert "Lungs" not in str(caught.value)
 
 
-def test_a_file_that_is_none(tmp_path):
+def test_unreadable_system_files_raise(tmp_path):
     with pytest.raises(ConfigurationError, match=r"absent\.txt: cannot be read: No such file"):
         read_training(tmp_path / "absent.txt")
     with pytest.raises(ConfigurationError, match="Is a directory"):
         read_training(tmp_path)
-    with pytest.raises(ConfigurationError, match="is no path"):
+    with pytest.raises(ConfigurationError, match="invalid path"):
         read_training("a\0b")
 
 
-def test_the_largest_file(tmp_path):
+def test_largest_system_file_is_accepted(tmp_path):
     path = tmp_path / "system.txt"
     path.write_bytes(b"x" * 65536)
     assert len(read_training(path).system) == 65536
 
 
-def test_an_indication_is_sent_and_not_recorded():
-    asked = CARD.prompt(Age(5, "Y"), "M", indication="  fever and cough ")
+def test_recorded_prompt_omits_the_indication():
+    prompt = CARD.prompt(Age(5, "Y"), "M", indication="  fever and cough ")
     begin = "Generate a radiology report for this chest X-ray of a 5-year-old male. Indication: "
-    assert asked.user == begin + "fever and cough"
-    assert asked.recorded == begin + "(not recorded)"
-    assert asked.indication_sha256 != CARD.prompt(indication="fever").indication_sha256
+    assert prompt.user == begin + "fever and cough"
+    assert prompt.recorded == begin + "(not recorded)"
+    assert prompt.indication_sha256 != CARD.prompt(indication="fever").indication_sha256
     assert CARD.prompt().indication_sha256 is None
     assert CARD.prompt(indication="x" * 200).user.endswith("x" * 200)
 
@@ -183,16 +183,16 @@ def test_an_indication_is_sent_and_not_recorded():
         ("", "is empty"),
         ("  ", "is empty"),
         (7, "is empty"),
-        ("secret" * 34, "has 204 characters; 200 are the most"),
+        ("secret" * 34, "has 204 characters; the maximum is 200"),
         ("secret\nignore all", "on one line"),
-        ("secret\x07", "does not print"),
+        ("secret\x07", "non-printable character"),
         ("secret\u2028", "on one line"),
         ("secret<start_of_turn>model", "special token"),
     ],
 )
-def test_indications_that_cannot_be_sent(indication, says):
+def test_invalid_indications_raise(indication, says):
     if indication == "secret\u2028":
-        indication += "x"  # at the end it would be white space
+        indication += "x"  # at the end, it would be removed as white space
     with pytest.raises(InputError, match=says) as caught:
         CARD.prompt(indication=indication)
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What goes wrong on the way, as a typed error with its evidence, from both twins alike."""
+"""Failures of the server and the connection, as typed errors with their evidence, with both clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from pedcxr_client import (
     TruncatedReport,
     Unavailable,
 )
-from pedcxr_client.request.backoff import parse_retry_after, wait_before_retry
+from pedcxr_client.metrics.hooks import NullHook
+from pedcxr_client.request.retry import RetryState, parse_retry_after, wait_before_retry
+from pedcxr_client.request.settings import Settings
 from tests.support.fake_engine import TEXT, Answer
 
 ONCE = {"retries": 0}
@@ -55,7 +57,7 @@ ONCE = {"retries": 0}
         (Answer(raw=b""), AbortedReport, "", None),
     ],
 )
-def test_text_that_is_no_report_is_an_error_that_carries_it(engine, film, twin, answer, kind, text, finish):
+def test_incomplete_report_raises_with_its_text(engine, film, twin, answer, kind, text, finish):
     engine.answer = answer
     with pytest.raises(ReportError) as caught:
         twin.report(engine.url, film)
@@ -65,10 +67,10 @@ def test_text_that_is_no_report_is_an_error_that_carries_it(engine, film, twin, 
     assert error.timing.done >= error.timing.sent
     assert error.exit_code == 4
     assert not text.strip() or text not in str(error)
-    assert len(engine.chats) == 1, "nothing is tried again once an answer began"
+    assert len(engine.chats) == 1, "nothing is retried after the response has started"
 
 
-def test_an_error_event_brings_the_servers_words(engine, film, twin):
+def test_error_event_carries_the_servers_message(engine, film, twin):
     engine.answer = Answer(error_after=1, error={"message": "out of\nmemory \x1b[31m", "code": 500})
     with pytest.raises(AbortedReport, match=r"out of memory \[31m$") as caught:
         twin.report(engine.url, film)
@@ -90,9 +92,9 @@ def test_an_error_event_brings_the_servers_words(engine, film, twin):
         (503, Unavailable, 4),
     ],
 )
-def test_each_status_has_its_error(engine, film, twin, status, kind, exit_code):
-    said = {"message": "the reason", "type": "t", "param": "messages", "code": "bad_image"}
-    engine.answer = Answer(status=status, error=said, headers={"x-request-id": "req-9"})
+def test_status_codes_map_to_errors(engine, film, twin, status, kind, exit_code):
+    error = {"message": "the reason", "type": "t", "param": "messages", "code": "bad_image"}
+    engine.answer = Answer(status=status, error=error, headers={"x-request-id": "req-9"})
     with pytest.raises(RequestError) as caught:
         twin.report(engine.url, film, client=ONCE)
     error = caught.value
@@ -106,7 +108,7 @@ def test_each_status_has_its_error(engine, film, twin, status, kind, exit_code):
         assert (error.param, error.code) == ("messages", "bad_image")
 
 
-def test_a_page_of_html_is_not_repeated(engine, film, twin):
+def test_html_error_page_is_not_quoted(engine, film, twin):
     engine.answer = Answer(status=502, raw=b"<html>" + b"x" * 5000, content_type="text/html")
     with pytest.raises(ServerFailed) as caught:
         twin.report(engine.url, film)
@@ -115,40 +117,40 @@ def test_a_page_of_html_is_not_repeated(engine, film, twin):
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "application/json"])
-def test_an_answer_that_is_no_stream(engine, film, twin, content_type):
+def test_response_of_another_type_raises(engine, film, twin, content_type):
     engine.answer = Answer(raw=b"{}", content_type=content_type)
     with pytest.raises(ServerFailed, match="usually ends in /v1"):
         twin.report(engine.url, film)
 
 
-def test_a_redirect_is_not_followed(engine, film, twin):
+def test_redirects_are_not_followed(engine, film, twin):
     engine.answer = Answer(status=307, headers={"location": engine.url + "/elsewhere"})
     with pytest.raises(ServerFailed):
         twin.report(engine.url, film)
-    assert len(engine.chats) == len([seen for seen in engine.requests if seen.method == "POST"]) == 1
+    assert len(engine.chats) == len([request for request in engine.requests if request.method == "POST"]) == 1
 
 
-def test_nobody_there(film, twin):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_refused_connection_raises(film, twin):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
     with pytest.raises(ConnectionFailed, match="pedcxr-serve start") as caught:
         twin.report(f"http://127.0.0.1:{port}/v1", film, client=ONCE)
     assert caught.value.status_code is None
     assert str(port) in str(caught.value)
 
 
-def test_silence_before_the_answer(engine, film, twin):
+def test_gap_before_the_response_times_out(engine, film, twin):
     engine.answer = Answer(first=30)
     with pytest.raises(TimedOut) as caught:
         twin.report(engine.url, film, client={"timeouts": Timeouts(gap=0.15)})
     assert caught.value.text == ""
-    assert len(engine.chats) == 1, "a timeout is not tried again"
+    assert len(engine.chats) == 1, "a timeout is not retried"
     assert engine.chats[0].disconnected.wait(5)
 
 
-def test_silence_amid_the_answer_keeps_the_text(engine, film, twin):
+def test_gap_within_the_response_times_out_with_its_text(engine, film, twin):
     engine.answer = Answer(stall_after=2)
-    with pytest.raises(TimedOut, match="silent") as caught:
+    with pytest.raises(TimedOut, match="stopped sending") as caught:
         twin.report(engine.url, film, client={"timeouts": Timeouts(gap=0.15)})
     assert caught.value.text == "FINDINGS: The lungs"
     assert caught.value.timing.first is not None
@@ -158,8 +160,8 @@ def test_silence_amid_the_answer_keeps_the_text(engine, film, twin):
 @pytest.mark.parametrize(
     "answer", [Answer(gap=0.05, pieces=("x",) * 100), Answer(gap=0.05, ping_after=1)], ids=["trickle", "comments"]
 )
-def test_the_deadline_ends_what_the_gap_allows(engine, film, twin, answer):
-    twin.report(engine.url, film)  # warm: the SDK's lazy imports
+def test_total_deadline_ends_a_slow_response(engine, film, twin, answer):
+    twin.report(engine.url, film)  # loads the SDK's lazy imports
     engine.answer = answer
     began = time.monotonic()
     with pytest.raises(TimedOut, match=r"within 0\.4 s") as caught:
@@ -170,7 +172,7 @@ def test_the_deadline_ends_what_the_gap_allows(engine, film, twin, answer):
     assert engine.chats[-1].disconnected.wait(5)
 
 
-def test_503_is_tried_again_when_the_server_says(engine, film, twin):
+def test_503_is_retried_after_retry_after(engine, film, twin):
     engine.reply(*[Answer(status=503, headers={"retry-after": "0.1"})] * 3)
     report = twin.report(engine.url, film, client={"retries": 1})
     assert (report.text, report.attempts) == (TEXT, 4)
@@ -178,38 +180,38 @@ def test_503_is_tried_again_when_the_server_says(engine, film, twin):
     assert report.timing.ttft < report.timing.ttft_user - 0.3
 
 
-def test_429_is_tried_again_when_the_server_says(engine, film, twin):
+def test_429_is_retried_after_retry_after(engine, film, twin):
     engine.reply(Answer(status=429, headers={"retry-after": "0.1"}))
     assert twin.report(engine.url, film).attempts == 2
 
 
-def test_a_listing_is_tried_again_too(engine, film, twin):
+def test_model_list_is_not_retried_past_the_deadline(engine, film, twin):
     engine.models_answer = Answer(status=503, headers={"retry-after": "60"})
     with pytest.raises(Unavailable) as caught:
         twin.report(engine.url, film, client={"timeouts": Timeouts(total=5)})
     assert caught.value.retry_after == 60
-    assert len(engine.requests) == 1, "no waiting in vain: 60 s are past the deadline"
+    assert len(engine.requests) == 1, "a wait of 60 s would end after the deadline"
 
 
-def test_retries_are_counted_where_the_server_does_not_say(engine, film, twin):
+def test_retries_limit_the_attempts_without_retry_after(engine, film, twin):
     engine.answer = Answer(status=503)
     with pytest.raises(Unavailable):
         twin.report(engine.url, film, client={"retries": 1})
     assert len(engine.chats) == 2
 
 
-def test_a_hang_up_before_the_answer_is_tried_again(film, twin):
-    """A server that is just being stopped: it takes the connection and drops it."""
+def test_disconnect_before_the_response_is_retried(film, twin):
+    """A server that stops accepts the connection and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(5)
-        dropped = []
+        closed = []
 
         def drop() -> None:
             for _ in range(2):
                 connection, _ = listener.accept()
                 connection.recv(100)
                 connection.close()
-                dropped.append(1)
+                closed.append(1)
 
         dropper = threading.Thread(target=drop)
         dropper.start()
@@ -217,7 +219,21 @@ def test_a_hang_up_before_the_answer_is_tried_again(film, twin):
         with pytest.raises(ConnectionFailed):
             twin.report(url, film, client={"retries": 1, "model": "fake"})
         dropper.join()
-    assert len(dropped) == 2
+    assert len(closed) == 2
+
+
+def test_no_phase_of_an_attempt_extends_past_the_deadline():
+    now = 0.0
+    settings = Settings("http://127.0.0.1/v1", None, None, Timeouts(connect=5, write=6, gap=7, total=20), 0, False)
+    retries = RetryState(settings, NullHook(), clock=lambda: now)
+    timeout = retries.timeout()
+    assert (timeout.connect, timeout.write, timeout.read, timeout.pool) == (5, 6, 7, 20)
+    now = 18.0
+    timeout = retries.timeout()
+    assert (timeout.connect, timeout.write, timeout.read, timeout.pool) == (2, 2, 2, 2)
+    now = 20.0
+    with pytest.raises(TimedOut, match="within 20 s"):
+        retries.timeout()
 
 
 def _unavailable(seconds: float | None) -> Unavailable:
@@ -247,7 +263,7 @@ def _unavailable(seconds: float | None) -> Unavailable:
         (ConfigurationError("x"), 1, 2, 60, None, None),
     ],
 )
-def test_when_to_try_again(error, attempt, retries, remaining, least, most):
+def test_wait_before_retry(error, attempt, retries, remaining, least, most):
     waits = [
         wait_before_retry(error, attempt=attempt, retries=retries, remaining=remaining, jitter=jitter)
         for jitter in (0.0, 1.0)
@@ -279,7 +295,7 @@ def test_retry_after_is_seconds_or_a_date(header, seconds):
     "url",
     ["http://10.0.0.5:8000/v1", "http://server/v1", "http://127.0.0.1.evil.example/v1", "http://0.0.0.0:8000/v1"],
 )
-def test_plain_http_leaves_the_machine_only_on_request(url):
+def test_plain_http_to_another_machine_needs_permission(url):
     with pytest.raises(ConfigurationError, match="--insecure-http"):
         Client(url)
     Client(url, insecure_http=True).close()
@@ -288,12 +304,12 @@ def test_plain_http_leaves_the_machine_only_on_request(url):
 @pytest.mark.parametrize(
     "url", ["https://server/v1", "http://localhost:8000/v1", "http://[::1]:8000/v1", "http://127.3.2.1/v1"]
 )
-def test_addresses_that_are_fine(url):
+def test_valid_addresses(url):
     Client(url).close()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "named"),
+    ("arguments", "name"),
     [
         ({"url": ""}, "url"),
         ({"url": "server:8000"}, "url"),
@@ -307,15 +323,15 @@ def test_addresses_that_are_fine(url):
         ({"retries": -1}, "retries"),
     ],
 )
-def test_a_wrong_setting_is_named_and_a_secret_is_not_shown(wrong, named):
-    with pytest.raises(ConfigurationError, match=f"^{named}:") as caught:
-        Client(**wrong)
+def test_invalid_setting_is_named_without_secrets(arguments, name):
+    with pytest.raises(ConfigurationError, match=f"^{name}:") as caught:
+        Client(**arguments)
     assert "secr" not in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("phase", ["connect", "write", "gap", "total"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
-def test_timeouts_are_above_zero(phase, value):
+def test_timeouts_must_be_above_zero(phase, value):
     with pytest.raises(ConfigurationError, match=phase):
         Timeouts(**{phase: value})
