@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -94,15 +95,33 @@ def test_close_during_a_call_in_another_thread_ends_the_call(engine, film):
     assert engine.chats[0].disconnected.wait(5)
 
 
+def test_a_client_can_be_closed_twice_at_once(engine, film):
+    client = Client(engine.url)
+    client.report(film)
+    threads = [threading.Thread(target=client.close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert client_threads() == []
+
+
 def test_a_closed_client_leaves_streams_quietly(engine, film):
     engine.answer = Answer(stall_after=1)
     client = Client(engine.url)
     with client.stream(film) as stream:
         next(stream)
         client.close()
-    results = Client(engine.url)
     assert engine.chats[0].disconnected.wait(5)
-    results.close()
+
+
+def test_a_closed_client_leaves_reports_quietly(engine, film):
+    engine.answer = Answer(stall_after=1)
+    engine.reply(Answer())
+    client = Client(engine.url)
+    with closing(client.reports((FilmRequest(film) for _ in range(9)), concurrency=2)) as results:
+        next(results)
+        client.close()
 
 
 def test_a_fork_does_not_inherit_the_connection(engine, film):
