@@ -167,15 +167,17 @@ class LoopThread:
         self._check_process()
         if threading.current_thread() is self._thread:
             raise RuntimeError("the client cannot be used in its own thread, such as from a metrics hook")
-        with self._lock:
-            self._start()
-            future = asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
+        future: Future[T] | None = None
         try:
+            with self._lock:
+                self._start()
+                future = asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
             return future.result()
         except CancelledError:
             raise RuntimeError("the client was closed during the call") from None
         finally:
-            future.cancel()
+            if future is not None:
+                future.cancel()
             del future  # an exception's traceback refers to this frame, and the future to the exception
 
     def stop(self, timeout: float | None = None) -> None:

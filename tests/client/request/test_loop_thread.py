@@ -172,7 +172,7 @@ def test_the_interpreter_exits_without_close(engine, path, last_line):
     [
         ("client.report(sys.argv[2])", Answer(first=60)),
         ("client.report(sys.argv[2])", Answer(stall_after=1)),
-        ("list(client.stream(sys.argv[2]).__enter__())", Answer(stall_after=1)),
+        ("with client.stream(sys.argv[2]) as stream: list(stream)", Answer(stall_after=1)),
         ("list(client.reports([FilmRequest(sys.argv[2])]))", Answer(stall_after=1)),
         ("client.model()", Answer(first=60)),
     ],
@@ -183,7 +183,7 @@ def test_ctrl_c_ends_a_call_at_once_and_closes_the_request(engine, path, call, a
     if "model" in call:
         engine.models_answer = answer
     code = f"""
-import _thread, signal, sys, threading, time
+import signal, sys, threading, time
 from pedcxr_client import Client, FilmRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 client = Client(sys.argv[1], model={None if "model" in call else "fake"!r})
