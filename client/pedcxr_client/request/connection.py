@@ -167,26 +167,28 @@ class LoopThread:
         self._check_process()
         if threading.current_thread() is self._thread:
             raise RuntimeError("the client cannot be used in its own thread, such as from a metrics hook")
-        with self._lock:
-            self._start()
-            future = asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
+        future: Future[T] | None = None
         try:
+            with self._lock:
+                self._start()
+                future = asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
             return future.result()
         except CancelledError:
             raise RuntimeError("the client was closed during the call") from None
         finally:
-            future.cancel()
+            if future is not None:
+                future.cancel()
             del future  # an exception's traceback refers to this frame, and the future to the exception
 
     def stop(self, timeout: float | None = None) -> None:
-        """Cancel what runs, await ``at_end`` and end the thread; wait for that up to ``timeout`` seconds."""
+        """Cancel all running coroutines and end the thread. Wait for its end, at most ``timeout`` seconds."""
         if self._process not in (None, os.getpid()):
             return
         with self._lock:
-            self.stopped = True
             thread = self._thread
-            if thread is not None and thread.is_alive():
+            if thread is not None and not self.stopped:
                 self._loop.call_soon_threadsafe(self._stop_event.set)
+            self.stopped = True
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -94,15 +95,33 @@ def test_close_during_a_call_in_another_thread_ends_the_call(engine, film):
     assert engine.chats[0].disconnected.wait(5)
 
 
+def test_a_client_can_be_closed_twice_at_once(engine, film):
+    client = Client(engine.url)
+    client.report(film)
+    threads = [threading.Thread(target=client.close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert client_threads() == []
+
+
 def test_a_closed_client_leaves_streams_quietly(engine, film):
     engine.answer = Answer(stall_after=1)
     client = Client(engine.url)
     with client.stream(film) as stream:
         next(stream)
         client.close()
-    results = Client(engine.url)
     assert engine.chats[0].disconnected.wait(5)
-    results.close()
+
+
+def test_a_closed_client_leaves_reports_quietly(engine, film):
+    engine.answer = Answer(stall_after=1)
+    engine.reply(Answer())
+    client = Client(engine.url)
+    with closing(client.reports((FilmRequest(film) for _ in range(9)), concurrency=2)) as results:
+        next(results)
+        client.close()
 
 
 def test_a_fork_does_not_inherit_the_connection(engine, film):
@@ -153,7 +172,7 @@ def test_the_interpreter_exits_without_close(engine, path, last_line):
     [
         ("client.report(sys.argv[2])", Answer(first=60)),
         ("client.report(sys.argv[2])", Answer(stall_after=1)),
-        ("list(client.stream(sys.argv[2]).__enter__())", Answer(stall_after=1)),
+        ("with client.stream(sys.argv[2]) as stream: list(stream)", Answer(stall_after=1)),
         ("list(client.reports([FilmRequest(sys.argv[2])]))", Answer(stall_after=1)),
         ("client.model()", Answer(first=60)),
     ],
@@ -164,7 +183,7 @@ def test_ctrl_c_ends_a_call_at_once_and_closes_the_request(engine, path, call, a
     if "model" in call:
         engine.models_answer = answer
     code = f"""
-import _thread, signal, sys, threading, time
+import signal, sys, threading, time
 from pedcxr_client import Client, FilmRequest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 client = Client(sys.argv[1], model={None if "model" in call else "fake"!r})
