@@ -75,7 +75,7 @@ bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at
 	@$(RUN) -m tests.benchmarks.gateway
 
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
-	@$(RUN) -m tests.benchmarks.kill_drill
+	@$(RUN) -m tests.drills.kill_engine
 
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .
@@ -95,7 +95,7 @@ demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 
 
 MINUTES ?= 10
 fuzz: $(READY)  ## read damaged films for MINUTES=10 in a child process of 1 GiB
-	@$(RUN) -m tests.benchmarks.film_fuzz --minutes $(MINUTES)
+	@$(RUN) -m tests.drills.film_fuzz --minutes $(MINUTES)
 
 clean:  ## remove the environments, caches and build outputs
 	@rm -rf .venv .venv-docs site .coverage .mypy_cache .ruff_cache .pytest_cache dist build

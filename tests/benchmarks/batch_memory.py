@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from tests.support.fake_engine import FakeEngine
+from tests.support.servers.fake_engine import FakeEngine
 
 FILES = 200  # on disk; a larger run lists each file several times, with different ids
 SIDE = 256

@@ -21,7 +21,7 @@ import openai
 from pedcxr_client import AsyncClient, Client, EncodedImage
 from pedcxr_client.films.film import encode, load
 from pedcxr_client.request.prompts import card, messages
-from tests.support.fake_engine import FakeEngine
+from tests.support.servers.fake_engine import FakeEngine
 
 
 def serve(ready: Any) -> None:

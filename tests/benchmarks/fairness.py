@@ -33,7 +33,7 @@ from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import devices, plan
 from tests.benchmarks import fcfs_gateway
 from tests.benchmarks.load_generator import Films, Sample, Sender, run
-from tests.benchmarks.local_server import LocalServer, server
+from tests.support.servers.local_server import LocalServer, server
 
 _SEEDS = range(8_200_000, 8_200_064)  # training draws from lower ones
 _WEIGHTS = {"team": 1, "flood": 1, "triple": 3, "light": 1}

@@ -19,7 +19,7 @@ from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.demo import CHECKPOINT
 from pedcxr_serve.engine import health
 from pedcxr_serve.planner import devices, plan
-from tests.benchmarks.local_server import server
+from tests.support.servers.local_server import server
 
 
 def pairs(number: int, folder: Path, flags: Sequence[str]) -> list[tuple[float, float]]:

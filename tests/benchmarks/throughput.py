@@ -30,8 +30,8 @@ from pedcxr_serve.demo import CHECKPOINT, MODEL_NAME, drawing, expected_report
 from pedcxr_serve.gateway import app
 from tests.benchmarks import startup, transformers_baseline
 from tests.benchmarks.load_generator import Films, Sender, send
-from tests.benchmarks.local_server import LocalServer, server
 from tests.benchmarks.processes import processor_s
+from tests.support.servers.local_server import LocalServer, server
 
 _FIRST_SEED = 8_000_000  # training draws from lower seeds
 _CHAT = "/v1/chat/completions"

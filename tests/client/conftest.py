@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pedcxr_client import AsyncClient, Client, Report, Result
-from tests.support.fake_engine import FakeEngine
 from tests.support.paths import REAL_FILMS
+from tests.support.servers.fake_engine import FakeEngine
 
 FILMS = REAL_FILMS
 

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from tests.support.fake_engine import TEXT, Answer, FakeEngine
+from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
 
 
 class UnixConnection(http.client.HTTPConnection):

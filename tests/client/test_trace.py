@@ -13,7 +13,7 @@ import pytest
 
 import pedcxr_client
 from pedcxr_client import Client
-from tests.support import dicom_maker
+from tests.support.films import dicom_maker
 
 PACKAGE = Path(pedcxr_client.__file__).parent
 MOST_FILES, MOST_JUMPS_BACK = 20, 6

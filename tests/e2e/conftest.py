@@ -19,8 +19,8 @@ from pedcxr_serve.demo import CHECKPOINT, drawing
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
-from tests.benchmarks.local_server import LocalServer, server
-from tests.support.live_server import FILMS, family, title
+from tests.support.servers.live_server import FILMS, family, title
+from tests.support.servers.local_server import LocalServer, server
 
 PHANTOMS = 100
 UNSEEN = 9_000_000  # training and its own evaluation draw from lower seeds

@@ -26,8 +26,8 @@ from pedcxr_client.batch import outage
 from pedcxr_client.cli.main import main
 from pedcxr_client.errors import Unavailable
 from pedcxr_client.evaluation import runs
-from tests.support.fake_engine import TEXT, Answer, FakeEngine
 from tests.support.processes import spawn
+from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
 
 
 @pytest.fixture
@@ -462,7 +462,7 @@ def test_film_that_crashes_the_server_does_not_block_others(engine, films, out, 
     assert len(engine.chats) == 11 + 3
 
 
-@pytest.mark.parametrize(("status", "message"), [(401, "PEDCXR_API_KEY"), (404, "model's name")])
+@pytest.mark.parametrize(("status", "message"), [(401, "PEDCXR_API_KEY"), (404, "model name")])
 def test_error_that_affects_every_film_stops_the_run(engine, films, out, capsys, status, message):
     engine.answer = Answer(status=status)
     assert batch(films, out, engine.url) == 2

@@ -16,12 +16,12 @@ from pedcxr_client import DISCLAIMER, BlockedFilm, InputError, Preparation
 from pedcxr_client.checks import rules
 from pedcxr_client.cli.main import main
 from pedcxr_client.films.film import load, prepare
-from tests.support.fake_engine import TEXT
+from tests.support.servers.fake_engine import TEXT
 
 pytest.importorskip("pydicom")
 
-from tests.support.dicom_maker import film as dicom_film
-from tests.support.dicom_maker import ramp
+from tests.support.films.dicom_maker import film as dicom_film
+from tests.support.films.dicom_maker import ramp
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 SHEET = """\

@@ -14,7 +14,7 @@ from pedcxr_client.types import Check
 
 pytest.importorskip("pydicom")
 
-from tests.support.dicom_maker import film, sequence
+from tests.support.films.dicom_maker import film, sequence
 
 NO_FACTS = CallerFacts()
 GOOD = PixelStats(1000, 1000, flat=False, dark_middle=False)

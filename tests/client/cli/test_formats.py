@@ -17,8 +17,8 @@ from pedcxr_client import DISCLAIMER
 from pedcxr_client.cli import output
 from pedcxr_client.cli.main import main
 from pedcxr_client.reports import COLUMNS
-from tests.support import dicom_maker
-from tests.support.fake_engine import TEXT, Answer
+from tests.support.films import dicom_maker
+from tests.support.servers.fake_engine import TEXT, Answer
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 
 from pedcxr_client import DISCLAIMER, __version__
 from pedcxr_client.cli.main import main
-from tests.support.fake_engine import TEXT, Answer
 from tests.support.processes import spawn
+from tests.support.servers.fake_engine import TEXT, Answer
 
 
 @pytest.fixture

@@ -165,7 +165,7 @@ def test_every_film_is_read_before_the_first_request(server, films, tmp_path, ca
 
 def test_prompt_uses_the_header_of_the_film_for_every_probe(server, tmp_path, capsys):
     pytest.importorskip("pydicom")
-    from tests.support.dicom_maker import film, ramp
+    from tests.support.films.dicom_maker import film, ramp
 
     server.model = sees
     for name, age in (("a.dcm", "005Y"), ("b.dcm", "010Y")):

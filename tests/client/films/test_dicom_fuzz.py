@@ -15,7 +15,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.film_bytes import KINDS, corpus, outcome
+from tests.support.films.film_bytes import KINDS, corpus, outcome
 
 BOUNDED = settings(
     max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -48,7 +48,7 @@ def test_one_gibibyte_of_memory_suffices():
     command = [
         sys.executable,
         "-m",
-        "tests.benchmarks.film_fuzz",
+        "tests.drills.film_fuzz",
         "--minutes",
         "0.001",
         "--seed",

@@ -33,7 +33,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tests.support.dicom_maker import dataset, film, jpeg_film, ramp, sequence, table, to_bytes
+from tests.support.films.dicom_maker import dataset, film, jpeg_film, ramp, sequence, table, to_bytes
 
 
 def grey(data: bytes) -> np.ndarray:

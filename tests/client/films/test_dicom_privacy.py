@@ -23,7 +23,7 @@ pytest.importorskip("pydicom")
 
 from pydicom.datadict import DicomDictionary
 
-from tests.support.dicom_maker import dataset, film, to_bytes
+from tests.support.films.dicom_maker import dataset, film, to_bytes
 
 M17 = ("DOE", "JANE", "MRN0012345", "20190101", "2019", "SYNTHETIC", "HOSPITAL", "SMITH", "JOHN", "999-99-9999", "SYN-")
 SECRET = "Popescu^Ana"
@@ -192,7 +192,7 @@ def test_encoded_image_has_no_metadata():
 
 
 def test_server_errors_hold_no_identifiers(engine, twin):
-    from tests.support.fake_engine import Answer
+    from tests.support.servers.fake_engine import Answer
 
     engine.answer = Answer(status=400)
     with pytest.raises(RequestError) as error:

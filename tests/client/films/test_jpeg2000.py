@@ -19,7 +19,7 @@ pytest.importorskip("pydicom")
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGLSLossless
 
-from tests.support.dicom_maker import dataset, to_bytes
+from tests.support.films.dicom_maker import dataset, to_bytes
 
 PICTURE = Image.effect_noise((48, 40), 90)
 SIZ, COD, QCD, SOT = (bytes([0xFF, low]) for low in (0x51, 0x52, 0x5C, 0x90))

@@ -24,8 +24,8 @@ from pedcxr_client import Client, ConfigurationError
 from pedcxr_client.cli.main import main
 from pedcxr_client.metrics import export
 from pedcxr_client.metrics.prometheus import Metrics
-from tests.support.fake_engine import TEXT, Answer
 from tests.support.processes import spawn
+from tests.support.servers.fake_engine import TEXT, Answer
 
 DURATION = "gen_ai_client_operation_duration_seconds"
 

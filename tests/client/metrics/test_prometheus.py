@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pedcxr_client import InputError, ReportError, RequestError, Timeouts
 from pedcxr_client.metrics import Metrics
-from tests.support.fake_engine import Answer
+from tests.support.servers.fake_engine import Answer
 
 WORDS = {
     "", "chat", "fake", "other", "input", "output", "encode", "wait", "generate",

@@ -13,7 +13,7 @@ from pedcxr_client.cli.main import main
 from pedcxr_client.metrics import export
 from pedcxr_client.metrics.prometheus import Metrics
 from tests.support import real_tools
-from tests.support.fake_engine import Answer
+from tests.support.servers.fake_engine import Answer
 
 E2E = "gen_ai_client_operation_duration_seconds"
 SCRAPE = """\

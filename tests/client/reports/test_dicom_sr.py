@@ -18,7 +18,7 @@ from pydicom import Dataset, config
 from pedcxr_client import DISCLAIMER, InputError, Report
 from pedcxr_client.reports import Identity, identity_of, to_sr
 from tests.client.reports.test_formats import DEMO, REPORT, UNKNOWN
-from tests.support import dicom_maker
+from tests.support.films import dicom_maker
 
 DCIODVFY = shutil.which("dciodvfy")
 PERSON = {

@@ -22,7 +22,7 @@ from pedcxr_client import (
     Timing,
 )
 from pedcxr_client.films.film import prepare
-from tests.support.fake_engine import REPORT, TEXT, Answer
+from tests.support.servers.fake_engine import REPORT, TEXT, Answer
 
 
 def test_request_body_follows_the_model_card_with_the_image_first(engine, film, twin):

@@ -13,7 +13,7 @@ from pedcxr_client.reports.validation import is_echo, is_loop, is_not_text
 from pedcxr_client.request.prompts import INSTRUCTION, card
 from pedcxr_serve.demo import expected_report as phantom_report
 from pedcxr_serve.demo.findings import sample
-from tests.support.fake_engine import Answer
+from tests.support.servers.fake_engine import Answer
 
 NORMAL = "The lungs are clear. No focal consolidation, pleural effusion or pneumothorax. The heart size is normal."
 REPORTS = [

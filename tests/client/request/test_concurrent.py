@@ -11,7 +11,7 @@ from contextlib import aclosing, closing
 import pytest
 
 from pedcxr_client import AsyncClient, BadRequest, Client, ConfigurationError, FilmRequest, InputError, TruncatedReport
-from tests.support.fake_engine import TEXT, Answer
+from tests.support.servers.fake_engine import TEXT, Answer
 
 
 def test_each_request_has_one_result_or_error(engine, film, twin):

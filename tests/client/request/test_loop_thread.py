@@ -16,7 +16,7 @@ import pytest
 
 from pedcxr_client import Client, ConfigurationError, FilmRequest
 from pedcxr_client.request.connection import LoopThread
-from tests.support.fake_engine import TEXT, Answer, FakeEngine
+from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
 
 
 def client_threads() -> list[threading.Thread]:

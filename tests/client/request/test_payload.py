@@ -18,8 +18,8 @@ import pytest
 
 from pedcxr_client import BlockedFilm, InputError, Preparation
 from pedcxr_client.cli.main import main
-from tests.support.fake_engine import TEXT
 from tests.support.paths import ROOT
+from tests.support.servers.fake_engine import TEXT
 
 GOLDEN = (Path(__file__).parent / "golden/payload.json").read_bytes()
 EXAMPLES = ROOT / "docs/examples"

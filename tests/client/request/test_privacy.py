@@ -8,7 +8,7 @@ import pytest
 
 from pedcxr_client import Client, RequestError
 from pedcxr_client.films.film import prepare
-from tests.support.fake_engine import Answer
+from tests.support.servers.fake_engine import Answer
 
 SECRETS = ("Popescu", "pneumothorax", "13-month-old", "iVBOR", "key-secret")
 

@@ -11,8 +11,8 @@ from pedcxr_client import ConfigurationError, FilmRequest, Preparation, PromptEc
 from pedcxr_client.cli.main import main
 from pedcxr_client.request.prompts import CARD, training
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
-from tests.support import dicom_maker
-from tests.support.fake_engine import Answer
+from tests.support.films import dicom_maker
+from tests.support.servers.fake_engine import Answer
 
 SYSTEM = 'You are an expert who reads films of chests.\nThe image is at data:image and "url":"data:image".'
 SECRET = "fever since Sunday"

@@ -30,7 +30,7 @@ from pedcxr_client import (
 from pedcxr_client.metrics.hooks import NullHook
 from pedcxr_client.request.retry import RetryState, parse_retry_after, wait_before_retry
 from pedcxr_client.request.settings import Settings
-from tests.support.fake_engine import TEXT, Answer
+from tests.support.servers.fake_engine import TEXT, Answer
 
 ONCE = {"retries": 0}
 

@@ -19,14 +19,14 @@ import pytest
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
-from tests.benchmarks.kill_drill import CODES
-from tests.benchmarks.local_server import server
+from tests.drills.kill_engine import CODES
 from tests.e2e.conftest import Teams
 from tests.e2e.engine.test_lifecycle import Traces
-from tests.support.fake_engine import FakeEngine
-from tests.support.gateway_server import BODY, assert_openai_error, eventually, running
-from tests.support.live_server import alive, family, held_still
-from tests.support.phantom_films import CHAT, Film, fresh
+from tests.support.films.phantom_films import CHAT, Film, fresh
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.gateway_server import BODY, assert_openai_error, eventually, running
+from tests.support.servers.live_server import alive, family, held_still
+from tests.support.servers.local_server import server
 
 pytestmark = pytest.mark.slow
 

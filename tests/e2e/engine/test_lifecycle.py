@@ -17,12 +17,12 @@ import httpx
 import pytest
 
 from pedcxr_serve.demo import CHECKPOINT
-from tests.benchmarks import kill_drill
-from tests.benchmarks.local_server import LocalServer, server
+from tests.drills import kill_engine
 from tests.e2e.conftest import Study, reference, served, token_ids
 from tests.e2e.engine.test_parity import other_ages
 from tests.support.flat_checkpoint import save_flat
-from tests.support.live_server import COMMAND, alive, family, shared_memory, title
+from tests.support.servers.live_server import COMMAND, alive, family, shared_memory, title
+from tests.support.servers.local_server import LocalServer, server
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,7 @@ def _cached_prefix_inside_the_image(running: LocalServer, phantoms: list[Study])
 def test_a_dead_engine_is_restarted() -> None:
     """`make drill` does this ten times."""
     with server("--restart-wait-s", "1") as running:
-        [result] = kill_drill.rounds(running, 1)
+        [result] = kill_engine.rounds(running, 1)
         print(result.row(1))
         assert result.failures == []
         metrics = httpx.get(running.metrics_url).text

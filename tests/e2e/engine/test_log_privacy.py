@@ -18,9 +18,9 @@ from PIL import Image, PngImagePlugin
 
 from pedcxr_serve.gateway.accounting import audit
 from tests.e2e.conftest import Teams
-from tests.support.gateway_server import eventually
-from tests.support.live_server import family, held_still
-from tests.support.phantom_films import CHAT, Film, body, fresh
+from tests.support.films.phantom_films import CHAT, Film, body, fresh
+from tests.support.servers.gateway_server import eventually
+from tests.support.servers.live_server import family, held_still
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +128,7 @@ def with_model_tokens(film: Film) -> Iterator[dict[str, object]]:
 
 def dicoms() -> Iterator[str]:
     """Yield films with identifiers in the header: valid, malformed, and refused for different reasons."""
-    dicom_maker = pytest.importorskip("tests.support.dicom_maker", reason="needs pydicom")
+    dicom_maker = pytest.importorskip("tests.support.films.dicom_maker", reason="needs pydicom")
     child = {"PatientName": NAME, "PatientID": "00481516", "StudyDescription": WORDS, "StudyID": NAME[:16]}
     for more in (
         {},

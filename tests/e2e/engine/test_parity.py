@@ -9,8 +9,8 @@ import pytest
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing, expected_report
-from tests.benchmarks.local_server import LocalServer
 from tests.e2e.conftest import UNSEEN, Study, reference, served, token_ids
+from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 

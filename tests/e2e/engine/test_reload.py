@@ -14,9 +14,9 @@ import pytest
 
 from pedcxr_serve.gateway.auth import tenants
 from tests.e2e.conftest import Teams
-from tests.support.gateway_server import assert_openai_error, eventually
-from tests.support.live_server import held_still
-from tests.support.phantom_films import CHAT, fresh
+from tests.support.films.phantom_films import CHAT, fresh
+from tests.support.servers.gateway_server import assert_openai_error, eventually
+from tests.support.servers.live_server import held_still
 
 pytestmark = pytest.mark.slow
 

@@ -23,8 +23,8 @@ from pedcxr_client.request import prompts
 from pedcxr_serve.checkpoint import revision
 from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
 from pedcxr_serve.demo.drawing import Case, Finding, Kind
-from tests.benchmarks.local_server import LocalServer
 from tests.support.paths import ROOT
+from tests.support.servers.local_server import LocalServer
 
 pytest.importorskip("pydicom")
 
@@ -32,7 +32,7 @@ from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
-from tests.support import dicom_maker
+from tests.support.films import dicom_maker
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import pytest
 from pedcxr_client import Client, FilmRequest
 from pedcxr_client.cli.main import main
 from pedcxr_serve.demo import drawing, expected_report
-from tests.benchmarks.local_server import LocalServer
 from tests.e2e.conftest import UNSEEN
+from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import Teams
-from tests.support.gateway_server import assert_openai_error
-from tests.support.phantom_films import CHAT, Film, body, fresh
+from tests.support.films.phantom_films import CHAT, Film, body, fresh
+from tests.support.servers.gateway_server import assert_openai_error
 
 pytestmark = pytest.mark.slow
 

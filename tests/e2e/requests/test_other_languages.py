@@ -11,10 +11,10 @@ import httpx
 import openai
 import pytest
 
-from tests.benchmarks.local_server import LocalServer
-from tests.support.gateway_server import eventually
 from tests.support.languages import installed, javascript
-from tests.support.live_server import family, held_still, title
+from tests.support.servers.gateway_server import eventually
+from tests.support.servers.live_server import family, held_still, title
+from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from pedcxr_client.cli.main import main
 from pedcxr_client.reports.report import DEMO_NOTICE, DISCLAIMER
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing, expected_report
-from tests.benchmarks.local_server import LocalServer
+from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 

@@ -21,9 +21,9 @@ from pedcxr_client import Client
 from pedcxr_client.films.age import Age
 from pedcxr_serve.demo import drawing, expected_report
 from pedcxr_serve.demo.drawing import Case, Finding, Kind
-from tests.benchmarks.local_server import LocalServer
 from tests.e2e.conftest import Study, served
 from tests.serve.vllm_plugin.test_image_decoder import png_header
+from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 

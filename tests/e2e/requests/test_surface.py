@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from tests.e2e.conftest import Teams
-from tests.support.gateway_server import assert_openai_error
-from tests.support.live_server import family, listening
+from tests.support.servers.gateway_server import assert_openai_error
+from tests.support.servers.live_server import family, listening
 
 pytestmark = pytest.mark.slow
 

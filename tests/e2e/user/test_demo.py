@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pedcxr_serve.demo import walkthrough
-from tests.support.live_server import COMMAND
+from tests.support.servers.live_server import COMMAND
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.local_server import LocalServer
 from tests.support import real_tools
 from tests.support.paths import ROOT
+from tests.support.servers.local_server import LocalServer
 
 pytestmark = [pytest.mark.slow, real_tools.needs_prometheus]
 

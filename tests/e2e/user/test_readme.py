@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pedcxr_serve.demo import expected_report, walkthrough
-from tests.benchmarks.local_server import LocalServer
 from tests.support.paths import ROOT
+from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 

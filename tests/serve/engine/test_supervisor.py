@@ -30,8 +30,8 @@ from pedcxr_serve.gateway.http.server import serving
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
-from tests.support.gateway_server import BODY, CHAT, ERROR_KEYS
 from tests.support.paths import ROOT
+from tests.support.servers.gateway_server import BODY, CHAT, ERROR_KEYS
 
 TYPED_S = 2.0
 """Every request in flight must end with an error within this many seconds."""
@@ -81,7 +81,7 @@ async def supervised(
     state = State(
         uds, demo=True, body_limit=1 << 20, scheduler=FairScheduler(FairQueue(slots, max_waiting=99, max_wait_s=99))
     )
-    command = [sys.executable, "-m", "tests.support.engine_process", str(uds), str(starts), str(gap)]
+    command = [sys.executable, "-m", "tests.support.servers.engine_process", str(uds), str(starts), str(gap)]
     engines: list[Engine] = []
 
     def launch() -> Engine:

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.fake_engine import Answer, FakeEngine
-from tests.support.gateway_server import BODY, CHAT, Gateway, assert_openai_error, running
+from tests.support.servers.fake_engine import Answer, FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, Gateway, assert_openai_error, running
 
 
 def send(gateway: Gateway, *, stream: bool = False) -> httpx.Response:

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from pedcxr_serve.gateway.request.validation import SCHEMA
 from tests.benchmarks import processes
 from tests.benchmarks.processes import ENGINE_SOCKET, Gateway
-from tests.support.fake_engine import TEXT, Answer, FakeEngine
-from tests.support.gateway_server import CHAT, ERROR_KEYS, eventually
+from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
+from tests.support.servers.gateway_server import CHAT, ERROR_KEYS, eventually
 
 BODIES = 5_000
 CONNECTIONS = 10_000

@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST
-from tests.support.fake_engine import REPORT, TEXT, Answer, FakeEngine
-from tests.support.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
+from tests.support.servers.fake_engine import REPORT, TEXT, Answer, FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pytest
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.request.validation import Rules
-from tests.support.fake_engine import TEXT, Answer, FakeEngine
-from tests.support.gateway_server import BODY, CHAT, Gateway, eventually, running
 from tests.support.languages import JAVA, installed, javascript
+from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, Gateway, eventually, running
 
 MODEL = "pedcxr-demo"
 LIMIT = 2  # requests per minute

@@ -20,9 +20,9 @@ from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import AdmissionRefused
-from tests.support.fake_engine import FakeEngine
-from tests.support.gateway_server import BODY, CHAT, Gateway, assert_openai_error, eventually, running
-from tests.support.redis_server import Redis, redis
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, Gateway, assert_openai_error, eventually, running
+from tests.support.servers.redis_server import Redis, redis
 
 SHARED, FALLBACK = "pedcxr_limits_fallback 0.0", "pedcxr_limits_fallback 1.0"
 

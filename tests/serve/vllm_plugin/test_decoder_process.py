@@ -26,7 +26,7 @@ pytest.importorskip("pydicom")
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
 
-from tests.support import dicom_maker
+from tests.support.films import dicom_maker
 
 PICTURE = Image.effect_noise((300, 260), 60)
 JPEG = dicom_maker.jpeg_film(PICTURE)

@@ -20,7 +20,7 @@ from tests.support.paths import REAL_FILMS
 
 pytest.importorskip("pydicom")
 
-from tests.support import dicom_maker
+from tests.support.films import dicom_maker
 
 FILMS = REAL_FILMS
 CAP = 50_000_000

@@ -26,8 +26,8 @@ from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST, FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State, open_state
 from pedcxr_serve.vllm_plugin import refusals
-from tests.support.fake_engine import REPORT, TEXT, Answer, FakeEngine
-from tests.support.gateway_server import BODY, CHAT, assert_openai_error, eventually, running
+from tests.support.servers.fake_engine import REPORT, TEXT, Answer, FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, assert_openai_error, eventually, running
 
 SECRET = b"k" * 32
 FILM = "data:image/png;base64," + "iVBORw0KGgoA" * 4

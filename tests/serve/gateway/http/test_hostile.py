@@ -20,8 +20,8 @@ from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.http import protocol
 from pedcxr_serve.gateway.request.body import BodyMemory
-from tests.support.fake_engine import Answer, FakeEngine
-from tests.support.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
+from tests.support.servers.fake_engine import Answer, FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
 

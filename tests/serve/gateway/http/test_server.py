@@ -16,9 +16,9 @@ from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.http import server
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.gateway.state import State
-from tests.support.fake_engine import FakeEngine
-from tests.support.gateway_server import running
 from tests.support.paths import ROOT
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.gateway_server import running
 
 
 def test_installed_uvicorn_is_supported() -> None:

@@ -24,8 +24,8 @@ from pedcxr_serve.gateway.http import server
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from tests.support import certificates
 from tests.support.certificates import NOW, Files, make_certificate
-from tests.support.fake_engine import REPORT, TEXT, Answer, FakeEngine
-from tests.support.gateway_server import BODY, CHAT, Gateway, eventually, running
+from tests.support.servers.fake_engine import REPORT, TEXT, Answer, FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, Gateway, eventually, running
 
 
 @pytest.fixture

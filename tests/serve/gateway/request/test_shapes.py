@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.fake_engine import FakeEngine
-from tests.support.gateway_server import BODY, CHAT, Gateway, running
+from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.gateway_server import BODY, CHAT, Gateway, running
 
 RAW = json.dumps(BODY).encode()
 SIZE = str(len(RAW))

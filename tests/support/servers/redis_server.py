@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway_server import eventually
+from tests.support.servers.gateway_server import eventually
 
 
 class Redis:

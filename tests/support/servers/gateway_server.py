@@ -18,7 +18,7 @@ from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.http.listeners import Listeners, listen
 from pedcxr_serve.gateway.http.server import serving
 from pedcxr_serve.gateway.state import State
-from tests.support.fake_engine import FakeEngine
+from tests.support.servers.fake_engine import FakeEngine
 
 CHAT = "/v1/chat/completions"
 LIMIT = 1 << 20

@@ -1,4 +1,4 @@
-"""A `FakeEngine` in its own process, to be killed: ``python -m tests.support.engine_process SOCKET STARTS GAP``.
+"""A `FakeEngine` in its own process: ``python -m tests.support.servers.engine_process SOCKET STARTS GAP``.
 
 ``STARTS`` is a file to which each start appends a line. If its first line is ``fail 2``, the two starts after the first
 fail. On SIGUSR1, if the file ``dead`` exists beside the socket, ``/health`` answers 503 and other requests get 500.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pedcxr_serve.engine.vllm_main import die_with_parent
-from tests.support.fake_engine import Answer, FakeEngine
+from tests.support.servers.fake_engine import Answer, FakeEngine
 
 
 def main(uds: Path, starts: Path, gap: float) -> None:

@@ -1,4 +1,4 @@
-"""Kill the engine under load, repeatedly: ``make drill``, or ``python -m tests.benchmarks.kill_drill --rounds 10``.
+"""Kill the engine under load, repeatedly: ``make drill``, or ``python -m tests.drills.kill_engine --rounds 10``.
 
 Each round keeps 32 requests in flight, half of them streamed. It kills one process of vLLM with SIGKILL (in turn the
 engine core, the worker and the HTTP server) and waits until a report is complete again.
@@ -21,8 +21,8 @@ import aiohttp
 
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
-from tests.benchmarks.local_server import LocalServer, server
-from tests.support.live_server import alive, family, title
+from tests.support.servers.live_server import alive, family, title
+from tests.support.servers.local_server import LocalServer, server
 
 AT_ONCE = 32
 TYPED_S = 2.0
@@ -160,7 +160,7 @@ def body(seed: int, *, stream: bool) -> dict[str, object]:
 
 def main() -> int:
     """Run the drill; return 1 if a promise was broken or the server failed."""
-    parser = argparse.ArgumentParser("python -m tests.benchmarks.kill_drill")
+    parser = argparse.ArgumentParser("python -m tests.drills.kill_engine")
     parser.add_argument("--rounds", type=int, default=10, choices=range(1, 101), metavar="N")
     count = parser.parse_args().rounds
     failures = 0

@@ -27,7 +27,7 @@ def work(seconds: float, seed: int, film_path: Path, examples: int) -> None:
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
     from hypothesis import seed as set_seed
 
-    from tests.support.film_bytes import KINDS, SLOWEST, outcome
+    from tests.support.films.film_bytes import KINDS, SLOWEST, outcome
 
     def check(data: bytes) -> None:
         film_path.write_bytes(data)

@@ -24,7 +24,7 @@ from pydicom.uid import (
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.films.film import encode, read
-from tests.support.dicom_maker import dataset, film, ramp, table, to_bytes
+from tests.support.films.dicom_maker import dataset, film, ramp, table, to_bytes
 from tests.support.paths import REAL_FILMS
 
 SECRET = "Popescu^Ana"
