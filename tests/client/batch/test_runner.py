@@ -26,7 +26,6 @@ from pedcxr_client.batch import outage
 from pedcxr_client.cli.main import main
 from pedcxr_client.errors import Unavailable
 from pedcxr_client.evaluation import runs
-from tests.support.processes import spawn
 from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
 
 
@@ -221,7 +220,7 @@ def test_next_run_retries_failures_of_the_server(engine, films, out, capsys):
 @contextmanager
 def start(source: Path, out: Path, url: str, *more: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     line = [sys.executable, "-W", "error", "-m", "pedcxr_client", "batch", str(source), "-o", str(out), "--url", url]
-    with spawn([*line, "--concurrency", "3", *more], stderr=subprocess.PIPE, **options) as process:
+    with subprocess.Popen([*line, "--concurrency", "3", *more], stderr=subprocess.PIPE, **options) as process:
         try:
             yield process
         finally:

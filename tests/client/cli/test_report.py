@@ -14,7 +14,6 @@ import pytest
 
 from pedcxr_client import DISCLAIMER, __version__
 from pedcxr_client.cli.main import main
-from tests.support.processes import spawn
 from tests.support.servers.fake_engine import TEXT, Answer
 
 
@@ -159,7 +158,7 @@ def test_version_and_help(capsys):
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-W", "error", "-m", "pedcxr_client", *arguments]
-    return spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_ctrl_c_exits_silently_and_closes_the_request(engine, path):

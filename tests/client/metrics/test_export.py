@@ -24,7 +24,6 @@ from pedcxr_client import Client, ConfigurationError
 from pedcxr_client.cli.main import main
 from pedcxr_client.metrics import export
 from pedcxr_client.metrics.prometheus import Metrics
-from tests.support.processes import spawn
 from tests.support.servers.fake_engine import TEXT, Answer
 
 DURATION = "gen_ai_client_operation_duration_seconds"
@@ -289,20 +288,11 @@ def test_pushgateway_failure_does_not_affect_the_report(engine, path, gateway, c
     assert "Traceback" not in err
 
 
-@pytest.fixture
-def default_sigint() -> Iterator[None]:
-    """Restore the default SIGINT handling, which the child inherits. A run under ``nohup ... &`` ignores SIGINT."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
-@pytest.mark.usefixtures("default_sigint")
 def test_command_answers_scrapes_until_it_ends(engine, path):
     engine.answer = Answer(stall_after=1)
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "--stream", "--url", engine.url]
     command += ["--metrics-port", "0"]
-    with spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         address = process.stderr.readline().removeprefix("pedcxr: metrics at ").strip()
         process.stdout.read(1)  # the report is in flight and stays in flight
