@@ -42,12 +42,10 @@ class Reference:
     Attributes:
         rows: by id, in file order.
         columns: findings that have a column. Empty if the reference reports are the standard.
-        has_text: whether the file has a column of reference reports.
     """
 
     rows: Mapping[str, ReferenceRow]
     columns: tuple[str, ...]
-    has_text: bool
 
 
 def read(path: Path, names: Sequence[str]) -> Reference:
@@ -105,7 +103,7 @@ def _read(path: Path, names: Sequence[str], rows: Iterator[tuple[int, list[str]]
         films[name] = ReferenceRow(line, text, values, age, sex, view)
     if not films:
         raise InputError(f"{path}: contains no film; add one per line below the header")
-    return Reference(films, findings, TEXT in header)
+    return Reference(films, findings)
 
 
 def _cell_problem(column: str, cell: str, findings: tuple[str, ...]) -> str | None:
