@@ -9,7 +9,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable, Iterator
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 from pedcxr_client.films.film import FilmSource
@@ -215,9 +214,7 @@ class AsyncReportStream:
             return piece
         raise StopAsyncIteration
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         await self._close(error)
 
     def _start(self) -> ReportCall:
@@ -406,9 +403,7 @@ class ReportStream:
             return piece
         raise StopIteration
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:

@@ -1,4 +1,4 @@
-"""Process the films of a batch concurrently: each film becomes one line, without duplicates and without losses."""
+"""Process the films of a batch concurrently. Each film becomes exactly one line of the output."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Profile
 from pedcxr_client.types import ServedModel, Sex
 
-_FATAL_ERRORS = (AuthenticationFailed, NotFound, ConfigurationError, OutageTooLong)  # would fail every film
+_FATAL_ERRORS = (AuthenticationFailed, NotFound, ConfigurationError, OutageTooLong)  # each would fail every film
 _AMBIGUOUS_ERRORS = (AbortedReport, ServerFailed, TimedOut, ConnectionFailed)  # caused by the film if they repeat
 _MAX_ATTEMPTS = 3  # per film that ends in an ambiguous error
 
@@ -43,8 +43,8 @@ _MAX_ATTEMPTS = 3  # per film that ends in an ambiguous error
 class BatchSettings:
     """Settings that apply to every film of a batch. ``age`` and ``sex`` are defaults where the entry gives no value.
 
-    ``allow`` adds to the entry's. ``concurrency`` is the maximum number of films processed at the same time, and
-    ``patience`` the seconds to wait for an unavailable server.
+    ``allow`` is combined with that of the entry. ``concurrency`` is the maximum number of films processed at the same
+    time, and ``patience`` the seconds to wait for an unavailable server.
     """
 
     age: Age | None = None

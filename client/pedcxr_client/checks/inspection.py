@@ -82,7 +82,7 @@ def inspect(file: str, request: FilmRequest) -> Inspection:
 
 
 def sheet(inspection: Inspection) -> str:
-    """Return all of one inspection as text for a terminal."""
+    """Return one inspection in full, as text for a terminal."""
     lines = [inspection.file]
     if inspection.facts is not None:
         lines.append(f"  facts    {_describe_facts(inspection.facts)}")

@@ -1,4 +1,4 @@
-"""Print an evaluation as one self-contained HTML page, without scripts, external resources or report texts."""
+"""Format an evaluation as one self-contained HTML page, without scripts, external resources or report texts."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _MAX_CELL = 10_000_000  # characters
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ReferenceRow:
-    """The reference standard of one film, from one line of the file. An unknown value is None."""
+    """The reference standard of one film, from one line of the file. None stands for an unknown value."""
 
     line: int
     text: str | None

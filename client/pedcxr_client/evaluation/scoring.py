@@ -191,7 +191,7 @@ def _compare(
     predictions: Sequence[Labels],
     other: Run,
 ) -> dict[str, Difference]:
-    shared = [
+    common_films = [
         (truths[at], predictions[at], labeller.labels(other.reports[name].text))
         for at, name in enumerate(ids)
         if name in other.reports
@@ -200,7 +200,7 @@ def _compare(
         {
             name: [
                 (this[name] == truth[name], others[name] == truth[name])
-                for truth, this, others in shared
+                for truth, this, others in common_films
                 if truth[name] is not None
             ]
             for name in names

@@ -1,8 +1,8 @@
 """Decode the single frame of a DICOM film, after checks that it cannot crash or exhaust a decoder.
 
-Decoders fill the missing part of a truncated stream with grey, and allocate what the header of the stream requests.
-The checks walk over markers only and decode nothing. JPEG sections are of ISO/IEC 10918-1, JPEG 2000 sections of
-ISO/IEC 15444-1.
+Decoders fill the missing part of a truncated stream with grey, and allocate the memory that its header requests. The
+checks walk over markers only and decode nothing. Section numbers are those of ISO/IEC 10918-1 for JPEG, and of ISO/IEC
+15444-1 for JPEG 2000.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
 def is_grey_jpeg(frame: bytes) -> bool:
     """Return whether a JPEG or JPEG-LS stream has valid markers up to its scan, and one component.
 
-    GDCM terminates the process on some streams that do not.
+    GDCM terminates the process on some invalid streams.
     """
     if not frame.startswith(_JPEG_START):
         return False
@@ -243,7 +243,7 @@ def _file_meta(data: bytes) -> tuple[bytes, int]:
 
 
 def _coding_style(data: bytes) -> bytes | None:
-    """Walk over all headers. Return the content of COD if only the main header has it, and has it once, else None."""
+    # Return the content of COD if only the main header has it, and has it once.
     # `end` is the offset after the current tile-part, or 0 in the main header.
     style, at, end, between = b"", 2, 0, False
     for _ in range(_MAX_MARKERS):

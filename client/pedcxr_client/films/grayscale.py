@@ -65,8 +65,8 @@ class PixelFormat:
 class Lut:
     """A look-up table (PS3.3 C.11.1.1, C.11.2.1.1).
 
-    ``data[0]`` applies to ``first`` and every value below, the last entry to every value above. The theoretical range
-    of the entries is 0 to 2 ** bits - 1, with 1 to 16 bits.
+    ``data[0]`` applies to ``first`` and every value below, the last entry to every value above. The entries have 1 to
+    16 bits, so their theoretical range is 0 to 2 ** bits - 1.
     """
 
     first: int
