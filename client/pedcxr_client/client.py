@@ -9,20 +9,16 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable, Iterator
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
-from pedcxr_client.films.age import Age
 from pedcxr_client.films.film import FilmSource
-from pedcxr_client.films.geometry import DISPLAY, Preparation
 from pedcxr_client.metrics.hooks import Hook, NullHook
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request.call import ReportCall
-from pedcxr_client.request.film_request import FilmRequest, Result
-from pedcxr_client.request.prompts import CARD, Profile
+from pedcxr_client.request.film_request import FilmOptions, FilmRequest, Result
 from pedcxr_client.request.retry import RetryState
 from pedcxr_client.request.settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
-from pedcxr_client.types import ServedModel, Sex
+from pedcxr_client.types import ServedModel
 
 if TYPE_CHECKING:
     import openai
@@ -31,12 +27,9 @@ if TYPE_CHECKING:
 
 # The modules that need asyncio and the openai SDK are imported when a client is created: they take half a second.
 
-ReportT = TypeVar("ReportT")
-"""Report, or a coroutine that returns one."""
-StreamT = TypeVar("StreamT")
-"""ReportStream or AsyncReportStream."""
-BytesT = TypeVar("BytesT")
-"""bytes, or a coroutine that returns them."""
+ReportT = TypeVar("ReportT")  # Report, or a coroutine that returns one
+StreamT = TypeVar("StreamT")  # ReportStream or AsyncReportStream
+BytesT = TypeVar("BytesT")  # bytes, or a coroutine that returns them
 
 _EXIT_TIMEOUT_S = 1.0
 
@@ -62,20 +55,8 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         self._connection = Connection(settings, NullHook() if metrics is None else metrics)
         self._set_up()
 
-    def report(
-        self,
-        film: FilmSource,
-        *,
-        age: Age | str | None = None,
-        sex: Sex | None = None,
-        max_tokens: int = 500,
-        assume_chest: bool = False,
-        allow: Iterable[str] = (),
-        preparation: Preparation = DISPLAY,
-        prompt_profile: Profile = CARD,
-        indication: str | None = None,
-    ) -> ReportT:
-        """Return the report of one film. The arguments are those of :class:`FilmRequest`.
+    def report(self, film: FilmSource, **options: Unpack[FilmOptions]) -> ReportT:
+        """Return the report of one film. The arguments are those of :class:`FilmRequest`, without ``key``.
 
         Raises:
             BlockedFilm: if the film is outside the intended use: an adult, an animal, another body part.
@@ -83,26 +64,9 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
             RequestError: if the server could not be reached, rejected the request or failed.
             ReportError: if the model's text is not a report; the error carries the text.
         """
-        return self._report(
-            FilmRequest(
-                film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
-                preparation=preparation, prompt_profile=prompt_profile, indication=indication,
-            )
-        )  # fmt: skip
+        return self._report(FilmRequest(film, **options))
 
-    def stream(
-        self,
-        film: FilmSource,
-        *,
-        age: Age | str | None = None,
-        sex: Sex | None = None,
-        max_tokens: int = 500,
-        assume_chest: bool = False,
-        allow: Iterable[str] = (),
-        preparation: Preparation = DISPLAY,
-        prompt_profile: Profile = CARD,
-        indication: str | None = None,
-    ) -> StreamT:
+    def stream(self, film: FilmSource, **options: Unpack[FilmOptions]) -> StreamT:
         """Return a stream of the report of one film: iterate it for the text, then read ``.report``.
 
         The arguments and errors are those of :meth:`report`. Entering the ``with`` statement sends the request. The
@@ -115,27 +79,9 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
             ...         print(piece, end="", flush=True)
             ...     report = stream.report
         """
-        return self._stream(
-            FilmRequest(
-                film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
-                preparation=preparation, prompt_profile=prompt_profile, indication=indication,
-            )
-        )  # fmt: skip
+        return self._stream(FilmRequest(film, **options))
 
-    def payload(
-        self,
-        film: FilmSource,
-        *,
-        age: Age | str | None = None,
-        sex: Sex | None = None,
-        max_tokens: int = 500,
-        assume_chest: bool = False,
-        allow: Iterable[str] = (),
-        preparation: Preparation = DISPLAY,
-        prompt_profile: Profile = CARD,
-        indication: str | None = None,
-        stream: bool = True,
-    ) -> BytesT:
+    def payload(self, film: FilmSource, *, stream: bool = True, **options: Unpack[FilmOptions]) -> BytesT:
         """Return the JSON body that :meth:`report` would send, byte for byte, without sending the film.
 
         The arguments and errors are those of :meth:`report`. Without a configured model, the client requests the
@@ -144,13 +90,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         Args:
             stream: False for the body of a request whose response is a single JSON object.
         """
-        return self._payload(
-            FilmRequest(
-                film, age=age, sex=sex, max_tokens=max_tokens, assume_chest=assume_chest, allow=allow,
-                preparation=preparation, prompt_profile=prompt_profile, indication=indication,
-            ),
-            stream=stream,
-        )  # fmt: skip
+        return self._payload(FilmRequest(film, **options), stream=stream)
 
     def _set_up(self) -> None:  # an optional step
         pass
@@ -215,9 +155,7 @@ class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def _report(self, request: FilmRequest) -> Report:
@@ -276,9 +214,7 @@ class AsyncReportStream:
             return piece
         raise StopAsyncIteration
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         await self._close(error)
 
     def _start(self) -> ReportCall:
@@ -409,9 +345,7 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _set_up(self) -> None:
@@ -469,9 +403,7 @@ class ReportStream:
             return piece
         raise StopIteration
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:

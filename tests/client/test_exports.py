@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pedcxr_client
-from pedcxr_client import AsyncClient, AsyncReportStream, Client, PedcxrError, ReportStream
+from pedcxr_client import AsyncClient, AsyncReportStream, Client, FilmRequest, PedcxrError, ReportStream
+from pedcxr_client.request.film_request import FilmOptions
 
 ABSENT = {
     "torch",
@@ -58,6 +59,13 @@ def test_both_clients_have_the_same_methods_and_arguments():
                 signatures = [inspect.signature(getattr(client, name)) for client in (sync, other)]
                 assert signatures[0].parameters == signatures[1].parameters, name
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
+
+
+def test_clients_accept_every_argument_of_a_film_request_except_the_key():
+    arguments = {name: kind for name, kind in FilmRequest.__annotations__.items() if name not in ("film", "_", "key")}
+    assert FilmOptions.__annotations__.keys() == arguments.keys()
+    for name, kind in FilmOptions.__annotations__.items():
+        assert getattr(kind, "__forward_arg__", kind) == arguments[name]
 
 
 def test_import_loads_no_heavy_module_and_starts_no_thread():

@@ -20,15 +20,7 @@ def walk(folder: str, *, allow_outside: bool = False, exclude: str | None = None
     """Yield the files of a folder and its subfolders, sorted by name within each folder.
 
     A file that cannot be opened is yielded as an Entry, so that its error is reported. Links to folders are not
-    followed.
-
-    Args:
-        folder: Path of the folder.
-        allow_outside: Also yield links to files outside the folder.
-        exclude: Path of a file to ignore, such as the output file.
-
-    Raises:
-        InputError: The folder cannot be listed.
+    followed. ``exclude`` is the path of a file to ignore, such as the output file.
     """
     root = os.path.join(os.path.realpath(folder), "")
     yield from _walk(folder, "", root if not allow_outside else None, exclude and os.path.realpath(exclude))

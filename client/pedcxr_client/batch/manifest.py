@@ -19,14 +19,9 @@ _MAX_PROBLEMS = 10  # in one message
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Entry:
-    """One film of a batch.
+    """One film of a batch. The ``id`` names it in the output and is unique within the batch.
 
-    Attributes:
-        id: Name of the film in the output; unique within the batch.
-        path: Path of the file.
-        age, sex: Values from the manifest, or None. They are validated when the request is prepared.
-        assume_chest: Accept a film whose header does not name the body part.
-        allow: Names of checks that must not block this film.
+    The age and the sex are validated when the request is prepared.
     """
 
     id: str
@@ -39,12 +34,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SkippedFile:
-    """A file in a folder that is not a film.
-
-    Attributes:
-        id: Its path relative to the folder.
-        reason: Why it is skipped, from a fixed set of texts.
-    """
+    """A file in a folder that is not a film. The ``id`` is its path relative to the folder."""
 
     id: str
     reason: str
@@ -53,9 +43,7 @@ class SkippedFile:
 def check(path: str, *, allow_outside: bool = False) -> int:
     """Validate a whole manifest before any film is sent, and return the number of films.
 
-    Raises:
-        InputError: The file cannot be read, is not CSV with these columns, repeats an id, or lists a film outside its
-            folder without ``allow_outside``. The message lists the first ten problems with their line numbers.
+    The message of an InputError lists the first ten problems with their line numbers.
     """
     lines_by_id: dict[bytes, int] = {}
     problems: list[str] = []
@@ -79,11 +67,7 @@ def check(path: str, *, allow_outside: bool = False) -> int:
 
 
 def read(path: str, *, allow_outside: bool = False) -> Iterator[Entry]:
-    """Yield the films of a manifest without loading the whole file.
-
-    Raises:
-        InputError: As for :func:`check`, at the first problem. Ids are not compared.
-    """
+    """Yield the films of a manifest without loading the whole file. Ids are not compared."""
     for line, entry in _entries(path, allow_outside):
         if not isinstance(entry, Entry):
             raise InputError(f"the manifest: line {line}: {entry}")
@@ -140,8 +124,6 @@ def _header(row: list[str]) -> list[str]:
 
 
 class _Folder:
-    """The folder of a manifest, to which its paths are relative."""
-
     def __init__(self, manifest: str, allow_outside: bool) -> None:
         self._path = os.path.dirname(os.path.abspath(manifest))
         self._real = os.path.join(os.path.realpath(self._path), "")

@@ -21,13 +21,9 @@ class OutageTooLong(RequestError):
 
 
 class Outage:
-    """Waits until a server is available again.
+    """Waits until a server is available again, at most ``patience`` seconds since the outage began.
 
-    Args:
-        poll: Raises a RequestError while the server is unavailable.
-        patience: Seconds to wait since the outage began.
-        on_start: Called with the error at the start of each outage.
-        clock: Returns seconds.
+    ``poll`` raises a RequestError while the server is unavailable.
     """
 
     def __init__(
@@ -47,11 +43,7 @@ class Outage:
         self._start, self._waits = None, 0
 
     async def wait(self, error: RequestError) -> None:
-        """Return when the server is available again.
-
-        Raises:
-            OutageTooLong: The server stayed unavailable for longer than ``patience``.
-        """
+        """Return when the server is available again. Raise OutageTooLong if that takes too long."""
         if self._task is None:
             self._task = asyncio.create_task(self._poll_until_available(error))
             self._task.add_done_callback(self._forget_task)

@@ -13,7 +13,6 @@ import json
 import os
 import stat
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import Self
 
 from pedcxr_client.errors import ConfigurationError, PedcxrError, ReportError, RequestError
@@ -34,11 +33,7 @@ def report_line(report: Report, *, film_id: str, key: bytes) -> str:
 def error_line(error: PedcxrError, *, film_id: str, key: bytes, refused: bool) -> str:
     """Return why a film has no report as JSON, without a line break; an unusable text of the model is included.
 
-    Args:
-        error: What ended the film's request.
-        film_id: The film's name in the output.
-        key: The film's key, see `OutputFile`.
-        refused: The film itself cannot be sent, so a retry would fail the same way.
+    ``refused`` means that the film itself cannot be sent, so that a retry would fail in the same way.
     """
     details = {
         "kind": "refused" if refused else "failed",
@@ -55,12 +50,7 @@ def error_line(error: PedcxrError, *, film_id: str, key: bytes, refused: bool) -
 class OutputFile:
     """The output file, open and locked inside a ``with``. A new file gets mode 0600.
 
-    Attributes:
-        completed: Keys of films that have a report.
-        refused: Keys of films that were refused and would be refused again.
-
-    Raises:
-        ConfigurationError: The file cannot be written, another run is writing it, or it holds other lines.
+    ``completed`` and ``refused`` hold the keys of the films that the run need not send again.
     """
 
     def __init__(self, path: str) -> None:
@@ -70,7 +60,7 @@ class OutputFile:
         self._queue: list[tuple[bytes, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         try:
-            self._size = self._load()
+            self._size = self._load_complete_lines()
             os.ftruncate(self._file, self._size)
         except BaseException:
             os.close(self._file)
@@ -79,17 +69,11 @@ class OutputFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._file)  # this also releases the lock, as the end of the process does
 
     async def append(self, line: str) -> None:
-        """Return once the line is on disk. Lines that arrive during a sync share the next sync.
-
-        Raises:
-            ConfigurationError: The line cannot be written.
-        """
+        """Return once the line is on disk. Lines that arrive during a sync share the next sync."""
         sync: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((line.encode() + b"\n", sync))
         if self._writer is None:
@@ -131,8 +115,7 @@ class OutputFile:
         self._size += len(lines)
         return None
 
-    def _load(self) -> int:
-        """Read the existing lines and return the length of the complete ones in bytes."""
+    def _load_complete_lines(self) -> int:
         complete, rest, number = 0, b"", 0
         while block := os.read(self._file, _BLOCK_BYTES):
             *lines, rest = (rest + block).split(b"\n")
@@ -187,7 +170,7 @@ def _open(path: str) -> int:
 
 
 def _sync_folder(path: str) -> None:
-    """Sync the folder of a new file: without that, the file's name may be lost in a crash."""
+    # Without this, the name of a new file may be lost in a crash.
     folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,4 +1,4 @@
-"""Process the films of a batch concurrently: each film becomes one line, without duplicates and without losses."""
+"""Process the films of a batch concurrently. Each film becomes exactly one line of the output."""
 
 from __future__ import annotations
 
@@ -34,26 +34,17 @@ from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Profile
 from pedcxr_client.types import ServedModel, Sex
 
-_FATAL_ERRORS = (
-    AuthenticationFailed,
-    NotFound,
-    ConfigurationError,
-    OutageTooLong,
-)  # would fail every film the same way
+_FATAL_ERRORS = (AuthenticationFailed, NotFound, ConfigurationError, OutageTooLong)  # each would fail every film
 _AMBIGUOUS_ERRORS = (AbortedReport, ServerFailed, TimedOut, ConnectionFailed)  # caused by the film if they repeat
 _MAX_ATTEMPTS = 3  # per film that ends in an ambiguous error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """Settings that apply to every film of a batch.
+    """Settings that apply to every film of a batch. ``age`` and ``sex`` are defaults where the entry gives no value.
 
-    Attributes:
-        age, sex, assume_chest: Defaults where the entry gives no value.
-        allow: Names of checks that must not block, in addition to the entry's.
-        max_tokens, preparation, prompt_profile: See :class:`FilmRequest`.
-        concurrency: Maximum number of films processed at the same time.
-        patience: Seconds to wait for an unavailable server.
+    ``allow`` is combined with that of the entry. ``concurrency`` is the maximum number of films processed at the same
+    time, and ``patience`` the seconds to wait for an unavailable server.
     """
 
     age: Age | None = None
@@ -89,13 +80,8 @@ class BatchCounts:
 class Batch:
     """One run of a batch.
 
-    Args:
-        client: A client with ``retries=0``, because the films of a batch wait for the server together.
-        output: The file that receives the lines.
-        settings: Settings for every film.
-        counts: Updated after each film.
-        on_film: Called after each film, with False if the film had a line already.
-        on_outage: Called with the error when the server becomes unavailable.
+    The client has ``retries=0``, because the films of a batch wait for the server together. ``on_film`` is called after
+    each film, with False if the film had a line already.
     """
 
     def __init__(
@@ -110,15 +96,13 @@ class Batch:
     ) -> None:
         self._client, self._output, self._settings, self._counts = client, output, settings, counts
         self._on_film = on_film
-        self._outage = Outage(self._check_server, settings.patience, on_outage)
+        self._outage = Outage(self._check_server_and_model, settings.patience, on_outage)
         self._model: ServedModel | None = None
 
     async def run(self, entries: Iterable[Entry]) -> None:
         """Report every film that has no report yet. Entries are read as workers become free.
 
-        Raises:
-            OutageTooLong: The server stayed unavailable for longer than ``settings.patience``.
-            PedcxrError: An error that would fail every film the same way: a wrong key, an unknown model, a full disk.
+        Raise an error that would fail every film in the same way: a wrong key, an unknown model, a full disk.
         """
         self._model = await self._wait_for_model()
         source = iter(entries)
@@ -180,8 +164,7 @@ class Batch:
             except UNAVAILABLE as error:
                 await self._outage.wait(error)
 
-    async def _check_server(self) -> None:
-        """Raise unless the server is available and still serves the same model."""
+    async def _check_server_and_model(self) -> None:
         model = await self._client.model(anew=True)
         if self._model is not None and model != self._model:
             raise ConfigurationError(
@@ -221,8 +204,6 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _FileContent:
-    """The bytes of a film's file, or why it cannot be read."""
-
     data: bytes
     sha256: str
     error: InputError | None = None

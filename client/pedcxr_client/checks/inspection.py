@@ -20,16 +20,7 @@ from pedcxr_client.types import Check
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Inspection:
-    """What is known about one film without contacting a server.
-
-    Attributes:
-        file: the path that the caller gave.
-        facts: the facts of the header, or None if the file could not be read.
-        checks: the result of each check, or () if the file could not be read.
-        image: the image that would be sent, or None if the pixels could not be decoded.
-        prompt: the prompt that would be sent, or None.
-        error: why the film cannot be read, decoded or described in a prompt, else None.
-    """
+    """What is known about one film without contacting a server: what would be sent, or the error that prevents it."""
 
     file: str
     facts: Facts | None = None
@@ -91,7 +82,7 @@ def inspect(file: str, request: FilmRequest) -> Inspection:
 
 
 def sheet(inspection: Inspection) -> str:
-    """Return all of one inspection as text for a terminal."""
+    """Return one inspection in full, as text for a terminal."""
     lines = [inspection.file]
     if inspection.facts is not None:
         lines.append(f"  facts    {_describe_facts(inspection.facts)}")
@@ -121,24 +112,19 @@ def table(films: Sequence[Inspection]) -> str:
     )
 
 
-def png(encoded: EncodedImage) -> bytes:
+def image_file(encoded: EncodedImage) -> bytes:
     """Return the image file that would be sent."""
     return b64decode(encoded.base64)
 
 
 def save(inspection: Inspection, path: str) -> None:
-    """Write the image file that would be sent.
-
-    Raises:
-        ConfigurationError: if the path cannot be written, or is the film itself.
-        InputError: if the film could not be decoded.
-    """
+    """Write the image file that would be sent, but never over the film itself."""
     if inspection.image is None:
         raise InputError(f"--preview: the film has no image to write; {inspection.error}")
     try:
         if os.path.exists(path) and os.path.samefile(path, inspection.file):
             raise ConfigurationError("--preview: is the film itself; give another path")
-        Path(path).write_bytes(png(inspection.image))
+        Path(path).write_bytes(image_file(inspection.image))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not a path"
         raise ConfigurationError(f"--preview: cannot be written: {reason}") from error
@@ -153,21 +139,19 @@ def _prompt(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | No
 
 def _row(inspection: Inspection) -> tuple[str, ...]:
     if inspection.facts is None:
-        return inspection.file, inspection.verdict, "-", "-", "-", "-", "-", _why(inspection)
+        return inspection.file, inspection.verdict, "-", "-", "-", "-", "-", _first_reason(inspection)
     facts = inspection.facts
     size = "-" if inspection.image is None else f"{inspection.image.width}x{inspection.image.height}"
     return (
         inspection.file, inspection.verdict, _value(facts.modality) if facts.modality else "image",
-        _age(facts), facts.sex or "-", _value(facts.view), size, _why(inspection),
+        _age(facts), facts.sex or "-", _value(facts.view), size, _first_reason(inspection),
     )  # fmt: skip
 
 
-def _why(inspection: Inspection) -> str:
-    """Return the first reason why the film would not be sent, or ``""``."""
+def _first_reason(inspection: Inspection) -> str:
     reasons = [check.why for check in inspection.checks if check.blocks]
-    if inspection.error is not None:
-        reasons.append(inspection.error.removeprefix(f"{inspection.file}: "))
-    return reasons[0] if reasons else ""
+    reasons.append((inspection.error or "").removeprefix(f"{inspection.file}: "))
+    return reasons[0]
 
 
 def _value(fact: Fact | None) -> str:
@@ -203,7 +187,7 @@ def _image_dict(encoded: EncodedImage) -> dict[str, object]:
         "mime": encoded.mime,
         "width": encoded.width,
         "height": encoded.height,
-        "bytes": len(png(encoded)),
+        "bytes": len(image_file(encoded)),
         "sha256": encoded.sha256,
         "how": list(encoded.how),
     }

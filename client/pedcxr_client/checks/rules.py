@@ -28,17 +28,7 @@ _ADULT = {"D": 6575, "W": 940, "M": 216, "Y": 18}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerFacts:
-    """What the caller states about a film. It takes precedence over the header.
-
-    Attributes:
-        age, sex: of the child; None to use the header.
-        assume_chest: treat the film as a chest if the header does not state a body part.
-        allow: names of checks that do not block.
-
-    Raises:
-        InputError: if the age or the sex is invalid.
-        ConfigurationError: if a name in ``allow`` is not the name of a check.
-    """
+    """The caller's statements about a film, which take precedence over the header; see :class:`FilmRequest`."""
 
     age: Age | None = None
     sex: Sex | None = None
@@ -56,11 +46,11 @@ class CallerFacts:
         object.__setattr__(self, "allow", names)
 
     def age_of(self, facts: Facts) -> Age | None:
-        """Return the age for the prompt: the caller's, else the header's."""
+        """Return the age for the prompt."""
         return self.age or facts.age
 
     def sex_of(self, facts: Facts) -> Sex | None:
-        """Return the sex for the prompt: the caller's, else the header's."""
+        """Return the sex for the prompt."""
         return self.sex or facts.sex
 
 
@@ -207,11 +197,7 @@ def check(facts: Facts, caller: CallerFacts, stats: PixelStats | None = None) ->
 
 
 def enforce(checks: Iterable[Check]) -> None:
-    """Refuse a film that must not be sent.
-
-    Raises:
-        BlockedFilm: if a check blocks and the caller did not allow it; holds all checks.
-    """
+    """Raise BlockedFilm, which holds all checks, if one blocks and the caller did not allow it."""
     checks = tuple(checks)
     if blocking := [result for result in checks if result.blocks]:
         reasons = "; ".join(f"{result.name}: {result.why}" for result in blocking)

@@ -127,7 +127,6 @@ def _entries(options: argparse.Namespace) -> Iterator[Entry | SkippedFile]:
 
 
 def _count_films(options: argparse.Namespace) -> tuple[int, Counter[str]]:
-    """Return the number of films, and the number of other files in a folder by reason."""
     if not os.path.isdir(options.films):
         return manifest.check(options.films, allow_outside=options.allow_outside), Counter()
     skip_counts: Counter[str] = Counter()

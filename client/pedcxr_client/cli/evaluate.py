@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pedcxr_client.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from pedcxr_client.evaluation.references import Reference
-    from pedcxr_client.evaluation.runs import Run
 
 _SUMMARY = "score the reports of a run against references: findings, text overlap, subgroups, another run"
 _EXIT_CODES = "exit codes: 0 done; 2 usage, or a package is missing; 3 a file cannot be used"
@@ -34,10 +29,6 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="how to count a finding that the text calls possible (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--lexicon", metavar="FILE.toml", type=Path, help="use this lexicon of findings and negation")
-    parser.add_argument(
-        "--with", dest="others", choices=("radgraph", "radeval"), action="append", default=[],
-        help="also compute the scores of another project, if installed; it downloads weights",
-    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--html", metavar="OUT.html", type=Path, help="also write an HTML page with a chart")
 
@@ -47,34 +38,14 @@ def run(options: argparse.Namespace) -> int:
     from pedcxr_client.evaluation import html_page, lexicon, references, runs, scoring, text_tables
 
     words = lexicon.load(options.lexicon or lexicon.SHIPPED)
-    this = runs.read(options.run_file)
-    right = references.read(options.reference, tuple(words.findings))
+    reports = runs.read(options.run_file)
+    reference = references.read(options.reference, tuple(words.findings))
     other = None if options.against is None else runs.read(options.against)
-    result = scoring.evaluate(this, right, words, uncertain=options.uncertain, against=other)
-    scores = _external_scores(options.others, this, right)
+    result = scoring.evaluate(reports, reference, words, uncertain=options.uncertain, against=other)
     if options.html is not None:
         _write(options.html, html_page.html(result))
-    if options.json:
-        print(json.dumps(result.as_dict() | {"others": scores}))
-        return 0
-    print(text_tables.text(result))
-    for name, values in scores.items():
-        print(f"\n{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in values.items()))
+    print(json.dumps(result.as_dict()) if options.json else text_tables.text(result))
     return 0
-
-
-def _external_scores(names: list[str], this: Run, right: Reference) -> dict[str, dict[str, float]]:
-    from pedcxr_client.evaluation import text_overlap
-
-    if names and not right.has_text:
-        raise ConfigurationError("--with: needs reference texts; add the column reference")
-    pairs = [
-        (this.reports[name].text, row.text)
-        for name, row in right.rows.items()
-        if name in this.reports and row.text is not None
-    ]
-    texts, references = [text for text, _ in pairs], [reference for _, reference in pairs]
-    return {name: text_overlap.package_scores(name, texts, references) for name in names}
 
 
 def _write(path: Path, text: str) -> None:

@@ -28,11 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # a report may contain characters that the terminal cannot encode
+        # A report may contain characters that the terminal cannot encode.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return _guarded(lambda: _run(options))
+        return _exit_code_of(lambda: _run(options))
     except KeyboardInterrupt:
         return _INTERRUPTED
 
@@ -59,8 +58,7 @@ def _run(options: argparse.Namespace) -> int:
     return code
 
 
-def _guarded(command: Callable[[], int]) -> int:
-    """Run a command, print its error without a traceback, and exit silently on a broken pipe."""
+def _exit_code_of(command: Callable[[], int]) -> int:
     try:
         code = command()
         sys.stdout.flush()

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.checks import rules
 from pedcxr_client.client import AsyncClient, Client
@@ -100,11 +100,7 @@ def add_indication_option(parser: argparse.ArgumentParser) -> None:
 
 
 def prompt_profile(options: argparse.Namespace) -> prompts.Profile:
-    """Return the prompt profile that the options describe.
-
-    Raises:
-        ConfigurationError: The options contradict each other, or the system file cannot be used.
-    """
+    """Return the prompt profile that the options describe."""
     if options.prompt_profile == "training":
         if options.system_file is None:
             raise ConfigurationError(
@@ -144,47 +140,27 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
 
 
 def connect(options: argparse.Namespace) -> Client:
-    """Return the client that the options describe.
-
-    Raises:
-        ConfigurationError: An option cannot be used.
-    """
-    return Client(
-        options.url,
-        api_key=api_key(options.api_key_env),
-        model=options.model,
-        timeouts=Timeouts(total=options.timeout),
-        insecure_http=options.insecure_http,
-        metrics=HookChain(RetryNotice(), options.watch),
-    )
+    """Return the client that the options describe."""
+    return Client(**_client_arguments(options), metrics=HookChain(RetryNotice(), options.watch))
 
 
 def connect_async(options: argparse.Namespace, *, retries: int) -> AsyncClient:
-    """Return the asynchronous client that the options describe.
+    """Return the asynchronous client that the options describe."""
+    return AsyncClient(**_client_arguments(options), retries=retries, metrics=options.watch)
 
-    Raises:
-        ConfigurationError: An option cannot be used.
-    """
-    return AsyncClient(
-        options.url,
-        api_key=api_key(options.api_key_env),
-        model=options.model,
-        timeouts=Timeouts(total=options.timeout),
-        retries=retries,
-        insecure_http=options.insecure_http,
-        metrics=options.watch,
-    )
+
+def _client_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "url": options.url,
+        "api_key": api_key(options.api_key_env),
+        "model": options.model,
+        "timeouts": Timeouts(total=options.timeout),
+        "insecure_http": options.insecure_http,
+    }
 
 
 def api_key(variable: str | None) -> str | None:
-    """Return the API key from the environment, or None if the default variable is not set.
-
-    Args:
-        variable: Name of the environment variable; None reads ``PEDCXR_API_KEY``.
-
-    Raises:
-        ConfigurationError: ``variable`` is given but not set.
-    """
+    """Return the API key from an environment variable, by default ``PEDCXR_API_KEY``, or None if that is not set."""
     key = os.environ.get(variable or _KEY_VARIABLE)
     if variable is not None and not key:
         raise ConfigurationError(f"--api-key-env: {variable} is not set; export it, or remove the option")
@@ -234,10 +210,8 @@ def _add_metrics_options(parser: argparse.ArgumentParser) -> None:
 def publish_metrics(options: argparse.Namespace) -> Iterator[Hook]:
     """Yield the hook for a command's client, and publish its metrics during the block and at its end.
 
-    A failure to publish never changes the command's exit code.
-
-    Raises:
-        ConfigurationError: An option cannot be used. No request was sent yet.
+    A failure to publish never changes the command's exit code. An option that cannot be used raises at the start of
+    the block, before any request.
     """
     if not any(getattr(options, f"metrics_{way}", None) is not None for way in ("textfile", "push", "port")):
         yield NullHook()

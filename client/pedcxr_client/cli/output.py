@@ -16,30 +16,20 @@ from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports import dicom_sr, fhir
 from pedcxr_client.reports.report import Report
 
+# Options that are valid with one format only.
 _FORMAT_OF_OPTION = {"subject": "fhir", "preliminary": "fhir", "copy_identity": "sr"}
-"""Options that are valid with one format only."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Output:
-    """How a report is rendered and where it goes.
-
-    Attributes:
-        render: Returns the report's bytes in the format.
-        path: The file to write, or None for stdout.
-        force: Whether to replace an existing file.
-    """
+    """How a report is rendered, and the file to write, or None for stdout."""
 
     render: Callable[[Report], bytes]
     path: str | None
     force: bool
 
     def save(self, report: Report) -> None:
-        """Write the report to `path`.
-
-        Raises:
-            ConfigurationError: The file cannot be written.
-        """
+        """Write the report to its file."""
         assert self.path is not None
         write(self.path, self.render(report), force=self.force)
 
@@ -66,10 +56,6 @@ def from_options(options: argparse.Namespace) -> Output | None:
     """Return the output that the options describe, or None for the bare text on stdout.
 
     All options are validated here, before any request is sent.
-
-    Raises:
-        ConfigurationError: The options contradict each other, or the file cannot be written.
-        InputError: An identity is to be copied, but FILE has none.
     """
     name = options.format or ("text" if options.output is not None else None)
     for option, owner in _FORMAT_OF_OPTION.items():
@@ -106,11 +92,7 @@ def _renderer(name: str, options: argparse.Namespace) -> Callable[[Report], byte
 
 
 def check(path: str, *, film: str, force: bool) -> None:
-    """Check that a report can be written to a path, before any request is sent.
-
-    Raises:
-        ConfigurationError: The file exists and ``force`` is False, it is the film, or the path cannot be a file.
-    """
+    """Check that a report can be written to a path, before any request is sent."""
     try:
         if not Path(path).parent.is_dir():
             raise ConfigurationError("-o: its folder does not exist; create the folder first")
@@ -126,11 +108,7 @@ def check(path: str, *, film: str, force: bool) -> None:
 
 
 def write(path: str, data: bytes, *, force: bool) -> None:
-    """Write a file atomically, with mode 0600.
-
-    Raises:
-        ConfigurationError: The file cannot be written, or it appeared since :func:`check` and ``force`` is False.
-    """
+    """Write a file atomically, with mode 0600. Without ``force``, fail if the file appeared since :func:`check`."""
     try:
         file, temporary = tempfile.mkstemp(prefix=".pedcxr-", dir=Path(path).parent)  # with mode 0600
         try:

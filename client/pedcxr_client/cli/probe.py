@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one row per film and the verdict."""
+    """Print one row per film, and the verdict."""
     from pedcxr_client.evaluation import image_probe
 
     profile = shared.prompt_profile(options)
@@ -50,13 +50,13 @@ def run(options: argparse.Namespace) -> int:
         size = client.model().image_size if asks_size else None
         images = [payload.prepare(request, size).image for request in requests]
 
-        def ask(index: int, image: EncodedImage) -> str:
+        def request_text(index: int, image: EncodedImage) -> str:
             try:
                 return client._report(replace(requests[index], film=image)).text
             except ReportError as error:  # an invalid text is expected for a black film, and is compared as well
                 return error.text
 
-        films = list(image_probe.run(images, ask))
+        films = list(image_probe.run(images, request_text))
     tallies = image_probe.tallies(films)
     failings = image_probe.failings(tallies)
     if options.json:

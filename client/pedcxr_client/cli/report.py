@@ -93,7 +93,7 @@ def _print_pieces(stream: ReportStream) -> None:
 
 
 def _without_control_characters(piece: str) -> str:
-    """Replace control characters, which a terminal may execute: streamed text is printed before it is validated."""
+    # A terminal may execute control characters, and streamed text is printed before it is validated.
     return "".join(
         "\ufffd" if unicodedata.category(letter) == "Cc" and letter not in "\n\t" else letter for letter in piece
     )

@@ -1,4 +1,4 @@
-"""Print an evaluation as one self-contained HTML page, without scripts, external resources or report texts."""
+"""Format an evaluation as one self-contained HTML page, without scripts, external resources or report texts."""
 
 from __future__ import annotations
 
@@ -81,13 +81,12 @@ def _spaced(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _plot_x(series: int) -> float:
-    """Return the x coordinate of 0 % in the plot of a series."""
+def _plot_origin(series: int) -> float:
     return _NAMES + series * _PANEL
 
 
 def _plot_axis(series: int, title: str, height: int) -> str:
-    origin = _plot_x(series)
+    origin = _plot_origin(series)
     parts = [f'<text x="{origin}" y="20" font-weight="600">{title}, %</text>']
     for share in (0, 25, 50, 75, 100):
         x = origin + _PLOT * share / 100
@@ -97,7 +96,7 @@ def _plot_axis(series: int, title: str, height: int) -> str:
 
 
 def _plot_point(series: int, y: float, rate: Rate, colour: str) -> str:
-    origin = _plot_x(series)
+    origin = _plot_origin(series)
     figures = (
         f'<text x="{origin + _PLOT + 14}" y="{y + 4:g}" fill="#333">{interval(rate).replace("%", "").strip()}</text>'
     )

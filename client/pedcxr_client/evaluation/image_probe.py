@@ -30,12 +30,9 @@ RequestText = Callable[[int, EncodedImage], str]
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """The probes of one film.
+    """For each probe of one film, whether it changed the text; None if it left the pixels unchanged and was not sent.
 
-    Attributes:
-        changed: for each probe, whether the text differs from that of the film. None if the probe leaves the pixels
-            unchanged, because then no request is sent.
-        sided: the report of the film contains "left" or "right", so the report of the mirrored film must differ.
+    ``sided``: the report of the film contains "left" or "right", so the report of the mirrored film must differ.
     """
 
     changed: dict[Probe, bool | None]
@@ -54,9 +51,7 @@ def variant(probe: Probe, own: EncodedImage, following: EncodedImage) -> Encoded
     """Return the image of a probe. It keeps the header values of the film, because the prompt depends on them."""
     if probe == "again":
         return own
-    if probe == "shuffled":
-        return replace(following, facts=own.facts)
-    return _altered(own, "probe: black") if probe == "black" else _altered(own, "probe: mirrored")
+    return replace(following, facts=own.facts) if probe == "shuffled" else _altered(own, f"probe: {probe}")
 
 
 def run(films: Sequence[EncodedImage], request_text: RequestText) -> Iterator[ProbeResult]:
@@ -82,10 +77,7 @@ def tallies(films: Sequence[ProbeResult]) -> dict[Probe, Tally]:
 
 
 def failings(counts: dict[Probe, Tally]) -> list[str]:
-    """Return a sentence for each failed probe; an empty list if the reports depend on the image.
-
-    A probe fails if it changes no more reports than ``again`` does.
-    """
+    """Return a sentence for each failed probe. A probe fails if it changes no more reports than ``again`` does."""
     noise = counts["again"].changed
     messages: dict[Probe, str] = {
         "black": "black films: the reports do not change; the model does not use the image",

@@ -23,7 +23,6 @@ class Finding:
     """One finding of the lexicon.
 
     Attributes:
-        name: key of the finding.
         terms: match a mention, which the negation and uncertainty words of its sentence modify.
         phrases: match a statement that the finding is present, whatever the rest of the sentence says.
         abnormal: False if a film with this finding can still be normal, such as a normal thymus or a tube in place.
@@ -60,11 +59,7 @@ class Lexicon:
 
 
 def load(path: Path = SHIPPED) -> Lexicon:
-    """Read a lexicon.
-
-    Raises:
-        InputError: the file cannot be read, is not TOML, or has an invalid or absent key. The message names the key.
-    """
+    """Read a lexicon. The message of an InputError names the invalid or absent key."""
     try:
         data = path.read_bytes()
         table = tomllib.loads(data.decode())

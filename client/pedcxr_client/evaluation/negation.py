@@ -57,18 +57,17 @@ def sentences(report: str) -> list[str]:
     """
     result: list[str] = []
     skipping = False
-    for block in _blocks(_MARKDOWN.sub("", report)):
-        if heading := _HEADING.match(block):
+    for line in _unwrapped_lines(_MARKDOWN.sub("", report)):
+        if heading := _HEADING.match(line):
             skipping = heading[2] is not None
-            block = block[heading.end() :]
+            line = line[heading.end() :]
         if not skipping:
-            words = " ".join(block.lower().split())
+            words = " ".join(line.lower().split())
             result += [sentence for sentence in _SENTENCE_END.split(words) if sentence]
     return result
 
 
-def _blocks(text: str) -> Iterator[str]:
-    """Return the lines of the text, with wrapped lines joined."""
+def _unwrapped_lines(text: str) -> Iterator[str]:
     block = ""
     for line in text.splitlines():
         starts = not line.strip() or _LIST_ITEM.match(line) or _HEADING.match(line) or line.lstrip()[:1].isupper()
@@ -113,7 +112,6 @@ class _Scopes:
         return spans, text
 
     def assertion(self, start: int, end: int) -> Assertion:
-        """Return the assertion status of the term at ``start`` to ``end``."""
         after_negated = any(self._reaches_back(end, at) for at, _ in self.negated_after)
         after_uncertain = any(self._reaches_back(end, at) for at, _ in self.uncertain_after)
         negated, uncertain, weak = (

@@ -18,14 +18,7 @@ _MAX_CELL = 10_000_000  # characters
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ReferenceRow:
-    """The reference standard of one film.
-
-    Attributes:
-        line: number of its line in the file.
-        text: the reference report, or None.
-        findings: for each finding that has a column, whether it is present; None if unknown.
-        age, sex, view: for the groups, or None.
-    """
+    """The reference standard of one film, from one line of the file. None stands for an unknown value."""
 
     line: int
     text: str | None
@@ -37,41 +30,30 @@ class ReferenceRow:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Reference:
-    """A reference file.
+    """The rows of a reference file by id, in file order, and the findings that have a column.
 
-    Attributes:
-        rows: by id, in file order.
-        columns: findings that have a column. Empty if the reference reports are the standard.
-        has_text: whether the file has a column of reference reports.
+    Without such columns, the reference reports are the standard.
     """
 
     rows: Mapping[str, ReferenceRow]
     columns: tuple[str, ...]
-    has_text: bool
 
 
 def read(path: Path, names: Sequence[str]) -> Reference:
     """Read a reference file: CSV with commas in UTF-8, with or without a byte order mark, with any line endings.
 
-    Args:
-        path: the file.
-        names: findings of the lexicon, which are valid column names. Case is ignored; spaces and ``-`` match ``_``.
-
-    Raises:
-        InputError: the file cannot be read; a column is absent, unknown or duplicate; an id is empty or duplicate; or
-            a cell is invalid.
+    The names of findings are valid column names. Case is ignored; spaces and ``-`` match ``_``.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return _read(path, names, _rows(path, file))
+            return _read(path, names, _numbered_rows(path, file))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8; save it as CSV UTF-8") from error
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'cannot be opened'}; check the path") from error
 
 
-def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """Return the rows that are not blank, each with the number of its last line."""
+def _numbered_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     limit = csv.field_size_limit(_MAX_CELL)
     reader = csv.reader(file, strict=True)
     try:
@@ -105,11 +87,10 @@ def _read(path: Path, names: Sequence[str], rows: Iterator[tuple[int, list[str]]
         films[name] = ReferenceRow(line, text, values, age, sex, view)
     if not films:
         raise InputError(f"{path}: contains no film; add one per line below the header")
-    return Reference(films, findings, TEXT in header)
+    return Reference(films, findings)
 
 
 def _cell_problem(column: str, cell: str, findings: tuple[str, ...]) -> str | None:
-    """Return why a cell is invalid in its column, or None if it is valid."""
     if column in findings and cell not in _CELLS:
         return "a finding must be 1, 0 or empty"
     if column == "sex" and cell.upper() not in ("M", "F", "O", ""):

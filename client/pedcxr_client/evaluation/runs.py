@@ -1,4 +1,4 @@
-"""Read RUN.jsonl, the output of ``pedcxr batch``. Errors name the line, never its content."""
+"""Read RUN.jsonl, the reports to evaluate."""
 
 from __future__ import annotations
 
@@ -25,13 +25,9 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Run:
-    """A run.
+    """A run: its reports by id in file order, and the ids without a report.
 
-    Attributes:
-        reports: by id, in file order.
-        failed: ids without a report, because of an error or a truncated text.
-        lines: number of lines that are not blank.
-        models: each distinct model in the file, as ``NAME@REVISION``.
+    ``lines`` counts the lines that are not blank. ``models`` holds each distinct model as ``NAME@REVISION``.
     """
 
     reports: Mapping[str, RunReport]
@@ -41,13 +37,10 @@ class Run:
 
 
 def read(path: Path) -> Run:
-    """Read a run.
+    """Read a run, the output of ``pedcxr batch``. Errors name the line, never its content.
 
     Each line is a JSON object with ``id`` and either ``text`` or ``error``. A ``finish_reason`` other than ``"stop"``
     marks a failure. Other keys are ignored. An error may precede a report with the same id from a later attempt.
-
-    Raises:
-        InputError: the file cannot be read, or a line is invalid. The message names the line.
     """
     reports: dict[str, RunReport] = {}
     failed: set[str] = set()

@@ -28,21 +28,17 @@ class Evaluation:
     """Agreement of the reports of a run with the references.
 
     Attributes:
-        lexicon_version, lexicon_sha256: the lexicon that read the reports.
-        uncertain: how an uncertain finding is counted.
-        models: models of the run, as its lines name them.
-        lines: lines of the run.
         films: ids in both files.
         only_run, only_reference: ids in one of the files.
         finished: films with a report, of the films in both files. The other films failed and count in no other figure.
         findings: agreement by finding, and for :data:`ANY`.
         unused: findings that neither the reports nor the references contain.
         groups: by ``"age"``, ``"sex"`` and ``"view"``, then by group: agreement on :data:`ANY` and every finding.
-        overlap: text overlap, or None without reference texts.
+        overlap: None without reference texts.
         distinct: number of distinct texts among the reports.
         largest: number of reports with the most frequent text.
         all_normal, right_all_normal: rate of reports, and of references, without an abnormal finding.
-        against: comparison with another run by finding, or None.
+        against: comparison with another run by finding.
     """
 
     lexicon_version: str
@@ -85,17 +81,8 @@ def evaluate(
     """Score a run.
 
     The reference standard is the columns of findings if the file has any. Otherwise it is the reference reports, read
-    with the lexicon like the reports of the run.
-
-    Args:
-        run: the reports to score.
-        reference: the reference standard.
-        lexicon: extracts the findings from texts.
-        uncertain: count an uncertain finding as present ("positive") or absent ("negative").
-        against: another run to compare with.
-
-    Raises:
-        ConfigurationError: the extra ``pedcxr[eval]`` is not installed.
+    with the lexicon like the reports of the run. An uncertain finding counts as present ("positive") or absent
+    ("negative"). Raise ConfigurationError if the extra ``pedcxr[eval]`` is not installed.
     """
     labeller = _Labeller(lexicon, uncertain)
     ids = [name for name in reference.rows if name in run.reports]
@@ -106,7 +93,7 @@ def evaluate(
     predictions = [labeller.labels(text) for text in texts]
     names = reference.columns or tuple(lexicon.findings)
     scored = [name for name in names if reference.columns or any(labels[name] for labels in (*truths, *predictions))]
-    groups = {key: _group(key, ids, run, reference) for key in _GROUPINGS}
+    groups = {key: _indices_by_group(key, ids, run, reference) for key in _GROUPINGS}
     pairs = [(row.text, text) for row, text in zip(rows, texts, strict=True) if row.text is not None]
     text_counts = Counter(" ".join(text.split()) for text in texts)
     return Evaluation(
@@ -164,7 +151,6 @@ class _Labeller:
 
 
 def _agreements(names: Sequence[str], truths: Sequence[Labels], predictions: Sequence[Labels]) -> dict[str, Agreement]:
-    """Return the agreement on each finding, over the films whose reference is known."""
     return {
         name: agreement(
             (label, bool(prediction[name]))
@@ -187,8 +173,8 @@ _GROUPINGS: dict[str, tuple[Callable[[str | None], str], tuple[str, ...]]] = {
 }
 
 
-def _group(key: str, ids: Sequence[str], run: Run, reference: Reference) -> dict[str, list[int]]:
-    """Return the indices of the films by group, in group order. Values of the reference override those of the run."""
+def _indices_by_group(key: str, ids: Sequence[str], run: Run, reference: Reference) -> dict[str, list[int]]:
+    # Values of the reference override those of the run.
     group, order = _GROUPINGS[key]
     members: dict[str, list[int]] = {name: [] for name in order}
     for index, name in enumerate(ids):
@@ -205,7 +191,7 @@ def _compare(
     predictions: Sequence[Labels],
     other: Run,
 ) -> dict[str, Difference]:
-    shared = [
+    common_films = [
         (truths[at], predictions[at], labeller.labels(other.reports[name].text))
         for at, name in enumerate(ids)
         if name in other.reports
@@ -214,7 +200,7 @@ def _compare(
         {
             name: [
                 (this[name] == truth[name], others[name] == truth[name])
-                for truth, this, others in shared
+                for truth, this, others in common_films
                 if truth[name] is not None
             ]
             for name in names

@@ -10,9 +10,7 @@ from types import ModuleType
 from pedcxr_client.errors import ConfigurationError
 
 INSTALL = 'pip install "pedcxr[eval]"'
-"""The command that installs the extra."""
-CONFIDENCE = 0.95
-"""Confidence level of the intervals."""
+CONFIDENCE = 0.95  # of the intervals
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +25,7 @@ class Rate:
 
     @classmethod
     def of(cls, hits: int, count: int) -> Rate:
-        """Return the rate of ``hits`` among ``count``.
-
-        Raises:
-            ConfigurationError: scipy is not installed.
-        """
+        """Return the rate of ``hits`` among ``count``."""
         if count == 0:
             return cls(0, 0, None, None, None)
         interval = import_extra("scipy.stats").binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
@@ -68,11 +62,7 @@ class Agreement:
 
 
 def agreement(pairs: Iterable[tuple[bool, bool]]) -> Agreement:
-    """Count pairs of (reference, report), each True if the finding is present.
-
-    Raises:
-        ConfigurationError: scipy is not installed.
-    """
+    """Count pairs of (reference, report), each True if the finding is present."""
     tally = {(reference, report): 0 for reference in (True, False) for report in (True, False)}
     for pair in pairs:
         tally[pair] += 1
@@ -103,14 +93,7 @@ class Difference:
 
 
 def compare(pairs: Mapping[str, Sequence[tuple[bool, bool]]]) -> dict[str, Difference]:
-    """Compare two runs.
-
-    Args:
-        pairs: for each finding and film, whether this run and the other run agree with the reference.
-
-    Raises:
-        ConfigurationError: scipy is not installed.
-    """
+    """Compare two runs: for each finding and film, whether this run and the other run agree with the reference."""
     tallies = {
         name: (sum(this and not other for this, other in films), sum(other and not this for this, other in films))
         for name, films in pairs.items()
@@ -139,11 +122,7 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def import_extra(module: str) -> ModuleType:
-    """Import a module of the extra ``pedcxr[eval]``.
-
-    Raises:
-        ConfigurationError: the module is not installed. The message contains the command that installs it.
-    """
+    """Import a module of the extra ``pedcxr[eval]``. Raise ConfigurationError if it is not installed."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Print an evaluation as plain-text tables."""
+"""Format an evaluation as plain-text tables."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Decode the single frame of a DICOM film, after checks that it cannot crash or exhaust a decoder.
 
-Decoders fill the missing part of a truncated stream with grey, and allocate what the header of the stream requests.
-The checks walk over markers only and decode nothing. JPEG sections are of ISO/IEC 10918-1, JPEG 2000 sections of
-ISO/IEC 15444-1.
+Decoders fill the missing part of a truncated stream with grey, and allocate the memory that its header requests. The
+checks walk over markers only and decode nothing. Section numbers are those of ISO/IEC 10918-1 for JPEG, and of ISO/IEC
+15444-1 for JPEG 2000.
 """
 
 from __future__ import annotations
@@ -55,17 +55,9 @@ def is_compressed(header: Any) -> bool:
 
 
 def decode(header: Any, pixel_format: PixelFormat) -> PixelCells:
-    """Decode the single frame of a film.
+    """Return the unsigned pixel cells of a film with one frame: BitsAllocated bits each, shape (Rows, Columns).
 
-    Args:
-        header: the ``pydicom.Dataset``. Its PixelData is replaced by the checked frame if it is encapsulated.
-        pixel_format: the layout of the pixel cells.
-
-    Returns:
-        Unsigned pixel cells of BitsAllocated bits, shape (Rows, Columns).
-
-    Raises:
-        InputError: if the syntax is not supported, a decoder is missing, or the pixels are damaged.
+    If the frame is encapsulated, the checked frame replaces PixelData in the header.
     """
     import numpy as np
     from pydicom.pixels.utils import pixel_array
@@ -75,7 +67,7 @@ def decode(header: Any, pixel_format: PixelFormat) -> PixelCells:
     _check_decoder(syntax, pixel_format)
     encapsulated = syntax.is_encapsulated
     if encapsulated:
-        _check_frame(header, syntax)
+        _keep_only_checked_frame(header, syntax)
     damaged = "the pixels are damaged or cut short; export or copy the film again"
     array = attempt(
         lambda: pixel_array(
@@ -103,11 +95,7 @@ def decode(header: Any, pixel_format: PixelFormat) -> PixelCells:
 
 
 def check_inflated_size(data: bytes, name: str) -> None:
-    """Check a deflated data set before pydicom inflates all of it into memory.
-
-    Raises:
-        InputError: if the data set inflates to more than :data:`MAX_BYTES`, or cannot be inflated.
-    """
+    """Refuse a deflated data set of more than :data:`MAX_BYTES` before pydicom inflates all of it into memory."""
     syntax, start = _file_meta(data)
     if syntax != _DEFLATED and (syntax or data.find(_DEFLATED) < 0):
         return
@@ -147,7 +135,7 @@ def coded_size(frame: bytes) -> tuple[int, int] | None:
 def is_grey_jpeg(frame: bytes) -> bool:
     """Return whether a JPEG or JPEG-LS stream has valid markers up to its scan, and one component.
 
-    GDCM terminates the process on some streams that do not.
+    GDCM terminates the process on some invalid streams.
     """
     if not frame.startswith(_JPEG_START):
         return False
@@ -218,8 +206,7 @@ def _check_decoder(syntax: UID, pixel_format: PixelFormat) -> None:
         raise InputError(f"is compressed as {label}, for which the decoder is missing: {INSTALL}")
 
 
-def _check_frame(header: Any, syntax: UID) -> None:
-    """Refuse a frame that could crash or exhaust a decoder, and leave only the checked frame in the header."""
+def _keep_only_checked_frame(header: Any, syntax: UID) -> None:
     from pydicom.encaps import encapsulate, generate_frames
     from pydicom.uid import JPEG2000TransferSyntaxes
 
@@ -256,7 +243,7 @@ def _file_meta(data: bytes) -> tuple[bytes, int]:
 
 
 def _coding_style(data: bytes) -> bytes | None:
-    """Walk over all headers. Return the content of COD if only the main header has it, and has it once, else None."""
+    # Return the content of COD if only the main header has it, and has it once.
     # `end` is the offset after the current tile-part, or 0 in the main header.
     style, at, end, between = b"", 2, 0, False
     for _ in range(_MAX_MARKERS):

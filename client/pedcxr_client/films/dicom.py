@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.errors import InputError
 from pedcxr_client.films import decoders, header
-from pedcxr_client.films.decoders import INSTALL as INSTALL
+from pedcxr_client.films.decoders import INSTALL
 from pedcxr_client.films.files import MAX_PIXELS
 from pedcxr_client.films.header import Facts, attempt, silence_pydicom
 
@@ -24,22 +24,12 @@ if TYPE_CHECKING:
     from pedcxr_client.films.grayscale import PixelFormat
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
-_FIRST_ELEMENTS = (
-    b"\x08\x00\x00\x00",
-    b"\x08\x00\x05\x00",
-    b"\x08\x00\x08\x00",
-    b"\x08\x00\x16\x00",
-    b"\x02\x00\x00\x00",
-)
+_FIRST_ELEMENTS = (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x16\0", b"\x02\0\0\0")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DicomFile:
-    """A DICOM file whose header was read and whose pixels are not decoded.
-
-    Attributes:
-        facts: the facts of the header that the checks need.
-    """
+    """A DICOM file whose header was read and whose pixels are not decoded."""
 
     facts: Facts
     _name: str
@@ -60,11 +50,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def read(data: bytes, name: str = "the film") -> DicomFile:
-    """Read the header.
-
-    Raises:
-        InputError: if the file is not readable DICOM or is a DICOMDIR, or if pydicom is not installed.
-    """
+    """Read the header. A DICOMDIR is refused."""
     try:
         import numpy  # noqa: F401
         from pydicom import dcmread
@@ -82,14 +68,9 @@ def read(data: bytes, name: str = "the film") -> DicomFile:
 
 
 def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float, list[str]]:
-    """Decode a film and convert it to 8-bit grey.
+    """Decode a film.
 
-    Returns:
-        8-bit grey of shape (rows, columns); the height of a pixel divided by its width; notes on each step.
-
-    Raises:
-        InputError: if the file does not hold one frame of grey that can be decoded. The message names the element or
-            the decoder.
+    Return its 8-bit grey of shape (rows, columns), the height of a pixel divided by its width, and notes on each step.
     """
     from pedcxr_client.films import grayscale
 
@@ -118,7 +99,7 @@ def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float,
 
 
 def _set_missing_syntax(dataset: Any) -> None:
-    """Set the detected transfer syntax of a bare data set, which has no file meta information."""
+    # A bare data set has no file meta information. pydicom detects its transfer syntax.
     if "TransferSyntaxUID" not in dataset.file_meta:
         from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 

@@ -19,11 +19,7 @@ MAX_BYTES = 100 * 1024 * 1024
 
 
 def read(path: str | os.PathLike[str], name: str) -> bytes:
-    """Read a film from a path. ``name`` identifies the film in error messages.
-
-    Raises:
-        InputError: if the path is not a regular file, cannot be read, or is larger than :data:`MAX_BYTES`.
-    """
+    """Read a regular file of at most :data:`MAX_BYTES`. ``name`` identifies the film in error messages."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -39,11 +35,7 @@ def read(path: str | os.PathLike[str], name: str) -> bytes:
 
 
 def read_open_file(file: Any) -> bytes:
-    """Read an open file from its current position to its end.
-
-    Raises:
-        InputError: if the file cannot be read, is open in text mode, or holds more than :data:`MAX_BYTES`.
-    """
+    """Read at most :data:`MAX_BYTES` of a file that is open in binary mode, from its current position to its end."""
     try:
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -62,12 +54,9 @@ def printable(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def report_memory_errors(name: str) -> Iterator[None]:
-    """Report a ``MemoryError`` in the block as an error of this film, so that a batch continues.
+    """Report a ``MemoryError`` in the block as an InputError of this film, so that a batch continues.
 
     The largest film needs 0.7 GiB.
-
-    Raises:
-        InputError: if memory ran out.
     """
     try:
         yield

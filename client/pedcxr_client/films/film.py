@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pedcxr_client.errors import InputError
 from pedcxr_client.films import dicom, files, geometry, plain_images
-from pedcxr_client.films.files import MAX_BYTES, MAX_PIXELS, report_memory_errors
+from pedcxr_client.films.files import report_memory_errors
 from pedcxr_client.films.geometry import DISPLAY, PixelStats, Preparation
 from pedcxr_client.films.header import PLAIN, Facts
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
-
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "EncodedImage", "Film", "FilmSource", "encode", "load", "prepare", "read"]
 
 _FILTER_UP = 2  # PNG filter type 2: each byte minus the byte above
 
@@ -97,22 +95,14 @@ class EncodedImage:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class UndecodedFilm:
-    """A film whose header was read and whose pixels are not decoded. The checks of the header run on it.
-
-    Attributes:
-        facts: the facts of the header.
-    """
+    """A film whose header was read and whose pixels are not decoded. The checks of the header run on it."""
 
     facts: Facts
     _source: Any
     _name: str
 
     def render(self, preparation: Preparation = DISPLAY) -> Film:
-        """Decode the pixels and prepare them for sending.
-
-        Raises:
-            InputError: as :func:`load`.
-        """
+        """Decode the pixels and prepare them for sending."""
         with report_memory_errors(self._name):
             if isinstance(self._source, dicom.DicomFile):
                 return _render_dicom(self._source, preparation)
@@ -128,11 +118,7 @@ class UndecodedFilm:
 
 
 def read(source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any]) -> UndecodedFilm:
-    """Read a film's header without decoding the pixels.
-
-    Raises:
-        InputError: if the film is missing, empty or larger than :data:`MAX_BYTES`, or is DICOM that cannot be read.
-    """
+    """Read a film's header without decoding the pixels."""
     name = "the film"
     if isinstance(source, (str, os.PathLike)):
         name = files.printable(source)
@@ -160,7 +146,7 @@ def load(
 
     Raises:
         InputError: if the film is missing, empty, damaged, not an image, of float pixels, partly transparent, of
-            several frames, or larger than :data:`MAX_PIXELS` or :data:`MAX_BYTES`.
+            several frames, or larger than :data:`files.MAX_PIXELS` or :data:`files.MAX_BYTES`.
     """
     return read(source).render(preparation)
 
@@ -176,11 +162,7 @@ def encode(film: Film) -> EncodedImage:
 
 
 def prepare(source: FilmSource, preparation: Preparation = DISPLAY) -> EncodedImage:
-    """Load and encode a film. An :class:`EncodedImage` is returned unchanged.
-
-    Raises:
-        InputError: as :func:`load`.
-    """
+    """Load and encode a film. An :class:`EncodedImage` is returned unchanged."""
     return source if isinstance(source, EncodedImage) else encode(load(source, preparation))
 
 

@@ -126,16 +126,8 @@ def apply_preparation(
 ) -> tuple[Image, PixelStats, list[str]]:
     """Make the pixels square, then pad and resize the film as the preparation states.
 
-    Args:
-        grey: a film of mode ``L``.
-        preparation: the steps to apply.
-        aspect: height of a pixel divided by its width.
-
-    Returns:
-        the film; its measurements before padding and resizing; notes on each step.
-
-    Raises:
-        InputError: if the film would exceed :data:`MAX_PIXELS` once its pixels are square.
+    ``aspect`` is the height of a pixel divided by its width. Return the film, its measurements before padding and
+    resizing, and notes on each step.
     """
     grey, notes = _square_pixels(grey, aspect)
     stats = measure(grey)
@@ -168,7 +160,6 @@ def _mean(thumbnail: Image, box: tuple[int, int, int, int]) -> float:
 
 
 def _level_at_rank(counts: list[int], rank: int) -> int:
-    """Return the level of the pixel of a rank; rank 0 is the darkest pixel."""
     for level, count in enumerate(counts):
         rank -= count
         if rank < 0:

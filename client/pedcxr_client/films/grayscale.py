@@ -37,11 +37,8 @@ class OnlyPadding(Exception):
 class PixelFormat:
     """The layout of a value in its pixel cell (PS3.3 C.7.6.3.1, PS3.5 section 8.1.1).
 
-    Attributes:
-        bits_allocated: bits of the cell, 8 or 16.
-        bits_stored: bits of the value, 1 to ``bits_allocated``. Other bits of the cell (overlays, noise) are ignored.
-        high_bit: position of the value's most significant bit, from 0.
-        signed: whether the value is in two's complement.
+    A cell has 8 or 16 bits. Those outside the value (overlays, noise) are ignored. A signed value is in two's
+    complement.
     """
 
     bits_allocated: int
@@ -68,12 +65,8 @@ class PixelFormat:
 class Lut:
     """A look-up table (PS3.3 C.11.1.1, C.11.2.1.1).
 
-    ``data[0]`` applies to ``first`` and every value below, the last entry to every value above.
-
-    Attributes:
-        first: the value that the first entry belongs to.
-        bits: bits of an entry, 1 to 16. The theoretical range of the entries is 0 to 2 ** bits - 1.
-        data: the entries, shape (entries,).
+    ``data[0]`` applies to ``first`` and every value below, the last entry to every value above. The entries have 1 to
+    16 bits, so their theoretical range is 0 to 2 ** bits - 1.
     """
 
     first: int
@@ -125,9 +118,7 @@ class DisplayParameters:
     """The parameters that determine the grey of a pixel.
 
     Attributes:
-        pixel_format: the layout of the pixel cells.
         padding: least and greatest stored value that are padding, or None.
-        modality: converts stored values to the values of the modality.
         voi: converts modality values to grey; None to stretch percentiles 1-99.
         inverted: whether the least value is the brightest (MONOCHROME1 or PresentationLUTShape INVERSE).
     """
@@ -151,11 +142,7 @@ def number(header: Any, keyword: str, item: int = 0) -> float | None:
 
 
 def integer(header: Any, keyword: str, default: int | None = None) -> int:
-    """Return an integer of an element, or the default if the element cannot be read.
-
-    Raises:
-        InputError: if the element is not an integer, or cannot be read and there is no default.
-    """
+    """Return an integer of an element, or the default if the element cannot be read."""
     value = number(header, keyword)
     if value is None or value != int(value):
         if default is not None and value is None:
@@ -165,11 +152,7 @@ def integer(header: Any, keyword: str, default: int | None = None) -> int:
 
 
 def pixel_format(header: Any) -> PixelFormat:
-    """Read the layout of the pixel cells.
-
-    Raises:
-        InputError: if the elements contradict each other, or a cell has neither 8 nor 16 bits.
-    """
+    """Read the layout of the pixel cells."""
     allocated = integer(header, "BitsAllocated")
     stored = integer(header, "BitsStored", allocated)
     high = integer(header, "HighBit", stored - 1)
@@ -181,11 +164,7 @@ def pixel_format(header: Any) -> PixelFormat:
 
 
 def display_parameters(header: Any, layout: PixelFormat) -> tuple[DisplayParameters, list[str]]:
-    """Read the display parameters, with notes on elements that could not be used.
-
-    Raises:
-        InputError: if a look-up table or the rescale slope is damaged.
-    """
+    """Read the display parameters, with notes on elements that could not be used."""
     modality = _modality_transform(header, layout)
     ends = modality(np.array(layout.range))
     voi, notes = _voi_transform(header, signed=bool(ends.min() < 0))
@@ -202,11 +181,7 @@ def display_parameters(header: Any, layout: PixelFormat) -> tuple[DisplayParamet
 
 
 def pixel_aspect(header: Any) -> float:
-    """Return the height of a pixel divided by its width (PS3.3 C.7.6.3.1.7), or 1.0 if it is square or not stated.
-
-    Raises:
-        InputError: if the ratio exceeds 8:1.
-    """
+    """Return the height of a pixel divided by its width (PS3.3 C.7.6.3.1.7), or 1.0 if it is square or not stated."""
     for keyword in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing"):
         height, width = number(header, keyword, 0), number(header, keyword, 1)
         if height and width and height > 0 and width > 0:
@@ -218,18 +193,7 @@ def pixel_aspect(header: Any) -> float:
 
 
 def render(cells: PixelCells, parameters: DisplayParameters) -> tuple[NDArray[np.uint8], list[str]]:
-    """Render a film as a viewer does.
-
-    Args:
-        cells: shape (rows, columns), ``bits_allocated`` bits each.
-        parameters: the display parameters of the header.
-
-    Returns:
-        8-bit grey of the same shape, 0 is black; notes on each step.
-
-    Raises:
-        OnlyPadding: if every pixel is padding.
-    """
+    """Render a film as a viewer does: 8-bit grey of the same shape, where 0 is black, and notes on each step."""
     stored = parameters.pixel_format.values()
     values = parameters.modality(stored)
     padded = np.zeros(len(stored), bool)
@@ -278,7 +242,7 @@ def percentiles(values: Levels, counts: NDArray[np.int64]) -> tuple[float, float
 
 
 def _modality_transform(header: Any, layout: PixelFormat) -> Lut | Rescale:
-    if (table := _lut(header, "ModalityLUTSequence", signed=layout.signed)) is not None:
+    if (table := _first_lut(header, "ModalityLUTSequence", signed=layout.signed)) is not None:
         return table
     slope, intercept = number(header, "RescaleSlope"), number(header, "RescaleIntercept")
     if slope == 0:
@@ -287,23 +251,19 @@ def _modality_transform(header: Any, layout: PixelFormat) -> Lut | Rescale:
 
 
 def _voi_transform(header: Any, *, signed: bool) -> tuple[Lut | Window | None, list[str]]:
-    if (table := _lut(header, "VOILUTSequence", signed=signed)) is not None:
+    if (table := _first_lut(header, "VOILUTSequence", signed=signed)) is not None:
         return table, []
     center, width = number(header, "WindowCenter"), number(header, "WindowWidth")
     if center is None or width is None:
         return None, []
-    function = text(header, "VOILUTFunction").upper() or "LINEAR"
-    if function == "SIGMOID" and width >= _MIN_WIDTH:
-        return Window(center, width, "SIGMOID"), []
-    if function == "LINEAR_EXACT" and width >= _MIN_WIDTH:
-        return Window(center, width, "LINEAR_EXACT"), []
-    if function not in ("SIGMOID", "LINEAR_EXACT") and width >= 1:
-        return Window(center, width), []
-    return None, [f"window of width {width:g} ignored"]
+    functions: dict[str, Function] = {"SIGMOID": "SIGMOID", "LINEAR_EXACT": "LINEAR_EXACT"}
+    function = functions.get(text(header, "VOILUTFunction").upper(), "LINEAR")
+    if width < (1 if function == "LINEAR" else _MIN_WIDTH):
+        return None, [f"window of width {width:g} ignored"]
+    return Window(center, width, function), []
 
 
-def _lut(header: Any, keyword: str, *, signed: bool) -> Lut | None:
-    """Read the table in the first item of a sequence; None if there is no sequence."""
+def _first_lut(header: Any, keyword: str, *, signed: bool) -> Lut | None:
     item = first_item(header, keyword)
     if item is None:
         return None
@@ -345,7 +305,7 @@ def _padding(header: Any, layout: PixelFormat) -> tuple[int, int] | None:
 
 
 def _to_stored_range(value: int, layout: PixelFormat) -> int:
-    """Wrap a value into the range of the stored values, since the sign of its element is often wrong."""
+    # The sign of the padding elements is often wrong.
     value %= 1 << layout.bits_stored
     return value - (1 << layout.bits_stored) if layout.signed and value >= 1 << (layout.bits_stored - 1) else value
 

@@ -1,7 +1,7 @@
 """Read the facts from a DICOM header, and suppress what pydicom prints about it.
 
-Nothing that identifies a person is kept: no name, number, date, place or free text. Of a text only the matched keyword
-is kept, and of a code only a value that has the form of a code. Elements are read one by one, and none is trusted.
+Nothing that identifies a person is kept: no name, number, date, place or free text. A text is reduced to the keyword
+that matched, and a code is kept only if it has the form of a code. Any element may be absent, damaged or malicious.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def silence_pydicom() -> Iterator[None]:
 
 
 def attempt(step: Callable[[], _T], message: str) -> _T:
-    """Call pydicom. Replace any exception except ``MemoryError`` by an ``InputError`` with this message.
+    """Call pydicom. Convert any exception except ``MemoryError`` to an ``InputError`` with this message.
 
     The original exception may quote the header, so it is not chained.
     """

@@ -27,24 +27,19 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Quantisation and Huffman tables, frames that Pillow decodes (baseline, extended, progressive), restart interval.
 _JPEG_CLEAN = frozenset({0xDB, 0xC4, 0xC0, 0xC1, 0xC2, 0xDD})
-_SOI, _EOI, _SOS, _JFIF, _ADOBE = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
+_EOI, _SOS, _JFIF, _ADOBE = 0xD9, 0xDA, 0xE0, 0xEE
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def from_bytes(data: bytes, name: str) -> tuple[Image, bytes | None, list[str]]:
     """Decode an image file.
 
-    Returns:
-        the pixels, upright; the bytes of the file if they can be sent unchanged, else None; notes on each step.
-
-    Raises:
-        InputError: if the file is damaged, not an image, transparent, of several frames, too large, or of more than
-            8 bits per sample and not 16-bit grey.
+    Return the pixels, upright; the bytes of the file if they can be sent unchanged, else None; notes on each step.
     """
     opened = _open(data, name)
     deep = opened.mode in _DEEP_GREY
     white_is_zero = deep and _is_white_zero(opened)
-    pixels, rotation = _decode(opened, name, deep=deep)
+    pixels, rotation = _decode_upright(opened, name, deep=deep)
     if deep:
         grey, stretch = from_16_bits(_array(pixels, name), name, white_is_zero=white_is_zero)
         return grey, None, ["re-encoded as 8-bit grey PNG without metadata", *rotation, *stretch]
@@ -55,19 +50,16 @@ def from_bytes(data: bytes, name: str) -> tuple[Image, bytes | None, list[str]]:
 
 
 def from_pillow(image: Image, name: str) -> tuple[Image, None, list[str]]:
-    """Convert a Pillow image. Returns and raises as :func:`from_bytes`."""
+    """Convert a Pillow image. Return the same as :func:`from_bytes`."""
     deep = image.mode in _DEEP_GREY
-    pixels, rotation = _decode(image, name, deep=deep)
+    pixels, rotation = _decode_upright(image, name, deep=deep)
     grey, more = from_16_bits(_array(pixels, name), name) if deep else to_grey(pixels, name)
     return grey, None, ["encoded as 8-bit grey PNG from a Pillow image", *rotation, *more]
 
 
 def from_array(array: Any, name: str) -> tuple[Image, None, list[str]]:
     """Convert a numpy array: uint8 of shape (rows, columns) or (rows, columns, 3), or uint16 or int16 of shape
-    (rows, columns). Returns as :func:`from_bytes`.
-
-    Raises:
-        InputError: if the array has another shape or type.
+    (rows, columns). Return the same as :func:`from_bytes`.
     """
     from PIL import Image
 
@@ -102,11 +94,7 @@ def from_16_bits(array: Any, name: str, *, white_is_zero: bool = False) -> tuple
 
 
 def to_grey(image: Image, name: str) -> tuple[Image, list[str]]:
-    """Convert an image to 8-bit grey without metadata, with notes on what was removed.
-
-    Raises:
-        InputError: if the image is partly transparent.
-    """
+    """Convert an image to 8-bit grey without metadata, with notes on what was removed."""
     from PIL import Image
 
     notes, pixels = [], image
@@ -158,7 +146,7 @@ def is_bare_jpeg(data: bytes) -> bool:
 
 
 def _is_bare_header(marker: int, length: int, body: bytes) -> bool:
-    """Return whether a segment is JFIF without a thumbnail, or Adobe, which states the colour transform."""
+    # JFIF without a thumbnail, or Adobe, which states the colour transform.
     if marker == _JFIF:
         return length == 16 and body.startswith(b"JFIF\x00")
     return marker == _ADOBE and length == 14 and body.startswith(b"Adobe")
@@ -192,8 +180,7 @@ def _open(data: bytes, name: str) -> Image:
         raise _damaged(name) from error
 
 
-def _decode(image: Image, name: str, *, deep: bool) -> tuple[Image, list[str]]:
-    """Check the header, decode the pixels, and rotate them upright."""
+def _decode_upright(image: Image, name: str, *, deep: bool) -> tuple[Image, list[str]]:
     from PIL import ImageOps
 
     if image.width * image.height > MAX_PIXELS:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 from pedcxr_client.errors import ConfigurationError, InputError
-from pedcxr_client.films.dicom import INSTALL
+from pedcxr_client.films.decoders import INSTALL
 from pedcxr_client.films.header import silence_pydicom
 from pedcxr_client.reports import provenance
 from pedcxr_client.reports.report import DEMO_NOTICE, Report
@@ -26,8 +26,7 @@ from pedcxr_client.types import __version__
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"
-"""SOP class UID of the document."""
+BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"  # SOP class UID of the document
 
 _PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
 _STUDY = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
@@ -129,11 +128,7 @@ def to_sr(report: Report, *, identity: Identity | None = None) -> bytes:
 
 
 def require_pydicom() -> None:
-    """Check that pydicom is installed.
-
-    Raises:
-        ConfigurationError: it is not. The message contains the command that installs it.
-    """
+    """Raise ConfigurationError, with the command that installs pydicom, if it is not installed."""
     try:
         import pydicom  # noqa: F401
     except ImportError as error:
@@ -209,12 +204,7 @@ def _long_string(text: str) -> str:
 
 
 def _content(report: Report, device_uid: str, film: tuple[str, str] | None) -> list[Dataset]:
-    """Return the children of the root (PS3.3 C.17.3): language, observer, notices, sections, film, provenance.
-
-    Args:
-        device_uid: UID of the model and its revision.
-        film: SOP class UID and SOP instance UID of the film, or None without an identity.
-    """
+    # The children of the root (PS3.3 C.17.3). `film` is its SOP class UID and SOP instance UID.
     context = [
         _item("HAS CONCEPT MOD", "CODE", _LANGUAGE, _ENGLISH),
         _item("HAS OBS CONTEXT", "CODE", _OBSERVER_TYPE, _DEVICE),

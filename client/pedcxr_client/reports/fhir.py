@@ -62,11 +62,7 @@ def to_fhir(report: Report, *, subject: str | None = None, preliminary: bool = F
 
 
 def check_subject(subject: str | None) -> None:
-    """Check a reference to a patient. None is valid.
-
-    Raises:
-        ConfigurationError: the reference is invalid. The message does not contain it.
-    """
+    """Check a reference to a patient, or None. The error message does not contain it."""
     if subject is not None and not _SUBJECT.fullmatch(subject):
         raise ConfigurationError("FHIR subject must be Patient/ID, a URL that ends in Patient/ID, or urn:uuid:...")
 

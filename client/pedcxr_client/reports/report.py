@@ -17,7 +17,7 @@ DEMO_NOTICE = "demo model: synthetic, not a medical report"
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Report:
-    """A finished draft report, never a diagnosis. The model ended it itself (``finish_reason == "stop"``).
+    """A finished draft report, never a diagnosis. The model ended the text itself (``finish_reason == "stop"``).
 
     Attributes:
         text: the output of the model, byte for byte.

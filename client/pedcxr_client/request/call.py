@@ -1,8 +1,4 @@
-"""One call, from a film to a Report or an error: the protocol without the I/O.
-
-The streams in client.py do the I/O and pass the events in. What to send, how long to wait, what a response means and
-what the hook observes is decided here.
-"""
+"""One call, from a film to a Report or an error: the protocol without the I/O, which the streams in client.py do."""
 
 from __future__ import annotations
 
@@ -25,11 +21,7 @@ if TYPE_CHECKING:
 
 
 class ReportCall:
-    """The state of one call.
-
-    Attributes:
-        retries: the deadline of the call, which runs from the creation of this object, and its attempts.
-    """
+    """The state of one call, whose deadline runs from the creation of this object."""
 
     def __init__(self, settings: Settings, request: FilmRequest, hook: Hook, clock: Clock = time.perf_counter) -> None:
         self._url, self._request, self._hook, self._clock = settings.url, request, hook, clock
@@ -54,10 +46,9 @@ class ReportCall:
         return self._request.preparation.asks_size
 
     def prepare(self, size: tuple[int, int] | None) -> None:
-        """Read, check and encode the film. This is CPU-bound, so it must not run on an event loop.
+        """Read, check and encode the film for a model input of this width and height in pixels, None if unknown.
 
-        Args:
-            size: width and height of the model's input in pixels; None if unknown or not needed.
+        This is CPU-bound, so it must not run on an event loop.
         """
         self._prepared = payload.prepare(self._request, size)
         self._encoded = self._clock()
@@ -82,33 +73,20 @@ class ReportCall:
     # During the response
 
     def response_started(self, headers: Mapping[str, str]) -> None:
-        """Record the headers of the response.
-
-        Raises:
-            ServerFailed: if the response is not an event stream.
-        """
+        """Record the headers of the response. Raise ServerFailed if it is not an event stream."""
         self._request_id = headers.get("x-request-id")
         self._demo = headers.get("x-pedcxr-demo") == "1"
         if not headers.get("content-type", "").startswith("text/event-stream"):
             raise not_openai(self._url)
 
     def add(self, event: object) -> str:
-        """Record one event and return its text, "" if it has none.
-
-        Raises:
-            AbortedReport: if it is an error event, or not an event of a chat completion.
-            TimedOut: if the deadline has passed.
-        """
+        """Record one event and return its text, "" if it has none. Raise TimedOut if the deadline has passed."""
         piece = self._parser.add(event, self._clock())
         self.retries.remaining()
         return piece
 
     def report(self) -> Report:
-        """Return the report, after the last event.
-
-        Raises:
-            ReportError: if the text is not a report.
-        """
+        """Return the report, after the last event. Raise ReportError if the text is not a report."""
         assert self._prepared is not None and self._model is not None
         prompt = self._prepared.prompt
         self._parser.check(prompt.profile.system)

@@ -13,15 +13,7 @@ Write = Callable[[FilmRequest], Awaitable[Report]]
 
 
 class ReportPool:
-    """Requests in flight and their results, on one event loop.
-
-    Args:
-        write: writes the report of one request.
-        concurrency: maximum number of requests in flight, 1 or more.
-
-    Raises:
-        ConfigurationError: if ``concurrency`` is below 1.
-    """
+    """Requests in flight and their results, on one event loop."""
 
     def __init__(self, write: Write, concurrency: int) -> None:
         if concurrency < 1:
@@ -45,11 +37,7 @@ class ReportPool:
         return len(self._tasks) >= 2 * self._concurrency or not self._finished.empty()
 
     async def add(self, index: int, request: FilmRequest) -> None:
-        """Start a request as soon as fewer than ``concurrency`` are in flight.
-
-        Raises:
-            ConfigurationError: if it is not a FilmRequest.
-        """
+        """Start a request as soon as fewer than ``concurrency`` are in flight."""
         if not isinstance(request, FilmRequest):
             raise ConfigurationError(
                 "reports: takes FilmRequest objects; wrap each film: reports(FilmRequest(film) for film in films)"

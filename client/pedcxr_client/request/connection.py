@@ -34,13 +34,7 @@ _END = object()
 
 
 class Connection:
-    """The connection of one client. Its coroutines run on one event loop.
-
-    Attributes:
-        settings: where the server is, and the limits of a call.
-        hook: observes each call.
-        sdk: the client of the openai SDK.
-    """
+    """The connection of one client. Its coroutines run on one event loop."""
 
     def __init__(self, settings: Settings, hook: Hook) -> None:
         self.settings, self.hook = settings, hook
@@ -61,12 +55,7 @@ class Connection:
         self._model = None
 
     async def described_model(self, retries: RetryState) -> ServedModel:
-        """Return the model as the server describes it, requested once.
-
-        Raises:
-            RequestError: if the server could not be reached, rejected the request or failed.
-            ConfigurationError: if the client names no model and the server does not offer exactly one.
-        """
+        """Return the model as the server describes it, requested once; see :func:`choose_model`."""
         if self._model is None:
             listing = await self._with_retries(
                 retries, lambda: self.sdk.get("/models", cast_to=object, options={"timeout": retries.timeout()})
@@ -75,11 +64,7 @@ class Connection:
         return self._model
 
     async def model(self, retries: RetryState) -> ServedModel:
-        """Return the model for a request: the configured name alone is enough.
-
-        Raises:
-            RequestError, ConfigurationError: as :meth:`described_model` does.
-        """
+        """Return the model for a request: the configured name alone is enough."""
         if self._model is None and self.settings.model is not None:
             return ServedModel(self.settings.model)
         return await self.described_model(retries)
@@ -106,11 +91,7 @@ class Connection:
         return events
 
     async def next_event(self, events: openai.AsyncStream[object], retries: RetryState) -> object | None:
-        """Return the next event, or None after the last one.
-
-        Raises:
-            TimedOut: if the deadline passes first.
-        """
+        """Return the next event, or None after the last one. Raise TimedOut if the deadline passes first."""
         event = await _before_deadline(retries, lambda: anext(events, _END))
         return None if event is _END else event
 
@@ -131,11 +112,10 @@ class Connection:
 class LoopThread:
     """Runs coroutines on an event loop in a daemon thread, which the first call starts.
 
+    When the loop stops, it cancels all running coroutines and then awaits ``at_end``.
+
     ``anyio.from_thread.start_blocking_portal`` is similar, but its generator ends the loop with a blocking call when it
     is garbage collected. That call never returns in a forked process, or when the collector runs in the loop's thread.
-
-    Args:
-        at_end: awaited on the loop when it stops, after the cancellation of all running coroutines.
     """
 
     def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
@@ -146,11 +126,9 @@ class LoopThread:
         self.stopped = False
 
     def start(self) -> None:
-        """Start the thread unless it runs already.
+        """Start the thread unless it is running. Raise RuntimeError after :meth:`stop`.
 
-        Raises:
-            ConfigurationError: in a process that was forked after the start; the thread exists in the parent only.
-            RuntimeError: after :meth:`stop`.
+        Raise ConfigurationError in a process that was forked after the start: the thread exists in the parent only.
         """
         self._check_process()
         with self._lock:
@@ -160,9 +138,6 @@ class LoopThread:
         """Run a coroutine function on the loop and wait for its result.
 
         An exception in the waiting thread, such as KeyboardInterrupt, cancels the coroutine and propagates at once.
-
-        Raises:
-            ConfigurationError, RuntimeError: as :meth:`start` does.
         """
         self._check_process()
         if threading.current_thread() is self._thread:
@@ -233,10 +208,6 @@ def choose_model(listing: object, url: str, name: str | None = None) -> ServedMo
     """Return the model of this name from the body of ``GET /v1/models``, or the only one.
 
     A name that is not listed is accepted, because a server may serve more models than it lists.
-
-    Raises:
-        ConfigurationError: if no name is given and the server does not offer exactly one model.
-        ServerFailed: if the body is not a model list.
     """
     entries = listing.get("data") if isinstance(listing, dict) else None
     if not isinstance(entries, list):
@@ -308,7 +279,7 @@ def _http_options(settings: Settings) -> dict[str, Any]:
 
 
 def _trusted_certificates(url: str) -> ssl.SSLContext | bool:
-    """Return the certificates to trust: SSL_CERT_FILE or SSL_CERT_DIR, also on loopback, or else the system's."""
+    # SSL_CERT_FILE or SSL_CERT_DIR, also on loopback, or else the certificates of the system.
     if url.startswith("http://"):
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; loading the system's certificates takes 30 ms
     file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None

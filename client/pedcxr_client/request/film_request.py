@@ -1,9 +1,10 @@
-"""What a caller asks for one film, and the result of one film among many."""
+"""The request for one film, and the result of one film among many."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import KW_ONLY, dataclass
+from typing import TypedDict
 
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.errors import ConfigurationError, PedcxrError
@@ -59,14 +60,22 @@ class FilmRequest:
             raise ConfigurationError("prompt_profile: pass prompts.CARD or the result of prompts.read_training(path)")
 
     def caller_facts(self) -> CallerFacts:
-        """Return the caller's statements about the film, validated, for the checks.
-
-        Raises:
-            InputError: if the age or the sex is invalid.
-            ConfigurationError: if ``allow`` names an unknown check.
-        """
+        """Return the caller's statements about the film, validated as :class:`CallerFacts` does."""
         age = Age.parse(self.age) if isinstance(self.age, str) else self.age
         return CallerFacts(age=age, sex=self.sex, assume_chest=self.assume_chest, allow=self.allow)
+
+
+class FilmOptions(TypedDict, total=False):
+    """The keyword arguments of :meth:`Client.report`: those of :class:`FilmRequest` without ``key``."""
+
+    age: Age | str | None
+    sex: Sex | None
+    max_tokens: int
+    assume_chest: bool
+    allow: Iterable[str]
+    preparation: Preparation
+    prompt_profile: Profile
+    indication: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)

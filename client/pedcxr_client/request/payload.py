@@ -27,15 +27,7 @@ _SPLIT_MARK = f'"url":"{_IMAGE_PLACEHOLDER}"'.encode()
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PreparedRequest:
-    """One film, encoded and checked, and its prompt.
-
-    Attributes:
-        image: the encoded image.
-        checks: the results of all checks. A blocking check is among them only if the caller allowed it.
-        prompt: the prompt.
-        age, sex: the patient's age and sex as in the prompt; None if unknown.
-        view: ViewPosition of the DICOM header, or None.
-    """
+    """One film, encoded and checked, and its prompt, with the age and the sex as in the prompt."""
 
     image: EncodedImage
     checks: tuple[Check, ...]
@@ -46,15 +38,9 @@ class PreparedRequest:
 
 
 def prepare(request: FilmRequest, size: tuple[int, int] | None = None) -> PreparedRequest:
-    """Read, check and encode one film, and write its prompt.
+    """Read, check and encode one film, and write its prompt. Checks of the header run before the pixels are decoded.
 
-    Args:
-        size: width and height of the model's input in pixels, or None if the server does not state them.
-
-    Raises:
-        BlockedFilm: if the film is outside the intended use. Checks of the header run before the pixels are decoded.
-        InputError: if the film cannot be read, or the age, the sex or the indication is invalid.
-        ConfigurationError: if ``request.allow`` names an unknown check.
+    ``size`` is the width and height of the model's input in pixels, or None if the server does not state them.
     """
     facts_of_caller = request.caller_facts()
     if isinstance(request.film, EncodedImage):
@@ -75,11 +61,7 @@ def prepare(request: FilmRequest, size: tuple[int, int] | None = None) -> Prepar
 
 
 def write_prompt(facts: Facts, request: FilmRequest) -> Prompt:
-    """Return the prompt of a film. The caller's age and sex take precedence over the header's.
-
-    Raises:
-        InputError: if the age, the sex or the indication is invalid.
-    """
+    """Return the prompt of a film. The caller's age and sex take precedence over the header's."""
     facts_of_caller = request.caller_facts()
     age, sex = facts_of_caller.age_of(facts), facts_of_caller.sex_of(facts)
     return request.prompt_profile.prompt(age, sex, indication=request.indication)

@@ -258,7 +258,7 @@ def _check_system(text: str) -> None:
 
 
 def _check_indication(text: object) -> str:
-    """Return the indication without surrounding white space. No message quotes it: it may name a person."""
+    # No message quotes the indication, because it may name a person.
     text = text.strip() if isinstance(text, str) else ""
     if not text:
         raise InputError("indication: is empty; omit it if there is none")

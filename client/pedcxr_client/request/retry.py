@@ -21,11 +21,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
 
 
 class RetryState:
-    """The attempts of one call, and its deadline, which runs from the creation of this object.
-
-    Attributes:
-        count: number of attempts, the current one included.
-    """
+    """The attempts of one call, the current one included, and its deadline, which runs from its creation."""
 
     def __init__(self, settings: Settings, hook: Hook, clock: Clock = time.perf_counter) -> None:
         self._settings, self._hook, self._clock = settings, hook, clock
@@ -38,11 +34,7 @@ class RetryState:
         return self._start + self._settings.timeouts.total - self._clock()
 
     def remaining(self) -> float:
-        """Return the seconds to the deadline.
-
-        Raises:
-            TimedOut: if the deadline has passed.
-        """
+        """Return the seconds to the deadline. Raise TimedOut if it has passed."""
         seconds = self.seconds_left
         if seconds <= 0:
             raise self.expired()
@@ -86,12 +78,8 @@ def wait_before_retry(
 
     Only a failed connection, 429 and 503 are retried, and nothing is retried if ``retries`` is 0. A Retry-After header
     is obeyed until the deadline, because a starting server may send it many times. Without one, ``retries`` limits the
-    number of attempts. No wait extends past the deadline.
-
-    Args:
-        attempt: attempts so far, 1 or more.
-        remaining: seconds to the deadline.
-        jitter: a random number from 0 to 1; it spreads the retries of several clients.
+    number of attempts. No wait extends past the deadline, which is ``remaining`` seconds away. ``attempt`` counts from
+    1. ``jitter``, a random number from 0 to 1, spreads the retries of several clients.
     """
     if not isinstance(error, (ConnectionFailed, RateLimited, Unavailable)) or retries == 0:
         return None

@@ -41,11 +41,7 @@ DEFAULT_TIMEOUTS = Timeouts()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The server's address, the API key and the limits of a client.
-
-    Raises:
-        ConfigurationError: if a value is invalid. The message names it and never contains a key.
-    """
+    """The server's address, the API key and the limits of a client. No error message contains a key."""
 
     url: str
     api_key: str | None = field(repr=False)

@@ -22,15 +22,7 @@ _LONGEST_MESSAGE = 300
 
 @dataclass(slots=True, repr=False)
 class StreamParser:
-    """The response to one request so far.
-
-    Attributes:
-        pieces: the texts of the events, in order.
-        model: the model's name in the events, or None.
-        finish_reason: the reason for the end of the text; None before it.
-        usage: the token counts, or None.
-        first, last: times of the first and the last non-empty text, in seconds of the caller's clock.
-    """
+    """The response to one request so far. ``first`` and ``last`` are the times of its first and last non-empty text."""
 
     pieces: list[str] = field(default_factory=list)
     model: str | None = None
@@ -45,11 +37,7 @@ class StreamParser:
         return "".join(self.pieces)
 
     def add(self, event: object, now: float) -> str:
-        """Record one ``chat.completion.chunk`` and return its text, "" if it has none.
-
-        Raises:
-            AbortedReport: if it is an error event, or not a chunk.
-        """
+        """Record one ``chat.completion.chunk`` and return its text, "" if it has none; refuse other events."""
         if isinstance(event, dict) and event.get("error"):
             raise error_of_event(event["error"])
         choices = event.get("choices") if isinstance(event, dict) else None
@@ -72,13 +60,9 @@ class StreamParser:
         return (_text(delta.get("content")) or "") if isinstance(delta, dict) else ""
 
     def check(self, system: str | None = None) -> None:
-        """Raise unless the text is a report that the model finished.
+        """Raise a ReportError unless the text is a report that the model finished.
 
-        Args:
-            system: the system text of the request; a report that repeats it is an echo.
-
-        Raises:
-            TruncatedReport, AbortedReport, EmptyReport, LoopingReport, PromptEcho, NotText
+        A report that repeats the system text of the request is an echo.
         """
         if self.finish_reason is None:
             self._fail(AbortedReport("the server ended the stream before the report was finished; try again"))

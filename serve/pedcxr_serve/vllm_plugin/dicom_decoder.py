@@ -12,7 +12,7 @@ from PIL import Image
 
 from pedcxr_client import Check, InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.films import dicom, film
+from pedcxr_client.films import decoders, dicom, film
 from pedcxr_client.films.film import UndecodedFilm
 from pedcxr_client.films.geometry import PixelStats
 from pedcxr_serve.vllm_plugin.decoder_process import DecoderPool
@@ -50,7 +50,7 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
         _require(rules.check(undecoded.facts, _CALLER))
         pixels, stats = _pool.decode(data) if undecoded.compressed else _decode_here(undecoded)
     except InputError as error:
-        if dicom.INSTALL in str(error):
+        if decoders.INSTALL in str(error):
             raise FilmRefused(f"{error} (on the server)", "dicom_not_installed") from error
         raise FilmRefused(str(error), "film_unreadable") from error
     _require(rules.check(undecoded.facts, _CALLER, stats))

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from pedcxr_client import EncodedImage, InputError
-from pedcxr_client.films.film import MAX_BYTES, encode, encode_png, load, prepare
+from pedcxr_client.films.files import MAX_BYTES
+from pedcxr_client.films.film import encode, encode_png, load, prepare
 
 SECRET = "Popescu^Ana"
 
