@@ -56,7 +56,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         self._set_up()
 
     def report(self, film: FilmSource, **options: Unpack[FilmOptions]) -> ReportT:
-        """Return the report of one film. The arguments are those of :class:`FilmRequest`, without ``key``.
+        """Return the report of one film. The arguments are those of `FilmRequest`, without ``key``.
 
         Raises:
             BlockedFilm: if the film is outside the intended use: an adult, an animal, another body part.
@@ -69,7 +69,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
     def stream(self, film: FilmSource, **options: Unpack[FilmOptions]) -> StreamT:
         """Return a stream of the report of one film: iterate it for the text, then read ``.report``.
 
-        The arguments and errors are those of :meth:`report`. Entering the ``with`` statement sends the request. The
+        The arguments and errors are those of `report`. Entering the ``with`` statement sends the request. The
         end of the iteration raises if the report is unfinished. Leaving the statement early cancels the request on the
         server.
 
@@ -82,9 +82,9 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         return self._stream(FilmRequest(film, **options))
 
     def payload(self, film: FilmSource, *, stream: bool = True, **options: Unpack[FilmOptions]) -> BytesT:
-        """Return the JSON body that :meth:`report` would send, byte for byte, without sending the film.
+        """Return the JSON body that `report` would send, byte for byte, without sending the film.
 
-        The arguments and errors are those of :meth:`report`. Without a configured model, the client requests the
+        The arguments and errors are those of `report`. Without a configured model, the client requests the
         server's model.
 
         Args:
@@ -106,7 +106,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
 
 
 class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", Coroutine[Any, Any, bytes]]):
-    """:class:`Client` for asyncio, with the same arguments, methods, results and errors. Use one for each event loop.
+    """`Client` for asyncio, with the same arguments, methods, results and errors. Use one for each event loop.
 
     Films are read and encoded in a worker thread. Cancelling a task cancels its request on the server.
 
@@ -124,17 +124,17 @@ class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", 
         """The client of the openai SDK, for everything else that the server offers."""
         return self._connection.sdk
 
-    async def model(self, *, anew: bool = False) -> ServedModel:
-        """Return the served model as the server describes it. Requested once, or again with ``anew=True``.
+    async def model(self, *, refresh: bool = False) -> ServedModel:
+        """Return the served model as the server describes it. Requested once, or again with ``refresh=True``.
 
         Raises:
             RequestError: if the server could not be reached, rejected the request or failed.
             ConfigurationError: if the client names no model and the server does not offer exactly one.
         """
-        return await _served_model(self._connection, anew)
+        return await _served_model(self._connection, refresh)
 
     def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> AsyncGenerator[Result, None]:
-        """Write reports of many films and yield the results as they finish; see :meth:`Client.reports`.
+        """Write reports of many films and yield the results as they finish; see `Client.reports`.
 
         The iterable is read on the event loop, so it must not block. To cancel the requests in flight when leaving the
         loop early, wrap the generator in ``contextlib.aclosing``.
@@ -174,7 +174,7 @@ class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", 
 
 
 class AsyncReportStream:
-    """The text of a report while the model writes it: an async iterator, returned by :meth:`AsyncClient.stream`."""
+    """The text of a report while the model writes it: an async iterator, returned by `AsyncClient.stream`."""
 
     def __init__(self, connection: Connection, request: FilmRequest) -> None:
         self._connection, self._request = connection, request
@@ -262,7 +262,7 @@ class AsyncReportStream:
 class Client(_BaseClient[Report, "ReportStream", bytes]):
     """Requests draft reports from a pedcxr server. Threads may share one client.
 
-    The client opens its connections from a background thread, which the first call starts and :meth:`close` ends. A
+    The client opens its connections from a background thread, which the first call starts and `close` ends. A
     process that is forked later needs a client of its own.
 
     Args:
@@ -273,7 +273,7 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
         retries: how often to retry after a failed connection, and after 429 or 503 without Retry-After. A Retry-After
             is obeyed until the deadline. 0 turns all retries off. Nothing is retried after the response has started.
         insecure_http: allow plain http to another machine.
-        metrics: observes every call, for example :class:`pedcxr_client.metrics.prometheus.Metrics`.
+        metrics: observes every call, for example `pedcxr_client.metrics.prometheus.Metrics`.
 
     Raises:
         ConfigurationError: if an argument is invalid.
@@ -294,14 +294,14 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
             self._sdk = blocking_sdk(self._connection.settings)
         return self._sdk
 
-    def model(self, *, anew: bool = False) -> ServedModel:
-        """Return the served model as the server describes it. Requested once, or again with ``anew=True``.
+    def model(self, *, refresh: bool = False) -> ServedModel:
+        """Return the served model as the server describes it. Requested once, or again with ``refresh=True``.
 
         Raises:
             RequestError: if the server could not be reached, rejected the request or failed.
             ConfigurationError: if the client names no model and the server does not offer exactly one.
         """
-        return self._loop.run(_served_model, self._connection, anew)
+        return self._loop.run(_served_model, self._connection, refresh)
 
     def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> Generator[Result, None, None]:
         """Write reports of many films and yield the results as they finish. An error of one film ends no other.
@@ -368,7 +368,7 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
 
 
 class ReportStream:
-    """The text of a report while the model writes it: an iterator, returned by :meth:`Client.stream`."""
+    """The text of a report while the model writes it: an iterator, returned by `Client.stream`."""
 
     def __init__(self, client: Client, request: FilmRequest) -> None:
         self._client = client  # the background thread ends when the client is garbage collected

@@ -117,7 +117,7 @@ class ConnectionFailed(RequestError):
 
 
 class TimedOut(RequestError):
-    """A phase took longer than :class:`Timeouts` allows; ``text`` is the part of the report that was received."""
+    """A phase took longer than `Timeouts` allows; ``text`` is the part of the report that was received."""
 
     outcome = "timeout"
 

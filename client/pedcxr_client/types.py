@@ -16,7 +16,7 @@ class Check:
     """The result of one check of the intended use.
 
     Attributes:
-        name: one of :data:`pedcxr_client.checks.rules.NAMES`.
+        name: one of `pedcxr_client.checks.rules.NAMES`.
         status: ``"ok"``, ``"warn"`` or ``"block"``.
         why: the DICOM element and value behind the status, and what to do. It identifies no person.
         allowed: True if the status is ``"block"`` and the caller allowed the check by name.
@@ -56,7 +56,7 @@ class Timing:
         first: arrival of the first non-empty text.
         last: arrival of the last non-empty text.
         done: end of the call, with a report or without.
-        completion_tokens: the server's token count, for :attr:`tpot`; None if unknown.
+        completion_tokens: the server's token count, for `tpot`; None if unknown.
     """
 
     scheduled: float

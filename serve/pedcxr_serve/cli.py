@@ -169,12 +169,19 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         command.add_argument(*names, dest=field.path, metavar=metavar, help=text + default)
 
 
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a date such as 2027-06-30") from None
+
+
 def _add_keys(commands: Any) -> None:
     keys = commands.add_parser("keys", help="create, list and revoke the API keys in tenants.toml")
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     new = actions.add_parser("new", help="create a key; it is shown once and stored as a digest")
     new.add_argument("name", help="name of the tenant; a new tenant is created")
-    new.add_argument("--expires", type=date.fromisoformat, metavar="YYYY-MM-DD", help="last valid day, in UTC")
+    new.add_argument("--expires", type=_date, metavar="YYYY-MM-DD", help="last valid day, in UTC")
     table = actions.add_parser("list", help="list tenants and the first digits of their keys' digests")
     revoke = actions.add_parser("revoke", help="remove a key; takes effect on a running server within 1 s")
     revoke.add_argument("digest", help="first digits of the key's digest, as `keys list` prints them")

@@ -112,7 +112,7 @@ def ending(shared_by_two: Teams) -> Teams:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tenant tests last, and those that stop the server at the very end: at most two engines run at once."""
+    """Run tenant tests last, and the ones that stop the server at the very end: at most two engines run at once."""
     items.sort(key=lambda item: sum(name in getattr(item, "fixturenames", ()) for name in ("shared_by_two", "ending")))
 
 

@@ -49,7 +49,7 @@ def suite(folder: Path) -> int:
 
 
 def interpreters(folder: Path) -> int:
-    """Run the client's tests on the other supported interpreters; skip those that this machine lacks."""
+    """Run the client's tests on the other supported interpreters; skip the ones that this machine lacks."""
     wheel, constraints, status = build(folder), pins(folder), 0
     for version in OTHER_VERSIONS:
         interpreter = _interpreter(version)

@@ -165,7 +165,7 @@ class Batch:
                 await self._outage.wait(error)
 
     async def _check_server_and_model(self) -> None:
-        model = await self._client.model(anew=True)
+        model = await self._client.model(refresh=True)
         if self._model is not None and model != self._model:
             raise ConfigurationError(
                 "the server now serves another model or revision; completed reports are kept: run the same command "

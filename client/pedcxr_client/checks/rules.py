@@ -28,7 +28,7 @@ _ADULT = {"D": 6575, "W": 940, "M": 216, "Y": 18}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerFacts:
-    """The caller's statements about a film, which take precedence over the header; see :class:`FilmRequest`."""
+    """The caller's statements about a film, which take precedence over the header; see `FilmRequest`."""
 
     age: Age | None = None
     sex: Sex | None = None

@@ -171,12 +171,15 @@ def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     """Return an argparse converter for finite numbers above 0."""
 
     def convert(text: str) -> float:
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
         if not 0 < value < float("inf"):
-            raise ValueError
+            noun = "an integer" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {noun} above 0")
         return value
 
-    convert.__name__ = "number above 0"  # argparse prints it: "invalid number above 0 value"
     return convert
 
 

@@ -108,7 +108,7 @@ def check(path: str, *, film: str, force: bool) -> None:
 
 
 def write(path: str, data: bytes, *, force: bool) -> None:
-    """Write a file atomically, with mode 0600. Without ``force``, fail if the file appeared since :func:`check`."""
+    """Write a file atomically, with mode 0600. Without ``force``, fail if the file appeared since `check`."""
     try:
         file, temporary = tempfile.mkstemp(prefix=".pedcxr-", dir=Path(path).parent)  # with mode 0600
         try:

@@ -20,7 +20,7 @@ ANY = "any abnormality"
 
 Uncertain = Literal["positive", "negative"]
 Labels = Mapping[str, bool | None]
-"""Whether each finding, and :data:`ANY`, is present on a film; None if unknown."""
+"""Whether each finding, and `ANY`, is present on a film; None if unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +31,9 @@ class Evaluation:
         films: ids in both files.
         only_run, only_reference: ids in one of the files.
         finished: films with a report, of the films in both files. The other films failed and count in no other figure.
-        findings: agreement by finding, and for :data:`ANY`.
+        findings: agreement by finding, and for `ANY`.
         unused: findings that neither the reports nor the references contain.
-        groups: by ``"age"``, ``"sex"`` and ``"view"``, then by group: agreement on :data:`ANY` and every finding.
+        groups: by ``"age"``, ``"sex"`` and ``"view"``, then by group: agreement on `ANY` and every finding.
         overlap: None without reference texts.
         distinct: number of distinct texts among the reports.
         largest: number of reports with the most frequent text.

@@ -8,7 +8,7 @@ from pedcxr_client.evaluation.scoring import ANY, Evaluation
 from pedcxr_client.evaluation.statistics import Agreement, Difference, Rate
 
 AGREEMENT_COLUMNS = ("n", "TP", "FP", "FN", "TN", "sensitivity (95 %)", "specificity (95 %)")
-"""Column names of :func:`agreement_row`, after the name."""
+"""Column names of `agreement_row`, after the name."""
 _DIFFERENCE_COLUMNS = ("only this right", "only other right", "McNemar p", "p (Holm)")
 _DIGEST_LENGTH = 12  # characters of the digest of the lexicon
 
@@ -59,7 +59,7 @@ def interval(value: Rate) -> str:
 
 
 def agreement_row(name: str, agreement: Agreement) -> list[str]:
-    """Return a row of cells for :data:`AGREEMENT_COLUMNS`, preceded by the name."""
+    """Return a row of cells for `AGREEMENT_COLUMNS`, preceded by the name."""
     counts = agreement.counts
     numbers = (counts.total, counts.true_positive, counts.false_positive, counts.false_negative, counts.true_negative)
     return [name, *map(str, numbers), interval(agreement.sensitivity), interval(agreement.specificity)]

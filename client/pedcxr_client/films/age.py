@@ -51,7 +51,7 @@ class Age:
         return cls(int(match[1]), cast("Unit", match[2].upper()))
 
     def __str__(self) -> str:
-        """Return a form that :meth:`parse` reads, such as ``"5y"``."""
+        """Return a form that `parse` reads, such as ``"5y"``."""
         return f"{self.value}{self.unit.lower()}"
 
     @property

@@ -95,7 +95,7 @@ def decode(header: Any, pixel_format: PixelFormat) -> PixelCells:
 
 
 def check_inflated_size(data: bytes, name: str) -> None:
-    """Refuse a deflated data set of more than :data:`MAX_BYTES` before pydicom inflates all of it into memory."""
+    """Refuse a deflated data set of more than `MAX_BYTES` before pydicom inflates all of it into memory."""
     syntax, start = _file_meta(data)
     if syntax != _DEFLATED and (syntax or data.find(_DEFLATED) < 0):
         return

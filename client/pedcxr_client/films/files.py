@@ -19,7 +19,7 @@ MAX_BYTES = 100 * 1024 * 1024
 
 
 def read(path: str | os.PathLike[str], name: str) -> bytes:
-    """Read a regular file of at most :data:`MAX_BYTES`. ``name`` identifies the film in error messages."""
+    """Read a regular file of at most `MAX_BYTES`. ``name`` identifies the film in error messages."""
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -35,7 +35,7 @@ def read(path: str | os.PathLike[str], name: str) -> bytes:
 
 
 def read_open_file(file: Any) -> bytes:
-    """Read at most :data:`MAX_BYTES` of a file that is open in binary mode, from its current position to its end."""
+    """Read at most `MAX_BYTES` of a file that is open in binary mode, from its current position to its end."""
     try:
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:

@@ -35,7 +35,7 @@ FilmSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
 )
 """An accepted input: a path, the bytes of a film or an image, a file open for reading bytes, a Pillow image, an 8-bit
-or 16-bit array, or the result of :func:`encode`."""
+or 16-bit array, or the result of `encode`."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -47,7 +47,7 @@ class Film:
         original: the bytes of the file if they can be sent unchanged, else None.
         mime: the type of the original, else ``"image/png"``.
         how: short notes on each step that changed the pixels.
-        facts: the facts of the header; :data:`pedcxr_client.films.header.PLAIN` if there is no header.
+        facts: the facts of the header; `pedcxr_client.films.header.PLAIN` if there is no header.
         stats: measurements of the pixels.
     """
 
@@ -72,7 +72,7 @@ class EncodedImage:
         sha256: digest of the image file (not of the base64), in hexadecimal.
         width, height: in pixels.
         how: short notes on each step that changed the pixels.
-        facts, stats: as in :class:`Film`; neither is sent.
+        facts, stats: as in `Film`; neither is sent.
     """
 
     mime: str
@@ -138,7 +138,7 @@ def read(source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any
 def load(
     source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any], preparation: Preparation = DISPLAY
 ) -> Film:
-    """Read and render a film. :mod:`pedcxr_client.checks.rules` decides whether the model is intended for it.
+    """Read and render a film. `pedcxr_client.checks.rules` decides whether the model is intended for it.
 
     An 8-bit grey or RGB PNG or JPEG without metadata keeps its bytes. Every other film becomes 8-bit grey, rotated
     upright by its EXIF orientation. 16-bit grey without a header is stretched from percentiles 1-99 to 0-255. DICOM is
@@ -146,7 +146,7 @@ def load(
 
     Raises:
         InputError: if the film is missing, empty, damaged, not an image, of float pixels, partly transparent, of
-            several frames, or larger than :data:`files.MAX_PIXELS` or :data:`files.MAX_BYTES`.
+            several frames, or larger than `files.MAX_PIXELS` or `files.MAX_BYTES`.
     """
     return read(source).render(preparation)
 
@@ -162,7 +162,7 @@ def encode(film: Film) -> EncodedImage:
 
 
 def prepare(source: FilmSource, preparation: Preparation = DISPLAY) -> EncodedImage:
-    """Load and encode a film. An :class:`EncodedImage` is returned unchanged."""
+    """Load and encode a film. An `EncodedImage` is returned unchanged."""
     return source if isinstance(source, EncodedImage) else encode(load(source, preparation))
 
 

@@ -50,7 +50,7 @@ def from_bytes(data: bytes, name: str) -> tuple[Image, bytes | None, list[str]]:
 
 
 def from_pillow(image: Image, name: str) -> tuple[Image, None, list[str]]:
-    """Convert a Pillow image. Return the same as :func:`from_bytes`."""
+    """Convert a Pillow image. Return the same as `from_bytes`."""
     deep = image.mode in _DEEP_GREY
     pixels, rotation = _decode_upright(image, name, deep=deep)
     grey, more = from_16_bits(_array(pixels, name), name) if deep else to_grey(pixels, name)
@@ -59,7 +59,7 @@ def from_pillow(image: Image, name: str) -> tuple[Image, None, list[str]]:
 
 def from_array(array: Any, name: str) -> tuple[Image, None, list[str]]:
     """Convert a numpy array: uint8 of shape (rows, columns) or (rows, columns, 3), or uint16 or int16 of shape
-    (rows, columns). Return the same as :func:`from_bytes`.
+    (rows, columns). Return the same as `from_bytes`.
     """
     from PIL import Image
 

@@ -1,7 +1,7 @@
 """Export the metrics of a client to Prometheus: by scrape, by text file or by Pushgateway.
 
 Importing this module starts no thread and no server. An export contains metric names, labels and values only.
-:class:`pedcxr_client.metrics.prometheus.Metrics` keeps films and persons out of them.
+`pedcxr_client.metrics.prometheus.Metrics` keeps films and persons out of them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 LOOPBACK = "127.0.0.1"
-"""Default address of :func:`serving`."""
+"""Default address of `serving`."""
 EVERY_S = 15.0
-"""Default interval of :func:`repeating`, in seconds."""
+"""Default interval of `repeating`, in seconds."""
 
 
 def asgi(registry: CollectorRegistry) -> Any:

@@ -63,7 +63,7 @@ _OFFSET = re.compile(r"([+-])(\d\d)(\d\d)")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Identity:
-    """Patient and study attributes of a film, as read by :func:`identity_of`. Its ``repr`` shows none of them."""
+    """Patient and study attributes of a film, as read by `identity_of`. Its ``repr`` shows none of them."""
 
     values: dict[str, str] = field(default_factory=dict)
 
@@ -72,7 +72,7 @@ class Identity:
 
 
 def identity_of(source: str | os.PathLike[str] | bytes) -> Identity:
-    """Read the patient and study attributes of a film from its DICOM file, for :func:`to_sr`.
+    """Read the patient and study attributes of a film from its DICOM file, for `to_sr`.
 
     Args:
         source: path or bytes of the DICOM file of the film that the report describes. This match is not checked.

@@ -31,5 +31,5 @@ def one_line(record: Mapping[str, object]) -> str:
 
 
 def to_jsonl(report: Report, *, film_id: str | None = None) -> str:
-    """Return :func:`to_json` followed by a line break, ready to append to a file."""
+    """Return `to_json` followed by a line break, ready to append to a file."""
     return to_json(report, film_id=film_id) + "\n"

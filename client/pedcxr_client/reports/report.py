@@ -79,12 +79,12 @@ class Report:
 
     @property
     def disclaimer(self) -> str:
-        """:data:`DISCLAIMER`. Show it wherever the text is shown."""
+        """`DISCLAIMER`. Show it wherever the text is shown."""
         return DISCLAIMER
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """The notices to show with the text: :data:`DISCLAIMER`, preceded by :data:`DEMO_NOTICE` for the demo model."""
+        """The notices to show with the text: `DISCLAIMER`, preceded by `DEMO_NOTICE` for the demo model."""
         return (DEMO_NOTICE, DISCLAIMER) if self.demo else (DISCLAIMER,)
 
     def as_dict(self) -> dict[str, object]:

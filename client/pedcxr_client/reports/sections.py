@@ -50,7 +50,7 @@ def parse(text: str) -> Sections:
 
 
 def preface(text: str) -> str | None:
-    """Return the text before the first heading, which :func:`parse` omits if there is a FINDINGS heading.
+    """Return the text before the first heading, which `parse` omits if there is a FINDINGS heading.
 
     Return None if that text is empty, or if there is no FINDINGS heading.
 

@@ -55,7 +55,7 @@ class Connection:
         self._model = None
 
     async def described_model(self, retries: RetryState) -> ServedModel:
-        """Return the model as the server describes it, requested once; see :func:`choose_model`."""
+        """Return the model as the server describes it, requested once; see `choose_model`."""
         if self._model is None:
             listing = await self._with_retries(
                 retries, lambda: self.sdk.get("/models", cast_to=object, options={"timeout": retries.timeout()})
@@ -126,7 +126,7 @@ class LoopThread:
         self.stopped = False
 
     def start(self) -> None:
-        """Start the thread unless it is running. Raise RuntimeError after :meth:`stop`.
+        """Start the thread unless it is running. Raise RuntimeError after `stop`.
 
         Raise ConfigurationError in a process that was forked after the start: the thread exists in the parent only.
         """

@@ -18,7 +18,7 @@ from pedcxr_client.types import Sex
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class FilmRequest:
-    """One film and the options of :meth:`Client.report`.
+    """One film and the options of `Client.report`.
 
     The age, the sex and ``allow`` are checked when the film is read. A wrong value is therefore an error of that film
     and does not end a run over many films.
@@ -29,9 +29,9 @@ class FilmRequest:
         sex: ``"M"`` or ``"F"``. None uses the DICOM header. The prompt omits an age or a sex that is unknown.
         max_tokens: maximum length of the report, 1 or more. A report that does not fit raises an error.
         assume_chest: treat the film as a chest film if its header does not name a body part.
-        allow: names of checks that must not block; see :mod:`pedcxr_client.checks.rules`. The report records them.
+        allow: names of checks that must not block; see `pedcxr_client.checks.rules`. The report records them.
         preparation: how the pixels are prepared. An EncodedImage is sent unchanged.
-        prompt_profile: the form of the prompt; see :mod:`pedcxr_client.request.prompts`.
+        prompt_profile: the form of the prompt; see `pedcxr_client.request.prompts`.
         indication: the reason for the examination, up to 200 characters on one line, appended to the prompt. The
             server receives it unchanged, so it must not contain names, dates or patient numbers. Reports store only
             its digest.
@@ -60,13 +60,13 @@ class FilmRequest:
             raise ConfigurationError("prompt_profile: pass prompts.CARD or the result of prompts.read_training(path)")
 
     def caller_facts(self) -> CallerFacts:
-        """Return the caller's statements about the film, validated as :class:`CallerFacts` does."""
+        """Return the caller's statements about the film, validated as `CallerFacts` does."""
         age = Age.parse(self.age) if isinstance(self.age, str) else self.age
         return CallerFacts(age=age, sex=self.sex, assume_chest=self.assume_chest, allow=self.allow)
 
 
 class FilmOptions(TypedDict, total=False):
-    """The keyword arguments of :meth:`Client.report`: those of :class:`FilmRequest` without ``key``."""
+    """The keyword arguments of `Client.report`: those of `FilmRequest` without ``key``."""
 
     age: Age | str | None
     sex: Sex | None

@@ -82,7 +82,7 @@ class Profile:
 
     Args:
         name: ``"card"``, the sentence of the model card, or ``"training"``, the sentence of the training code.
-        system: the system text. ``training`` requires one and ``card`` has none; see :func:`training`.
+        system: the system text. ``training`` requires one and ``card`` has none; see `training`.
 
     Raises:
         ConfigurationError: if the name is unknown or the system text is invalid.

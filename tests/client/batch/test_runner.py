@@ -495,7 +495,7 @@ def test_other_revision_after_an_outage_stops_the_run(engine, films, out, capsys
     [
         (["--age", "62"], 3, "write a number"),
         (["--allow", "everything"], 2, "is not a check"),
-        (["--concurrency", "0"], 2, "number above 0"),
+        (["--concurrency", "0"], 2, "must be an integer above 0"),
         (["--prompt-profile", "training"], 2, "--system-file"),
         (["--dry-run"], 2, "not allowed with"),
     ],
