@@ -19,8 +19,6 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-__all__ = ["Field", "FieldError", "Schema"]
-
 _LONGEST_GUESS = 64  # characters; difflib is slow on long names, which can come from a hostile request
 _TYPES: dict[type[inspect.Type], tuple[type, ...]] = {
     inspect.StrType: (str,),

@@ -17,8 +17,6 @@ from pedcxr_serve.checkpoint.weights import KeyStyle
 from pedcxr_serve.demo import DEMO_KEY
 from pedcxr_serve.errors import CheckpointError, ConfigError
 
-__all__ = ["ARCHITECTURE", "Checkpoint", "KeyStyle", "Problem", "inspect", "require_ready", "table"]
-
 ARCHITECTURE = "Gemma3ForConditionalGeneration"
 
 
@@ -31,7 +29,6 @@ class Checkpoint:
         shape: The dimensions, or None if config.json is invalid.
         dtypes: (safetensors name, bytes) by descending size.
         parameters: Number of parameters in the shards, without a redundant output layer of a tied model.
-        weight_bytes: Size of all tensors in bytes.
         shards: (file name, bytes).
         key_style: How the weights of the vision tower are named: ``vision_model`` (the infix that vLLM supports),
             ``flat`` (transformers 5.8 and later; the vLLM plugin maps these names), ``mixed`` or ``none``.
@@ -46,7 +43,6 @@ class Checkpoint:
     shape: Shape | None
     dtypes: tuple[tuple[str, int], ...]
     parameters: int
-    weight_bytes: int
     shards: tuple[tuple[str, int], ...]
     key_style: KeyStyle
     model_prefix: bool
@@ -93,7 +89,6 @@ def inspect(folder: Path) -> Checkpoint:
         shape=shape,
         dtypes=tuple(dtypes.most_common()),
         parameters=sum(tensor.elements for name, tensor in tensors.items() if name not in redundant),
-        weight_bytes=sum(dtypes.values()),
         shards=tuple((shard.name, shard.nbytes) for shard in shards),
         key_style=weights.key_style(tensors),
         model_prefix=bool(tensors) and all(name.startswith("model.") or name == "lm_head.weight" for name in tensors),

@@ -16,8 +16,6 @@ from typing import Any
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 
-__all__ = ["ProcessorFiles", "inspect"]
-
 _REMEDY = "copy it from the base model's folder (google/medgemma-4b-it, 1.0.1 or later)"
 # vLLM 0.32 (models/gemma3_mm.py) merges newline tokens through these entries; without them every request fails.
 _NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")

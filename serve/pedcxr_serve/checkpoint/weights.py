@@ -21,18 +21,6 @@ from typing import Literal
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 
-__all__ = [
-    "MAX_HEADER_BYTES",
-    "HeaderError",
-    "KeyStyle",
-    "Shard",
-    "Tensor",
-    "compare",
-    "key_style",
-    "read",
-    "read_header",
-]
-
 KeyStyle = Literal["vision_model", "flat", "mixed", "none"]
 _INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # MAX_HEADER_SIZE of safetensors 0.8

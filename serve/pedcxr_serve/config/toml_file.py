@@ -8,8 +8,6 @@ from typing import Any
 
 from pedcxr_serve.errors import ConfigError
 
-__all__ = ["parse", "read_text"]
-
 _MAX_BYTES = 1 << 20
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["forbidden_reason"]
-
 _SOCKET = "the engine listens on a private socket only"
 _GATEWAY = "this is the task of the gateway"
 _POLICY = "requests must not change how the model runs"

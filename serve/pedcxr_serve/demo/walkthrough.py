@@ -14,7 +14,7 @@ from pathlib import Path
 from pedcxr_client import AsyncClient, Report
 from pedcxr_client.films.age import Age
 from pedcxr_serve.demo import drawing, expected_report
-from pedcxr_serve.demo.drawing import Case, Finding, Kind
+from pedcxr_serve.demo.findings import Case, Finding, Kind, sample
 
 FOLDER = Path("demo-films")
 _WIDE = Finding(Kind.WIDE_MEDIASTINUM)
@@ -92,7 +92,7 @@ def draw(folder: Path) -> Path:
 async def load(client: AsyncClient, in_flight: int, count: int) -> Load:
     """Request reports of ``count`` different films, with at most ``in_flight`` requests in flight."""
     seeds = [_SEED + 1000 * in_flight + number for number in range(count)]
-    cases = [drawing.sample(seed) for seed in seeds]
+    cases = [sample(seed) for seed in seeds]
     films = [drawing.encode_png(drawing.render(case, seed)) for case, seed in zip(cases, seeds, strict=True)]
     slots = asyncio.Semaphore(in_flight)
 

@@ -10,6 +10,7 @@ import aiohttp
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
+from pedcxr_serve.demo.findings import Case
 from pedcxr_serve.errors import EngineNotReady
 
 _SEED = 1
@@ -71,7 +72,7 @@ async def warm_up(engine: aiohttp.ClientSession, model: str) -> str:
 
 def warm_up_request(model: str) -> bytes:
     """Return the JSON body of a short, greedy report of a drawn film."""
-    case = drawing.Case(age=Age(5, "Y"), sex="M", findings=())
+    case = Case(age=Age(5, "Y"), sex="M", findings=())
     png = drawing.encode_png(drawing.render(case, _SEED))
     url = "data:image/png;base64," + base64.b64encode(png).decode()
     body = {

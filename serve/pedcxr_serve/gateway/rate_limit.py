@@ -26,8 +26,6 @@ from pedcxr_serve.gateway.scheduler import AdmissionRefused
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool
 
-__all__ = ["URL_VARIABLE", "RateLimiter", "connection_pool", "url_from"]
-
 URL_VARIABLE = "PEDCXR_LIMITS_URL"
 _TIMEOUT_S = 0.1
 _RETRY_S = 1.0  # until Redis is tried again

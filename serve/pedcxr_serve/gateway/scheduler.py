@@ -29,8 +29,6 @@ from dataclasses import dataclass, field
 
 from pedcxr_serve.gateway.auth.tenants import Tenant
 
-__all__ = ["OUTPUT_COST", "AdmissionRefused", "FairQueue", "FairScheduler", "Ticket"]
-
 OUTPUT_COST = 2.0
 """Cost of an output token in units of a prompt token: w_q / w_p of the paper, and the ratio of most price lists."""
 

@@ -15,12 +15,11 @@ from starlette.types import Receive, Scope, Send
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
 from pedcxr_serve.gateway.http.protocol import flow_control
+from pedcxr_serve.gateway.request.image_splice import IMAGE_URL
 from pedcxr_serve.gateway.request_context import RequestContext
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST, AdmissionRefused
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.vllm_plugin import refusals
-
-__all__ = ["MAX_EVENT_BYTES", "EventTooLarge", "SSEReader", "Upstream", "parse_completion"]
 
 MAX_EVENT_BYTES = 4 << 20
 """Size at which an event of the engine without an end is given up."""
@@ -103,7 +102,7 @@ class Upstream:
             self._state.heartbeat.suspect()
             if "stream" not in record.stages:  # a stream has already sent its error event
                 record.outcome, record.status = "engine_lost", 502
-                await error_responses.engine_lost()(scope, receive, send)
+                await error_responses.response("engine_lost")(scope, receive, send)
         except TimeoutError:
             record.reason = "client_stalled"  # without a last message uvicorn closes the connection
 
@@ -121,13 +120,14 @@ class Upstream:
         data = await answer.read()
         if answer.status != 200 and (refusal := refusals.read(data)) is not None:
             record.refuse(refusal.code, refusal.status)
-            await error_responses.film_refused(refusal)(scope, receive, send)
+            response = error_responses.error(refusal.status, refusal.message, refusal.code, param=IMAGE_URL)
+            await response(scope, receive, send)
             return
         if answer.status >= 500 and answer.status != 503:
             # Not forwarded: vLLM's message would be the text of a traceback, and its code a number.
             self._state.heartbeat.suspect()
             record.outcome, record.status = "engine_lost", 502
-            await error_responses.engine_lost()(scope, receive, send)
+            await error_responses.response("engine_lost")(scope, receive, send)
             return
         if answer.status != 200:
             record.outcome = "engine_refused"
@@ -136,7 +136,7 @@ class Upstream:
             record.finish_reason, record.usage = parse_completion(data)
             if record.finish_reason == "abort":
                 record.outcome, record.status = "aborted", 502
-                await error_responses.engine_aborted()(scope, receive, send)
+                await error_responses.response("engine_aborted")(scope, receive, send)
                 return
             record.outcome = "length" if record.finish_reason == "length" else "ok"
             if record.usage is not None:
@@ -174,11 +174,11 @@ class Upstream:
             pass  # the stream is not complete, which is handled below
         if reader.aborted:
             record.outcome = "aborted"
-            await client.write(error_responses.error_event(error_responses.ENGINE_ABORTED, "engine_aborted"))
+            await client.write(error_responses.error_event("engine_aborted"))
         elif reader.failed or not reader.complete:
             self._state.heartbeat.suspect()
             record.outcome = "engine_lost"
-            await client.write(error_responses.error_event(error_responses.ENGINE_LOST, "engine_lost"))
+            await client.write(error_responses.error_event("engine_lost"))
         await client.write(b"", more=False)
 
     def _expected_output(self, context: RequestContext) -> float:

@@ -19,8 +19,6 @@ from typing import Literal
 
 from pedcxr_serve.errors import ConfigError
 
-__all__ = ["TABLE", "Device", "detect", "recognise"]
-
 CPU_BANDWIDTH_PER_CORE, CPU_FLOPS_PER_CORE = 15e9, 100e9
 # For a GPU that is not in the table: the ratio of an A100, which is the lowest in the table and so underestimates.
 _DEFAULT_FLOPS_PER_BYTE = 150

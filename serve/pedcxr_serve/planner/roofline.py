@@ -24,16 +24,6 @@ from dataclasses import dataclass
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.planner.devices import Device
 
-__all__ = [
-    "Throughput",
-    "decode_step_s",
-    "kv_bytes_per_token",
-    "prefill_flop",
-    "reports_within",
-    "throughput",
-    "vision_flop",
-]
-
 PROMPT_TOKENS = 300
 COMPUTE_EFFICIENCY = 0.5
 REAL_BANDWIDTH = 0.6

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["STATUS", "FilmRefusal", "FilmRefused", "mark", "read"]
-
 STATUS = {
     "film_refused": 400,  # a plain image that cannot be decoded without loss
     "film_blocked": 422,  # a DICOM film outside the intended use

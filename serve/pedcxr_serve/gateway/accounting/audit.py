@@ -18,8 +18,6 @@ from pathlib import Path
 
 from pedcxr_serve.errors import AuditError, ConfigError
 
-__all__ = ["KEY_VARIABLE", "AuditLog", "key_from", "verify"]
-
 KEY_VARIABLE = "PEDCXR_AUDIT_KEY"
 _MIN_KEY_CHARS = 32
 _FIRST_PREV = "0" * 64

@@ -18,8 +18,6 @@ from pedcxr_serve.config import toml_file
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.schema import FieldError, Schema
 
-__all__ = ["ANONYMOUS", "NAME", "SCHEMA", "Key", "Tenant", "Tenants", "digest", "load", "parse"]
-
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _Count = Annotated[int, Meta(ge=1, le=10**15)]
 

@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["ClientMetadata"]
-
 _PROFILE = re.compile(r"[a-z]{1,16}/[0-9]{1,3}:[0-9a-f]{12}")
 _NAME = re.compile(r"[a-z-]{1,20}")
 _MAX_NAMES = 12

@@ -18,8 +18,6 @@ from typing import Any, NoReturn
 import msgspec
 import pybase64
 
-__all__ = ["IMAGE_URL", "NO_ADDRESS", "Film", "RequestRefused", "extract_image", "parse", "placeholder", "refuse"]
-
 NO_ADDRESS = (
     "send the film as data:image/png;base64,..., data:image/jpeg;base64,... or data:application/dicom;base64,...; "
     "addresses are not fetched"
