@@ -50,14 +50,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One safetensors file.
-
-    Attributes:
-        name: File name without folder.
-        nbytes: Length of the file.
-        expected: Length according to the header; equal to `nbytes` in a complete file.
-        tensors: Tensors by name.
-    """
+    """One safetensors file. Its header says that it has ``expected`` bytes; a complete file has as many."""
 
     name: str
     nbytes: int

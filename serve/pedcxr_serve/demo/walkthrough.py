@@ -33,14 +33,7 @@ _SEED = 7_000_000  # films that the training did not use
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Measurements at one load.
-
-    Attributes:
-        in_flight: requests in flight.
-        reports: the reports, in the order of the films.
-        exact: number of reports equal to the expected report.
-        seconds: wall time of the whole load.
-    """
+    """Measurements at one load; ``exact`` counts the reports that are equal to the expected report."""
 
     in_flight: int
     reports: tuple[Report, ...]
@@ -49,7 +42,6 @@ class Load:
 
     @property
     def reports_per_minute(self) -> float:
-        """Number of reports divided by the wall time."""
         return 60 * len(self.reports) / self.seconds
 
     def row(self) -> str:

@@ -27,11 +27,7 @@ async def is_healthy(engine: aiohttp.ClientSession) -> bool:
 
 
 async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:
-    """Return the names of all models that the engine serves, adapters included.
-
-    Raises:
-        EngineNotReady: if the status is not 200.
-    """
+    """Return the names of all models, adapters included, or raise EngineNotReady unless the engine answers 200."""
     async with engine.get("/v1/models") as response:
         body = await response.json()
     if response.status != 200:
@@ -42,8 +38,7 @@ async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:
 async def probe(engine: aiohttp.ClientSession, model: str) -> None:
     """Have the engine generate one token, which shows that its scheduler and its model still make progress.
 
-    Raises:
-        EngineNotReady: if the status is not 200.
+    Raises EngineNotReady unless the engine answers 200.
     """
     body = {"model": model, "messages": [{"role": "user", "content": "ok"}], "max_tokens": 1, "temperature": 0}
     async with engine.post("/v1/chat/completions", json=body) as response:

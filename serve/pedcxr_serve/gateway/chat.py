@@ -127,7 +127,6 @@ class ChatCompletions:
         return refusal
 
     async def _forward(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward the request until its answer is complete or the client disconnects."""
         state = self._state
         state.in_flight += 1
         state.metrics.in_flight.inc()

@@ -73,11 +73,7 @@ class RequestContext:
         return self.ticket.service if usage is None else usage.prompt_tokens + OUTPUT_COST * usage.output
 
     def audit_entry(self, revision: str | None) -> Mapping[str, object]:
-        """Return the fields of the audit line. Image and prompt appear as keyed digests only, the report not at all.
-
-        Args:
-            revision: revision of the checkpoint.
-        """
+        """Return the fields of the audit line. Image and prompt appear as keyed digests only, the report not at all."""
         record = self.record
         usage = record.usage or TokenUsage()
         return {

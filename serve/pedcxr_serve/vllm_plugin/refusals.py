@@ -34,12 +34,7 @@ class FilmRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FilmRefusal:
-    """A refused film, as the gateway reads it from an error of the engine.
-
-    Attributes:
-        code: a key of `STATUS`.
-        message: the reason, for people.
-    """
+    """A refused film, as the gateway reads it from an error of the engine; ``code`` is a key of `STATUS`."""
 
     code: str
     message: str

@@ -1,4 +1,4 @@
-"""The gateway's Prometheus metrics, and the record of a request that those by tenant are computed from."""
+"""The gateway's Prometheus metrics, and the record of a request from which the metrics by tenant are computed."""
 
 from __future__ import annotations
 

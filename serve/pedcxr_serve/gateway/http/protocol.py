@@ -41,9 +41,6 @@ class ConnectionLimiter:
 
     A flood of connections that send nothing, or one header per second, thus evicts only connections of that kind. A
     connection with a request in flight is never evicted.
-
-    Args:
-        limit: maximum number of connections.
     """
 
     def __init__(self, limit: int) -> None:

@@ -57,11 +57,7 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
 
 
 def require_uvicorn(version: str) -> None:
-    """Check a version of uvicorn.
-
-    Raises:
-        ConfigError: it is not within `UVICORN_VERSIONS`.
-    """
+    """Raise ConfigError unless the version is within `UVICORN_VERSIONS`."""
     match = re.match(r"(\d+)\.(\d+)", version)
     first, last = UVICORN_VERSIONS
     if match is None or not first <= (int(match[1]), int(match[2])) <= last:

@@ -85,7 +85,7 @@ class CertificateStore:
         _log.warning("certificate reloaded from %s, expires %s", self._paths[0], _day(pair.expires))
 
     def reload_if_changed(self) -> None:
-        """Reload if the files have changed and no longer change."""
+        """Reload if the files have changed and their state is stable."""
         if self._files.changed():
             self.reload()
 

@@ -45,12 +45,7 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """The image of a request.
-
-    Attributes:
-        url: the data URL for the engine, a view of the client's body.
-        sha256: of the image's bytes, independent of their spelling in base64.
-    """
+    """The image of a request: its data URL, a view of the client's body, and the SHA-256 of the decoded bytes."""
 
     url: memoryview
     sha256: bytes
@@ -124,11 +119,7 @@ def _film(url: memoryview) -> Film:
 
 
 def parse(text: bytes) -> object:
-    """Return the value of strict JSON: UTF-8, no duplicate field, no NaN.
-
-    Raises:
-        RequestRefused: the text is not strict JSON.
-    """
+    """Return the value of strict JSON (UTF-8, no duplicate field, no NaN), or raise `RequestRefused`."""
     try:
         return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_reject_constant)
     except UnicodeDecodeError:
