@@ -81,17 +81,17 @@ def decode_step_s(
 def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int) -> Throughput:
     """Return the upper bound on throughput with `in_flight` concurrent reports."""
     prefill_s = (vision_flop(shape) + prefill_flop(shape, PROMPT_TOKENS)) / (COMPUTE_EFFICIENCY * device.peak_flops)
-    rates = []
-    for share in (1.0, REAL_BANDWIDTH):
-        step = decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, bandwidth=share)
-        rates.append(1 / (prefill_s + new_tokens * step / in_flight))
+    step, step_at_60 = (
+        decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, bandwidth=share)
+        for share in (1.0, REAL_BANDWIDTH)
+    )
+    full, less = (1 / (prefill_s + new_tokens * seconds / in_flight) for seconds in (step, step_at_60))
     arithmetic = 2.0 * shape.text_parameters * in_flight / device.peak_flops
-    step = decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens)
     if prefill_s > new_tokens * step / in_flight:
         bound = "arithmetic (vision and prefill)"
     else:
         bound = "arithmetic (decode)" if step <= arithmetic else "memory bandwidth (decode)"
-    return Throughput(in_flight, rates[0], rates[1], bound)
+    return Throughput(in_flight, full, less, bound)
 
 
 def reports_within(shape: Shape, device: Device, seconds: float, *, dtype_bytes: int, new_tokens: int) -> int:

@@ -106,7 +106,7 @@ def test_nested_processor_of_transformers_5_is_found(tmp_path: Path) -> None:
     processor = {"image_processor": {"size": {"height": 224, "width": 224}}, "image_seq_length": 64}
     folders.write_json(folder / "processor_config.json", processor)
 
-    assert inspect.inspect(folder).processor == "processor_config.json"
+    assert inspect.inspect(folder).files.processor == "processor_config.json"
     assert blocks(folder) == []
 
 
@@ -116,7 +116,7 @@ def test_chat_template_of_transformers_4_is_found(tmp_path: Path, name: str) -> 
     (folder / "chat_template.jinja").unlink()
     folders.write_json(folder / name, {"chat_template": "{{ '<start_of_image>' }}"})
 
-    assert inspect.inspect(folder).chat_template == name
+    assert inspect.inspect(folder).files.chat_template == name
 
 
 def test_missing_folder_is_a_configuration_error(tmp_path: Path) -> None:
