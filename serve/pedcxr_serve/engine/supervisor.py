@@ -57,7 +57,7 @@ class RestartBackoff:
         """Record that a ready engine exited ``uptime_s`` seconds after it became ready; 600 s or more reset the wait.
 
         Returns:
-            seconds to wait before the next start; None if there is to be no restart.
+            seconds to wait before the next start; None if the engine must not be restarted.
         """
         self._failures = 0
         self._attempts = 1 if uptime_s >= _STABLE_S else self._attempts + 1

@@ -41,7 +41,7 @@ class RateLimiter:
         clock: seconds, monotonic; for the retries of Redis.
 
     Attributes:
-        redis_down: whether Redis did not answer the last time.
+        redis_down: whether the last call to Redis failed.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Plan the engine: from checkpoint, device and configuration to the vLLM command and its capacity. Pure."""
+"""Plan the engine: from checkpoint, device and configuration to the vLLM command and its capacity. No I/O."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Upper bounds on throughput (a roofline model), from the model's dimensions and the device's figures.
 
-Assumptions, which reproduce the table "Physical limits" of the project's notes for the 4B model:
+Assumptions. They reproduce the limits of the 4B model in ``tests/serve/planner/test_plan.py``:
 
 - A report has 300 prompt tokens (image and text) and 500 new tokens, and reserves KV cache for 800 while it runs.
 - The KV cache holds a key and a value per token, layer and KV head. Layers with a sliding window are counted fully,

@@ -68,7 +68,7 @@ def require_uvicorn(version: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers, which would race with ours, and with our certificates."""
+    """uvicorn's server with our certificates and without its signal handlers, which would race with ours."""
 
     def __init__(self, config: uvicorn.Config, tls: CertificateStore | None = None) -> None:
         super().__init__(config)

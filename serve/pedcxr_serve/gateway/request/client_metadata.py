@@ -1,4 +1,4 @@
-"""What a client states about itself in request headers; used in the audit log only. Pure."""
+"""What a client states about itself in request headers; used in the audit log only. No I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parsing of a request body without its film. Pure.
+"""Parsing of a request body without its film. No I/O.
 
 The film is replaced by a placeholder before the body is parsed, and spliced back later as a view of the body. Of three
 megabytes, some hundred bytes are parsed as JSON and none are copied. The film is found without parsing: a quote within

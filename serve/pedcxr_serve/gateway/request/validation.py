@@ -1,4 +1,4 @@
-"""Validation of a chat completion request and its translation for the engine. Pure.
+"""Validation of a chat completion request and its translation for the engine. No I/O.
 
 The Structs list every field that is served; `SCHEMA` checks them and prints the table in docs/tenants.md.
 """
