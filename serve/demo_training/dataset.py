@@ -19,6 +19,7 @@ from pedcxr_client.films.age import Age
 from pedcxr_client.request.prompts import card
 from pedcxr_client.types import Sex
 from pedcxr_serve.demo import drawing, expected_report
+from pedcxr_serve.demo.findings import FINDINGS, Case, Finding, sample, sample_age
 
 SHIFT = 7
 """Largest shift of a film in training, in pixels of the preprocessed 224 x 224 image."""
@@ -40,16 +41,16 @@ class Films:
 
     pixels: Tensor
     targets: Tensor
-    findings: tuple[tuple[drawing.Finding, ...], ...]
+    findings: tuple[tuple[Finding, ...], ...]
 
 
 def _draw(seed: int) -> NDArray[np.uint8]:
-    return drawing.render(drawing.sample(seed), seed)
+    return drawing.render(sample(seed), seed)
 
 
 def draw(seeds: Sequence[int], processor: Gemma3Processor) -> Films:
     """Draw the films of these seeds, and resize them with the image processor."""
-    findings = tuple(drawing.sample(seed).findings for seed in seeds)
+    findings = tuple(sample(seed).findings for seed in seeds)
     pixels: list[Tensor] = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for film in tqdm(pool.map(_draw, seeds, chunksize=32), "drawing films", len(seeds)):
@@ -57,7 +58,7 @@ def draw(seeds: Sequence[int], processor: Gemma3Processor) -> Films:
                 Image.fromarray(film).convert("RGB"), do_rescale=False, do_normalize=False, return_tensors="pt"
             )
             pixels.append(encoded["pixel_values"][0, 0].round().to(torch.uint8))
-    targets = [[float(finding in case) for finding in drawing.FINDINGS] for case in findings]
+    targets = [[float(finding in case) for finding in FINDINGS] for case in findings]
     return Films(torch.stack(pixels), torch.tensor(targets), findings)
 
 
@@ -96,12 +97,12 @@ class ExampleEncoder:
         """Return the tokens of a prompt with one film, image tokens included."""
         return self._encode(self.fill(self.template.replace("PROMPT", words)))
 
-    def pairs(self, cases: list[tuple[drawing.Finding, ...]]) -> dict[str, Tensor]:
+    def pairs(self, cases: list[tuple[Finding, ...]]) -> dict[str, Tensor]:
         """Return a batch: for each film a random age and sex, the prompt, and the expected report."""
         prompts, reports = [], []
         for findings in cases:
             sex = _SEXES[int(self.rng.integers(3))]
-            case = drawing.Case(self._age(), sex, findings)
+            case = Case(self._age(), sex, findings)
             prompts.append(self.prompt(card(case.age, case.sex)))
             reports.append(self._encode(expected_report.text(case) + "<end_of_turn>"))
         length = max(len(one) + len(two) for one, two in zip(prompts, reports, strict=True))
@@ -116,7 +117,7 @@ class ExampleEncoder:
     def _age(self) -> Age | None:
         if self.similar and self.rng.random() < self.similar:
             return SIMILAR_AGES[int(self.rng.integers(len(SIMILAR_AGES)))]
-        return drawing.sample_age(self.rng)
+        return sample_age(self.rng)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

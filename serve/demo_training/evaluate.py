@@ -14,6 +14,7 @@ from transformers import AutoProcessor, Gemma3ForConditionalGeneration
 
 from pedcxr_client.request.prompts import card
 from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
+from pedcxr_serve.demo.findings import Case, sample
 
 UNSEEN = 1_000_000
 """The first seed of the films that are not used in training."""
@@ -43,7 +44,7 @@ def run(folder: Path, count: int, *, first: int = UNSEEN) -> Result:
     tally = {name: [0, 0, 0, 0] for name in expected_report.FINDINGS}
     wrong = []
     for seed in tqdm(range(first, first + count), "reporting films"):
-        case = drawing.sample(seed)
+        case = sample(seed)
         text, expected = read(model, processor, case, seed), expected_report.text(case)
         if text != expected:
             wrong.append((seed, text))
@@ -54,7 +55,7 @@ def run(folder: Path, count: int, *, first: int = UNSEEN) -> Result:
     return Result(count, count - len(wrong), findings, tuple(wrong))
 
 
-def read(model: Gemma3ForConditionalGeneration, processor: AutoProcessor, case: drawing.Case, seed: int) -> str:
+def read(model: Gemma3ForConditionalGeneration, processor: AutoProcessor, case: Case, seed: int) -> str:
     """Return the model's report of one drawn film, from its PNG."""
     film = Image.open(BytesIO(drawing.encode_png(drawing.render(case, seed)))).convert("RGB")
     words = card(case.age, case.sex)
@@ -91,7 +92,7 @@ def main() -> None:
     result = run(args.model, args.count)
     print(table(result))
     for seed, text in result.wrong:
-        print(f"\nseed {seed}\n  expected: {expected_report.text(drawing.sample(seed))!r}\n  report:   {text!r}")
+        print(f"\nseed {seed}\n  expected: {expected_report.text(sample(seed))!r}\n  report:   {text!r}")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ from transformers import Gemma3ForConditionalGeneration, Gemma3Processor
 from demo_training import evaluate, model_card
 from demo_training import model as demo_model
 from demo_training.dataset import ExampleEncoder, Films, draw, vary
-from pedcxr_serve.demo import drawing
-from pedcxr_serve.demo.drawing import Kind
+from pedcxr_serve.demo.findings import FINDINGS, Kind, sample
 
 FILMS = 8_000
 BATCH = 16
@@ -57,7 +56,7 @@ class _Optimizer:
 
 def train_tower(model: Gemma3ForConditionalGeneration, films: Films, steps: int, source: torch.Generator) -> None:
     """Stage 1: train vision tower and projector to classify the findings of each film."""
-    head = nn.Linear(model.config.text_config.hidden_size, len(drawing.FINDINGS))
+    head = nn.Linear(model.config.text_config.hidden_size, len(FINDINGS))
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     optimizer = _Optimizer([*tower.parameters(), *projector.parameters(), *head.parameters()], steps, TOWER_PEAK)
     bar = trange(steps, desc="tower")
@@ -143,13 +142,13 @@ def settle(
 def later_seeds(films: int) -> list[int]:
     """Return the seeds of stage 4: ``films / 4`` ordinary films and ``films / 2`` crowded films."""
     ordinary = range(films, films + films // 4)
-    crowded = (seed for seed in count(ordinary.stop) if len(drawing.sample(seed).findings) >= CROWDED)
+    crowded = (seed for seed in count(ordinary.stop) if len(sample(seed).findings) >= CROWDED)
     return [*ordinary, *islice(crowded, films // 2)]
 
 
 def _rows_with(films: Films, kind: Kind) -> Tensor:
     """Return the row indices of films with this kind of finding, on either side."""
-    columns = [index for index, finding in enumerate(drawing.FINDINGS) if finding.kind is kind]
+    columns = [index for index, finding in enumerate(FINDINGS) if finding.kind is kind]
     return films.targets[:, columns].any(1).nonzero()[:, 0]
 
 

@@ -51,11 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str]) -> ServeConfig:
-    """Return the configuration that a command line selects.
-
-    Raises:
-        ConfigError: as `config.load.load` does.
-    """
+    """Return the configuration that a command line selects; see `config.load.load` for the errors."""
     options, vllm_options = split(list(words))
     return _config(_parser().parse_args(options), vllm_options)
 

@@ -21,18 +21,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-__all__ = [
-    "AlreadyRunning",
-    "AuditError",
-    "CheckpointError",
-    "ConfigError",
-    "EngineDied",
-    "EngineError",
-    "EngineNotReady",
-    "PortInUse",
-    "ServeError",
-]
-
 
 class ServeError(Exception):
     """Base class of all errors; `exit_code` is the exit code of the command."""

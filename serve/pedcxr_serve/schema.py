@@ -19,8 +19,6 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-__all__ = ["Field", "FieldError", "Schema"]
-
 _LONGEST_GUESS = 64  # characters; difflib is slow on long names, which can come from a hostile request
 _TYPES: dict[type[inspect.Type], tuple[type, ...]] = {
     inspect.StrType: (str,),
@@ -56,7 +54,6 @@ class Field:
     Attributes:
         path: without indices: ``gateway.port``, ``messages[].role``.
         annotation: what `msgspec.convert` checks a value against.
-        types: Python types that a value may have.
         choices: all values of a Literal.
         requirement: the valid values in words, such as ``an integer between 0 and 65,535``.
         default: `msgspec.NODEFAULT` when the field is required.
@@ -87,7 +84,7 @@ class Schema:
 
     Args:
         struct: the outermost object.
-        noun: an object in the words of errors: ``an object`` in JSON, ``a table`` in TOML.
+        noun: what errors call an object: ``an object`` in JSON, ``a table`` in TOML.
     """
 
     def __init__(self, struct: type[msgspec.Struct], noun: str = "an object") -> None:
@@ -101,12 +98,9 @@ class Schema:
             yield from self.walk(field.children)
 
     def check(self, value: object, path: str = "", fields: Mapping[str, Field] | None = None) -> dict[str, Any]:
-        """Return the fields of an object, converted to their annotations. None counts as absent.
+        """Return the fields of an object, as parsed from JSON or TOML, converted to their annotations.
 
-        Args:
-            value: the object, as parsed from JSON or TOML.
-            path: of the object, for errors.
-            fields: of the object; by default those of the outermost one.
+        None counts as absent. ``path`` is that of the object; ``fields`` are by default those of the outermost one.
 
         Raises:
             FieldError: a field is unknown or missing, or has a wrong type or value.

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 import aiohttp
 
 from pedcxr_client import Client
-from pedcxr_serve.demo import MODEL_NAME, drawing
+from pedcxr_serve.config.settings import DEMO_NAME
+from pedcxr_serve.demo import drawing
+from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST
 
 _CHAT = "/v1/chat/completions"
@@ -59,11 +61,11 @@ class Films:
         model: model name of the requests.
     """
 
-    def __init__(self, seeds: Sequence[int], *, size: tuple[int, int] = drawing.SIZE, model: str = MODEL_NAME) -> None:
+    def __init__(self, seeds: Sequence[int], *, size: tuple[int, int] = drawing.SIZE, model: str = DEMO_NAME) -> None:
         self._films: list[tuple[bytes, bytes, bytes]] = []  # body before the film, film, body after it
         with Client("http://127.0.0.1/v1", model=model) as client:
             for seed in seeds:
-                case = drawing.sample(seed)
+                case = sample(seed)
                 film = drawing.encode_png(drawing.render(case, seed, size=size))
                 body = client.payload(film, age=case.age, sex=case.sex, max_tokens=_MAX_TOKENS)
                 head, _, tail = body.partition(base64.b64encode(film))

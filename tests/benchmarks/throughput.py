@@ -26,7 +26,9 @@ from tqdm import tqdm
 
 from pedcxr_client.request import prompts
 from pedcxr_serve import cli
-from pedcxr_serve.demo import CHECKPOINT, MODEL_NAME, drawing, expected_report
+from pedcxr_serve.config.settings import DEMO_NAME
+from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
+from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.gateway import app
 from tests.benchmarks import startup, transformers_baseline
 from tests.benchmarks.load_generator import Films, Sender, send
@@ -99,10 +101,10 @@ def films(seeds: Iterator[int], number: int) -> list[Film]:
     """Return the next ``number`` films."""
     batch = []
     for seed in (next(seeds) for _ in range(number)):
-        case = drawing.sample(seed)
+        case = sample(seed)
         url = "data:image/png;base64," + base64.b64encode(drawing.encode_png(drawing.render(case, seed))).decode()
         body = {
-            "model": MODEL_NAME,
+            "model": DEMO_NAME,
             "messages": prompts.messages(prompts.card(case.age, case.sex), url),
             "temperature": 0,
             "max_tokens": 500,
@@ -127,7 +129,7 @@ async def measure(session: aiohttp.ClientSession, batch: Sequence[Film], in_flig
 
 def quick_start_run(seeds: Iterator[int], folder: Path, number: int = 40) -> Run:
     """Run the model card's code, one film after the other."""
-    cases = {seed: drawing.sample(seed) for seed in (next(seeds) for _ in range(number))}
+    cases = {seed: sample(seed) for seed in (next(seeds) for _ in range(number))}
     questions = []
     for seed, case in cases.items():
         path = folder / f"{seed}.png"

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 
 from pedcxr_serve import cli
 from pedcxr_serve.config import load
+from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import supervisor
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from pedcxr_serve.gateway.http.server import FLUSH_S
@@ -30,7 +31,7 @@ from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-GATEWAY = load.GatewayConfig()
+GATEWAY = GatewayConfig()
 STOP_S = GATEWAY.drain_s + supervisor._STOP_GRACE_S + 2 * FLUSH_S
 CONFIG = "/etc/pedcxr/serve.toml"
 HOME = "/var/lib/pedcxr"

@@ -21,6 +21,7 @@ import aiohttp
 
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
+from pedcxr_serve.demo.findings import sample
 from tests.support.servers.live_server import alive, family, title
 from tests.support.servers.local_server import LocalServer, server
 
@@ -153,7 +154,7 @@ async def _running_requests(session: aiohttp.ClientSession, running: LocalServer
 
 def body(seed: int, *, stream: bool) -> dict[str, object]:
     """Return the request body for the report of a drawn film."""
-    case = drawing.sample(seed)
+    case = sample(seed)
     url = "data:image/png;base64," + base64.b64encode(drawing.encode_png(drawing.render(case, seed))).decode()
     return {"messages": prompts.messages(prompts.card(case.age, case.sex), url), "stream": stream}
 

@@ -16,6 +16,7 @@ import pytest
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import CHECKPOINT, drawing
+from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
@@ -122,7 +123,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Study]:
     folder = tmp_path_factory.mktemp("phantoms")
     studies = []
     for seed in range(UNSEEN, UNSEEN + PHANTOMS):
-        case = drawing.sample(seed)
+        case = sample(seed)
         film = folder / f"{seed}.png"
         film.write_bytes(drawing.encode_png(drawing.render(case, seed)))
         studies.append(Study(film, prompts.card(case.age, case.sex)))

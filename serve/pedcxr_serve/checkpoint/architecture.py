@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Shape", "VisionShape", "parse"]
-
 # Google's config.json omits values that equal the class default. Source: transformers 5.19, Gemma3TextConfig and
 # Gemma3Config in models/gemma3/configuration_gemma3.py, SiglipVisionConfig in models/siglip/configuration_siglip.py.
 TEXT_DEFAULTS = {
@@ -14,7 +12,7 @@ TEXT_DEFAULTS = {
     "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208,
 }  # fmt: skip
 SLIDING_WINDOW_DEFAULT, SLIDING_PATTERN_DEFAULT = 4096, 6
-VISION_DEFAULTS = {
+VISION_DEFAULTS = {  # in the order of the fields of `VisionShape`
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "image_size": 224, "patch_size": 16,
 }  # fmt: skip
@@ -132,14 +130,7 @@ def parse(config: Mapping[str, object]) -> tuple[Shape | None, tuple[tuple[str, 
         sliding_window=window if isinstance(window, int) else None,
         sliding_layers=sliding,
         tied=tied is not False,
-        vision=VisionShape(
-            hidden=v["hidden_size"],
-            intermediate=v["intermediate_size"],
-            layers=v["num_hidden_layers"],
-            heads=v["num_attention_heads"],
-            image_size=v["image_size"],
-            patch_size=v["patch_size"],
-        ),
+        vision=VisionShape(*v.values()),
         image_tokens=m["mm_tokens_per_image"],
         boi_token=m["boi_token_index"],
         eoi_token=m["eoi_token_index"],

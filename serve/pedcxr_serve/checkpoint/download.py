@@ -7,8 +7,6 @@ from pathlib import Path
 
 from pedcxr_serve.errors import ConfigError
 
-__all__ = ["resolve"]
-
 # Only the files that serving needs: no optimizer states, no copies of the weights in other formats.
 FILES = (
     "config.json",

@@ -13,11 +13,10 @@ from pathlib import Path
 from pedcxr_serve.checkpoint import processor_files, weights
 from pedcxr_serve.checkpoint.architecture import Shape, parse
 from pedcxr_serve.checkpoint.problems import Problem, read_json
+from pedcxr_serve.checkpoint.processor_files import ProcessorFiles
 from pedcxr_serve.checkpoint.weights import KeyStyle
 from pedcxr_serve.demo import DEMO_KEY
 from pedcxr_serve.errors import CheckpointError, ConfigError
-
-__all__ = ["ARCHITECTURE", "Checkpoint", "KeyStyle", "Problem", "inspect", "require_ready", "table"]
 
 ARCHITECTURE = "Gemma3ForConditionalGeneration"
 
@@ -31,12 +30,10 @@ class Checkpoint:
         shape: The dimensions, or None if config.json is invalid.
         dtypes: (safetensors name, bytes) by descending size.
         parameters: Number of parameters in the shards, without a redundant output layer of a tied model.
-        weight_bytes: Size of all tensors in bytes.
         shards: (file name, bytes).
         key_style: How the weights of the vision tower are named: ``vision_model`` (the infix that vLLM supports),
             ``flat`` (transformers 5.8 and later; the vLLM plugin maps these names), ``mixed`` or ``none``.
         model_prefix: Whether names start with ``model.``; vLLM supports both forms.
-        processor, chat_template, tokenizer, generation_config: Name of the file that contains it, or "".
         demo: Whether config.json marks the demo checkpoint, also in a copy of it.
         problems: All problems, those with severity ``block`` first.
     """
@@ -46,14 +43,10 @@ class Checkpoint:
     shape: Shape | None
     dtypes: tuple[tuple[str, int], ...]
     parameters: int
-    weight_bytes: int
     shards: tuple[tuple[str, int], ...]
     key_style: KeyStyle
     model_prefix: bool
-    processor: str
-    chat_template: str
-    tokenizer: str
-    generation_config: str
+    files: ProcessorFiles
     demo: bool
     problems: tuple[Problem, ...]
 
@@ -93,14 +86,10 @@ def inspect(folder: Path) -> Checkpoint:
         shape=shape,
         dtypes=tuple(dtypes.most_common()),
         parameters=sum(tensor.elements for name, tensor in tensors.items() if name not in redundant),
-        weight_bytes=sum(dtypes.values()),
         shards=tuple((shard.name, shard.nbytes) for shard in shards),
         key_style=weights.key_style(tensors),
         model_prefix=bool(tensors) and all(name.startswith("model.") or name == "lm_head.weight" for name in tensors),
-        processor=files.processor,
-        chat_template=files.chat_template,
-        tokenizer=files.tokenizer,
-        generation_config=files.generation_config,
+        files=files,
         demo=(config or {}).get(DEMO_KEY) is True,
         problems=tuple(sorted(problems, key=lambda problem: problem.severity != "block")),
     )
@@ -128,14 +117,8 @@ def _read_config(config: Mapping[str, object], problems: list[Problem]) -> tuple
         return name, None
     if "quantization_config" in config:
         what = "marks quantised weights: the figures of `plan` assume bfloat16, and reports were not evaluated"
-        problems.append(
-            Problem(
-                "warn",
-                "config.json: quantization_config",
-                what,
-                "compare the reports with those of bfloat16 before use",
-            )
-        )
+        remedy = "compare the reports with those of bfloat16 before use"
+        problems.append(Problem("warn", "config.json: quantization_config", what, remedy))
     shape, errors = parse(config)
     for key, what in errors:
         problems.append(Problem("block", f"config.json: {key}", what, "copy config.json from the base model's folder"))
@@ -144,31 +127,26 @@ def _read_config(config: Mapping[str, object], problems: list[Problem]) -> tuple
 
 def table(checkpoint: Checkpoint) -> str:
     """Return the output of `pedcxr-serve check`: properties, problems with remedies, verdict."""
-    shape = checkpoint.shape
+    shape, files = checkpoint.shape, checkpoint.files
     rows = [("folder", str(checkpoint.folder)), ("architecture", checkpoint.architecture or "not found")]
     if shape:
         text = f"{shape.layers} layers of {shape.hidden}, {shape.heads} heads ({shape.kv_heads} KV) of {shape.head_dim}"
-        vision = shape.vision
+        windows, vision = f"{shape.sliding_layers} of {shape.layers} layers", shape.vision
+        tower = f"{vision.layers} layers of {vision.hidden}"
         rows += [
             ("text", f"{text}, vocabulary {shape.vocab:,}{', tied' if shape.tied else ''}"),
-            (
-                "attention",
-                f"{shape.sliding_layers} of {shape.layers} layers with a {shape.sliding_window}-token window",
-            ),
-            (
-                "vision",
-                f"{vision.layers} layers of {vision.hidden}, {vision.image_size} px, patches of {vision.patch_size} px",
-            ),
+            ("attention", f"{windows} with a {shape.sliding_window}-token window"),
+            ("vision", f"{tower}, {vision.image_size} px, patches of {vision.patch_size} px"),
             ("image", f"{shape.image_tokens} tokens"),
         ]
     dtypes = ", ".join(f"{name} {nbytes / 1e9:.2f} GB" for name, nbytes in checkpoint.dtypes) or "none"
     rows += [
         ("weights", f"{checkpoint.parameters:,} parameters in {len(checkpoint.shards)} file(s): {dtypes}"),
         ("names", checkpoint.key_style + (", with model. prefix" if checkpoint.model_prefix else "")),
-        ("processor", checkpoint.processor or "missing"),
-        ("chat template", checkpoint.chat_template or "missing"),
-        ("tokenizer", checkpoint.tokenizer or "missing"),
-        ("generation config", checkpoint.generation_config or "missing"),
+        ("processor", files.processor or "missing"),
+        ("chat template", files.chat_template or "missing"),
+        ("tokenizer", files.tokenizer or "missing"),
+        ("generation config", files.generation_config or "missing"),
     ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["Problem", "read_json"]
-
 _MAX_BYTES = 32 << 20
 
 

@@ -16,8 +16,6 @@ from typing import Any
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 
-__all__ = ["ProcessorFiles", "inspect"]
-
 _REMEDY = "copy it from the base model's folder (google/medgemma-4b-it, 1.0.1 or later)"
 # vLLM 0.32 (models/gemma3_mm.py) merges newline tokens through these entries; without them every request fails.
 _NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
@@ -47,23 +45,15 @@ def _processor(folder: Path, shape: Shape | None, problems: list[Problem]) -> st
     # transformers 5 saves the image processor inside processor_config.json, transformers 4 in preprocessor_config.json.
     before = len(problems)
     outer = read_json(folder / "processor_config.json", problems) or {}
-    source = next(
-        (
-            (name, settings)
-            for name, settings in (
-                ("processor_config.json", outer.get("image_processor")),
-                ("preprocessor_config.json", read_json(folder / "preprocessor_config.json", problems)),
-            )
-            if isinstance(settings, dict)
-        ),
-        None,
-    )
-    if source is None:
+    separate = read_json(folder / "preprocessor_config.json", problems)
+    name, settings = "processor_config.json", outer.get("image_processor")
+    if not isinstance(settings, dict):
+        name, settings = "preprocessor_config.json", separate
+    if settings is None:
         if len(problems) == before:
             what = "is missing, and processor_config.json contains no image processor"
             problems.append(Problem("block", "preprocessor_config.json", what, _REMEDY))
         return ""
-    name, settings = source
     size = settings.get("size")
     if shape and isinstance(size, dict) and {size.get("height"), size.get("width")} != {shape.vision.image_size}:
         what = f"resizes images to {size}, but the vision tower expects {shape.vision.image_size} px"

@@ -10,8 +10,6 @@ from pathlib import Path
 from pedcxr_serve.checkpoint.download import FILES
 from pedcxr_serve.checkpoint.weights import MAX_HEADER_BYTES
 
-__all__ = ["of"]
-
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WHOLE_FILE_BYTES = 1 << 20  # smaller files, such as the configuration and the chat template, are hashed completely
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # per larger file

@@ -21,18 +21,6 @@ from typing import Literal
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, read_json
 
-__all__ = [
-    "MAX_HEADER_BYTES",
-    "HeaderError",
-    "KeyStyle",
-    "Shard",
-    "Tensor",
-    "compare",
-    "key_style",
-    "read",
-    "read_header",
-]
-
 KeyStyle = Literal["vision_model", "flat", "mixed", "none"]
 _INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000  # MAX_HEADER_SIZE of safetensors 0.8
@@ -62,14 +50,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One safetensors file.
-
-    Attributes:
-        name: File name without folder.
-        nbytes: Length of the file.
-        expected: Length according to the header; equal to `nbytes` in a complete file.
-        tensors: Tensors by name.
-    """
+    """One safetensors file. Its header says that it has ``expected`` bytes; a complete file has as many."""
 
     name: str
     nbytes: int

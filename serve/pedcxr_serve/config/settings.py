@@ -12,8 +12,6 @@ from msgspec import Meta, Struct
 
 from pedcxr_serve.schema import Schema
 
-__all__ = ["DEMO_NAME", "SCHEMA", "EngineConfig", "GatewayConfig", "ServeConfig"]
-
 DEMO_NAME = "pedcxr-demo"
 
 _Port = Annotated[int, Meta(ge=0, le=65535)]

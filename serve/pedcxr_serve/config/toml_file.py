@@ -8,8 +8,6 @@ from typing import Any
 
 from pedcxr_serve.errors import ConfigError
 
-__all__ = ["parse", "read_text"]
-
 _MAX_BYTES = 1 << 20
 
 
@@ -36,14 +34,7 @@ def read_text(path: Path, *, remedy: str) -> str:
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
-    """Return the tables of a TOML text.
-
-    Args:
-        source: name of the file, for the error.
-
-    Raises:
-        ConfigError: the text is not TOML; the message has line and column.
-    """
+    """Return the tables of a TOML text, or raise ConfigError with ``source``, line and column."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

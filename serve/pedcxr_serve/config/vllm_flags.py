@@ -10,61 +10,36 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-__all__ = ["forbidden_reason"]
-
-_SOCKET = "the engine listens on a private socket only"
-_GATEWAY = "this is the task of the gateway"
-_POLICY = "requests must not change how the model runs"
-_PRIVACY = "prompts, reports and films are never logged"
-_ONE_MODEL = "one server runs one engine; run several servers behind a router"
-
-# Options that break a guarantee -> the reason.
+# Reason -> the options that would break a guarantee.
 _FORBIDDEN = {
-    "--host": _SOCKET,
-    "--port": _SOCKET,
-    "--uds": _SOCKET,
-    "--grpc": _SOCKET,
-    "--grpc-port": _SOCKET,
-    "--headless": _SOCKET,
-    "--ssl-keyfile": _SOCKET,
-    "--ssl-certfile": _SOCKET,
-    "--ssl-ca-certs": _SOCKET,
-    "--root-path": _SOCKET,
-    "--api-key": _GATEWAY,
-    "--allow-credentials": _GATEWAY,
-    "--allowed-origins": _GATEWAY,
-    "--middleware": _GATEWAY,
-    "--enable-tokenizer-info-endpoint": _GATEWAY,
-    "--enable-scale-out": _GATEWAY,
-    "--tokens-only": _GATEWAY,
-    "--enable-auto-tool-choice": _POLICY,
-    "--tool-server": _POLICY,
-    "--trust-request-chat-template": _POLICY,
-    "--trust-request-mm-kwargs": _POLICY,
-    "--allowed-local-media-path": _POLICY,
-    "--allowed-media-domains": _POLICY,
-    "--media-io-kwargs": _POLICY,
-    "--mm-processor-kwargs": _POLICY,
-    "--enable-prompt-embeds": _POLICY,
-    "--enable-mm-embeds": _POLICY,
-    "--logits-processors": _POLICY,
-    "--enable-log-requests": _PRIVACY,
-    "--enable-log-outputs": _PRIVACY,
-    "--log-error-stack": _PRIVACY,
-    "--otlp-traces-endpoint": _PRIVACY,
-    "--trust-remote-code": "code from a model repository is never run",
-    "--config": "a second configuration file would bypass these checks",
-    "--model": "set model in serve.toml",
-    "--revision": "set revision in serve.toml",
-    "--disable-log-stats": "token accounting needs the engine's statistics",
-    "--data-parallel-size": _ONE_MODEL,
-    "--data-parallel-size-local": _ONE_MODEL,
-    "--data-parallel-external-lb": _ONE_MODEL,
-    "--data-parallel-hybrid-lb": _ONE_MODEL,
-    "--data-parallel-multi-port-external-lb": _ONE_MODEL,
-}
+    "the engine listens on a private socket only": (
+        "--host", "--port", "--uds", "--grpc", "--grpc-port", "--headless", "--ssl-keyfile", "--ssl-certfile",
+        "--ssl-ca-certs", "--root-path",
+    ),
+    "this is the task of the gateway": (
+        "--api-key", "--allow-credentials", "--allowed-origins", "--middleware", "--enable-tokenizer-info-endpoint",
+        "--enable-scale-out", "--tokens-only",
+    ),
+    "requests must not change how the model runs": (
+        "--enable-auto-tool-choice", "--tool-server", "--trust-request-chat-template", "--trust-request-mm-kwargs",
+        "--allowed-local-media-path", "--allowed-media-domains", "--media-io-kwargs", "--mm-processor-kwargs",
+        "--enable-prompt-embeds", "--enable-mm-embeds", "--logits-processors",
+    ),
+    "prompts, reports and films are never logged": (
+        "--enable-log-requests", "--enable-log-outputs", "--log-error-stack", "--otlp-traces-endpoint",
+    ),
+    "code from a model repository is never run": ("--trust-remote-code",),
+    "a second configuration file would bypass these checks": ("--config",),
+    "set model in serve.toml": ("--model",),
+    "set revision in serve.toml": ("--revision",),
+    "token accounting needs the engine's statistics": ("--disable-log-stats",),
+    "one server runs one engine; run several servers behind a router": (
+        "--data-parallel-size", "--data-parallel-size-local", "--data-parallel-external-lb",
+        "--data-parallel-hybrid-lb", "--data-parallel-multi-port-external-lb",
+    ),
+}  # fmt: skip
 
-# Options that `plan` sets -> the setting to use instead, or None when users cannot choose the value.
+# Options that `plan` sets -> the setting to use instead.
 _PLANNED = {
     "--served-model-name": "served_name",
     "--dtype": "engine.dtype",
@@ -79,19 +54,18 @@ _PLANNED = {
     "--override-generation-config": "engine.max_new_tokens",
     "--shutdown-timeout": "gateway.drain_s",
     "--uvicorn-log-level": "engine.log_level",
-    "--generation-config": None,
-    "--limit-mm-per-prompt": None,
-    "--mm-processor-cache-gb": None,
-    "--max-num-queued-reqs": None,
-    "--sse-keep-alive-interval": None,
-    "--enable-force-include-usage": None,
-    "--enable-per-request-metrics": None,
-    "--enable-prompt-tokens-details": None,
-    "--disable-fastapi-docs": None,
-    "--enable-request-id-headers": None,
-    "--disable-access-log-for-endpoints": None,
-    "--disable-chunked-mm-input": None,
-    "--custom-histogram-buckets": None,
+}
+# Options that `plan` sets to values that users cannot choose.
+_FIXED = (
+    "--generation-config", "--limit-mm-per-prompt", "--mm-processor-cache-gb", "--max-num-queued-reqs",
+    "--sse-keep-alive-interval", "--enable-force-include-usage", "--enable-per-request-metrics",
+    "--enable-prompt-tokens-details", "--disable-fastapi-docs", "--enable-request-id-headers",
+    "--disable-access-log-for-endpoints", "--disable-chunked-mm-input", "--custom-histogram-buckets",
+)  # fmt: skip
+_REASONS = {
+    **{option: reason for reason, options in _FORBIDDEN.items() for option in options},
+    **{option: f"set {key} instead" for option, key in _PLANNED.items()},
+    **dict.fromkeys(_FIXED, "pedcxr sets it"),
 }
 
 _NUMBER = re.compile(r"-\d+(\.\d+)?")
@@ -113,10 +87,7 @@ def _reason(arg: str) -> str | None:
     # vLLM's parser accepts _ for -, --name.key for a JSON member, --no-name for false, and any unambiguous prefix.
     name = re.split(r"[=.+]", arg, maxsplit=1)[0].replace("_", "-").lower()
     for spelling in {name, "--" + name.removeprefix("--no-")}:
-        for option, reason in _FORBIDDEN.items():
+        for option, reason in _REASONS.items():
             if option.startswith(spelling):
                 return reason
-        for option, key in _PLANNED.items():
-            if option.startswith(spelling):
-                return f"set {key} instead" if key else "pedcxr sets it"
     return None

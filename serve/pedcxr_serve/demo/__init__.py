@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CHECKPOINT", "DEMO_KEY", "MODEL_NAME"]
-
 CHECKPOINT: Path = Path(__file__).parent / "checkpoint"
 """The folder of the packaged checkpoint, with the file layout of the real model."""
-
-MODEL_NAME = "pedcxr-demo"
 
 DEMO_KEY = "pedcxr_demo"
 """The key in config.json that marks a demo checkpoint, so that reports of a copy are marked as demo reports too."""

@@ -14,36 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pedcxr_serve.demo.findings import (
-    FINDINGS,
-    SIDES,
-    ZONES,
-    Case,
-    Finding,
-    Kind,
-    Side,
-    Zone,
-    compatible,
-    sample,
-    sample_age,
-)
-
-__all__ = [
-    "FINDINGS",
-    "SIDES",
-    "SIZE",
-    "ZONES",
-    "Case",
-    "Finding",
-    "Kind",
-    "Side",
-    "Zone",
-    "compatible",
-    "encode_png",
-    "render",
-    "sample",
-    "sample_age",
-]
+from pedcxr_serve.demo.findings import Case, Finding, Kind, Zone
 
 Plane = NDArray[np.floating[Any]]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pedcxr_client import AsyncClient, Report
 from pedcxr_client.films.age import Age
 from pedcxr_serve.demo import drawing, expected_report
-from pedcxr_serve.demo.drawing import Case, Finding, Kind
+from pedcxr_serve.demo.findings import Case, Finding, Kind, sample
 
 FOLDER = Path("demo-films")
 _WIDE = Finding(Kind.WIDE_MEDIASTINUM)
@@ -33,14 +33,7 @@ _SEED = 7_000_000  # films that the training did not use
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Measurements at one load.
-
-    Attributes:
-        in_flight: requests in flight.
-        reports: the reports, in the order of the films.
-        exact: number of reports equal to the expected report.
-        seconds: wall time of the whole load.
-    """
+    """Measurements at one load; ``exact`` counts the reports that are equal to the expected report."""
 
     in_flight: int
     reports: tuple[Report, ...]
@@ -49,7 +42,6 @@ class Load:
 
     @property
     def reports_per_minute(self) -> float:
-        """Number of reports divided by the wall time."""
         return 60 * len(self.reports) / self.seconds
 
     def row(self) -> str:
@@ -92,7 +84,7 @@ def draw(folder: Path) -> Path:
 async def load(client: AsyncClient, in_flight: int, count: int) -> Load:
     """Request reports of ``count`` different films, with at most ``in_flight`` requests in flight."""
     seeds = [_SEED + 1000 * in_flight + number for number in range(count)]
-    cases = [drawing.sample(seed) for seed in seeds]
+    cases = [sample(seed) for seed in seeds]
     films = [drawing.encode_png(drawing.render(case, seed)) for case, seed in zip(cases, seeds, strict=True)]
     slots = asyncio.Semaphore(in_flight)
 

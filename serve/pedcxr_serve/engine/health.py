@@ -10,6 +10,7 @@ import aiohttp
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
+from pedcxr_serve.demo.findings import Case
 from pedcxr_serve.errors import EngineNotReady
 
 _SEED = 1
@@ -26,11 +27,7 @@ async def is_healthy(engine: aiohttp.ClientSession) -> bool:
 
 
 async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:
-    """Return the names of all models that the engine serves, adapters included.
-
-    Raises:
-        EngineNotReady: if the status is not 200.
-    """
+    """Return the names of all models, adapters included, or raise EngineNotReady unless the engine answers 200."""
     async with engine.get("/v1/models") as response:
         body = await response.json()
     if response.status != 200:
@@ -41,8 +38,7 @@ async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:
 async def probe(engine: aiohttp.ClientSession, model: str) -> None:
     """Have the engine generate one token, which shows that its scheduler and its model still make progress.
 
-    Raises:
-        EngineNotReady: if the status is not 200.
+    Raises EngineNotReady unless the engine answers 200.
     """
     body = {"model": model, "messages": [{"role": "user", "content": "ok"}], "max_tokens": 1, "temperature": 0}
     async with engine.post("/v1/chat/completions", json=body) as response:
@@ -71,7 +67,7 @@ async def warm_up(engine: aiohttp.ClientSession, model: str) -> str:
 
 def warm_up_request(model: str) -> bytes:
     """Return the JSON body of a short, greedy report of a drawn film."""
-    case = drawing.Case(age=Age(5, "Y"), sex="M", findings=())
+    case = Case(age=Age(5, "Y"), sex="M", findings=())
     png = drawing.encode_png(drawing.render(case, _SEED))
     url = "data:image/png;base64," + base64.b64encode(png).decode()
     body = {

@@ -39,19 +39,14 @@ several processes write to the same log."""
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line of vLLM's log.
-
-    Attributes:
-        level: a level of `logging`; a line without a level, such as part of a traceback, has the previous line's.
-        text: without ANSI colours and line end, at most 4,096 characters.
-    """
+    """One line of vLLM's log, without ANSI colours and line end, at most 4,096 characters, with its `logging` level."""
 
     level: int
     text: str
 
 
 def parse(text: str, previous: int) -> LogLine:
-    """Parse a log line; a line without a level gets ``previous``, the level of the line before."""
+    """Parse a log line; one without a level, such as part of a traceback, gets the ``previous`` line's."""
     text = _ANSI.sub("", text)[:_MAX_LINE].rstrip()
     match = _LEVEL.match(text)
     return LogLine(getattr(logging, match[1]) if match else previous, text)
@@ -156,10 +151,7 @@ class Engine:
             self._scratch.cleanup()
 
     async def _end_group(self) -> None:
-        """Kill the processes that vLLM started, Python's resource tracker last.
-
-        The tracker unlinks the shared memory of the others in /dev/shm and then exits.
-        """
+        # Python's resource tracker is last: it unlinks the shared memory of the others in /dev/shm and then exits.
         assert self._process is not None
         for member in _members(self._process.pid):
             with contextlib.suppress(ProcessLookupError):

@@ -32,7 +32,7 @@ from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
 
 _POLL_S = 0.2
-_STOP_GRACE_S = 30.0  # vLLM takes about 7 s to shut down in order
+_STOP_GRACE_S = 30.0  # a graceful shutdown of vLLM takes about 7 s
 _URGENT_GRACE_S = 2.0  # after a second signal; half of the time that the user is promised
 _KILL_GRACE_S = 0.0  # for an engine that is dead or hangs
 _LOG_LINES = 15
@@ -57,7 +57,7 @@ class RestartBackoff:
         """Record that a ready engine exited ``uptime_s`` seconds after it became ready; 600 s or more reset the wait.
 
         Returns:
-            seconds to wait before the next start; None if there is to be no restart.
+            seconds to wait before the next start; None if the engine must not be restarted.
         """
         self._failures = 0
         self._attempts = 1 if uptime_s >= _STABLE_S else self._attempts + 1
@@ -140,7 +140,7 @@ class Supervisor:
             await self._restart(error)
 
     async def stop(self, urgent: asyncio.Event) -> None:
-        """Stop the engine in order, within 2 s once ``urgent`` is set; do nothing if it has exited.
+        """Stop the engine gracefully, within 2 s once ``urgent`` is set; do nothing if it has exited.
 
         Requests still in the queue are refused when their turn comes. There may be many, so the stop does not wait for
         them.

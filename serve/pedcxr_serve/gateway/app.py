@@ -54,7 +54,7 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         return await _models(state, engine, request)
 
     async def not_found(_request: Request, _error: Exception) -> Response:
-        return error_responses.not_found()
+        return error_responses.response("not_found")
 
     app = Starlette(
         routes=[
@@ -86,7 +86,7 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         )
 
     async def usage(request: Request) -> Response:
-        """``?since=YYYY-MM-DD``, a day in UTC."""
+        # ?since=YYYY-MM-DD, a day in UTC
         return JSONResponse({"days": state.usage.days(request.query_params.get("since", ""))})
 
     async def not_found(_request: Request, _error: Exception) -> Response:
@@ -100,14 +100,14 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
     tenant = authenticate(state, request.headers)
     if tenant is None:
         state.tenant_metrics.unauthenticated.inc()
-        return error_responses.unauthorized()
+        return error_responses.response("invalid_api_key")
     if not state.ready:
-        return error_responses.not_ready(state.stage)
+        return error_responses.response("not_ready", stage=state.stage)
     try:
         async with engine.get("/v1/models") as answer:
             models = (await answer.json())["data"]
     except aiohttp.ClientError:
-        return error_responses.engine_lost()
+        return error_responses.response("engine_lost")
     # Other fields are dropped: the engine's ``root`` is the path of the checkpoint folder.
     public_fields = ("id", "object", "created", "max_model_len")
     extra_fields = {

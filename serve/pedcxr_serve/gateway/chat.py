@@ -17,6 +17,7 @@ from pedcxr_serve.gateway.accounting.metrics import RequestRecord, seconds_until
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import body, validation
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
+from pedcxr_serve.gateway.request.image_splice import RequestRefused
 from pedcxr_serve.gateway.request_context import RequestContext
 from pedcxr_serve.gateway.scheduler import AdmissionRefused, Ticket
 from pedcxr_serve.gateway.state import State
@@ -39,14 +40,14 @@ class ChatCompletions:
         tenant = authenticate(self._state, headers)
         if tenant is None:
             self._state.tenant_metrics.unauthenticated.inc()
-            await error_responses.unauthorized()(scope, receive, send)
+            await error_responses.response("invalid_api_key")(scope, receive, send)
             return
         scope["state"]["tenant"] = tenant.name
         record = RequestRecord(tenant, scope["state"]["request_id"], ClientMetadata.of(headers))
         if not self._state.ready:
             record.refuse("not_ready", 503)
             self._state.tenant_metrics.count(record)
-            await error_responses.not_ready(self._state.stage)(scope, receive, send)
+            await error_responses.response("not_ready", stage=self._state.stage)(scope, receive, send)
             return
         async with self._admitted(record) as context:
             refusal = context if isinstance(context, Response) else await self._accept(context, headers, receive)
@@ -78,11 +79,6 @@ class ChatCompletions:
                 state.audit.write(context.audit_entry(state.revision))
 
     async def _open_ticket(self, tenant: Tenant) -> Ticket:
-        """Check the tenant's limits and return a ticket.
-
-        Raises:
-            AdmissionRefused: 429, the message names the limit.
-        """
         state = self._state
         tokens_left = state.tenant_metrics.tokens_left(tenant)
         ticket = state.scheduler.open(tenant, tokens_left=tokens_left, reset_s=seconds_until_midnight())
@@ -99,7 +95,7 @@ class ChatCompletions:
         refusal: Response
         try:
             if headers.get("content-encoding", "identity") != "identity":
-                raise validation.RequestRefused(
+                raise RequestRefused(
                     "compressed request bodies are not supported; send the body without Content-Encoding",
                     code="unsupported_encoding",
                     status=415,
@@ -112,26 +108,25 @@ class ChatCompletions:
             if state.ready:
                 return None
             record.refuse("not_ready", 503)  # the server began to stop while the body arrived
-            refusal = error_responses.not_ready(state.stage)
-        except validation.RequestRefused as error:
+            refusal = error_responses.response("not_ready", stage=state.stage)
+        except RequestRefused as error:
             record.refuse(error.code, error.status)
-            refusal = error_responses.request_refused(str(error), error.param, error.code, error.status)
+            refusal = error_responses.error(error.status, str(error), error.code, param=error.param)
         except body.TooLarge:
             record.refuse("body_too_large", 413)
-            refusal = error_responses.body_too_large(state.body_limit)
+            refusal = error_responses.response("body_too_large", limit=state.body_limit)
         except body.TooSlow:
             record.refuse("body_too_slow", 408)
-            refusal = error_responses.body_too_slow(state.bodies.timeout_s)
+            refusal = error_responses.response("body_too_slow", timeout_s=state.bodies.timeout_s)
         except body.NoRoom:
             record.refuse("no_room", 503)
-            refusal = error_responses.no_room()
+            refusal = error_responses.response("no_room")
         except body.Disconnected:
             refusal = Response(status_code=499)  # the client has disconnected and does not receive it
         context.release()
         return refusal
 
     async def _forward(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward the request until its answer is complete or the client disconnects."""
         state = self._state
         state.in_flight += 1
         state.metrics.in_flight.inc()
@@ -161,4 +156,5 @@ def authenticate(state: State, headers: Headers) -> Tenant | None:
 
 def _refuse_admission(record: RequestRecord, error: AdmissionRefused) -> Response:
     record.refuse(error.code, error.status)
-    return error_responses.admission_refused(str(error), error.code, error.status, error.retry_after)
+    headers = {"Retry-After": str(error.retry_after)}
+    return error_responses.error(error.status, str(error), error.code, headers=headers)

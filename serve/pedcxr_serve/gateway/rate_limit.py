@@ -26,8 +26,6 @@ from pedcxr_serve.gateway.scheduler import AdmissionRefused
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool
 
-__all__ = ["URL_VARIABLE", "RateLimiter", "connection_pool", "url_from"]
-
 URL_VARIABLE = "PEDCXR_LIMITS_URL"
 _TIMEOUT_S = 0.1
 _RETRY_S = 1.0  # until Redis is tried again
@@ -43,7 +41,7 @@ class RateLimiter:
         clock: seconds, monotonic; for the retries of Redis.
 
     Attributes:
-        redis_down: whether Redis did not answer the last time.
+        redis_down: whether the last call to Redis failed.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ _TEMPLATE_TOKENS = 10
 
 
 class RequestContext:
-    """A request from its admission to its end. The body is released as soon as it was sent."""
+    """A request from its admission to its end. The body is released as soon as it has been sent."""
 
     def __init__(self, record: RequestRecord, ticket: Ticket, body: Body) -> None:
         self.record, self.ticket, self.body = record, ticket, body
@@ -59,7 +59,7 @@ class RequestContext:
     def count(self, metrics: TenantMetrics) -> None:
         """Add the request to metrics and usage, by the engine's count.
 
-        When the client left before the engine sent its count, the estimated prompt and the events so far are counted.
+        If the client left before the engine sent its count, the estimated prompt and the events so far are counted.
         """
         record = self.record
         if record.usage is None and record.outcome == "client_left" and self.ticket.service:
@@ -73,11 +73,7 @@ class RequestContext:
         return self.ticket.service if usage is None else usage.prompt_tokens + OUTPUT_COST * usage.output
 
     def audit_entry(self, revision: str | None) -> Mapping[str, object]:
-        """Return the fields of the audit line. Image and prompt appear as keyed digests only, the report not at all.
-
-        Args:
-            revision: revision of the checkpoint.
-        """
+        """Return the fields of the audit line. Image and prompt appear as keyed digests only, the report not at all."""
         record = self.record
         usage = record.usage or TokenUsage()
         return {

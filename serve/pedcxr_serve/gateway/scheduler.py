@@ -29,8 +29,6 @@ from dataclasses import dataclass, field
 
 from pedcxr_serve.gateway.auth.tenants import Tenant
 
-__all__ = ["OUTPUT_COST", "AdmissionRefused", "FairQueue", "FairScheduler", "Ticket"]
-
 OUTPUT_COST = 2.0
 """Cost of an output token in units of a prompt token: w_q / w_p of the paper, and the ratio of most price lists."""
 
@@ -264,12 +262,7 @@ class FairQueue:
 
 
 class FairScheduler:
-    """A `FairQueue` whose requests are coroutines of one event loop.
-
-    Args:
-        queue: the state of all requests.
-        clock: seconds, monotonic.
-    """
+    """A `FairQueue` whose requests are coroutines of one event loop. ``clock`` returns seconds, monotonic."""
 
     def __init__(self, queue: FairQueue, clock: Callable[[], float] = time.monotonic) -> None:
         self.queue = queue
@@ -277,20 +270,13 @@ class FairScheduler:
         self._turns: dict[Ticket, asyncio.Future[None]] = {}
 
     def open(self, tenant: Tenant, *, tokens_left: float, reset_s: float) -> Ticket:
-        """Admit a request. Every ticket must be passed to `close`.
-
-        Raises:
-            AdmissionRefused: see `FairQueue.open`.
-        """
+        """Admit a request, or raise as `FairQueue.open` does. Every ticket must be passed to `close`."""
         return self.queue.open(tenant, self._clock(), tokens_left=tokens_left, reset_s=reset_s)
 
     async def wait_turn(self, ticket: Ticket, cost: float) -> None:
-        """Add a request to the queue and wait until it may be sent.
+        """Add a request to the queue, or raise as `FairQueue.enqueue` does, and wait until it may be sent.
 
         A cancelled request keeps its place in the queue, or its slot, until `close`.
-
-        Raises:
-            AdmissionRefused: see `FairQueue.enqueue`.
         """
         self.queue.enqueue(ticket, cost)
         turn = self._turns[ticket] = asyncio.get_running_loop().create_future()

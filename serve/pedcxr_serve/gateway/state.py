@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pedcxr_serve.config.load import GatewayConfig, ServeConfig
+from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
@@ -34,13 +34,6 @@ class State:
         socket: the engine's Unix socket.
         demo: whether the demo checkpoint is served; every report is then marked.
         body_limit: maximum size of a request body in bytes.
-        rules: what a request may contain.
-        tenants: the tenants and their keys.
-        scheduler: decides which request is sent next.
-        rate_limiter: requests per minute.
-        bodies: memory of all request bodies.
-        usage: tokens by tenant and day.
-        audit: the audit log, or None.
         tls: certificate and key of the public port, or None for plain HTTP.
         image_tokens: prompt tokens per image.
         image_size: width and height in pixels that the model's processor resizes an image to.
@@ -75,7 +68,7 @@ class State:
     heartbeat: EngineHeartbeat = field(default_factory=EngineHeartbeat)
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
-    metrics: GatewayMetrics = field(default_factory=GatewayMetrics.create)
+    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     tenant_metrics: TenantMetrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,12 +112,9 @@ def open_state(
     """Build the state from the configuration; its files are open until the end of the block.
 
     Args:
-        socket: the engine's Unix socket.
         slots: maximum number of running requests, the plan's ``max_num_seqs``.
         max_preparing, max_starting: the plan's limits of the same names, applied with a tenants file only.
-        image_tokens: prompt tokens per image.
         env: holds the key of the audit log, and the address of Redis if the settings do not.
-        image_size, revision: see `State`.
 
     Raises:
         ConfigError: a file is invalid or cannot be used; the message names the file.

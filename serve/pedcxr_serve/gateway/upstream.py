@@ -15,15 +15,14 @@ from starlette.types import Receive, Scope, Send
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
 from pedcxr_serve.gateway.http.protocol import flow_control
+from pedcxr_serve.gateway.request.image_splice import IMAGE_URL
 from pedcxr_serve.gateway.request_context import RequestContext
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST, AdmissionRefused
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.vllm_plugin import refusals
 
-__all__ = ["MAX_EVENT_BYTES", "EventTooLarge", "SSEReader", "Upstream", "parse_completion"]
-
 MAX_EVENT_BYTES = 4 << 20
-"""Size at which an event of the engine without an end is given up."""
+"""Maximum size of an event of the engine; a larger one counts as a failure of the engine."""
 
 _EVENT_STREAM = "text/event-stream"
 _MAX_STALL_S = 60.0  # total time per answer that sending may block: the request keeps its slot meanwhile
@@ -40,11 +39,7 @@ class EventTooLarge(Exception):
 
 
 class Upstream:
-    """Waits for a request's turn, sends the request, passes the answer on and charges for it.
-
-    Args:
-        engine: the session to the engine's socket.
-    """
+    """Waits for a request's turn, sends the request, passes the answer on and charges for it."""
 
     def __init__(self, state: State, engine: aiohttp.ClientSession) -> None:
         self._state = state
@@ -52,11 +47,7 @@ class Upstream:
         self._mean_output: dict[str, float] = {}  # output tokens per unstreamed answer, by tenant
 
     async def __call__(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one request.
-
-        Raises:
-            AdmissionRefused: the queue refuses the request, or the engine restarts.
-        """
+        """Forward one request, or raise `AdmissionRefused` if the queue refuses it or the engine restarts."""
         record, scheduler = context.record, self._state.scheduler
         with record.stage("queue"):
             await scheduler.wait_turn(context.ticket, context.prompt_tokens)
@@ -103,7 +94,7 @@ class Upstream:
             self._state.heartbeat.suspect()
             if "stream" not in record.stages:  # a stream has already sent its error event
                 record.outcome, record.status = "engine_lost", 502
-                await error_responses.engine_lost()(scope, receive, send)
+                await error_responses.response("engine_lost")(scope, receive, send)
         except TimeoutError:
             record.reason = "client_stalled"  # without a last message uvicorn closes the connection
 
@@ -116,18 +107,18 @@ class Upstream:
         receive: Receive,
         send: Send,
     ) -> None:
-        """Forward an unstreamed answer after it was received completely."""
         record = context.record
         data = await answer.read()
         if answer.status != 200 and (refusal := refusals.read(data)) is not None:
             record.refuse(refusal.code, refusal.status)
-            await error_responses.film_refused(refusal)(scope, receive, send)
+            response = error_responses.error(refusal.status, refusal.message, refusal.code, param=IMAGE_URL)
+            await response(scope, receive, send)
             return
         if answer.status >= 500 and answer.status != 503:
             # Not forwarded: vLLM's message would be the text of a traceback, and its code a number.
             self._state.heartbeat.suspect()
             record.outcome, record.status = "engine_lost", 502
-            await error_responses.engine_lost()(scope, receive, send)
+            await error_responses.response("engine_lost")(scope, receive, send)
             return
         if answer.status != 200:
             record.outcome = "engine_refused"
@@ -136,7 +127,7 @@ class Upstream:
             record.finish_reason, record.usage = parse_completion(data)
             if record.finish_reason == "abort":
                 record.outcome, record.status = "aborted", 502
-                await error_responses.engine_aborted()(scope, receive, send)
+                await error_responses.response("engine_aborted")(scope, receive, send)
                 return
             record.outcome = "length" if record.finish_reason == "length" else "ok"
             if record.usage is not None:
@@ -174,15 +165,15 @@ class Upstream:
             pass  # the stream is not complete, which is handled below
         if reader.aborted:
             record.outcome = "aborted"
-            await client.write(error_responses.error_event(error_responses.ENGINE_ABORTED, "engine_aborted"))
+            await client.write(error_responses.error_event("engine_aborted"))
         elif reader.failed or not reader.complete:
             self._state.heartbeat.suspect()
             record.outcome = "engine_lost"
-            await client.write(error_responses.error_event(error_responses.ENGINE_LOST, "engine_lost"))
+            await client.write(error_responses.error_event("engine_lost"))
         await client.write(b"", more=False)
 
     def _expected_output(self, context: RequestContext) -> float:
-        """Output tokens of an unstreamed request, which is charged before its answer arrives."""
+        # An unstreamed request is charged before its answer arrives.
         mean = self._mean_output.get(context.record.tenant.name, context.max_tokens / 2)
         return min(context.max_tokens, mean)
 
@@ -240,7 +231,7 @@ class SSEReader:
                 self.aborted = True
                 return block[: _event_start(block, finish.start())]
         if matches := list(_USAGE.finditer(block)):  # the last one counts if every event has a usage
-            block = self._read_usage(block, matches[-1].start())
+            block = self._take_usage(block, matches[-1].start())
         if (failure := block.find(b'data: {"error"')) >= 0:
             self.failed = True
             return block[:failure]
@@ -248,8 +239,7 @@ class SSEReader:
             self.complete = True
         return block
 
-    def _read_usage(self, block: bytes, at: int) -> bytes:
-        """Set `usage` from the event at a position; return the block to forward."""
+    def _take_usage(self, block: bytes, at: int) -> bytes:
         start = _event_start(block, at)
         end = block.find(_EVENT_END, at) + len(_EVENT_END)
         event = _parse(block[start:end].partition(b"data:")[2])
@@ -290,7 +280,6 @@ def _parse(data: bytes) -> _Completion | None:
 
 
 def _event_start(block: bytes, at: int) -> int:
-    """Return where the event that contains position ``at`` starts."""
     return block.rfind(_EVENT_END, 0, at) + len(_EVENT_END) if _EVENT_END in block[:at] else 0
 
 
@@ -301,11 +290,7 @@ class _ClientWriter:
         self._flow, self._send, self._budget_s = flow_control(scope), send, _MAX_STALL_S
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
-        """Send data once the client has read enough of the earlier data.
-
-        Raises:
-            TimeoutError: the stall budget is used up.
-        """
+        """Send data once the client has read enough of the earlier data; TimeoutError if the budget is used up."""
         message = {"type": "http.response.body", "body": data, "more_body": more}
         if self._flow is not None and not self._flow.write_paused:
             await self._send(message)  # does not block; a timer would cost a sixth of an event's processor time

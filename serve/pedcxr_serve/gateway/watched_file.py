@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["WatchedFiles"]
-
 _Stamp = tuple[int, int, int] | None
 
 

@@ -17,11 +17,9 @@ _REPEAT_S = 15.0  # when the output is not a terminal but a journal or a CI log,
 
 
 class Console:
-    """Writes lines to ``out``; redraws the progress line in place on a terminal, and repeats it every 15 s elsewhere.
+    """Writes lines to ``out``, those of the engine if their `logging` level is at least ``level``.
 
-    Args:
-        level: the lowest `logging` level of engine lines to print.
-        out: a text stream.
+    On a terminal the progress line is redrawn in place; elsewhere it is repeated every 15 s.
     """
 
     def __init__(self, level: int, out: TextIO = sys.stderr) -> None:

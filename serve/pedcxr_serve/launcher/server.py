@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pedcxr_serve.config.load import GatewayConfig
+from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.supervisor import Supervisor
 from pedcxr_serve.gateway import app
@@ -29,16 +29,7 @@ from pedcxr_serve.launcher.console import Console
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A gateway and its supervised engine.
-
-    Attributes:
-        launch: creates the next engine process without starting it.
-        state: the gateway's state.
-        listeners: the bound sockets.
-        config: settings of the gateway.
-        model: the served model name.
-        console: prints progress, log lines and errors.
-    """
+    """A gateway and its supervised engine. ``launch`` creates the next engine process without starting it."""
 
     launch: Callable[[], Engine]
     state: State

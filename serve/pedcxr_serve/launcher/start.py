@@ -10,6 +10,7 @@ import uvloop
 
 from pedcxr_serve.checkpoint import download, inspect, revision
 from pedcxr_serve.config import load
+from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.demo import walkthrough
 from pedcxr_serve.engine.process import Engine, vllm
 from pedcxr_serve.engine.socket_dir import socket_folder
@@ -21,7 +22,7 @@ from pedcxr_serve.launcher.server import Server
 from pedcxr_serve.planner import devices, plan
 
 
-def start(settings: load.ServeConfig, *, demo: bool = False) -> None:
+def start(settings: ServeConfig, *, demo: bool = False) -> None:
     """Serve until SIGINT or SIGTERM or, with ``demo``, until the demonstration has completed.
 
     Raises:

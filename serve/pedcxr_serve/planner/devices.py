@@ -19,8 +19,6 @@ from typing import Literal
 
 from pedcxr_serve.errors import ConfigError
 
-__all__ = ["TABLE", "Device", "detect", "recognise"]
-
 CPU_BANDWIDTH_PER_CORE, CPU_FLOPS_PER_CORE = 15e9, 100e9
 # For a GPU that is not in the table: the ratio of an A100, which is the lowest in the table and so underestimates.
 _DEFAULT_FLOPS_PER_BYTE = 150
@@ -31,8 +29,6 @@ class Device:
     """The properties of a device that the plan depends on.
 
     Attributes:
-        name: Display name.
-        kind: ``cuda`` or ``cpu``.
         memory_bytes: Memory of the GPU, or of the machine.
         bandwidth_bytes_s: Read bandwidth of that memory in bytes per second.
         peak_flops: Operations per second in dense bfloat16 (float32 on a CPU).
@@ -101,15 +97,8 @@ def recognise(
     match = next((key[word] for word in words if word in key), None)
     row = TABLE[match] if match and not {"PCIE", "NVL", "MIG"} & set(words) else None
     if row is None or not 0.9 < memory_bytes / row.memory_bytes < 1.15:
-        return Device(
-            name,
-            "cuda",
-            memory_bytes,
-            bandwidth_bytes_s,
-            bandwidth_bytes_s * _DEFAULT_FLOPS_PER_BYTE,
-            capability,
-            cores,
-        )
+        peak_flops = bandwidth_bytes_s * _DEFAULT_FLOPS_PER_BYTE
+        return Device(name, "cuda", memory_bytes, bandwidth_bytes_s, peak_flops, capability, cores)
     return replace(row, name=name, memory_bytes=memory_bytes, compute_capability=capability, cores=cores)
 
 
@@ -130,7 +119,7 @@ def _memory() -> int:
 
 
 def _first_gpu(env: Mapping[str, str]) -> Device | None:
-    """Return the first visible GPU; None without GPU, without driver, or without nvidia-ml-py (`pedcxr[gpu]`)."""
+    """Return the first visible GPU; None without GPU, without driver, or without nvidia-ml-py."""
     visible = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if visible in ("", "-1"):
         return None

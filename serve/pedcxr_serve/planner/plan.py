@@ -1,4 +1,4 @@
-"""Plan the engine: from checkpoint, device and configuration to the vLLM command and its capacity. Pure."""
+"""Plan the engine: from checkpoint, device and configuration to the vLLM command and its capacity. No I/O."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
-from pedcxr_serve.config.load import ServeConfig
+from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from pedcxr_serve.planner import roofline, vllm_args
 from pedcxr_serve.planner.devices import Device
 from pedcxr_serve.planner.roofline import Throughput
-
-__all__ = ["EnginePlan", "make", "render"]
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 # vLLM 0.32 decodes more than 512 sequences without CUDA graphs (config/vllm.py, default_max_graph_size).
@@ -35,19 +33,13 @@ class EnginePlan:
     Attributes:
         argv: Arguments after the program name, starting with ``serve``.
         env: Environment variables to set for the engine, (name, value).
-        model_dir: Path of the checkpoint.
-        device: The device of the plan.
         dtype: ``bfloat16`` or ``float32``.
-        weights_bytes: Size of the loaded weights.
         kv_bytes_per_token: See `roofline.kv_bytes_per_token`.
         kv_capacity_bytes: Size of the KV cache.
         new_tokens: Length of the longest report in tokens.
         tokens_per_report: Prompt and report tokens assumed per report.
         reports_at_once: Number of such reports that fit into the KV cache.
-        max_num_seqs: Maximum number of sequences that the engine runs concurrently.
         limited_by: What limits `max_num_seqs`.
-        max_num_batched_tokens: Maximum number of tokens per engine step.
-        api_server_count: Number of API processes, which preprocess films.
         max_preparing: Multi-tenant only: maximum number of requests in image preprocessing. Large enough to keep the
             engine busy, small enough to keep the wait of the next request short.
         max_starting: Multi-tenant only: maximum number of requests without a first token, `max_preparing` included.
@@ -80,9 +72,6 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     """Plan the engine.
 
     Args:
-        checkpoint: From `checkpoint.inspect`.
-        device: From `devices.detect`.
-        config: From `config.load`.
         model_dir: The folder that vLLM loads.
         socket: Path of the Unix socket that vLLM listens on. Its folder must be private (mode 0700), because vLLM does
             not restrict access to the socket.
@@ -115,7 +104,7 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     best = min(at_once, seqs if engine.max_num_seqs else roofline.BEST_IN_FLIGHT)
     upper_bound = roofline.throughput(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
     servers = engine.api_server_count or _api_servers(device, upper_bound)
-    preparing, starting = _starting(device, config, servers)
+    preparing, starting = _max_preparing_and_starting(device, config, servers)
     argv = vllm_args.argv(device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers)
     return EnginePlan(
         argv=argv,
@@ -241,12 +230,9 @@ def _max_num_batched_tokens(shape: Shape, device: Device, config: ServeConfig, s
     return value
 
 
-def _starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, int]:
-    """Return `max_preparing` and `max_starting`.
-
-    The CPU values are measured. An H200 needed two films per step for its maximum throughput, and a prompt took about
-    four steps to its first token, hence eight prompts.
-    """
+def _max_preparing_and_starting(device: Device, config: ServeConfig, servers: int) -> tuple[int, int]:
+    # The CPU values are measured. An H200 needed two films per step for its maximum throughput, and a prompt took about
+    # four steps to its first token, hence eight prompts.
     gateway = config.gateway
     preparing, prompts = (servers, 4) if device.kind == "cpu" else (2 * servers, 8)
     preparing = gateway.max_preparing or preparing

@@ -1,6 +1,6 @@
 """Upper bounds on throughput (a roofline model), from the model's dimensions and the device's figures.
 
-Assumptions, which reproduce the table "Physical limits" of the project's notes for the 4B model:
+Assumptions. They reproduce the limits of the 4B model in ``tests/serve/planner/test_plan.py``:
 
 - A report has 300 prompt tokens (image and text) and 500 new tokens, and reserves KV cache for 800 while it runs.
 - The KV cache holds a key and a value per token, layer and KV head. Layers with a sliding window are counted fully,
@@ -23,16 +23,6 @@ from dataclasses import dataclass
 
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.planner.devices import Device
-
-__all__ = [
-    "Throughput",
-    "decode_step_s",
-    "kv_bytes_per_token",
-    "prefill_flop",
-    "reports_within",
-    "throughput",
-    "vision_flop",
-]
 
 PROMPT_TOKENS = 300
 COMPUTE_EFFICIENCY = 0.5
@@ -91,17 +81,17 @@ def decode_step_s(
 def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int) -> Throughput:
     """Return the upper bound on throughput with `in_flight` concurrent reports."""
     prefill_s = (vision_flop(shape) + prefill_flop(shape, PROMPT_TOKENS)) / (COMPUTE_EFFICIENCY * device.peak_flops)
-    rates = []
-    for share in (1.0, REAL_BANDWIDTH):
-        step = decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, bandwidth=share)
-        rates.append(1 / (prefill_s + new_tokens * step / in_flight))
+    step, step_at_60 = (
+        decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, bandwidth=share)
+        for share in (1.0, REAL_BANDWIDTH)
+    )
+    full, less = (1 / (prefill_s + new_tokens * seconds / in_flight) for seconds in (step, step_at_60))
     arithmetic = 2.0 * shape.text_parameters * in_flight / device.peak_flops
-    step = decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens)
     if prefill_s > new_tokens * step / in_flight:
         bound = "arithmetic (vision and prefill)"
     else:
         bound = "arithmetic (decode)" if step <= arithmetic else "memory bandwidth (decode)"
-    return Throughput(in_flight, rates[0], rates[1], bound)
+    return Throughput(in_flight, full, less, bound)
 
 
 def reports_within(shape: Shape, device: Device, seconds: float, *, dtype_bytes: int, new_tokens: int) -> int:

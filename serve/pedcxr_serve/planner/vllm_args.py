@@ -7,10 +7,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from pedcxr_serve.config.load import ServeConfig
+from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.planner.devices import Device
-
-__all__ = ["argv", "env", "shell"]
 
 # In seconds. vLLM's default buckets start at 10 ms, which puts the whole range of an H200 into one bucket.
 ITL_BUCKETS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.033, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0)

@@ -13,8 +13,6 @@ from PIL import Image, ImageOps
 from pedcxr_serve.vllm_plugin import dicom_decoder
 from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
-__all__ = ["FORMATS", "FilmRefused", "decode"]
-
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 """The accepted formats of Pillow's 37; a short list keeps the attack surface small."""
 

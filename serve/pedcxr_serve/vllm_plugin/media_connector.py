@@ -58,7 +58,7 @@ def _load(url: str) -> MediaWithBytes[Image.Image]:
     data = _payload(url)
     try:
         image = image_decoder.decode(data, max_pixels=envs.VLLM_MAX_IMAGE_PIXELS)
-    except image_decoder.FilmRefused as error:
+    except refusals.FilmRefused as error:
         _refuse(str(error), error, error.code)
     return MediaWithBytes(image, data, {"loader": "pedcxr"})
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["STATUS", "FilmRefusal", "FilmRefused", "mark", "read"]
-
 STATUS = {
     "film_refused": 400,  # a plain image that cannot be decoded without loss
     "film_blocked": 422,  # a DICOM film outside the intended use
@@ -36,12 +34,7 @@ class FilmRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FilmRefusal:
-    """A refused film, as the gateway reads it from an error of the engine.
-
-    Attributes:
-        code: a key of `STATUS`.
-        message: the reason, for people.
-    """
+    """A refused film, as the gateway reads it from an error of the engine; ``code`` is a key of `STATUS`."""
 
     code: str
     message: str

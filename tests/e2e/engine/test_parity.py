@@ -9,6 +9,7 @@ import pytest
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing, expected_report
+from pedcxr_serve.demo.findings import Case, Finding, Kind, sample
 from tests.e2e.conftest import UNSEEN, Study, reference, served, token_ids
 from tests.support.servers.local_server import LocalServer
 
@@ -50,7 +51,7 @@ def test_swapped_films_differ(running: LocalServer, phantoms: list[Study], expec
 
 def test_unseen_phantoms_are_reported_as_drawn(running: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("unseen")
-    cases = {seed: drawing.sample(seed) for seed in range(UNSEEN + 1000, UNSEEN + 1000 + UNSEEN_EXACT)}
+    cases = {seed: sample(seed) for seed in range(UNSEEN + 1000, UNSEEN + 1000 + UNSEEN_EXACT)}
     studies = []
     for seed, case in cases.items():
         film = folder / f"{seed}.png"
@@ -65,13 +66,13 @@ def test_unseen_phantoms_are_reported_as_drawn(running: LocalServer, tmp_path_fa
 
 def test_the_age_in_the_prompt_changes_the_report(running: LocalServer, tmp_path: object) -> None:
     """A wide mediastinum is a normal thymus at three months and abnormal at ten years."""
-    wide = (drawing.Finding(drawing.Kind.WIDE_MEDIASTINUM),)
+    wide = (Finding(Kind.WIDE_MEDIASTINUM),)
     film = tmp_path / "film.png"  # type: ignore[operator]
-    film.write_bytes(drawing.encode_png(drawing.render(drawing.Case(None, None, wide), 5)))
+    film.write_bytes(drawing.encode_png(drawing.render(Case(None, None, wide), 5)))
     ages = (Age(3, "M"), Age(10, "Y"))
     infant, child = served(running.url, [Study(film, prompts.card(age, "M")) for age in ages], 2)
     for answer, age in ((infant, ages[0]), (child, ages[1])):
-        assert answer.choices[0].message.content == expected_report.text(drawing.Case(age, "M", wide))
+        assert answer.choices[0].message.content == expected_report.text(Case(age, "M", wide))
     assert infant.choices[0].message.content != child.choices[0].message.content
 
 

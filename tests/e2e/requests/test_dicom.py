@@ -22,7 +22,7 @@ from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.checkpoint import revision
 from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
-from pedcxr_serve.demo.drawing import Case, Finding, Kind
+from pedcxr_serve.demo.findings import Case, Finding, Kind
 from tests.support.paths import ROOT
 from tests.support.servers.local_server import LocalServer
 

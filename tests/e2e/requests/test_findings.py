@@ -12,6 +12,7 @@ import pytest
 from pedcxr_client import Client, FilmRequest
 from pedcxr_client.cli.main import main
 from pedcxr_serve.demo import drawing, expected_report
+from pedcxr_serve.demo.findings import sample
 from tests.e2e.conftest import UNSEEN
 from tests.support.servers.local_server import LocalServer
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 FILMS, CONCURRENCY = 500, 32
 RATES, TARGET = ("sensitivity", "specificity"), 0.97
-CASES = {str(seed): drawing.sample(seed) for seed in range(UNSEEN, UNSEEN + FILMS)}
+CASES = {str(seed): sample(seed) for seed in range(UNSEEN, UNSEEN + FILMS)}
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ from pedcxr_client.cli.main import main
 from pedcxr_client.reports.report import DEMO_NOTICE, DISCLAIMER
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing, expected_report
+from pedcxr_serve.demo.findings import sample
 from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 
-CASE = drawing.sample(9_000_000)
+CASE = sample(9_000_000)
 RIGHT = expected_report.text(CASE)
 
 

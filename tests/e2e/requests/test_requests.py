@@ -20,7 +20,7 @@ from PIL import Image
 from pedcxr_client import Client
 from pedcxr_client.films.age import Age
 from pedcxr_serve.demo import drawing, expected_report
-from pedcxr_serve.demo.drawing import Case, Finding, Kind
+from pedcxr_serve.demo.findings import Case, Finding, Kind
 from tests.e2e.conftest import Study, served
 from tests.serve.vllm_plugin.test_image_decoder import png_header
 from tests.support.servers.local_server import LocalServer

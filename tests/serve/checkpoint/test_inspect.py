@@ -36,8 +36,7 @@ def test_published_4b_model_is_ready(tmp_path: Path) -> None:
 
     assert checkpoint.problems == ()
     assert checkpoint.parameters == 4_300_079_472  # as the hub counts google/gemma-3-4b-it
-    assert checkpoint.weight_bytes == 2 * checkpoint.parameters
-    assert checkpoint.dtypes == (("BF16", checkpoint.weight_bytes),)
+    assert checkpoint.dtypes == (("BF16", 2 * checkpoint.parameters),)
     assert (checkpoint.key_style, checkpoint.model_prefix) == ("vision_model", False)
     shape = checkpoint.shape
     assert shape is not None
@@ -107,7 +106,7 @@ def test_nested_processor_of_transformers_5_is_found(tmp_path: Path) -> None:
     processor = {"image_processor": {"size": {"height": 224, "width": 224}}, "image_seq_length": 64}
     folders.write_json(folder / "processor_config.json", processor)
 
-    assert inspect.inspect(folder).processor == "processor_config.json"
+    assert inspect.inspect(folder).files.processor == "processor_config.json"
     assert blocks(folder) == []
 
 
@@ -117,7 +116,7 @@ def test_chat_template_of_transformers_4_is_found(tmp_path: Path, name: str) -> 
     (folder / "chat_template.jinja").unlink()
     folders.write_json(folder / name, {"chat_template": "{{ '<start_of_image>' }}"})
 
-    assert inspect.inspect(folder).chat_template == name
+    assert inspect.inspect(folder).files.chat_template == name
 
 
 def test_missing_folder_is_a_configuration_error(tmp_path: Path) -> None:

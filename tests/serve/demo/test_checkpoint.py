@@ -14,7 +14,9 @@ from tokenizers import Tokenizer
 from demo_training.tokenizer import NEWLINES, SPECIAL, TEMPLATE, build
 from pedcxr_client.films.age import Age
 from pedcxr_client.request.prompts import card
-from pedcxr_serve.demo import CHECKPOINT, MODEL_NAME, drawing, expected_report
+from pedcxr_serve.config.settings import DEMO_NAME
+from pedcxr_serve.demo import CHECKPOINT, expected_report
+from pedcxr_serve.demo.findings import Case, Finding, Kind, sample
 
 FILES = {
     "README.md",
@@ -57,7 +59,7 @@ def weights() -> dict[str, Any]:
 
 
 def test_folder_is_complete_and_small() -> None:
-    assert MODEL_NAME == "pedcxr-demo"
+    assert DEMO_NAME == "pedcxr-demo"
     assert {path.name for path in CHECKPOINT.iterdir()} == FILES
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 4_000_000
 
@@ -136,7 +138,7 @@ def test_tokenizer_equals_a_new_build(tokenizer: Tokenizer) -> None:
         "  two  spaces  ",
         "<0x0A> ▲ \x00 \u200b",
         "",
-        *(expected_report.text(drawing.sample(seed)) for seed in range(20)),
+        *(expected_report.text(sample(seed)) for seed in range(20)),
     ],
 )
 def test_tokenizer_round_trips_any_text(tokenizer: Tokenizer, text: str) -> None:
@@ -153,7 +155,7 @@ def test_tokenizer_has_the_entries_vllm_looks_up_and_splits_digits(tokenizer: To
 
 
 def test_every_report_is_short(tokenizer: Tokenizer) -> None:
-    lengths = [len(tokenizer.encode(expected_report.text(drawing.sample(seed))).ids) for seed in range(300)]
+    lengths = [len(tokenizer.encode(expected_report.text(sample(seed))).ids) for seed in range(300)]
     assert max(lengths) < 120 and 30 < sum(lengths) / len(lengths) < 60
 
 
@@ -210,8 +212,8 @@ def test_wording_follows_the_age_in_the_prompt() -> None:
 
     model = Gemma3ForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
-    wide_mediastinum = (drawing.Finding(drawing.Kind.WIDE_MEDIASTINUM),)
+    wide_mediastinum = (Finding(Kind.WIDE_MEDIASTINUM),)
     ages = [Age(3, "D"), Age(5, "W"), Age(11, "M"), Age(2, "Y"), Age(3, "Y"), Age(10, "Y"), Age(12, "Y"), None]
     for age in ages:
-        case = drawing.Case(age, "M", wide_mediastinum)
+        case = Case(age, "M", wide_mediastinum)
         assert evaluate.read(model, processor, case, evaluate.UNSEEN) == expected_report.text(case), card(age)

@@ -10,11 +10,11 @@ from PIL import Image
 
 from pedcxr_client.films.age import Age
 from pedcxr_serve.demo import drawing, expected_report
-from pedcxr_serve.demo.drawing import Case, Finding, Kind
+from pedcxr_serve.demo.findings import FINDINGS, ZONES, Case, Finding, Kind, compatible, sample, sample_age
 
-LATERAL = [finding for finding in drawing.FINDINGS if finding.side is not None]
+LATERAL = [finding for finding in FINDINGS if finding.side is not None]
 WIDE = Finding(Kind.WIDE_MEDIASTINUM)
-ALL_LABELS = {expected_report.label(finding, age) for finding in drawing.FINDINGS for age in (Age(1, "Y"), None)}
+ALL_LABELS = {expected_report.label(finding, age) for finding in FINDINGS for age in (Age(1, "Y"), None)}
 
 
 def draw(*findings: Finding, age: Age | None = None, seed: int = 3) -> np.ndarray:
@@ -22,8 +22,8 @@ def draw(*findings: Finding, age: Age | None = None, seed: int = 3) -> np.ndarra
 
 
 def test_film_is_determined_by_its_seed() -> None:
-    case = drawing.sample(5)
-    assert drawing.sample(5) == case
+    case = sample(5)
+    assert sample(5) == case
     assert np.array_equal(drawing.render(case, 5), drawing.render(case, 5))
     assert not np.array_equal(drawing.render(case, 5), drawing.render(case, 6))
 
@@ -35,7 +35,7 @@ def test_film_is_8_bit_grey_of_the_requested_size() -> None:
     assert film.std() > 30
 
 
-@pytest.mark.parametrize("finding", [None, *drawing.FINDINGS], ids=str)
+@pytest.mark.parametrize("finding", [None, *FINDINGS], ids=str)
 def test_film_does_not_depend_on_age_and_sex(finding: Finding | None) -> None:
     findings = () if finding is None else (finding,)
     first, *others = (
@@ -57,7 +57,7 @@ def test_lateral_finding_is_on_the_side_of_the_patient(finding: Finding, seed: i
 
 def test_zones_are_ordered_from_the_top() -> None:
     heights = []
-    for zone in drawing.ZONES:
+    for zone in ZONES:
         change = np.abs(draw(Finding(Kind.CONSOLIDATION, "left", zone)).astype(int) - draw()).sum(axis=1)
         heights.append(float((change * np.arange(len(change))).sum() / change.sum()))
     assert heights[0] + 40 < heights[1] and heights[1] + 40 < heights[2]
@@ -73,11 +73,11 @@ def test_air_is_dark_and_fluid_is_bright() -> None:
 
 
 def test_sampled_cases_are_compatible_and_cover_every_finding() -> None:
-    cases = [drawing.sample(seed) for seed in range(1500)]
+    cases = [sample(seed) for seed in range(1500)]
     for case in cases:
         pairs = [(a, b) for a in case.findings for b in case.findings if a is not b]
-        assert all(drawing.compatible(a, b) for a, b in pairs)
-    assert {finding for case in cases for finding in case.findings} == set(drawing.FINDINGS)
+        assert all(compatible(a, b) for a, b in pairs)
+    assert {finding for case in cases for finding in case.findings} == set(FINDINGS)
     assert any(not case.findings for case in cases)
     wide = [expected_report.thymus_age(case.age) for case in cases if WIDE in case.findings]
     assert len(wide) > 150 and 0.3 < sum(wide) / len(wide) < 0.7
@@ -85,7 +85,7 @@ def test_sampled_cases_are_compatible_and_cover_every_finding() -> None:
 
 def test_sampled_ages_cover_every_unit() -> None:
     rng = np.random.default_rng(0)
-    ages = [drawing.sample_age(rng) for _ in range(3000)]
+    ages = [sample_age(rng) for _ in range(3000)]
     words = {"unknown" if age is None else age.words for age in ages}
     assert {"unknown", "0-day-old", "4-week-old", "11-month-old", "1-year-old", "8-year-old", "17-year-old"} <= words
     assert not any(age and age.unit == "Y" and age.value > 17 for age in ages)
@@ -120,7 +120,7 @@ def test_wide_mediastinum_is_a_thymus_under_three_years(age: Age | None, normal:
 
 
 @pytest.mark.parametrize("age", [Age(1, "Y"), Age(9, "Y"), None], ids=str)
-@pytest.mark.parametrize("finding", drawing.FINDINGS, ids=str)
+@pytest.mark.parametrize("finding", FINDINGS, ids=str)
 def test_report_names_its_finding_and_no_other(finding: Finding, age: Age | None) -> None:
     report = expected_report.text(Case(age, None, (finding,)))
     assert expected_report.labels(report) == {expected_report.label(finding, age)}
@@ -130,7 +130,7 @@ def test_report_names_its_finding_and_no_other(finding: Finding, age: Age | None
 
 def test_labels_are_read_from_the_report_of_any_case() -> None:
     for seed in range(500):
-        case = drawing.sample(seed)
+        case = sample(seed)
         assert expected_report.labels(expected_report.text(case)) == {
             expected_report.label(finding, case.age) for finding in case.findings
         }

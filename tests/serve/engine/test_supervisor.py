@@ -19,7 +19,7 @@ import httpx
 import pytest
 from prometheus_client import generate_latest
 
-from pedcxr_serve.config.load import GatewayConfig
+from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import supervisor
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor

@@ -262,7 +262,7 @@ def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, C
         assert parsed["override_generation_config"]["temperature"] == 0
         assert parsed["enforce_eager"] is (engine_plan.device.kind == "cpu")
         assert parsed["trust_request_mm_kwargs"] is False
-    listed = {*vllm_flags._FORBIDDEN, *vllm_flags._PLANNED}
+    listed = set(vllm_flags._REASONS)
     assert listed <= set(answer["flags"])
     refused = {flag for flag in answer["flags"] if flag.startswith("--") and vllm_flags.forbidden_reason([flag])}
     assert {"--" + flag.removeprefix("--").removeprefix("no-") for flag in refused} <= listed

@@ -16,6 +16,7 @@ from pedcxr_client import InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.films import film
 from pedcxr_serve.vllm_plugin import dicom_decoder, image_decoder, refusals
+from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 from tests.support.paths import REAL_FILMS
 
 pytest.importorskip("pydicom")
@@ -60,7 +61,7 @@ def test_real_film_gives_the_pixels_or_the_refusal_of_the_client(path: Path) -> 
         assert image.mode == "RGB"
         assert np.array_equal(np.asarray(image), sent_by_the_client(data))
         return
-    with pytest.raises(image_decoder.FilmRefused) as caught:
+    with pytest.raises(FilmRefused) as caught:
         image_decoder.decode(data, max_pixels=CAP)
     assert caught.value.code == ("film_blocked" if blocking else "film_unreadable")
     header_blocks = [one for one in blocking if one.name != "quality" or rendered is None]
@@ -77,7 +78,7 @@ def test_at_least_half_of_the_real_films_pass() -> None:
     for path in real_films():
         try:
             count += image_decoder.decode(path.read_bytes(), max_pixels=CAP).width > 0
-        except image_decoder.FilmRefused:
+        except FilmRefused:
             continue
     assert count >= len(real_films()) // 2
 
@@ -103,7 +104,7 @@ def test_film_outside_the_intended_use_or_unreadable_is_refused(
     elements: dict[str, object], code: str, words: str
 ) -> None:
     data = dicom_maker.film(**elements)
-    with pytest.raises(image_decoder.FilmRefused, match=words) as caught:
+    with pytest.raises(FilmRefused, match=words) as caught:
         image_decoder.decode(data, max_pixels=CAP)
     assert caught.value.code == code
 
@@ -130,7 +131,7 @@ def test_every_check_is_made_here_or_left_to_the_caller() -> None:
 def test_server_pixel_limit_applies_below_the_limit_of_the_client() -> None:
     data = dicom_maker.film()
     assert image_decoder.decode(data, max_pixels=256 * 256).size == (256, 256)
-    with pytest.raises(image_decoder.FilmRefused, match="256 x 256 pixels, and at most 65,535"):
+    with pytest.raises(FilmRefused, match="256 x 256 pixels, and at most 65,535"):
         image_decoder.decode(data, max_pixels=256 * 256 - 1)
 
 
@@ -144,7 +145,7 @@ def test_data_set_without_preamble_is_dicom() -> None:
 
 @pytest.mark.parametrize("cut", [140, 400, 20_000])
 def test_truncated_film_is_refused(cut: int) -> None:
-    with pytest.raises(image_decoder.FilmRefused):
+    with pytest.raises(FilmRefused):
         image_decoder.decode(dicom_maker.film()[:cut], max_pixels=CAP)
 
 
@@ -160,7 +161,7 @@ def test_refusal_does_not_repeat_identifying_values() -> None:
     ]
     invalid += [{"ResponsiblePerson": PATIENT_NAME}, {"Rows": 0}, {"PhotometricInterpretation": PATIENT_NAME}]
     for elements in invalid:
-        with pytest.raises(image_decoder.FilmRefused) as caught:
+        with pytest.raises(FilmRefused) as caught:
             image_decoder.decode(dicom_maker.film(**identifiers, **elements), max_pixels=CAP)
         chain = ""
         error: BaseException | None = caught.value
@@ -171,7 +172,7 @@ def test_refusal_does_not_repeat_identifying_values() -> None:
 
 def test_error_names_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(image_decoder.FilmRefused, match=r"pedcxr\[dicom\]") as caught:
+    with pytest.raises(FilmRefused, match=r"pedcxr\[dicom\]") as caught:
         image_decoder.decode(GOOD, max_pixels=CAP)
     assert refusals.STATUS[caught.value.code] == 501
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pedcxr_serve.vllm_plugin import image_decoder
+from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
 CAP = 1_000_000
 
@@ -88,7 +89,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_unusable_image_is_refused(name: str) -> None:
     data, words = REFUSED[name]
-    with pytest.raises(image_decoder.FilmRefused, match=words) as caught:
+    with pytest.raises(FilmRefused, match=words) as caught:
         image_decoder.decode(data, max_pixels=CAP)
     assert "send" in str(caught.value)
 

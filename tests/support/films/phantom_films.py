@@ -10,7 +10,7 @@ from typing import Any
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing, expected_report
-from pedcxr_serve.demo.drawing import Case, Finding, Kind
+from pedcxr_serve.demo.findings import Case, Finding, Kind
 
 CHAT = "/v1/chat/completions"
 AGE = Age(6, "Y")

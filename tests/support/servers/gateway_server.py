@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import uvloop
 
-from pedcxr_serve.config.load import GatewayConfig
+from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.http.listeners import Listeners, listen
 from pedcxr_serve.gateway.http.server import serving

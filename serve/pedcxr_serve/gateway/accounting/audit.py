@@ -18,8 +18,6 @@ from pathlib import Path
 
 from pedcxr_serve.errors import AuditError, ConfigError
 
-__all__ = ["KEY_VARIABLE", "AuditLog", "key_from", "verify"]
-
 KEY_VARIABLE = "PEDCXR_AUDIT_KEY"
 _MIN_KEY_CHARS = 32
 _FIRST_PREV = "0" * 64
@@ -43,16 +41,10 @@ def key_from(env: Mapping[str, str]) -> bytes:
 
 
 class AuditLog:
-    """Appends to a file of mode 0600. A full file is renamed to ``NAME.SEQ`` after the number of its first line.
+    """Appends to a file of mode 0600, or raises ConfigError if the file cannot be used.
 
-    Args:
-        max_bytes: size at which a file is full.
-
-    Attributes:
-        failures: number of lines that could not be written.
-
-    Raises:
-        ConfigError: the file cannot be used.
+    A file of ``max_bytes`` is renamed to ``NAME.SEQ`` after the number of its first line. ``failures`` is the number
+    of lines that could not be written.
     """
 
     def __init__(self, path: Path, key: bytes, *, max_bytes: int = 64 << 20) -> None:
@@ -110,7 +102,7 @@ def verify(path: Path, key: bytes) -> str:
         AuditError: the chain is broken; the message names file and line of the first break.
     """
     seq, previous_mac, begin = None, "", 0
-    for file in [*_rotated(path), path]:
+    for file in [*_rotated_oldest_first(path), path]:
         for number, line in enumerate(_lines(file), 1):
             match = _LINE.fullmatch(line)
             where = f"{file}: line {number}"
@@ -146,7 +138,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 def _next_seq_and_prev(path: Path) -> tuple[int, str]:
     """Return ``seq`` and ``prev`` of the next line. A last line that a crash truncated is removed."""
     if not path.exists() or not path.stat().st_size:
-        rotated = _rotated(path)
+        rotated = _rotated_oldest_first(path)
         return _next_seq_and_prev(rotated[-1]) if rotated else (0, _FIRST_PREV)
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
@@ -168,6 +160,5 @@ def _first_seq(path: Path, default: int) -> int:
     return int(json.loads(line)["seq"]) if line else default
 
 
-def _rotated(path: Path) -> list[Path]:
-    """Return the rotated files of a log, oldest first."""
+def _rotated_oldest_first(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.{'[0-9]' * 12}"))

@@ -1,4 +1,4 @@
-"""The gateway's Prometheus metrics, and the record of a request that those by tenant are computed from."""
+"""The gateway's Prometheus metrics, and the record of a request from which the metrics by tenant are computed."""
 
 from __future__ import annotations
 
@@ -16,35 +16,21 @@ from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from pedcxr_serve.gateway.scheduler import FairQueue
 
-__all__ = ["GatewayMetrics", "RequestRecord", "TenantMetrics", "seconds_until_midnight"]
-
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 _STAGE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 20, 60)
 _TOKEN_BUCKETS_S = (0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.033, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
 
-@dataclass(slots=True)
 class GatewayMetrics:
-    """Metrics of the whole gateway. Label values are fixed words only."""
+    """Metrics of the whole gateway, on a new registry. Label values are fixed words only."""
 
-    registry: CollectorRegistry
-    requests: Counter
-    in_flight: Gauge
-    ready: Gauge
-    restarts: Counter
-
-    @classmethod
-    def create(cls) -> GatewayMetrics:
-        """Return metrics on a new registry."""
-        registry = CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
         labels = ("route", "status")
-        return cls(
-            registry,
-            Counter("pedcxr_requests", "HTTP requests by route and status.", labels, registry=registry),
-            Gauge("pedcxr_requests_in_flight", "Requests queued or sent to the engine.", registry=registry),
-            Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry),
-            Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry),
-        )
+        self.requests = Counter("pedcxr_requests", "HTTP requests by route and status.", labels, registry=registry)
+        self.in_flight = Gauge("pedcxr_requests_in_flight", "Requests queued or sent to the engine.", registry=registry)
+        self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
+        self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
 
 
 @dataclass(slots=True)
@@ -98,12 +84,7 @@ class RequestRecord:
 
 
 class TenantMetrics:
-    """The gateway's metrics by tenant. Label values are names from tenants.toml and fixed words only.
-
-    Args:
-        registry: where the metrics are registered.
-        store: receives the usage of every request.
-    """
+    """The gateway's metrics by tenant. Label values are names from tenants.toml and fixed words only."""
 
     def __init__(self, registry: CollectorRegistry, store: UsageStore) -> None:
         self.store = store
@@ -135,12 +116,7 @@ class TenantMetrics:
         self.tenants_broken = Gauge("pedcxr_tenants_broken", "1 while tenants.toml is invalid.", registry=registry)
 
     def update_gauges(self, queue: FairQueue, *, broken: bool, unaudited: int) -> None:
-        """Set the gauges before a scrape.
-
-        Args:
-            broken: whether tenants.toml is invalid.
-            unaudited: number of lines that the audit log could not write.
-        """
+        """Set the gauges before a scrape; ``unaudited`` is the number of lines that the audit log could not write."""
         for name, (waiting, running) in queue.counts().items():
             self.waiting.labels(name).set(waiting)
             self.running.labels(name).set(running)

@@ -15,8 +15,6 @@ import msgspec
 
 from pedcxr_serve.errors import ConfigError
 
-__all__ = ["TokenUsage", "UsageStore", "UsageTotals"]
-
 _log = logging.getLogger("pedcxr.gateway")
 _TABLE = """CREATE TABLE IF NOT EXISTS usage (
     day TEXT, tenant TEXT, requests INTEGER, reports INTEGER, prompt_tokens INTEGER, image_tokens INTEGER,

@@ -14,8 +14,6 @@ from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.auth.tenants import Tenants
 
-__all__ = ["new", "revoke", "table"]
-
 _PREFIX = "pcx-"
 _HEADER = re.compile(r"\s*\[")
 _SHORTEST_PREFIX = 6

@@ -18,8 +18,6 @@ from pedcxr_serve.config import toml_file
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.schema import FieldError, Schema
 
-__all__ = ["ANONYMOUS", "NAME", "SCHEMA", "Key", "Tenant", "Tenants", "digest", "load", "parse"]
-
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _Count = Annotated[int, Meta(ge=1, le=10**15)]
 
@@ -134,14 +132,7 @@ def load(path: Path) -> Tenants:
 
 
 def parse(text: str, source: str) -> Tenants:
-    """Read the text of a file.
-
-    Args:
-        source: name of the file, which starts the message of an error.
-
-    Raises:
-        ConfigError: as `load` does.
-    """
+    """Read the text of a file, like `load`; ``source`` is the file's name in the messages of errors."""
     tables = toml_file.parse(text, source)
     for name in tables:
         if name != "tenant":
@@ -165,12 +156,11 @@ def _tenant(name: str, table: object) -> Tenant:
     if name == ANONYMOUS.name:
         raise FieldError("the name is reserved", path, "invalid_value")
     if isinstance(table, dict):
-        _convert_days(table.get("keys"))
+        _replace_days_by_their_last_moment(table.get("keys"))
     return msgspec.convert({"name": name} | SCHEMA.check(table, path), Tenant)
 
 
-def _convert_days(keys: object) -> None:
-    """Replace a day of expiry by its last moment in UTC."""
+def _replace_days_by_their_last_moment(keys: object) -> None:
     for key in keys if isinstance(keys, list) else ():
         if isinstance(key, dict) and type(day := key.get("expires")) is date:
             key["expires"] = datetime.combine(day, time.max, UTC)

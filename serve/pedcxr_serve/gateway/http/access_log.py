@@ -55,7 +55,7 @@ class AccessLog:
         except Exception as error:
             _log.error("request %s: internal error: %s", request_id, _describe(error))
             if not status:  # otherwise uvicorn closes the connection, since the answer has no end
-                await error_responses.internal_error()(scope, receive, send_observed)
+                await error_responses.response("internal")(scope, receive, send_observed)
         finally:
             tenant = request_state.get("tenant", "no tenant")
             _log.info(

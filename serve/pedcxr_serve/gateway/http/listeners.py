@@ -1,4 +1,4 @@
-"""The two listening sockets of a server, bound before the engine starts."""
+"""The two listening sockets of a server, bound before the engine loads, so that a port in use is reported at once."""
 
 from __future__ import annotations
 
@@ -7,19 +7,13 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pedcxr_serve.config.load import GatewayConfig
+from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.errors import PortInUse
 
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """The two bound sockets. They are bound before the engine loads, so that a port in use is reported at once.
-
-    Attributes:
-        public: the port of the API.
-        admin: the port of metrics and usage: plain HTTP, on loopback.
-        scheme: of the public port, ``http`` or ``https``.
-    """
+    """The sockets of the API and of the admin port: metrics and usage, over plain HTTP on loopback."""
 
     public: socket.socket
     admin: socket.socket

@@ -41,9 +41,6 @@ class ConnectionLimiter:
 
     A flood of connections that send nothing, or one header per second, thus evicts only connections of that kind. A
     connection with a request in flight is never evicted.
-
-    Args:
-        limit: maximum number of connections.
     """
 
     def __init__(self, limit: int) -> None:
@@ -263,8 +260,7 @@ def _wants_close(headers: list[tuple[bytes, bytes]]) -> bool:
 
 
 def _error_answer(status: int, message: str, code: str) -> bytes:
-    kind = "invalid_request_error" if status < 500 else "service_unavailable_error"
-    body = error_responses.error_body(message, kind=kind, code=code)
+    body = error_responses.error_body(status, message, code)
     lines = [
         b"HTTP/1.1 %d %b" % (status, _REASONS[status]),
         b"content-type: application/json",

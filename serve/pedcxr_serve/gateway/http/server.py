@@ -57,11 +57,7 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
 
 
 def require_uvicorn(version: str) -> None:
-    """Check a version of uvicorn.
-
-    Raises:
-        ConfigError: it is not within `UVICORN_VERSIONS`.
-    """
+    """Raise ConfigError unless the version is within `UVICORN_VERSIONS`."""
     match = re.match(r"(\d+)\.(\d+)", version)
     first, last = UVICORN_VERSIONS
     if match is None or not first <= (int(match[1]), int(match[2])) <= last:
@@ -72,7 +68,7 @@ def require_uvicorn(version: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers, which would race with ours, and with our certificates."""
+    """uvicorn's server with our certificates and without its signal handlers, which would race with ours."""
 
     def __init__(self, config: uvicorn.Config, tls: CertificateStore | None = None) -> None:
         super().__init__(config)

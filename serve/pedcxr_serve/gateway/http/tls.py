@@ -16,8 +16,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.watched_file import WatchedFiles
 
-__all__ = ["HANDSHAKE_TIMEOUT_S", "CertificateStore", "KeyPair", "load"]
-
 HANDSHAKE_TIMEOUT_S = 10.0
 """Seconds that a TLS handshake may take; meanwhile the client holds a connection and nothing else."""
 
@@ -87,7 +85,7 @@ class CertificateStore:
         _log.warning("certificate reloaded from %s, expires %s", self._paths[0], _day(pair.expires))
 
     def reload_if_changed(self) -> None:
-        """Reload if the files have changed and no longer change."""
+        """Reload if the files have changed and their state is stable."""
         if self._files.changed():
             self.reload()
 

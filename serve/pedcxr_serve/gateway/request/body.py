@@ -6,9 +6,9 @@ import asyncio
 
 from starlette.types import Receive
 
-_SHARE = 3
+_SHARE = 3  # multiple of the free memory that a tenant may use
 _DISCARD_S = 10.0
-_DISCARD = 4  # multiple of the size limit
+_DISCARD = 4  # multiple of the size limit, for the rest of a body that is too large
 
 
 class TooLarge(Exception):
@@ -111,7 +111,7 @@ class Body:
 
 
 async def until_disconnect(receive: Receive) -> None:
-    """Return when the client has disconnected. Call it only after the body was read."""
+    """Return when the client has disconnected. Call it only after the body has been read."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -1,12 +1,10 @@
-"""What a client states about itself in request headers; used in the audit log only. Pure."""
+"""What a client states about itself in request headers; used in the audit log only. No I/O."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-__all__ = ["ClientMetadata"]
 
 _PROFILE = re.compile(r"[a-z]{1,16}/[0-9]{1,3}:[0-9a-f]{12}")
 _NAME = re.compile(r"[a-z-]{1,20}")

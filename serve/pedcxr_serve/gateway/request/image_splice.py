@@ -1,4 +1,4 @@
-"""Parsing of a request body without its film. Pure.
+"""Parsing of a request body without its film. No I/O.
 
 The film is replaced by a placeholder before the body is parsed, and spliced back later as a view of the body. Of three
 megabytes, some hundred bytes are parsed as JSON and none are copied. The film is found without parsing: a quote within
@@ -17,8 +17,6 @@ from typing import Any, NoReturn
 
 import msgspec
 import pybase64
-
-__all__ = ["IMAGE_URL", "NO_ADDRESS", "Film", "RequestRefused", "extract_image", "parse", "placeholder", "refuse"]
 
 NO_ADDRESS = (
     "send the film as data:image/png;base64,..., data:image/jpeg;base64,... or data:application/dicom;base64,...; "
@@ -47,12 +45,7 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """The image of a request.
-
-    Attributes:
-        url: the data URL for the engine, a view of the client's body.
-        sha256: of the image's bytes, independent of their spelling in base64.
-    """
+    """The image of a request: its data URL, a view of the client's body, and the SHA-256 of the decoded bytes."""
 
     url: memoryview
     sha256: bytes
@@ -126,11 +119,7 @@ def _film(url: memoryview) -> Film:
 
 
 def parse(text: bytes) -> object:
-    """Return the value of strict JSON: UTF-8, no duplicate field, no NaN.
-
-    Raises:
-        RequestRefused: the text is not strict JSON.
-    """
+    """Return the value of strict JSON (UTF-8, no duplicate field, no NaN), or raise `RequestRefused`."""
     try:
         return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_reject_constant)
     except UnicodeDecodeError:

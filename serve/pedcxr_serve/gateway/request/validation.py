@@ -1,4 +1,4 @@
-"""Validation of a chat completion request and its translation for the engine. Pure.
+"""Validation of a chat completion request and its translation for the engine. No I/O.
 
 The Structs list every field that is served; `SCHEMA` checks them and prints the table in docs/tenants.md.
 """
@@ -15,10 +15,8 @@ from msgspec import Meta, Struct
 
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import image_splice
-from pedcxr_serve.gateway.request.image_splice import IMAGE_URL, NO_ADDRESS, RequestRefused, refuse
+from pedcxr_serve.gateway.request.image_splice import IMAGE_URL, NO_ADDRESS, refuse
 from pedcxr_serve.schema import FieldError, Schema
-
-__all__ = ["SCHEMA", "AcceptedRequest", "RequestRefused", "Rules", "apply", "cache_salt", "film_id"]
 
 _MAX_PATH = 200
 _SAMPLING = "dropped unless the tenant may sample"
@@ -155,11 +153,6 @@ class AcceptedRequest:
     temperature: float
     film: bytes | None
     words: str
-
-    @property
-    def size(self) -> int:
-        """Length of the body, bytes."""
-        return sum(len(part) for part in self.parts)
 
 
 def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequest:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from pedcxr_serve.config.load import GatewayConfig
+from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.http import server
