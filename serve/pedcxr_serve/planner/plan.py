@@ -49,7 +49,6 @@ class EnginePlan:
 
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
-    model_dir: str
     device: Device
     dtype: str
     weights_bytes: int
@@ -109,7 +108,6 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     return EnginePlan(
         argv=argv,
         env=vllm_args.env(device, config),
-        model_dir=str(model_dir),
         device=device,
         dtype=dtype,
         weights_bytes=weights,

@@ -255,7 +255,7 @@ def test_vllm_parses_every_plan_and_knows_every_refused_flag(models: dict[str, C
     assert process.returncode == 0, process.stderr
     answer = json.loads(process.stdout.splitlines()[-1])
     for engine_plan, parsed in zip(plans, answer["parsed"], strict=True):
-        assert parsed["model_tag"] == engine_plan.model_dir
+        assert parsed["model_tag"] == engine_plan.argv[1]
         assert parsed["uds"] == "/run/pedcxr/engine.sock"
         assert parsed["limit_mm_per_prompt"] == {"image": 1}
         assert parsed["max_num_seqs"] == engine_plan.max_num_seqs
