@@ -1,6 +1,6 @@
 """Validation of a chat completion request and its translation for the engine. No I/O.
 
-The Structs list every field that is served; `SCHEMA` checks them and prints the table in docs/tenants.md.
+The Structs list every field that is served; `SCHEMA` checks them and prints the table in docs/http-api.md.
 """
 
 from __future__ import annotations
