@@ -8,10 +8,11 @@ import time
 from collections.abc import Awaitable, Callable
 
 from pedcxr_client.errors import ConnectionFailed, RateLimited, RequestError, ServerFailed, TimedOut, Unavailable
+from pedcxr_client.request.retry import back_off
 
 UNAVAILABLE = (ConnectionFailed, Unavailable, RateLimited)
 """The server cannot be reached, or asks the client to retry later; the cause is not the film."""
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
+_LONGEST_WAIT = 10.0  # seconds
 
 
 class OutageTooLong(RequestError):
@@ -73,7 +74,7 @@ class Outage:
                 error = next_error
 
     def _next_wait(self, error: RequestError) -> float:
-        wait = min(_FIRST_WAIT * 2.0**self._waits, _LONGEST_WAIT) * (0.5 + 0.5 * random.random())
         self._waits = min(self._waits + 1, 10)
+        wait = back_off(self._waits, _LONGEST_WAIT, random.random())
         retry_after = getattr(error, "retry_after", None)
         return wait if retry_after is None else max(wait, retry_after)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], float]
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+_FIRST_WAIT = 0.5  # seconds
+_LONGEST_WAIT = 8.0
 
 
 class RetryState:
@@ -71,6 +72,14 @@ class RetryState:
         return wait
 
 
+def back_off(attempt: int, longest: float, jitter: float) -> float:
+    """Return the seconds to wait after a failed attempt: 0.5, 1, 2 ... up to ``longest``, half of it random.
+
+    ``attempt`` counts from 1. ``jitter``, a random number from 0 to 1, spreads the retries of several clients.
+    """
+    return float(min(_FIRST_WAIT * 2.0 ** (attempt - 1), longest) * (0.5 + 0.5 * jitter))
+
+
 def wait_before_retry(
     error: PedcxrError, *, attempt: int, retries: int, remaining: float, jitter: float
 ) -> float | None:
@@ -78,8 +87,8 @@ def wait_before_retry(
 
     Only a failed connection, 429 and 503 are retried, and nothing is retried if ``retries`` is 0. A Retry-After header
     is obeyed until the deadline, because a starting server may send it many times. Without one, ``retries`` limits the
-    number of attempts. No wait extends past the deadline, which is ``remaining`` seconds away. ``attempt`` counts from
-    1. ``jitter``, a random number from 0 to 1, spreads the retries of several clients.
+    number of attempts. No wait extends past the deadline, which is ``remaining`` seconds away. For ``attempt`` and
+    ``jitter`` see `back_off`.
     """
     if not isinstance(error, (ConnectionFailed, RateLimited, Unavailable)) or retries == 0:
         return None
@@ -91,7 +100,7 @@ def wait_before_retry(
     elif attempt > retries:
         return None
     else:
-        wait = min(_FIRST_WAIT * 2.0 ** (attempt - 1), _LONGEST_WAIT) * (0.5 + 0.5 * jitter)
+        wait = back_off(attempt, _LONGEST_WAIT, jitter)
     return wait if wait < remaining else None
 
 
