@@ -46,15 +46,15 @@ coverage: $(READY)  ## line coverage of the tests that need no vLLM, with a floo
 	@$(RUN) -m pytest -m 'not slow' --cov=client/pedcxr_client --cov=serve/pedcxr_serve --cov-report=term:skip-covered \
 	    --cov-fail-under=$(COVERAGE_FLOOR) $(PYTEST)
 
-# The site has its own environment, so that .venv holds only what the product and its tests need.
-DOCS := .venv-docs/.ready
+# The site has an environment of its own inside .venv, so that it shares no package with the product and its tests.
+DOCS := .venv/docs/.ready
 $(DOCS): $(UV) locks/docs.txt
-	@$(PYTHON) -m venv .venv-docs
-	@$(UV) pip sync --quiet --python .venv-docs/bin/python --require-hashes locks/docs.txt
+	@$(PYTHON) -m venv .venv/docs
+	@$(UV) pip sync --quiet --python .venv/docs/bin/python --require-hashes locks/docs.txt
 	@touch $@
 
 docs: $(DOCS)  ## build the documentation into site/; warnings are errors
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs --quiet build --strict
+	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs --quiet build --strict
 
 bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers
 	@$(RUN) -m tests.benchmarks.throughput
@@ -98,4 +98,4 @@ fuzz: $(READY)  ## read damaged films for MINUTES=10 in a child process of 1 GiB
 	@$(RUN) -m tests.drills.film_fuzz --minutes $(MINUTES)
 
 clean:  ## remove the environments, caches and build outputs
-	@rm -rf .venv .venv-docs site .coverage .mypy_cache .ruff_cache .pytest_cache dist build
+	@rm -rf .venv site .coverage .mypy_cache .ruff_cache .pytest_cache dist build
