@@ -258,7 +258,7 @@ def test_every_output_covers_these_requests(outputs: dict[str, bytes], shared_by
         ("refused", "engine_refused"),
         ("left", "client_left"),
     } <= outcomes
-    assert "whole" in audit.verify(shared_by_two.folder / "audit.jsonl", shared_by_two.audit_key.encode())
+    assert "intact and in order" in audit.verify(shared_by_two.folder / "audit.jsonl", shared_by_two.audit_key.encode())
     with sqlite3.connect(f"file:{shared_by_two.folder}/usage.sqlite?mode=ro", uri=True) as base:
         assert base.execute("SELECT count(*) FROM usage WHERE tenant = 'ward'").fetchone()[0] >= 1
     base.close()

@@ -77,7 +77,7 @@ def test_a_broken_edit_changes_nothing(shared_by_two: Teams, path: Path) -> None
     send_sighup(shared_by_two)
     eventually(lambda: broken(shared_by_two), 2)
     log_lines = [
-        line for line in shared_by_two.server.log.read_text().splitlines() if "tenants kept as they were" in line
+        line for line in shared_by_two.server.log.read_text().splitlines() if "tenants file rejected" in line
     ]
     assert str(path) in log_lines[-1] and "clinic" in log_lines[-1] and "weight" in log_lines[-1]
     for tenant in ("ward", "clinic"):
