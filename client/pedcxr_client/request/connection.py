@@ -196,8 +196,13 @@ def _serve(
         await at_end()
 
     try:
-        with asyncio.Runner() as runner:
-            runner.run(main())
+        # asyncio.Runner ends by starting a thread, which Python 3.12 and later refuse while the interpreter exits.
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(main())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
     except BaseException as error:
         if ready.done():
             raise

@@ -152,7 +152,7 @@ if child == 0:
     sys.exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    process = run_python(code, engine, path)
+    process = run_python(code, engine, path, "-W", "ignore::DeprecationWarning")  # 3.12 warns of a fork with threads
     assert (process.returncode, process.stderr) == (0, "")
     assert len(engine.chats) == 2
 
@@ -228,7 +228,7 @@ def test_a_loop_that_cannot_start_is_an_error(engine, film, monkeypatch):
     def fail() -> asyncio.AbstractEventLoop:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(asyncio.events, "new_event_loop", fail)
+    monkeypatch.setattr(asyncio, "new_event_loop", fail)
     with Client(engine.url) as client, pytest.raises(OSError, match="Too many open files"):
         list(client.reports([FilmRequest(film)]))
 

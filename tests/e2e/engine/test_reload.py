@@ -76,9 +76,7 @@ def test_a_broken_edit_changes_nothing(shared_by_two: Teams, path: Path) -> None
     path.write_text(path.read_text().replace("[tenant.clinic]", "[tenant.clinic]\nweight = 'heavy'"))
     send_sighup(shared_by_two)
     eventually(lambda: broken(shared_by_two), 2)
-    log_lines = [
-        line for line in shared_by_two.server.log.read_text().splitlines() if "tenants file rejected" in line
-    ]
+    log_lines = [line for line in shared_by_two.server.log.read_text().splitlines() if "tenants file rejected" in line]
     assert str(path) in log_lines[-1] and "clinic" in log_lines[-1] and "weight" in log_lines[-1]
     for tenant in ("ward", "clinic"):
         with shared_by_two.client(tenant) as client:
