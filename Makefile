@@ -32,7 +32,7 @@ demo: $(READY)  ## start vLLM on the demo checkpoint and write reports of three 
 test: $(READY)  ## run every test, real vLLM included
 	@$(RUN) -m pytest $(PYTEST)
 
-test-fast: $(READY)  ## run the tests that need no vLLM (under three minutes)
+test-fast: $(READY)  ## run the tests that need no vLLM
 	@$(RUN) -m pytest -m 'not slow' $(PYTEST)
 
 test-wheel: $(READY)  ## run the tests that need no vLLM on the built wheel
