@@ -217,6 +217,7 @@ def test_queue_alternates_between_tenants(engine: FakeEngine, teams: Teams) -> N
     assert order.index("rare") <= before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight", "share"), [(1, 0.5), (3, 0.75)])
 def test_service_shares_follow_the_weights(engine: FakeEngine, teams: Teams, weight: int, share: float) -> None:
     """Both tenants are always queued; one has twice as many clients.
