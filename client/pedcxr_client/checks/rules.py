@@ -157,7 +157,9 @@ def human(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
     if facts.not_human is not None:
         return Check("human", "block", f"{facts.not_human}; the model is for human children only")
     if facts.maybe_not_human is not None:
-        return Check("human", "warn", f"{facts.maybe_not_human}, as for animals; make sure that it is the film of a child")
+        return Check(
+            "human", "warn", f"{facts.maybe_not_human}, as for animals; make sure that it is the film of a child"
+        )
     return Check("human", "ok", "no species, breed, owner or veterinary word")
 
 

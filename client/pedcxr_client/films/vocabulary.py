@@ -52,7 +52,7 @@ CHEST = {
 }
 """The words for the chest by language."""
 
-PARTIAL = {"a babygram": ("babygram-", "babygramm-"), "half of the chest": ("hemithora-", "hemitora-")}
+PARTIAL = {"babygram": ("babygram-",), "hemithorax": ("hemithora-", "hemitora-")}
 """Words for a film that shows the chest, but not only or not all of it."""
 
 CHEST_CODES = ("816094009", "51185008", "T-D3000", "43799004", "T-D3200", "39607008", "T-28000")
@@ -74,21 +74,21 @@ OTHER_PARTS = {
         "живот-", "брюшн-", "κοιλια-", "-腹-",
     ),
     "spine": (
-        "spine", "spinal", "cervic-", "tspine", "lspine", "cspine", "tlspine", "lsspine", "dspine", "scolio-", "skolio-", "vertebr-",
-        "coloan-", "columna", "coluna", "colonna", "colonne", "rachis", "rachide", "wirbel-", "bws", "hws", "lws",
-        "kregoslup-", "lumba-", "lumbo-", "lombaire-", "lombar-", "sacrum", "coccyx", "позвоноч-", "σπονδυλ-",
-        "-脊-", "-胸椎-", "-腰椎-", "-颈椎-",
+        "spine", "spinal", "cervic-", "tspine", "lspine", "cspine", "tlspine", "lsspine", "dspine", "scolio-",
+        "skolio-", "vertebr-", "coloan-", "columna", "coluna", "colonna", "colonne", "rachis", "rachide", "wirbel-",
+        "bws", "hws", "lws", "kregoslup-", "lumba-", "lumbo-", "lombaire-", "lombar-", "sacrum", "coccyx",
+        "позвоноч-", "σπονδυλ-", "-脊-", "-胸椎-", "-腰椎-", "-颈椎-",
     ),
     "neck": ("neck", "cuello", "cou", "hals", "szyj-", "szyi", "pescoco", "collo", "шея", "шеи", "-颈部-"),
     "ribs": (
-        "rib", "ribs", "coaste", "costal", "costales", "costilla-", "rippe-", "zebra", "zeber", "costela-", "costole", "ребр-",
-        "πλευρ-", "-肋-",
+        "rib", "ribs", "coaste", "costal", "costales", "costilla-", "rippe-", "zebra", "zeber", "costela-", "costole",
+        "ребр-", "πλευρ-", "-肋-",
     ),
     "sternum": ("sternum", "sternal", "sternoclav-", "brustbein", "mostek", "грудин-", "στερν-", "-胸骨-"),
     "clavicle": ("clavic-", "schlusselbein", "schluesselbein", "obojczyk-", "ключиц-", "κλειδ-", "-锁骨-"),
     "shoulder": (
-        "shoulder-", "scapula", "umar", "umarul", "hombro-", "epaule-", "schulter-", "barku", "ombro-", "spalla", "плеч-",
-        "ωμοσ", "ωμου", "-肩-",
+        "shoulder-", "scapula", "umar", "umarul", "hombro-", "epaule-", "schulter-", "barku", "ombro-", "spalla",
+        "плеч-", "ωμοσ", "ωμου", "-肩-",
     ),
     "pelvis": ("pelvi-", "bazin", "becken-", "bassin", "miednic-", "bacino", "таз", "λεκαν-", "-骨盆-"),
     "hip": (
@@ -97,39 +97,43 @@ OTHER_PARTS = {
     ),
     "thigh": ("femur-", "thigh", "coapsa", "muslo", "cuisse", "oberschenkel-", "coscia", "бедр-", "μηρ-", "-股骨-"),
     "knee": (
-        "knee", "knees", "patell-", "genunchi-", "rodilla-", "genou-", "knie-", "kolan-", "joelho-", "ginocchi-", "колен-",
-        "γονατ-", "-膝-",
+        "knee", "knees", "patell-", "genunchi-", "rodilla-", "genou-", "knie-", "kolan-", "joelho-", "ginocchi-",
+        "колен-", "γονατ-", "-膝-",
     ),
     "leg": (
-        "leg", "legs", "tibia-", "fibula-", "gamba", "pierna-", "jambe-", "unterschenkel-", "podudzi-", "perna", "голен-",
-        "κνημ-", "-小腿-",
+        "leg", "legs", "tibia-", "fibula-", "gamba", "pierna-", "jambe-", "unterschenkel-", "podudzi-", "perna",
+        "голен-", "κνημ-", "-小腿-",
     ),
     "ankle": (
         "ankle-", "glezna", "tobillo-", "cheville-", "sprunggelenk-", "tornozelo-", "caviglia", "голеностоп-",
         "ποδοκνημ-", "-踝-",
     ),
     "foot": (
-        "foot", "feet", "toe", "toes", "calcane-", "picior-", "pied", "pieds", "fuss", "stopy", "piede", "piedi", "стоп-",
-        "ποδι-", "-足-",
+        "foot", "feet", "toe", "toes", "calcane-", "picior-", "pied", "pieds", "fuss", "stopy", "piede", "piedi",
+        "стоп-", "ποδι-", "-足部-",
     ),
     "hand": (
         "hand", "hands", "finger-", "thumb", "bone age", "mana", "mano", "manos", "mains", "dlon-", "кист-", "χερι-",
-        "-手-",
+        "-手部-", "-手指-",
     ),
-    "wrist": ("wrist-", "carp-", "muneca", "poignet-", "handgelenk-", "nadgarst-", "punho", "polso", "запяст-", "-腕-"),
+    "wrist": (
+        "wrist-", "carp-", "muneca", "poignet-", "handgelenk-", "nadgarst-", "punho", "polso", "запяст-", "-腕-",
+    ),
     "forearm": (
         "forearm-", "radius", "ulna", "antebrat", "antebra-", "avant bras", "unterarm-", "przedrami-", "avambraccio",
         "предплеч-", "αντιβραχ-", "-前臂-",
     ),
-    "elbow": ("elbow-", "cotului", "codo", "coude-", "ellbogen-", "ellenbogen-", "lokiec", "cotovelo-", "gomito", "локт-",
-              "αγκων-", "-肘-"),
+    "elbow": (
+        "elbow-", "cotului", "codo", "coude-", "ellbogen-", "ellenbogen-", "lokiec", "cotovelo-", "gomito", "локт-",
+        "αγκων-", "-肘-",
+    ),
     "arm": ("upper arm", "humer-", "brazo", "oberarm-", "ramienn-", "braccio", "βραχιον-", "-肱骨-"),
     "head": (
-        "skull", "head", "cranio", "cranial", "craniu", "craneo", "crane", "schadel-", "schaedel-", "czaszk-", "череп-",
-        "κρανι-", "-头-", "-頭-", "-颅-", "sinuses", "mandib-", "orbit-", "nasal bone-", "nose", "adenoid-", "cavum", "dental",
-        "brain", "eye",
+        "skull", "head", "cranio", "cranial", "craniu", "craneo", "crane", "schadel-", "schaedel-", "czaszk-",
+        "череп-", "κρανι-", "-头颅-", "-头部-", "-頭部-", "-颅-", "sinuses", "mandib-", "orbit-", "nasal bone-",
+        "nose", "adenoid-", "cavum", "dental", "brain", "eye",
     ),
-    "breast": ("breast-", "mammo-", "-乳-"),
+    "breast": ("breast-", "mammo-", "-乳腺-", "-乳房-"),
     "limb": ("extremit-", "extremety", "extremidad-", "upper limb", "lower limb", "membru-", "konczyn-"),
     "whole body": ("whole body", "wholebody", "entire body", "skeletal survey", "bone survey"),
 }  # fmt: skip
@@ -156,13 +160,17 @@ NOT_A_PART = re.compile(
 """Phrases for a position or a distance that contain the name of a part."""
 
 VETERINARY = {
-    "English": ("-veterin-", "vet clinic", "vet hospital", "vetmed", "animal", "animals", "pet hospital", "pet clinic",
-                "canine", "feline", "equine"),
+    "English": (
+        "-veterin-", "vet clinic", "vet hospital", "vetmed", "animal", "animals", "pet hospital", "pet clinic",
+        "canine", "feline", "equine",
+    ),
     "Romanian": ("-veterin-", "animale", "animalelor"),
     "Spanish": ("-veterin-", "animales", "canino", "canina", "felino", "felina"),
     "French": ("-veterin-", "animaux", "canin"),
-    "German": ("-veterin-", "tierarzt-", "tieraerzt-", "tierklinik-", "tierspital-", "tiermedizin-", "kleintier-",
-               "pferdeklinik-"),
+    "German": (
+        "-veterin-", "tierarzt-", "tieraerzt-", "tierklinik-", "tierspital-", "tiermedizin-", "kleintier-",
+        "pferdeklinik-",
+    ),
     "Polish": ("-weteryn-", "zwierzat", "zwierzeta"),
     "Portuguese": ("-veterin-", "animais"),
     "Italian": ("-veterin-", "animali"),
@@ -173,8 +181,10 @@ VETERINARY = {
 """Words that state an animal in any text about the site, the device or the examination."""
 
 ANIMALS = {
-    "English": ("dog", "dogs", "puppy", "cats", "kitten", "horse", "pony", "foal", "rabbit", "ferret", "guinea pig", "sheep",
-                "goat", "swine"),
+    "English": (
+        "dog", "dogs", "puppy", "cats", "kitten", "horse", "pony", "foal", "rabbit", "ferret", "guinea pig", "sheep",
+        "goat", "swine",
+    ),
     "Romanian": ("caine", "caini", "pisica", "pisici", "iepure"),
     "Spanish": ("perro", "perra", "perros", "gato", "gata", "gatos", "caballo", "conejo"),
     "French": ("chien", "chienne", "chat", "chats", "cheval", "lapin"),
@@ -189,15 +199,15 @@ ANIMALS = {
 """Words that state an animal in a text about the examination. Names of sites and devices may hold them.
 
 Words that texts about children hold are absent: "cat" and "pet" (scanners), "pies" (Spanish for feet), "calf" (of the
-leg), "cow" (a trolley), "bovine" and "porcine" (an aortic arch, a valve), "bird" and "pigeon" (a lung disease, a chest).
+leg), "cow" (a trolley), "bovine" and "porcine" (an aortic arch, a valve), "bird" (a lung disease), "pigeon" (a chest).
 """
 
 NOT_AN_ANIMAL = re.compile(r"\bdog (?:bites?|ear)\b|\b(?:non|no) animals?\b|\bcanine (?:tooth|teeth|fossa)\b")
 """Phrases about humans that contain the name of an animal."""
 
 HUMAN = (
-    "homo sapiens", "homo sapiens sapiens", "homo sapiens organism", "human", "humans", "human being", "om", "uman", "humano",
-    "humain", "mensch", "czlowiek", "umano", "человек", "ανθρωποσ", "人", "人类",
+    "homo sapiens", "homo sapiens sapiens", "homo sapiens organism", "human", "humans", "human being", "om", "uman",
+    "humano", "humain", "mensch", "czlowiek", "umano", "человек", "ανθρωποσ", "人", "人类",
 )  # fmt: skip
 """The texts of PatientSpeciesDescription and of the meaning of PatientSpeciesCodeSequence that state a human."""
 
