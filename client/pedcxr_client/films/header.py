@@ -308,7 +308,7 @@ class _Part(NamedTuple):
 
 
 def _part(value: str, tag: str) -> _Part:
-    """Read a text. Of several other parts, one that the chest does not adjoin comes first."""
+    """Read a text. A part that the chest does not adjoin comes before other parts."""
     words = vocabulary.NOT_A_PART.sub(" ", vocabulary.THORACIC_SPINE.sub("spine", _words(value)))
     names = tuple(vocabulary.OTHER_PARTS)
     others = [names[(match.lastindex or 1) - 1] for match in vocabulary.OTHER_WORDS.finditer(words)]
@@ -346,7 +346,7 @@ def _body(header: Any) -> tuple[Fact, Fact | None]:
     """Return the body part, and another part that the header states besides it or in contradiction to it.
 
     The series decides over the study, since a study may hold films of several parts. An element of the series that
-    names another part and no chest decides over those that name the chest.
+    names another part and no chest decides over elements that name the chest.
     """
     series = [_examined(header), _region(header)]
     series += [_part(text(header, keyword), _tag(keyword)) for keyword in vocabulary.SERIES_ELEMENTS[2:]]

@@ -1,7 +1,7 @@
 """The words and codes of a header that state a chest, another body part, or an animal. Data only.
 
 Every word is in lower case and without accents, because :mod:`pedcxr_client.films.header` compares folded text. A
-leading or trailing ``-`` stands for further letters: ``thora-`` matches "thoracic". A word without it matches whole
+leading or trailing ``*`` stands for further letters: ``thora*`` matches "thoracic". A word without it matches whole
 words only. docs/films.md has the same words as tables.
 """
 
@@ -38,21 +38,21 @@ NO_PART = ("", "UNKNOWN", "OTHER", "NONE", "UNDEFINED", "UNSPECIFIED")
 """The values of BodyPartExamined that state no body part."""
 
 CHEST = {
-    "English": ("chest", "cxr", "thora-", "lung", "lungs", "pulm-"),
-    "Romanian": ("torac-", "torax", "plaman-", "pulm-"),
-    "Spanish": ("torax", "torac-", "pecho", "pulm-"),
-    "French": ("thora-", "poumon-", "pulm-", "poitrine"),
-    "German": ("thora-", "brust", "brustkorb", "brustorgane", "lunge", "lungen", "lungenaufnahme"),
-    "Polish": ("piersiow-", "klp", "pluc", "pluca"),
-    "Portuguese": ("torax", "torac-", "peito", "pulm-"),
-    "Italian": ("torac-", "polmon-"),
-    "Russian": ("грудн- клетк-", "грудн- полост-", "грудь", "огк", "легк-"),
-    "Greek": ("θωρακ-", "θωραξ", "πνευμον-"),
-    "Chinese": ("-胸部-", "-胸片-", "-胸廓-", "-胸正-", "-胸侧-", "-胸側-", "-胸腹-", "-肺-"),
+    "English": ("chest", "cxr", "thora*", "lung", "lungs", "pulm*"),
+    "Romanian": ("torac*", "torax", "plaman*", "pulm*"),
+    "Spanish": ("torax", "torac*", "pecho", "pulm*"),
+    "French": ("thora*", "poumon*", "pulm*", "poitrine"),
+    "German": ("thora*", "brust", "brustkorb", "brustorgane", "lunge", "lungen", "lungenaufnahme"),
+    "Polish": ("piersiow*", "klp", "pluc", "pluca"),
+    "Portuguese": ("torax", "torac*", "peito", "pulm*"),
+    "Italian": ("torac*", "polmon*"),
+    "Russian": ("грудн* клетк*", "грудн* полост*", "грудь", "огк", "легк*"),
+    "Greek": ("θωρακ*", "θωραξ", "πνευμον*"),
+    "Chinese": ("*胸部*", "*胸片*", "*胸廓*", "*胸正*", "*胸侧*", "*胸側*", "*胸腹*", "*肺*"),
 }
 """The words for the chest by language."""
 
-PARTIAL = {"babygram": ("babygram-",), "hemithorax": ("hemithora-", "hemitora-")}
+PARTIAL = {"babygram": ("babygram*",), "hemithorax": ("hemithora*", "hemitora*")}
 """Words for a film that shows the chest, but not only or not all of it."""
 
 CHEST_CODES = ("816094009", "51185008", "T-D3000", "43799004", "T-D3200", "39607008", "T-28000")
@@ -70,71 +70,71 @@ WIDE_CODES = {
 
 OTHER_PARTS = {
     "abdomen": (
-        "abd", "abdom-", "abdpelv-", "kub", "belly", "bauch", "vientre", "brzuch-", "jam- brzuszn-", "thoracoabd-",
-        "живот-", "брюшн-", "κοιλια-", "-腹-",
+        "abd", "abdom*", "abdpelv*", "kub", "belly", "bauch", "vientre", "brzuch*", "jam* brzuszn*", "thoracoabd*",
+        "живот*", "брюшн*", "κοιλια*", "*腹*",
     ),
     "spine": (
-        "spine", "spinal", "cervic-", "tspine", "lspine", "cspine", "tlspine", "lsspine", "dspine", "scolio-",
-        "skolio-", "vertebr-", "coloan-", "columna", "coluna", "colonna", "colonne", "rachis", "rachide", "wirbel-",
-        "bws", "hws", "lws", "kregoslup-", "lumba-", "lumbo-", "lombaire-", "lombar-", "sacrum", "coccyx",
-        "позвоноч-", "σπονδυλ-", "-脊-", "-胸椎-", "-腰椎-", "-颈椎-",
+        "spine", "spinal", "cervic*", "tspine", "lspine", "cspine", "tlspine", "lsspine", "dspine", "scolio*",
+        "skolio*", "vertebr*", "coloan*", "columna", "coluna", "colonna", "colonne", "rachis", "rachide", "wirbel*",
+        "bws", "hws", "lws", "kregoslup*", "lumba*", "lumbo*", "lombaire*", "lombar*", "sacrum", "coccyx",
+        "позвоноч*", "σπονδυλ*", "*脊*", "*胸椎*", "*腰椎*", "*颈椎*",
     ),
-    "neck": ("neck", "cuello", "cou", "hals", "szyj-", "szyi", "pescoco", "collo", "шея", "шеи", "-颈部-"),
+    "neck": ("neck", "cuello", "cou", "hals", "szyj*", "szyi", "pescoco", "collo", "шея", "шеи", "*颈部*"),
     "ribs": (
-        "rib", "ribs", "coaste", "costal", "costales", "costilla-", "rippe-", "zebra", "zeber", "costela-", "costole",
-        "ребр-", "πλευρ-", "-肋-",
+        "rib", "ribs", "coaste", "costal", "costales", "costilla*", "rippe*", "zebra", "zeber", "costela*", "costole",
+        "ребр*", "πλευρ*", "*肋*",
     ),
-    "sternum": ("sternum", "sternal", "sternoclav-", "brustbein", "mostek", "грудин-", "στερν-", "-胸骨-"),
-    "clavicle": ("clavic-", "schlusselbein", "schluesselbein", "obojczyk-", "ключиц-", "κλειδ-", "-锁骨-"),
+    "sternum": ("sternum", "sternal", "sternoclav*", "brustbein", "mostek", "грудин*", "στερν*", "*胸骨*"),
+    "clavicle": ("clavic*", "schlusselbein", "schluesselbein", "obojczyk*", "ключиц*", "κλειδ*", "*锁骨*"),
     "shoulder": (
-        "shoulder-", "scapula", "umar", "umarul", "hombro-", "epaule-", "schulter-", "barku", "ombro-", "spalla",
-        "плеч-", "ωμοσ", "ωμου", "-肩-",
+        "shoulder*", "scapula", "umar", "umarul", "hombro*", "epaule*", "schulter*", "barku", "ombro*", "spalla",
+        "плеч*", "ωμοσ", "ωμου", "*肩*",
     ),
-    "pelvis": ("pelvi-", "bazin", "becken-", "bassin", "miednic-", "bacino", "таз", "λεκαν-", "-骨盆-"),
+    "pelvis": ("pelvi*", "bazin", "becken*", "bassin", "miednic*", "bacino", "таз", "λεκαν*", "*骨盆*"),
     "hip": (
-        "hip", "hips", "sold", "soldului", "cadera-", "hanche-", "hufte-", "huefte-", "biodr-", "quadril", "anca",
-        "тазобедр-", "ισχι-", "-髋-",
+        "hip", "hips", "sold", "soldului", "cadera*", "hanche*", "hufte*", "huefte*", "biodr*", "quadril", "anca",
+        "тазобедр*", "ισχι*", "*髋*",
     ),
-    "thigh": ("femur-", "thigh", "coapsa", "muslo", "cuisse", "oberschenkel-", "coscia", "бедр-", "μηρ-", "-股骨-"),
+    "thigh": ("femur*", "thigh", "coapsa", "muslo", "cuisse", "oberschenkel*", "coscia", "бедр*", "μηρ*", "*股骨*"),
     "knee": (
-        "knee", "knees", "patell-", "genunchi-", "rodilla-", "genou-", "knie-", "kolan-", "joelho-", "ginocchi-",
-        "колен-", "γονατ-", "-膝-",
+        "knee", "knees", "patell*", "genunchi*", "rodilla*", "genou*", "knie*", "kolan*", "joelho*", "ginocchi*",
+        "колен*", "γονατ*", "*膝*",
     ),
     "leg": (
-        "leg", "legs", "tibia-", "fibula-", "gamba", "pierna-", "jambe-", "unterschenkel-", "podudzi-", "perna",
-        "голен-", "κνημ-", "-小腿-",
+        "leg", "legs", "tibia*", "fibula*", "gamba", "pierna*", "jambe*", "unterschenkel*", "podudzi*", "perna",
+        "голен*", "κνημ*", "*小腿*",
     ),
     "ankle": (
-        "ankle-", "glezna", "tobillo-", "cheville-", "sprunggelenk-", "tornozelo-", "caviglia", "голеностоп-",
-        "ποδοκνημ-", "-踝-",
+        "ankle*", "glezna", "tobillo*", "cheville*", "sprunggelenk*", "tornozelo*", "caviglia", "голеностоп*",
+        "ποδοκνημ*", "*踝*",
     ),
     "foot": (
-        "foot", "feet", "toe", "toes", "calcane-", "picior-", "pied", "pieds", "fuss", "stopy", "piede", "piedi",
-        "стоп-", "ποδι-", "-足部-",
+        "foot", "feet", "toe", "toes", "calcane*", "picior*", "pied", "pieds", "fuss", "stopy", "piede", "piedi",
+        "стоп*", "ποδι*", "*足部*",
     ),
     "hand": (
-        "hand", "hands", "finger-", "thumb", "bone age", "mana", "mano", "manos", "mains", "dlon-", "кист-", "χερι-",
-        "-手部-", "-手指-",
+        "hand", "hands", "finger*", "thumb", "bone age", "mana", "mano", "manos", "mains", "dlon*", "кист*", "χερι*",
+        "*手部*", "*手指*",
     ),
     "wrist": (
-        "wrist-", "carp-", "muneca", "poignet-", "handgelenk-", "nadgarst-", "punho", "polso", "запяст-", "-腕-",
+        "wrist*", "carp*", "muneca", "poignet*", "handgelenk*", "nadgarst*", "punho", "polso", "запяст*", "*腕*",
     ),
     "forearm": (
-        "forearm-", "radius", "ulna", "antebrat", "antebra-", "avant bras", "unterarm-", "przedrami-", "avambraccio",
-        "предплеч-", "αντιβραχ-", "-前臂-",
+        "forearm*", "radius", "ulna", "antebrat", "antebra*", "avant bras", "unterarm*", "przedrami*", "avambraccio",
+        "предплеч*", "αντιβραχ*", "*前臂*",
     ),
     "elbow": (
-        "elbow-", "cotului", "codo", "coude-", "ellbogen-", "ellenbogen-", "lokiec", "cotovelo-", "gomito", "локт-",
-        "αγκων-", "-肘-",
+        "elbow*", "cotului", "codo", "coude*", "ellbogen*", "ellenbogen*", "lokiec", "cotovelo*", "gomito", "локт*",
+        "αγκων*", "*肘*",
     ),
-    "arm": ("upper arm", "humer-", "brazo", "oberarm-", "ramienn-", "braccio", "βραχιον-", "-肱骨-"),
+    "arm": ("upper arm", "humer*", "brazo", "oberarm*", "ramienn*", "braccio", "βραχιον*", "*肱骨*"),
     "head": (
-        "skull", "head", "cranio", "cranial", "craniu", "craneo", "crane", "schadel-", "schaedel-", "czaszk-",
-        "череп-", "κρανι-", "-头颅-", "-头部-", "-頭部-", "-颅-", "sinuses", "mandib-", "orbit-", "nasal bone-",
-        "nose", "adenoid-", "cavum", "dental", "brain", "eye",
+        "skull", "head", "cranio", "cranial", "craniu", "craneo", "crane", "schadel*", "schaedel*", "czaszk*",
+        "череп*", "κρανι*", "*头颅*", "*头部*", "*頭部*", "*颅*", "sinuses", "mandib*", "orbit*", "nasal bone*",
+        "nose", "adenoid*", "cavum", "dental", "brain", "eye",
     ),
-    "breast": ("breast-", "mammo-", "-乳腺-", "-乳房-"),
-    "limb": ("extremit-", "extremety", "extremidad-", "upper limb", "lower limb", "membru-", "konczyn-"),
+    "breast": ("breast*", "mammo*", "*乳腺*", "*乳房*"),
+    "limb": ("extremit*", "extremety", "extremidad*", "upper limb", "lower limb", "membru*", "konczyn*"),
     "whole body": ("whole body", "wholebody", "entire body", "skeletal survey", "bone survey"),
 }  # fmt: skip
 """The words for other body parts. The keys are the names that a reason shows."""
@@ -161,22 +161,22 @@ NOT_A_PART = re.compile(
 
 VETERINARY = {
     "English": (
-        "-veterin-", "vet clinic", "vet hospital", "vetmed", "animal", "animals", "pet hospital", "pet clinic",
+        "*veterin*", "vet clinic", "vet hospital", "vetmed", "animal", "animals", "pet hospital", "pet clinic",
         "canine", "feline", "equine",
     ),
-    "Romanian": ("-veterin-", "animale", "animalelor"),
-    "Spanish": ("-veterin-", "animales", "canino", "canina", "felino", "felina"),
-    "French": ("-veterin-", "animaux", "canin"),
+    "Romanian": ("*veterin*", "animale", "animalelor"),
+    "Spanish": ("*veterin*", "animales", "canino", "canina", "felino", "felina"),
+    "French": ("*veterin*", "animaux", "canin"),
     "German": (
-        "-veterin-", "tierarzt-", "tieraerzt-", "tierklinik-", "tierspital-", "tiermedizin-", "kleintier-",
-        "pferdeklinik-",
+        "*veterin*", "tierarzt*", "tieraerzt*", "tierklinik*", "tierspital*", "tiermedizin*", "kleintier*",
+        "pferdeklinik*",
     ),
-    "Polish": ("-weteryn-", "zwierzat", "zwierzeta"),
-    "Portuguese": ("-veterin-", "animais"),
-    "Italian": ("-veterin-", "animali"),
-    "Russian": ("-ветерин-", "ветклиник-", "животн-"),
-    "Greek": ("-κτηνιατρ-", "ζωων"),
-    "Chinese": ("-兽医-", "-獸醫-", "-动物-", "-動物-", "-宠物-"),
+    "Polish": ("*weteryn*", "zwierzat", "zwierzeta"),
+    "Portuguese": ("*veterin*", "animais"),
+    "Italian": ("*veterin*", "animali"),
+    "Russian": ("*ветерин*", "ветклиник*", "животн*"),
+    "Greek": ("*κτηνιατρ*", "ζωων"),
+    "Chinese": ("*兽医*", "*獸醫*", "*动物*", "*動物*", "*宠物*"),
 }  # fmt: skip
 """Words that state an animal in any text about the site, the device or the examination."""
 
@@ -192,9 +192,9 @@ ANIMALS = {
     "Polish": ("kota", "kotka", "szczenie", "krolik"),
     "Portuguese": ("cao", "cachorro", "gato", "gata", "cavalo", "coelho"),
     "Italian": ("cane", "cani", "gatto", "gatta", "gatti", "cavallo", "coniglio"),
-    "Russian": ("собак-", "кошк-", "кот", "щенок", "лошад-", "кролик-"),
-    "Greek": ("σκυλ-", "γατα", "γατασ", "γατοσ", "αλογο"),
-    "Chinese": ("-犬-", "-狗-", "-猫-", "-兔-"),
+    "Russian": ("собак*", "кошк*", "кот", "щенок", "лошад*", "кролик*"),
+    "Greek": ("σκυλ*", "γατα", "γατασ", "γατοσ", "αλογο"),
+    "Chinese": ("*犬*", "*狗*", "*猫*", "*兔*"),
 }  # fmt: skip
 """Words that state an animal in a text about the examination. Names of sites and devices may hold them.
 
@@ -231,9 +231,9 @@ CHEST_WORDS, PARTIAL_WORDS, OTHER_WORDS, VETERINARY_WORDS, ANIMAL_WORDS = (
         "|".join(
             "("
             + "|".join(
-                ("" if word.startswith("-") else r"\b")
-                + word.strip("-").replace("- ", r"\w* ")
-                + ("" if word.endswith("-") else r"\b")
+                ("" if word.startswith("*") else r"\b")
+                + word.strip("*").replace("* ", r"\w* ")
+                + ("" if word.endswith("*") else r"\b")
                 for word in words
             )
             + ")"
