@@ -120,23 +120,23 @@ def headers(draw: st.DrawFn) -> bytes:
 
 
 def _header(charset: str, values: list[tuple[str, str | bytes]], inner: list[tuple[str, str | bytes]]) -> bytes:
-    """Return a file without pixels. A text of a sequence becomes the meaning of its only item, which holds ``inner``."""
-    ds = Dataset()
+    """Return a file without pixels. A text of a sequence becomes the meaning of an item that holds ``inner``."""
+    ds = dataset(ramp(1, 1))
+    ds.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for keyword, value in values:
             if isinstance(value, bytes):
-                ds.add_new(keyword, "UN", value)
+                ds.add_new(keyword, "OB", value)
             elif dictionary_VR(keyword) == "SQ":
                 item = Dataset()
                 item.CodeMeaning = value
                 for inner_keyword, text in inner:
-                    item.add_new(inner_keyword, "LO" if isinstance(text, str) else "UN", text)
+                    item.add_new(inner_keyword, "LO" if isinstance(text, str) else "OB", text)
                 setattr(ds, keyword, [item])
             else:
                 ds.add_new(keyword, "LO", value)
         ds.SpecificCharacterSet = charset
-        ds.file_meta = dataset(ramp(1, 1)).file_meta
         buffer = io.BytesIO()
         try:
             ds.save_as(buffer)
@@ -145,16 +145,17 @@ def _header(charset: str, values: list[tuple[str, str | bytes]], inner: list[tup
     return buffer.getvalue()
 
 
+_ELEMENTS = [*(keyword for keyword in header._TAGS if keyword != "MediaStorageSOPClassUID"), "StudyDate", "CodeValue"]
 _VALUES = st.lists(
     st.tuples(
-        st.sampled_from([*header._TAGS, "StudyDate", "PatientBirthDate", "CodeValue"]),
+        st.sampled_from([*_ELEMENTS, "PatientBirthDate"]),
         DESCRIPTIONS | WORDS | DATES | st.text(max_size=20) | st.sampled_from([b"\xff\xfe", b"CHEST"]),
     ),
     max_size=6,
 )
 CHARACTER_SETS = st.sampled_from(["ISO_IR 192", "ISO_IR 100", "\\ISO 2022 IR 87", "Popescu", ""])
 described = st.builds(_header, CHARACTER_SETS, _VALUES, _VALUES)
-"""Headers in which every element that is read holds a text, an item, or bytes of an unknown VR."""
+"""Headers in which every element that is read holds a text, an item, or bytes of another VR."""
 
 
 @st.composite
