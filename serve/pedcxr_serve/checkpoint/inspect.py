@@ -74,7 +74,8 @@ def inspect(folder: Path) -> Checkpoint:
     shards = weights.read(folder, problems)
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
     if tensors:
-        weights.compare(tensors, shape, problems)
+        weights.compare(tensors, shape, problems, quantised="quantization_config" in (config or {}))
+        weights.check_values(folder, shards, problems)
     redundant = {name for name in tensors if name.endswith("lm_head.weight")} if shape and shape.tied else set()
     dtypes: Counter[str] = Counter()
     for tensor in tensors.values():

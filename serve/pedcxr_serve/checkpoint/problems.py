@@ -23,7 +23,7 @@ class Problem:
 def read_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
     """Return the JSON object in a file, or None if the file is missing or invalid.
 
-    An invalid file is added to `problems`; a missing file is not.
+    An invalid file or a link that leads nowhere is added to `problems`; a missing file is not.
     """
     try:
         with path.open("rb") as file:
@@ -32,6 +32,7 @@ def read_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
             raise ValueError("is larger than 32 MiB")
         value = json.loads(raw)
     except FileNotFoundError:
+        report_dangling(path, problems)
         return None
     except OSError as error:
         what, remedy = f"cannot be read ({error.strerror})", "fix its permissions"
@@ -43,3 +44,12 @@ def read_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
         what, remedy = "is not a JSON object", "download the file again"
     problems.append(Problem("block", path.name, what, remedy))
     return None
+
+
+def report_dangling(path: Path, problems: list[Problem]) -> bool:
+    """Report a link whose target is missing, as in a snapshot of the hub's cache that was copied without its blobs."""
+    if not path.is_symlink():
+        return False
+    what = f"is a link to {path.readlink()}, which is missing"
+    problems.append(Problem("block", path.name, what, "mount or copy the whole hub cache, or copy with `cp -aL`"))
+    return True

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pedcxr_serve.checkpoint.architecture import Shape
-from pedcxr_serve.checkpoint.problems import Problem, read_json
+from pedcxr_serve.checkpoint.problems import Problem, read_json, report_dangling
 
 _REMEDY = "copy it from the base model's folder (google/medgemma-4b-it, 1.0.1 or later)"
 # vLLM 0.32 (models/gemma3_mm.py) merges newline tokens through these entries; without them every request fails.
+_END_OF_TURN = "<end_of_turn>"
 _NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
 
 
@@ -33,11 +34,12 @@ class ProcessorFiles:
 
 def inspect(folder: Path, shape: Shape | None, problems: list[Problem]) -> ProcessorFiles:
     """Find the files next to the weights; add missing and incompatible ones to `problems`."""
+    tokenizer, ids = _tokenizer(folder, shape, problems)
     return ProcessorFiles(
         processor=_processor(folder, shape, problems),
         chat_template=_chat_template(folder, problems),
-        tokenizer=_tokenizer(folder, shape, problems),
-        generation_config=_generation_config(folder, problems),
+        tokenizer=tokenizer,
+        generation_config=_generation_config(folder, ids.get(_END_OF_TURN), problems),
     )
 
 
@@ -90,10 +92,14 @@ def _chat_template(folder: Path, problems: list[Problem]) -> str:
     return source
 
 
-def _generation_config(folder: Path, problems: list[Problem]) -> str:
+def _generation_config(folder: Path, end_of_turn: int | None, problems: list[Problem]) -> str:
     name = "generation_config.json"
     before = len(problems)
-    if read_json(folder / name, problems) is not None:
+    if (config := read_json(folder / name, problems)) is not None:
+        eos = config.get("eos_token_id")
+        if end_of_turn is not None and end_of_turn not in (eos if isinstance(eos, list) else [eos]):
+            what = f"has eos_token_id {eos} without {end_of_turn}, the id of {_END_OF_TURN}: reports would never end"
+            problems.append(Problem("block", name, what, f"add {end_of_turn} to eos_token_id"))
         return name
     if len(problems) == before:
         what = "is missing: without the end-of-turn token, reports may run to the token limit"
@@ -101,21 +107,22 @@ def _generation_config(folder: Path, problems: list[Problem]) -> str:
     return ""
 
 
-def _tokenizer(folder: Path, shape: Shape | None, problems: list[Problem]) -> str:
+def _tokenizer(folder: Path, shape: Shape | None, problems: list[Problem]) -> tuple[str, Mapping[str, int]]:
     path = folder / "tokenizer.json"
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         what = "is missing" + (" (tokenizer.model cannot be checked)" if (folder / "tokenizer.model").exists() else "")
-        problems.append(Problem("block", path.name, what, _REMEDY))
-        return ""
+        if not report_dangling(path, problems):
+            problems.append(Problem("block", path.name, what, _REMEDY))
+        return "", {}
     except OSError as error:
         problems.append(Problem("block", path.name, f"cannot be read ({error.strerror})", "fix its permissions"))
-        return path.name
+        return path.name, {}
     ids = _token_ids(raw)
     if ids is None:
         problems.append(Problem("block", path.name, "is not a valid tokenizer file", "download the file again"))
-        return path.name
+        return path.name, {}
     if shape:
         required_ids = {
             "<start_of_image>": shape.boi_token,
@@ -132,7 +139,7 @@ def _tokenizer(folder: Path, shape: Shape | None, problems: list[Problem]) -> st
     if absent:
         what = f"lacks the entries {', '.join(absent)}, which vLLM requires for Gemma 3"
         problems.append(Problem("block", path.name, what, _REMEDY))
-    return path.name
+    return path.name, ids
 
 
 def _token_ids(raw: bytes) -> Mapping[str, int] | None:

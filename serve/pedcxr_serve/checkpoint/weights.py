@@ -1,4 +1,4 @@
-"""The weights of a model folder: safetensors headers, index and tensor names; tensor data is never read.
+"""The weights of a model folder: safetensors headers, index, tensor names, and a sample of the values.
 
 Format of a safetensors file (huggingface/safetensors, README): 8 bytes little-endian length N, N bytes of JSON
 ``{name: {dtype, shape, data_offsets: [begin, end]}}``, then the data without gaps.
@@ -13,13 +13,15 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pedcxr_serve.checkpoint import tensor_names
 from pedcxr_serve.checkpoint.architecture import Shape
-from pedcxr_serve.checkpoint.problems import Problem, read_json
+from pedcxr_serve.checkpoint.problems import Problem, read_json, report_dangling
 
 KeyStyle = Literal["vision_model", "flat", "mixed", "none"]
 _INDEX = "model.safetensors.index.json"
@@ -29,6 +31,10 @@ _DTYPE_BITS = {
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64, "F4": 4,
 }  # fmt: skip
 
+_EXPONENTS = {"BF16": ("H", 0x7F80), "F16": ("H", 0x7C00), "F32": ("I", 0x7F80_0000)}
+"""dtype -> array code and exponent bits; a value whose exponent bits are all set is infinite or NaN (IEEE 754)."""
+_SAMPLE_BYTES = 256
+
 
 class HeaderError(ValueError):
     """The file is not a complete safetensors file."""
@@ -36,11 +42,12 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor: safetensors dtype, shape, size in bytes."""
+    """One tensor: safetensors dtype, shape, size in bytes, and offset in the data of its file."""
 
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+    begin: int
 
     @property
     def elements(self) -> int:
@@ -50,11 +57,15 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One safetensors file. Its header says that it has ``expected`` bytes; a complete file has as many."""
+    """One safetensors file. Its header says that it has ``expected`` bytes; a complete file has as many.
+
+    ``data_start`` is the offset of the data in the file.
+    """
 
     name: str
     nbytes: int
     expected: int
+    data_start: int
     tensors: dict[str, Tensor]
 
 
@@ -125,7 +136,8 @@ def _read_shard(path: Path, problems: list[Problem]) -> Shard | None:
     try:
         shard = read_header(path)
     except FileNotFoundError:
-        problems.append(Problem("block", path.name, f"is missing, but {_INDEX} lists it", "download it"))
+        if not report_dangling(path, problems):
+            problems.append(Problem("block", path.name, f"is missing, but {_INDEX} lists it", "download it"))
     except OSError as error:
         problems.append(Problem("block", path.name, f"cannot be read ({error.strerror})", "fix its permissions"))
     except HeaderError as error:
@@ -173,7 +185,7 @@ def read_header(path: Path) -> Shard:
         if begin != end:
             raise HeaderError(f"has a header with overlapping tensors or a gap at byte {end}")
         end = stop
-    return Shard(path.name, size, 8 + length + end, tensors)
+    return Shard(path.name, size, 8 + length + end, 8 + length, tensors)
 
 
 def _tensor(name: str, entry: object, spans: list[tuple[int, int]]) -> Tensor:
@@ -187,7 +199,7 @@ def _tensor(name: str, entry: object, spans: list[tuple[int, int]]) -> Tensor:
     if end - begin != math.prod(shape) * _DTYPE_BITS[dtype] // 8:
         raise HeaderError(f"has a header whose entry {name!r} has offsets that contradict its shape")
     spans.append((begin, end))
-    return Tensor(dtype, tuple(shape), end - begin)
+    return Tensor(dtype, tuple(shape), end - begin, begin)
 
 
 def _check_index(weight_map: Mapping[str, str], shards: Iterable[Shard], problems: list[Problem]) -> None:
@@ -212,8 +224,13 @@ def key_style(tensors: Iterable[str]) -> KeyStyle:
     return "vision_model" if infix == len(vision) else "mixed" if infix else "flat"
 
 
-def compare(tensors: Mapping[str, Tensor], shape: Shape | None, problems: list[Problem]) -> None:
-    """Check the names and shapes of the weights against the configuration; add contradictions to `problems`."""
+def compare(
+    tensors: Mapping[str, Tensor], shape: Shape | None, problems: list[Problem], *, quantised: bool = False
+) -> None:
+    """Check the names and shapes of the weights against the configuration; add contradictions to `problems`.
+
+    Quantised weights have names and shapes of their own, which are not checked.
+    """
     style = key_style(tensors)
     if style in ("none", "mixed"):
         what = "contain no vision tower" if style == "none" else "use two naming schemes for the vision tower"
@@ -228,11 +245,45 @@ def compare(tensors: Mapping[str, Tensor], shape: Shape | None, problems: list[P
         what = "contain an output layer (lm_head), but config.json ties it to the embedding: it will be ignored"
         remedy = "if it was trained, set tie_word_embeddings to false; otherwise remove it"
         problems.append(Problem("warn", "weights", what, remedy))
-    embedding = next((t.shape for name, t in tensors.items() if name.endswith("embed_tokens.weight")), None)
-    if embedding is not None and embedding != (shape.vocab, shape.hidden):
-        what = f"have an embedding of {embedding}, but config.json says {(shape.vocab, shape.hidden)}"
+    if not quantised:
+        _compare_names(
+            {tensor_names.canonical(name): tensor.shape for name, tensor in tensors.items()}, shape, problems
+        )
+
+
+def _compare_names(found: Mapping[str, tuple[int, ...]], shape: Shape, problems: list[Problem]) -> None:
+    expected = tensor_names.expected(shape)
+    if missing := [name for name in expected if name not in found]:
+        what = f"lack {len(missing)} tensors that config.json implies ({missing[0]}, ...)"
+        problems.append(Problem("block", "weights", what, "save or download the whole model again"))
+    known = {*expected, "lm_head.weight"}
+    if unknown := [name for name in found if name not in known and not tensor_names.is_skipped(name)]:
+        what = f"contain {len(unknown)} tensors that the model does not have ({unknown[0]}, ...)"
+        remedy = "use config.json and weights of the same model"
+        if any(mark in name for name in unknown for mark in ("lora_", "base_layer", "base_model")):
+            remedy = "merge the LoRA adapter (peft: model.merge_and_unload()) before the model is saved"
+        problems.append(Problem("block", "weights", what, remedy))
+    if wrong := [name for name, size in expected.items() if found.get(name, size) != size]:
+        name = wrong[0]
+        what = f"have {len(wrong)} wrong shapes: {name} is {found[name]}, but config.json implies {expected[name]}"
         problems.append(Problem("block", "weights", what, "use config.json and weights of the same model"))
-    layers = {int(number[1]) for name in tensors if (number := re.search(r"language_model.*\.layers\.(\d+)\.", name))}
-    if layers != set(range(shape.layers)):
-        what = f"contain {len(layers)} text layers, but config.json says {shape.layers}"
-        problems.append(Problem("block", "weights", what, "download the missing shards or the matching config.json"))
+
+
+def check_values(folder: Path, shards: Iterable[Shard], problems: list[Problem]) -> None:
+    """Read the first values of every tensor, and report those that are not finite, as after a failed fine-tuning."""
+    broken = [name for shard in shards if shard.nbytes == shard.expected for name in _not_finite(folder, shard)]
+    if broken:
+        what = f"contain NaN or infinite values in {len(broken)} tensors ({broken[0]}, ...)"
+        problems.append(Problem("block", "weights", what, "train or convert the model again"))
+
+
+def _not_finite(folder: Path, shard: Shard) -> Iterator[str]:
+    with (folder / shard.name).open("rb") as file:
+        for name, tensor in shard.tensors.items():
+            if tensor.dtype not in _EXPONENTS:
+                continue
+            code, mask = _EXPONENTS[tensor.dtype]
+            file.seek(shard.data_start + tensor.begin)
+            values = array(code, file.read(min(tensor.nbytes, _SAMPLE_BYTES)))
+            if any(value & mask == mask for value in values):
+                yield name

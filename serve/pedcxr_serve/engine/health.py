@@ -1,4 +1,4 @@
-"""Ask the engine for its health, its models, one token or a warm-up report."""
+"""Ask the engine for its health, its models, one token, a warm-up report or a refusal."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.demo.findings import Case
 from pedcxr_serve.errors import EngineNotReady
+from pedcxr_serve.vllm_plugin import refusals
 
 _SEED = 1
+# A grey PNG of 1 x 1 pixels with 16 bits, which vLLM alone would turn white.
+_DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
 _MAX_TOKENS = 16  # enough to run the vision tower, a prefill and decode steps; the text itself is not checked
 
 
@@ -63,6 +66,24 @@ async def warm_up(engine: aiohttp.ClientSession, model: str) -> str:
     if not text.strip():
         raise EngineNotReady("the warm-up report is empty; check the weights with `pedcxr-serve check`")
     return text
+
+
+async def check_plugin(engine: aiohttp.ClientSession, model: str) -> None:
+    """Have the engine refuse a film with 16 bits, which shows that the plugin decodes the films.
+
+    Raises:
+        EngineNotReady: the engine accepted the film, or refused it for another reason.
+    """
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_DEEP_PNG}"}}
+    body = {"model": model, "messages": [{"role": "user", "content": [image]}], "max_tokens": 1, "temperature": 0}
+    async with engine.post("/v1/chat/completions", json=body) as response:
+        data = await response.read()
+    refusal = refusals.read(data) if response.status != 200 else None
+    if refusal is None or refusal.code != "film_refused":
+        raise EngineNotReady(
+            f"the engine answered a film with 16 bits with status {response.status} instead of a refusal: the plugin of "
+            "pedcxr is not loaded, and films would be changed; check VLLM_PLUGINS and the version of vLLM"
+        )
 
 
 def warm_up_request(model: str) -> bytes:

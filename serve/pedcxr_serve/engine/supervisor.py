@@ -193,6 +193,7 @@ class Supervisor:
                 served = await health.model_names(self._session)
                 self._state.rules = dataclasses.replace(self._state.rules, served=served)
                 await health.warm_up(self._session, self._model)
+                await health.check_plugin(self._session, self._model)
         except TimeoutError:
             raise EngineNotReady(
                 f"the engine was not ready after {deadline:.0f} s (last stage: {engine.stage}); see its last "

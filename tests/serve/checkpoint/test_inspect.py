@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import struct
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pedcxr_serve.checkpoint import inspect
+from pedcxr_serve.demo import CHECKPOINT
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from tests.support import checkpoint_folders as folders
 
@@ -354,7 +357,7 @@ def test_weights_that_contradict_the_config_are_rejected(tmp_path: Path) -> None
     folder = folders.demo(tmp_path)
     edit(folder / "config.json", lambda config: config["text_config"].update(vocab_size=641))
 
-    assert "embedding of (640, 128), but config.json says (641, 128)" in blocks(folder)[0]
+    assert "embed_tokens.weight is (640, 128), but config.json implies (641, 128)" in blocks(folder)[0]
 
 
 def test_missing_layers_and_missing_vision_tower_are_rejected(tmp_path: Path) -> None:
@@ -365,8 +368,95 @@ def test_missing_layers_and_missing_vision_tower_are_rejected(tmp_path: Path) ->
 
     assert [block.split(":")[1] for block in blocks(folder)] == [
         " contain no vision tower",
-        " contain 3 text layers, but config.json says 4",
+        " lack 66 tensors that config.json implies (vision_tower.embeddings.patch_embedding.weight, ...)",
     ]
+
+
+Header = dict[str, dict]
+
+
+def rename(change: Callable[[str], str]) -> Callable[[Header], Header]:
+    return lambda header: {change(name): entry for name, entry in header.items()}
+
+
+def without(mark: str) -> Callable[[Header], Header]:
+    return lambda header: {name: entry for name, entry in header.items() if mark not in name}
+
+
+def also(name: str, like: str) -> Callable[[Header], Header]:
+    return lambda header: {**header, name: header[next(known for known in header if known.endswith(like))]}
+
+
+DAMAGED = {
+    "no projector": (without("multi_modal_projector"), "lack 2 tensors .*multi_modal_projector"),
+    "no q_norm": (without("layers.0.self_attn.q_norm"), "lack 1 tensors .*q_norm"),
+    "no final norm": (without("language_model.model.norm"), "lack 1 tensors .*language_model.norm.weight"),
+    "no embedding": (without("embed_tokens"), "lack 1 tensors .*embed_tokens"),
+    "no vision layer": (without("encoder.layers.0."), "lack 16 tensors .*vision_tower.encoder.layers.0"),
+    "adapter left": (also("x.lora_A.default.weight", "q_proj.weight"), "contain 1 tensors .*lora_A.*merge_and_unload"),
+    "prefix of PEFT": (rename(lambda name: f"base_model.model.{name}"), "contain .*base_model.*merge_and_unload"),
+    "layers of PEFT": (
+        rename(lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight")),
+        "contain 7 tensors .*base_layer.*merge_and_unload",
+    ),
+}
+
+
+def damaged(folder: Path, change: Callable[[Header], Header], data: Callable[[bytes, Header], bytes]) -> Path:
+    """Copy the packaged demo with another safetensors header and other data."""
+    shutil.copytree(CHECKPOINT, folder)
+    path = folder / "model.safetensors"
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    meta, changed, blob = header.pop("__metadata__", None), {}, b""
+    body = data(raw[8 + size :], header)
+    for name, entry in change(header).items():
+        begin, end = entry["data_offsets"]
+        changed[name] = entry | {"data_offsets": [len(blob), len(blob) + end - begin]}
+        blob += body[begin:end]
+    text = json.dumps({"__metadata__": meta, **changed}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + blob)
+    return folder
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_weights_that_vllm_cannot_load_are_rejected(tmp_path: Path, name: str) -> None:
+    change, pattern = DAMAGED[name]
+    folder = damaged(tmp_path / "model", change, lambda data, _: data)
+    assert any(re.search(pattern, block) for block in blocks(folder)), blocks(folder)
+
+
+@pytest.mark.parametrize("bits", [b"\xff\xff", b"\x80\x7f"], ids=["NaN", "infinite"])
+def test_values_that_are_not_finite_are_rejected(tmp_path: Path, bits: bytes) -> None:
+    def fill(data: bytes, header: Header) -> bytes:
+        begin, end = header["language_model.model.norm.weight"]["data_offsets"]
+        return data[:begin] + bits * ((end - begin) // 2) + data[end:]
+
+    [block] = blocks(damaged(tmp_path / "model", dict, fill))
+    assert "NaN or infinite values in 1 tensors (language_model.model.norm.weight" in block
+
+
+@pytest.mark.parametrize("name", ["vision_tower.vision_model.head.probe", "language_model.model.rotary_emb.inv_freq"])
+def test_tensors_that_vllm_skips_are_accepted(tmp_path: Path, name: str) -> None:
+    assert blocks(damaged(tmp_path / "model", also(name, "norm.weight"), lambda data, _: data)) == []
+
+
+@pytest.mark.parametrize("eos", [1, [1], None, [1, 7]])
+def test_generation_config_without_end_of_turn_is_rejected(tmp_path: Path, eos: object) -> None:
+    folder = shutil.copytree(CHECKPOINT, tmp_path / "model")
+    edit(folder / "generation_config.json", lambda config: config.update(eos_token_id=eos))
+    [block] = blocks(folder)
+    assert "without 6, the id of <end_of_turn>" in block and "add 6 to eos_token_id" in block
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
+def test_links_of_the_hub_cache_that_lead_nowhere_are_named(tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(CHECKPOINT, tmp_path / "model")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    found = [block for block in blocks(folder) if block.startswith(f"{name}:")]
+    assert len(found) == 1 and "is a link to ../../blobs/0123, which is missing" in found[0] and "cp -aL" in found[0]
 
 
 def test_redundant_output_layer_is_a_warning_and_not_counted(tmp_path: Path) -> None:

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 from prometheus_client import generate_latest
 
 from pedcxr_serve.config.settings import GatewayConfig
-from pedcxr_serve.engine import supervisor
+from pedcxr_serve.engine import health, supervisor
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor
-from pedcxr_serve.errors import EngineDied
+from pedcxr_serve.errors import EngineDied, EngineNotReady
 from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.gateway.http.server import serving
@@ -31,6 +32,7 @@ from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
 from tests.support.paths import ROOT
+from tests.support.servers.fake_engine import Answer, FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, ERROR_KEYS
 
 TYPED_S = 2.0
@@ -282,3 +284,20 @@ def test_second_signal_does_not_wait_for_an_orderly_stop(tmp_path: Path) -> None
         assert running.engines[-1].status == -signal.SIGKILL
 
     run(work())
+
+
+@pytest.mark.parametrize("answer", [Answer(), Answer(status=500), Answer(status=400)])
+def test_engine_without_the_plugin_is_not_ready(tmp_path: Path, answer: Answer) -> None:
+    """Without it, vLLM turns a 16-bit film white and reports it."""
+
+    async def check() -> None:
+        async with aiohttp.ClientSession(
+            "http://engine", connector=aiohttp.UnixConnector(str(tmp_path / "engine.sock"))
+        ) as session:
+            await health.check_plugin(session, "m")
+
+    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
+        engine.answer = answer
+        with pytest.raises(EngineNotReady, match="plugin of pedcxr is not loaded"):
+            asyncio.run(check())
+    assert "iVBORw0KGgo" in engine.chats[0].body.decode()

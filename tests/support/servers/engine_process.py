@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from pedcxr_serve.engine.vllm_main import die_with_parent
+from pedcxr_serve.vllm_plugin import refusals
 from tests.support.servers.fake_engine import Answer, FakeEngine
 
 
@@ -20,7 +21,8 @@ def main(uds: Path, starts: Path, gap: float) -> None:
     if lines.count("start") in range(1, 1 + int(lines[0].split()[1])):
         sys.exit("ERROR 11-24 00:00:00 [fake.py:1] no memory left")
     with FakeEngine(uds=uds) as engine:
-        engine.reply(Answer())  # the warm-up report
+        refusal = {"message": refusals.mark("film_refused", "has 16 bits"), "type": "X", "param": None, "code": 400}
+        engine.reply(Answer(), Answer(status=400, error=refusal))  # the warm-up report, and the film to refuse
         engine.answer = Answer(gap=gap)
         print("INFO 11-24 00:00:00 [fake.py:2] Starting vLLM server", flush=True)
         signal.sigwait({signal.SIGTERM, signal.SIGUSR1})
