@@ -81,8 +81,8 @@ async def check_plugin(engine: aiohttp.ClientSession, model: str) -> None:
     refusal = refusals.read(data) if response.status != 200 else None
     if refusal is None or refusal.code != "film_refused":
         raise EngineNotReady(
-            f"the engine answered a film with 16 bits with status {response.status} instead of a refusal: the plugin of "
-            "pedcxr is not loaded, and films would be changed; check VLLM_PLUGINS and the version of vLLM"
+            f"the engine answered a film with 16 bits with status {response.status} instead of a refusal: the plugin "
+            "of pedcxr is not loaded, and films would be changed; check VLLM_PLUGINS and the version of vLLM"
         )
 
 

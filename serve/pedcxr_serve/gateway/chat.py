@@ -69,6 +69,7 @@ class ChatCompletions:
                 state.tenant_metrics.count(record)
             return
         context = RequestContext(record, ticket, body.Body(state.bodies, record.tenant.name))
+        context.response_headers += await _limit_headers(state, record.tenant)
         try:
             yield context
         finally:
@@ -156,6 +157,23 @@ def authenticate(state: State, headers: Headers) -> Tenant | None:
     if scheme.lower() != "bearer":
         key = ""
     return state.tenants.current.owner(key.strip(), datetime.now(UTC))
+
+
+async def _limit_headers(state: State, tenant: Tenant) -> list[tuple[bytes, bytes]]:
+    """Return the headers with a tenant's limits and what is left of them, named as OpenAI names them."""
+    headers = []
+    if tenant.requests_per_minute is not None:
+        remaining = await state.rate_limiter.remaining(tenant)
+        headers += [
+            (b"x-ratelimit-limit-requests", b"%d" % tenant.requests_per_minute),
+            (b"x-ratelimit-remaining-requests", b"%d" % remaining),
+        ]
+    if tenant.tokens_per_day is not None:
+        headers += [
+            (b"x-ratelimit-limit-tokens", b"%d" % tenant.tokens_per_day),
+            (b"x-ratelimit-remaining-tokens", b"%d" % max(0, state.tenant_metrics.tokens_left(tenant))),
+        ]
+    return headers
 
 
 def _refuse_admission(record: RequestRecord, error: AdmissionRefused) -> Response:

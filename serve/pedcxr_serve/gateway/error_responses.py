@@ -61,9 +61,13 @@ def error(
 
 
 def admission_refused(status: int, message: str, code: str, retry_after: int) -> Response:
-    """Return the response for a request that may be sent again after ``retry_after`` seconds."""
+    """Return the response for a request that may be sent again after ``retry_after`` seconds.
+
+    OpenAI's clients retry at once after a longer Retry-After than a minute, unless ``x-should-retry`` forbids it.
+    """
     message = f"{message}; retry after {retry_after} s"
-    return error(status, message, code, headers={"Retry-After": str(retry_after)})
+    headers = {"Retry-After": str(retry_after), "X-Should-Retry": "true" if retry_after <= 60 else "false"}
+    return error(status, message, code, headers=headers)
 
 
 def response(code: str, **values: object) -> Response:

@@ -90,6 +90,15 @@ class RateLimiter:
             message = f"the limit of {tenant.requests_per_minute} requests per minute is reached; slow down"
             raise AdmissionRefused(429, "rate_limited", message, wait)
 
+    async def remaining(self, tenant: Tenant) -> int:
+        """Return how many requests the tenant may send now, as this gateway counts them.
+
+        ``tenant.requests_per_minute`` must not be None.
+        """
+        assert tenant.requests_per_minute is not None
+        item = RateLimitItemPerMinute(tenant.requests_per_minute)
+        return (await self._local.get_window_stats(item, tenant.name)).remaining
+
     async def close(self) -> None:
         """Close the connections to Redis."""
         if (timer := self._memory.timer) is not None:

@@ -13,6 +13,8 @@ import httpx
 import openai
 import pytest
 
+from pedcxr_serve.gateway.auth import api_keys
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
@@ -248,3 +250,23 @@ def test_retry_advice_is_in_the_message_too(engine: FakeEngine) -> None:
         answer = client.post(CHAT, json=BODY)
         assert_openai_error(answer, 503, "queue_full")
         assert f"retry after {answer.headers['retry-after']} s" in answer.json()["error"]["message"]
+
+
+def test_limits_of_the_tenant_are_in_the_headers(engine: FakeEngine, tmp_path: Path) -> None:
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenant.a]\nrequests_per_minute = 3\ntokens_per_day = 600\n\n[tenant.free]\n")
+    keys = {name: api_keys.new(path, name) for name in ("a", "free")}
+    with running(engine, tenants=TenantStore(path)) as gateway:
+        with gateway.client(keys["free"]) as client:
+            assert not [name for name in client.post(CHAT, json=BODY).headers if name.startswith("x-ratelimit")]
+        with gateway.client(keys["a"]) as client:
+            left = []
+            for number, stream in enumerate((True, False), 1):
+                left.append(client.post(CHAT, json=BODY | {"stream": stream}).headers)
+                eventually(lambda done=number: [day["a"]["requests"] for day in gateway.usage().values()] == [done])
+            assert [headers["x-ratelimit-remaining-requests"] for headers in left] == ["2", "1"]
+            assert (left[0]["x-ratelimit-limit-requests"], left[0]["x-ratelimit-limit-tokens"]) == ("3", "600")
+            assert int(left[1]["x-ratelimit-remaining-tokens"]) < int(left[0]["x-ratelimit-remaining-tokens"]) == 600
+            spent = client.post(CHAT, json=BODY)
+    assert_openai_error(spent, 429, "budget_spent")
+    assert spent.headers["x-should-retry"] == ("true" if int(spent.headers["retry-after"]) <= 60 else "false")
