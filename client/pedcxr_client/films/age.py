@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import date
 from typing import Literal, cast
 
 from pedcxr_client.errors import InputError
@@ -12,6 +13,10 @@ Unit = Literal["D", "W", "M", "Y"]
 
 _AGE = re.compile(r"\s*(\d{1,3})\s*([dwmy])\s*", re.IGNORECASE)
 _DAYS_PER_MONTH = 365.25 / 12
+_DAYS = {"D": 1, "W": 7, "M": _DAYS_PER_MONTH, "Y": 365.25}
+_MAX_DIFFERENCE_DAYS = 366  # larger than any rounding to completed years
+_MAX_DIFFERENCE_RATIO = 0.25
+_NEWBORN_DAYS = 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class Age:
     """The age at the time of the film, in the unit in which it is known.
 
     Args:
-        value: an integer between 0 and 999. Years start at 1, since "0 years" may mean one day or eleven months.
+        value: an integer between 0 and 999. Only days start at 0: "0 years" may mean one day or eleven months.
         unit: ``"D"`` days, ``"W"`` weeks, ``"M"`` months or ``"Y"`` years, the letters of DICOM's Age String
             (PS3.5 section 6.2, VR AS).
 
@@ -31,9 +36,9 @@ class Age:
     unit: Unit
 
     def __post_init__(self) -> None:
-        if not 0 <= self.value <= 999 or (self.unit == "Y" and self.value == 0):
+        if not 0 <= self.value <= 999 or (self.unit != "D" and self.value == 0):
             raise InputError(
-                f"age: {self.value}{self.unit.lower()} is out of range; below one year, give m, w or d, such as 7m"
+                f"age: {self.value}{self.unit.lower()} is out of range; below one year, give m, w or d, such as 7m or 10d"
             )
 
     @classmethod
@@ -50,6 +55,28 @@ class Age:
             )
         return cls(int(match[1]), cast("Unit", match[2].upper()))
 
+    @classmethod
+    def between(cls, birth: date, study: date) -> Age:
+        """Return the completed age at the date of the study.
+
+        Days below 2 completed calendar months, months below 24 months, else years. A child born on 29 February
+        completes a month or a year on 1 March if the month of the study has no such day.
+
+        Raises:
+            InputError: if the birth is after the study. The message contains no date.
+
+        Example:
+            >>> str(Age.between(date(2018, 5, 4), date(2024, 1, 2)))
+            '5y'
+        """
+        days = study.toordinal() - birth.toordinal()
+        if days < 0:
+            raise InputError("age: the birth is after the study; check both dates")
+        months = (study.year - birth.year) * 12 + study.month - birth.month - (study.day < birth.day)
+        if months < 2:
+            return cls(days, "D")
+        return cls(months, "M") if months < 24 else cls(months // 12, "Y")
+
     def __str__(self) -> str:
         """Return a form that `parse` reads, such as ``"5y"``."""
         return f"{self.value}{self.unit.lower()}"
@@ -58,7 +85,9 @@ class Age:
     def words(self) -> str:
         """The wording for the prompt, such as ``"10-day-old"``.
 
-        Days below 28 days, weeks below 8 weeks, months below 24 months, else years.
+        Completed days below 28 days, weeks below 2 months (61 days), months below 24 months, else years. Weeks last
+        until 2 months are completed, so that a later film of a child never has the words of a younger one: at 56 days
+        one month is completed, and "1-month-old" after "7-week-old" would go back.
         """
         value, unit = self.value, self.unit
         if unit == "W":
@@ -66,9 +95,25 @@ class Age:
         if unit == "D":
             if value < 28:
                 return f"{value}-day-old"
-            if value < 56:
+            if value < 2 * _DAYS_PER_MONTH:
                 return f"{value // 7}-week-old"
             value, unit = int(value / _DAYS_PER_MONTH), "M"
         if unit == "M" and value >= 24:
             value, unit = value // 12, "Y"
         return f"{value}-{'month' if unit == 'M' else 'year'}-old"
+
+    def contradicts(self, other: Age) -> bool:
+        """Return whether two ages of one child differ by more than rounding explains.
+
+        That is by more than one year and by more than 25 % of the larger age. An age of 0 days, which some devices
+        write for an unknown age, contradicts 28 days or more.
+        """
+        return self.differs_from(other.value * _DAYS[other.unit])
+
+    def differs_from(self, days: float) -> bool:
+        """Compare as `contradicts` does with a number of days, which is negative for a birth after the study."""
+        own = self.value * _DAYS[self.unit]
+        if 0 in (own, days):
+            return abs(own - days) >= _NEWBORN_DAYS
+        difference = abs(own - days)
+        return difference > _MAX_DIFFERENCE_DAYS and difference > _MAX_DIFFERENCE_RATIO * max(own, days)
