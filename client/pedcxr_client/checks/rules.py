@@ -131,9 +131,12 @@ def view(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
         if facts.view.value in views.VIEWS:
             return Check("view", "ok", str(facts.view))
         return Check("view", "warn", f"{facts.view}, not AP or PA; {facts.orientation}, frontal")
-    reason = facts.view_conflict or f"{facts.view}, not AP or PA"
-    if facts.projection == "lateral":
-        reason = f"{facts.view}, lateral" if facts.view.value in views.VIEWS else f"{facts.view}; {facts.orientation}, lateral"
+    reason = f"{facts.view}, not AP or PA"
+    if facts.view_conflict:
+        reason = f"{facts.view_conflict}, a contradiction"
+    elif facts.projection == "lateral":
+        stated = facts.view.value in views.VIEWS
+        reason = f"{facts.view}, lateral" if stated else f"{facts.view}; {facts.orientation}, lateral"
     if caller.views == "frontal":
         return Check("view", "block", f"{reason}; only frontal views were requested")
     return Check("view", "warn", reason)
