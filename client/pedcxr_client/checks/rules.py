@@ -67,7 +67,7 @@ class CallerFacts:
         return self.sex or facts.sex or self.default_sex
 
     def age_conflict(self, facts: Facts) -> str:
-        """Describe a contradiction between PatientAge, the dates and the caller's age, ``""`` if there is none."""
+        """Describe a contradiction between PatientAge, the dates and the caller's age, or return ``""``."""
         if self.age is not None and not facts.age_conflict:
             if facts.age is not None and self.age.contradicts(facts.age):
                 return f"the caller states {self.age}, but {facts.age_why}"
@@ -76,7 +76,7 @@ class CallerFacts:
         return facts.age_conflict
 
     def sex_conflict(self, facts: Facts) -> str:
-        """Describe a contradiction between PatientSex and the caller's sex, ``""`` if there is none."""
+        """Describe a contradiction between PatientSex and the caller's sex, or return ``""``."""
         if self.sex is None or facts.sex in (self.sex, None):
             return ""
         return f"the caller states {self.sex}, but {facts.sex_why}"

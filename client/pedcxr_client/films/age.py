@@ -16,7 +16,7 @@ _DAYS_PER_MONTH = 365.25 / 12
 _DAYS = {"D": 1, "W": 7, "M": _DAYS_PER_MONTH, "Y": 365.25}
 _MAX_DIFFERENCE_DAYS = 366  # larger than any rounding to completed years
 _MAX_DIFFERENCE_RATIO = 0.25
-_NEWBORN_DAYS = 28
+_ZERO_DAYS = 31  # an age of 0 days, weeks or months is below
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Age:
     """The age at the time of the film, in the unit in which it is known.
 
     Args:
-        value: an integer between 0 and 999. Only days start at 0: "0 years" may mean one day or eleven months.
+        value: an integer between 0 and 999. Years start at 1, since "0 years" may mean one day or eleven months.
         unit: ``"D"`` days, ``"W"`` weeks, ``"M"`` months or ``"Y"`` years, the letters of DICOM's Age String
             (PS3.5 section 6.2, VR AS).
 
@@ -36,9 +36,9 @@ class Age:
     unit: Unit
 
     def __post_init__(self) -> None:
-        if not 0 <= self.value <= 999 or (self.unit != "D" and self.value == 0):
+        if not 0 <= self.value <= 999 or (self.unit == "Y" and self.value == 0):
             raise InputError(
-                f"age: {self.value}{self.unit.lower()} is out of range; below one year, give m, w or d, such as 7m or 10d"
+                f"age: {self.value}{self.unit.lower()} is out of range; below one year, give m, w or d, such as 7m"
             )
 
     @classmethod
@@ -105,8 +105,8 @@ class Age:
     def contradicts(self, other: Age) -> bool:
         """Return whether two ages of one child differ by more than rounding explains.
 
-        That is by more than one year and by more than 25 % of the larger age. An age of 0 days, which some devices
-        write for an unknown age, contradicts 28 days or more.
+        That is by more than one year and by more than 25 % of the larger age. An age of 0, which some devices write
+        for an unknown age, contradicts one month or more.
         """
         return self.differs_from(other.value * _DAYS[other.unit])
 
@@ -114,6 +114,6 @@ class Age:
         """Compare as `contradicts` does with a number of days, which is negative for a birth after the study."""
         own = self.value * _DAYS[self.unit]
         if 0 in (own, days):
-            return abs(own - days) >= _NEWBORN_DAYS
+            return abs(own - days) >= _ZERO_DAYS
         difference = abs(own - days)
         return difference > _MAX_DIFFERENCE_DAYS and difference > _MAX_DIFFERENCE_RATIO * max(own, days)

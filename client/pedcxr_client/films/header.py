@@ -194,9 +194,10 @@ def first_item(header: Any, keyword: str) -> Any:
         return None
 
 
-def has_overlay(header: Any) -> bool:
-    """Return whether the film has an overlay plane (PS3.3 C.9.2), which is stored in an even group 60xx."""
-    return any(tag >> 24 == 0x60 and not tag >> 16 & 1 for tag in header.keys())  # noqa: SIM118  # tags, not elements
+def overlay_note(header: Any) -> list[str]:
+    """Return a note if the film has an overlay plane (PS3.3 C.9.2), which is stored in an even group 60xx."""
+    has_overlay = any(tag >> 24 == 0x60 and not tag >> 16 & 1 for tag in header.keys())  # noqa: SIM118  # tags
+    return ["overlays (60xx), which may hold side markers, are not drawn"] if has_overlay else []
 
 
 @contextmanager
@@ -352,7 +353,9 @@ def _view(header: Any, orientation: Fact, plane: views.Projection) -> tuple[Fact
 
 def _view_name(description: str) -> str:
     """Return the key of `views.VIEWS` that a text means, or ``""`` if it means none, or both projections."""
-    letters = "".join(one for one in unicodedata.normalize("NFKD", description.upper()) if not unicodedata.combining(one))
+    letters = "".join(
+        one for one in unicodedata.normalize("NFKD", description.upper()) if not unicodedata.combining(one)
+    )
     words = re.sub(r"[^A-Z]+", " ", letters).strip()
     words = re.sub(r"\b(A P|P A)\b", lambda match: match[0].replace(" ", ""), words)
     words = re.sub(r"\b((?:ANT|POST)ER(?:O|IOR)) (?=(?:ANT|POST)ER)", r"\1", words)

@@ -43,7 +43,7 @@ VIEW_CODES: dict[str, str] = {
     "399038007": "OBLIQUE", "R-10210": "OBLIQUE",  # right posterior oblique
     "399236003": "OBLIQUE", "R-10234": "OBLIQUE",  # right oblique
 }  # fmt: skip
-"""Code values of ViewCodeSequence (PS3.16 CID 4010, SNOMED CT and the former SNOMED RT). Their meanings are localised."""
+"""Code values of ViewCodeSequence (PS3.16 CID 4010, SNOMED CT and SNOMED RT). Their meanings are localised."""
 
 ORIENTATIONS: dict[str, tuple[Projection, str]] = {
     "L\\F": ("frontal", ""),

@@ -20,8 +20,8 @@ from pedcxr_client.types import Sex, Views
 class FilmRequest:
     """One film and the options of `Client.report`.
 
-    The ages, the sexes, ``views`` and ``allow`` are checked when the film is read. A wrong value is therefore an error of that film
-    and does not end a run over many films.
+    The ages, the sexes, ``views`` and ``allow`` are checked when the film is read. A wrong value is therefore an error
+    of that film and does not end a run over many films.
 
     Args:
         film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
