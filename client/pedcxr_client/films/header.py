@@ -342,9 +342,7 @@ def _view(header: Any, orientation: Fact, plane: views.Projection) -> tuple[Fact
     if not stated:
         return Fact(_code_or_hidden(position.upper()), _tag("ViewPosition")), plane, ""
     projections = [views.VIEWS[fact.value][0] for fact in stated]
-    if "" in projections:  # an oblique view, which PatientOrientation does not describe
-        return stated[0], "", ""
-    if plane:
+    if plane and "" not in projections:  # PatientOrientation does not describe an oblique view
         stated, projections = [*stated, orientation], [*projections, plane]
     if len({*projections}) > 1:
         return stated[0], "", ", but ".join(str(fact) for fact in stated)

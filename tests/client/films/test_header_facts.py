@@ -152,6 +152,10 @@ def test_view_code_sequence(item, view, projection):
             {"ViewPosition": "PA", "ViewCodeSequence": sequence(CodeValue="399173006", CodeMeaning="left lateral")},
             "warn", "block", "is PA, but ViewCodeSequence (0054,0220) is LL",
         ),
+        (
+            {"ViewPosition": "PA", "ViewCodeSequence": sequence(CodeValue="399182000", CodeMeaning="oblique")},
+            "warn", "block", "is PA, but ViewCodeSequence (0054,0220) is OBLIQUE",
+        ),
     ],
 )  # fmt: skip
 def test_elements_that_complete_or_contradict_the_view(elements, status, frontal, why):
