@@ -150,7 +150,9 @@ def orientation(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> 
     if facts.orientation is None:
         return _no_header("orientation", "make sure that it is upright and not mirrored")
     if facts.turned:
-        return Check("orientation", "block", f"{facts.orientation}, {facts.turned}; export the film upright")
+        return Check(
+            "orientation", "block", f"{facts.orientation}, {facts.turned}; export the film upright and not mirrored"
+        )
     if facts.orientation.value in ("", "(not shown)"):
         turn = f", and {facts.detector_turn}" if facts.detector_turn is not None else ""
         return Check("orientation", "warn", f"{facts.orientation}{turn}; compare the side marker with the image")

@@ -12,6 +12,7 @@ from pedcxr_client.errors import InputError
 Unit = Literal["D", "W", "M", "Y"]
 
 _AGE = re.compile(r"\s*(\d{1,3})\s*([dwmy])\s*", re.IGNORECASE)
+_QUOTABLE = re.compile(r"[\d\sdwmy.,+-]{1,20}", re.IGNORECASE)  # a cell of a manifest may hold a name by mistake
 _DAYS_PER_MONTH = 365.25 / 12
 _DAYS = {"D": 1, "W": 7, "M": _DAYS_PER_MONTH, "Y": 365.25}
 _MAX_DIFFERENCE_DAYS = 366  # larger than any rounding to completed years
@@ -50,9 +51,8 @@ class Age:
         """
         match = _AGE.fullmatch(text)
         if match is None:
-            raise InputError(
-                f"age: {text[:20]!r} is not an age; write a number and one of d, w, m, y, such as 5y or 18m"
-            )
+            quoted = repr(text) if _QUOTABLE.fullmatch(text) else "the text"
+            raise InputError(f"age: {quoted} is not an age; write a number and one of d, w, m, y, such as 5y or 18m")
         return cls(int(match[1]), cast("Unit", match[2].upper()))
 
     @classmethod

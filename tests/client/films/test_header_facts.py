@@ -404,6 +404,14 @@ def test_age_between_needs_a_birth_before_the_study():
         Age.between(date(2024, 1, 3), date(2024, 1, 2))
 
 
+@pytest.mark.parametrize(
+    ("text", "quoted"), [("62", "'62'"), ("5 yy", "'5 yy'"), ("Popescu Ana", "the text"), ("", "the")]
+)
+def test_error_of_an_age_quotes_no_name(text, quoted):
+    with pytest.raises(InputError, match=f"^age: {quoted}.* is not an age; write a number"):
+        Age.parse(text)
+
+
 def test_batch_age_fills_gaps_and_a_cell_of_the_manifest_is_compared(engine, tmp_path, capsys):
     names = {"ten.dcm": "010Y", "none.dcm": None, "other.dcm": "010Y"}
     for name, age in names.items():
