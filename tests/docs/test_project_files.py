@@ -25,8 +25,8 @@ def test_make_targets_on_the_page_exist(page: Path) -> None:
     assert names - TARGETS - {"bench"} == set()
 
 
-def test_ci_runs_lint_test_and_docs() -> None:
-    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "make lint test docs"
+def test_ci_runs_the_targets_of_developers() -> None:
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == "make lint test test-wheel test-pythons docs"
 
 
 def test_workflow_is_valid_and_calls_ci_run() -> None:

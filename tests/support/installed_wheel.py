@@ -21,7 +21,9 @@ from tests.support.paths import ROOT
 UV = Path(sys.executable).with_name("uv")
 OTHER_VERSIONS = ("3.12", "3.13")
 CLIENT_EXTRAS = "dicom,eval,serve"  # the fake engine of the client's tests runs on uvicorn
-TEST_TOOLS = ("fhir.resources", "httpx", "hypothesis", "pytest", "pytest-timeout", "pyyaml")
+TEST_TOOLS = ("fhir.resources", "httpx", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "pyyaml")
+
+PARALLEL = ("-n", "3", "--dist", "loadfile")
 
 
 def build(folder: Path) -> Path:
@@ -82,7 +84,7 @@ def _environment(interpreter: str, folder: Path) -> Path:
 def _pytest(python: Path, *arguments: str) -> int:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PEDCXR_TEST_WHEEL"] = "1"
-    command = [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *arguments]
+    command = [python, "-m", "pytest", "-q", "-m", "not slow", *PARALLEL, "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

@@ -23,6 +23,7 @@ _CR = "1.2.840.10008.5.1.4.1.1.1"  # PS3.4 annex B.5
 _DX = "1.2.840.10008.5.1.4.1.1.1.1"
 _DX_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_LIKE_CR = ("", "DR", "RG", "XR")
 _ADULT = {"D": 6575, "W": 940, "M": 216, "Y": 18}
 
 
@@ -83,13 +84,18 @@ class CallerFacts:
 
 
 def modality(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
-    """Block every modality except CR and DX, and every object of another SOP class that states CR or DX."""
+    """Block every modality except CR and DX, and every object of another SOP class that states CR or DX.
+
+    An absent Modality, or one of the words that some devices write for CR and DX, warns if the SOP class is CR or DX.
+    """
     if facts.modality is None or facts.sop_class is None:
         return _no_header("modality", "make sure that it is a radiograph")
-    if facts.modality.value not in ("CR", "DX"):
+    if facts.modality.value not in ("CR", "DX", *_LIKE_CR):
         return Check("modality", "block", f"{facts.modality}; only CR and DX are chest films")
     if facts.sop_class.value not in (_CR, _DX, _DX_FOR_PROCESSING):
-        return Check("modality", "block", f"{facts.sop_class}, which is not a CR or DX image")
+        return Check("modality", "block", f"{facts.modality}, and {facts.sop_class}, which is not a CR or DX image")
+    if facts.modality.value in _LIKE_CR:
+        return Check("modality", "warn", f"{facts.modality}, but {facts.sop_class}, a CR or DX image")
     return Check("modality", "ok", str(facts.modality))
 
 
@@ -105,18 +111,25 @@ def presentation(facts: Facts, caller: CallerFacts, stats: PixelStats | None) ->
 
 
 def body_part(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
-    """Block a film unless the header states a chest, or states no body part and the caller assumes a chest."""
-    if facts.body is not None and facts.body.value:
-        if facts.body.value == "chest":
-            return Check("body-part", "ok", str(facts.body))
-        return Check("body-part", "block", f"{facts.body}, not a chest")
+    """Block a film unless the header states a chest, or states no body part and the caller assumes a chest.
+
+    A chest together with another part warns, such as the chest and abdomen of a newborn.
+    """
+    body, too = facts.body, facts.body_too
+    if body is not None and body.value == "chest":
+        if too is None:
+            return Check("body-part", "ok", str(body))
+        both = f"{body} and {too.value}" if too.tag == body.tag else f"{body}, and {too}"
+        return Check("body-part", "warn", f"{both}; make sure that the film shows the chest")
+    if body is not None and body.value:
+        return Check("body-part", "block", f"{body}, not a chest" + (f", although {too}" if too is not None else ""))
     if caller.assume_chest:
         return Check("body-part", "ok", "assumed to be a chest by the caller (--assume-chest)")
-    if facts.body is None:
+    if body is None:
         return _no_header("body-part", "make sure that it shows a chest")
-    return Check(
-        "body-part", "block", f"{facts.body} and no description mentions a chest; if it is one: --assume-chest"
-    )
+    if too is not None:
+        return Check("body-part", "block", f"{too}; if the film shows the chest: --assume-chest")
+    return Check("body-part", "block", f"{body} and no description names a body part; if it is a chest: --assume-chest")
 
 
 def view(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
@@ -194,11 +207,18 @@ def sex(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
 
 
 def human(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
-    """Block a film with any sign of an animal: headers of animals resemble those of children."""
+    """Block a film whose header states an animal: headers of animals resemble those of children.
+
+    A responsible person without a role warns, since it may be a parent. So does PatientSexNeutered UNALTERED.
+    """
     if facts.kind == "image":
         return _no_header("human", "make sure that it is the film of a child")
     if facts.not_human is not None:
         return Check("human", "block", f"{facts.not_human}; the model is for human children only")
+    if facts.maybe_not_human is not None:
+        return Check(
+            "human", "warn", f"{facts.maybe_not_human}, as for animals; make sure that it is the film of a child"
+        )
     return Check("human", "ok", "no species, breed, owner or veterinary word")
 
 

@@ -11,20 +11,22 @@ import re
 import threading
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films import views
+from pedcxr_client.films import views, vocabulary
 from pedcxr_client.films.age import Age
 from pedcxr_client.types import Sex
 
 # PS3.6 section 6: the elements that are read, with the tags that messages quote.
 _TAGS = {
     "SOPClassUID": "0008,0016",
+    "MediaStorageSOPClassUID": "0002,0002",
     "Modality": "0008,0060",
     "PresentationIntentType": "0008,0068",
     "BodyPartExamined": "0018,0015",
@@ -50,6 +52,10 @@ _TAGS = {
     "AcquisitionDeviceProcessingDescription": "0018,1400",
     "PerformedProcedureStepDescription": "0040,0254",
     "RequestedProcedureDescription": "0032,1060",
+    "ProcedureCodeSequence": "0008,1032",
+    "RequestedProcedureCodeSequence": "0032,1064",
+    "PerformedProtocolCodeSequence": "0040,0260",
+    "RequestAttributesSequence": "0040,0275",
     "PatientSpeciesDescription": "0010,2201",
     "PatientSpeciesCodeSequence": "0010,2202",
     "PatientSexNeutered": "0010,2203",
@@ -60,18 +66,8 @@ _TAGS = {
     "ResponsiblePersonRole": "0010,2298",
     "ResponsibleOrganization": "0010,2299",
 }
-_CHEST = re.compile(r"\b(chest|thorax|thorace|torace|torax|lungs?|pulm\w*|poumons?|plaman\w*|lunge\w*)\b", re.I)
-_SPINE = re.compile(r"\b(spine|vertebr\w*|column\w*|coloan\w*)\b", re.I)
-_ANIMAL = re.compile(r"\b(canine|feline|equine)|(veterin)", re.I)
-_ANIMAL_TEXTS = (
-    "InstitutionName", "InstitutionalDepartmentName", "StationName", "Manufacturer", "ManufacturerModelName",
-    "DetectorDescription", "AcquisitionDeviceProcessingDescription", "StudyDescription", "SeriesDescription",
-    "ProtocolName", "PerformedProcedureStepDescription", "RequestedProcedureDescription", "BodyPartExamined",
-)  # fmt: skip
-_ANIMAL_TAGS = (
-    "PatientSexNeutered", "PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence",
-)  # fmt: skip
-_FAMILY_ROLES = {"PARENT", "GUARDIAN", "SIBLING", "RELATIVE", "SPOUSE", "CHILD", "CUSTODIAN"}  # PS3.3 C.7.1.1.1.3
+_ANIMAL_TAGS = ("PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence")
+_LONGEST_TEXT, _MOST_ITEMS = 1000, 8  # what is read of a text and of a sequence; both are short in valid headers
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # PS3.5 section 6.2, VR CS
 _AGE = re.compile(r"(\d{1,3}) *([DWMY])")  # PS3.5 section 6.2, VR AS, is \d{3}[DWMY]; devices also write 5Y and "5 Y"
 _DATE = re.compile(r"\d{8}")
@@ -103,7 +99,8 @@ class Facts:
         modality, sop_class, intent, view, burned_in, quality_control: the values of the header, in upper case. The
             value is ``""`` if the element is absent or empty, and ``"(not shown)"`` if it does not have the form of a
             code.
-        body: ``"chest"``, the code of another part, or ``""`` if the header does not state a body part.
+        body: ``"chest"``, the code or name of another part, or ``""`` if the header does not state a body part.
+        body_too: another part that the header states besides ``body``, or None.
         view: also ``"AP"``, ``"PA"`` or another key of `pedcxr_client.films.views.VIEWS` if the value is a synonym.
         projection: ``"frontal"`` or ``"lateral"`` by the view or the orientation; ``""`` if it is neither, unknown or
             contradictory. ``view_conflict`` describes a contradiction, else it is ``""``.
@@ -114,7 +111,8 @@ class Facts:
         age_by_dates: StudyDate minus PatientBirthDate, or None.
         age_conflict: describes a contradiction between PatientAge and the dates, else ``""``.
         sex: ``"M"``, ``"F"`` or None. ``sex_why`` states its source.
-        not_human: the element that indicates an animal, or None.
+        not_human: the element that states an animal, or None.
+        maybe_not_human: an element that is common for animals and possible for children, or None.
     """
 
     kind: Literal["dicom", "image"] = "image"
@@ -122,6 +120,7 @@ class Facts:
     sop_class: Fact | None = None
     intent: Fact | None = None
     body: Fact | None = None
+    body_too: Fact | None = None
     view: Fact | None = None
     projection: Literal["frontal", "lateral", ""] = ""
     view_conflict: str = ""
@@ -135,6 +134,7 @@ class Facts:
     sex: Sex | None = None
     sex_why: str = "no header"
     not_human: Fact | None = None
+    maybe_not_human: Fact | None = None
     burned_in: Fact | None = None
     quality_control: Fact | None = None
 
@@ -149,12 +149,15 @@ def read(header: Any) -> Facts:
     orientation, plane, turned = _orientation(header)
     view, projection, view_conflict = _view(header, orientation, plane)
     sex = text(header, "PatientSex").upper()
+    body, body_too = _body(header)
+    not_human, maybe_not_human = _not_human(header)
     return Facts(
         kind="dicom",
         modality=_code(header, "Modality"),
-        sop_class=Fact(_uid(header), _tag("SOPClassUID")),
+        sop_class=_sop_class(header),
         intent=_code(header, "PresentationIntentType"),
-        body=_body(header),
+        body=body,
+        body_too=body_too,
         view=view,
         projection=projection,
         view_conflict=view_conflict,
@@ -167,7 +170,8 @@ def read(header: Any) -> Facts:
         age_conflict=age_conflict,
         sex="M" if sex == "M" else "F" if sex == "F" else None,
         sex_why=str(Fact(_code_or_hidden(sex), _tag("PatientSex"))),
-        not_human=_not_human(header),
+        not_human=not_human,
+        maybe_not_human=maybe_not_human,
         burned_in=_code(header, "BurnedInAnnotation"),
         quality_control=_code(header, "QualityControlImage"),
     )
@@ -288,26 +292,121 @@ def _code(header: Any, keyword: str) -> Fact:
     return Fact(_code_or_hidden(text(header, keyword).upper()), _tag(keyword))
 
 
-def _uid(header: Any) -> str:
-    uid = text(header, "SOPClassUID")
-    return uid if uid.startswith("1.2.840.10008.") and len(uid) <= 64 and uid.replace(".", "").isdigit() else ""
+def _sop_class(header: Any) -> Fact:
+    """Return the SOP class of the data set, or that of the file meta information if the data set has none."""
+    meta = getattr(header, "file_meta", None)
+    for source, keyword in ((header, "SOPClassUID"), (meta, "MediaStorageSOPClassUID")):
+        if uid := text(source, keyword):
+            standard = uid.startswith("1.2.840.10008.") and len(uid) <= 64 and uid.replace(".", "").isdigit()
+            return Fact(uid if standard else "(not shown)", _tag(keyword))
+    return Fact("", _tag("SOPClassUID"))
 
 
-def _mentions_chest(description: str) -> bool:
-    description = description.replace("_", " ")
-    return bool(_CHEST.search(description)) and not _SPINE.search(description)
+def _items(header: Any, keyword: str) -> list[Any]:
+    """Return the first items of a sequence, or none if the sequence is absent or cannot be read."""
+    try:
+        return list(islice(header.get(keyword) or (), _MOST_ITEMS))
+    except Exception:  # pydicom converts a value on access, which raises many exception types
+        return []
 
 
-def _body(header: Any) -> Fact:
-    part = text(header, "BodyPartExamined")
-    if part and part.upper() not in ("UNKNOWN", "OTHER", "NONE"):
-        return Fact("chest" if _mentions_chest(part) else _code_or_hidden(part.upper()), _tag("BodyPartExamined"))
-    if region := _meaning(header, "AnatomicRegionSequence"):
-        return Fact("chest" if _mentions_chest(region) else "(another part)", _tag("AnatomicRegionSequence"))
-    for keyword in ("StudyDescription", "SeriesDescription", "ProtocolName"):
-        if _mentions_chest(text(header, keyword)):
-            return Fact("chest", _tag(keyword))
-    return Fact("", _tag("BodyPartExamined"))
+def _words(value: str) -> str:
+    """Return a text in lower case without accents, its words, numbers and commas separated by single spaces."""
+    folded = unicodedata.normalize("NFKD", value[:_LONGEST_TEXT]).casefold().translate(vocabulary.LETTERS)
+    folded = "".join(character for character in folded if not unicodedata.combining(character))
+    folded = re.sub(r"\d+|,", r" \g<0> ", re.sub(r"[^\w,]|_", " ", re.sub(r"[;/+&|]", ",", folded)))
+    return " ".join(vocabulary.JOINED.sub(r" \1\3 \2\4 ", folded).split())
+
+
+def _texts(header: Any, keyword: str) -> str:
+    """Return the text of an element, or the meanings of the codes of a sequence."""
+    if keyword == "RequestAttributesSequence":
+        items = _items(header, keyword)
+        return ", ".join(_texts(item, inner) for item in items for inner in vocabulary.REQUEST_ELEMENTS)
+    if keyword.endswith("Sequence"):
+        return ", ".join(text(item, "CodeMeaning") for item in _items(header, keyword))
+    return text(header, keyword)
+
+
+class _Part(NamedTuple):
+    """What an element states: whether it names the chest, and the name of another part or ``""``."""
+
+    chest: bool
+    other: str
+    tag: str
+
+    @property
+    def ambiguous(self) -> bool:
+        # A film of the chest cannot show a knee, so a text that names both does not tell which of them the film shows.
+        return self.chest and self.other in vocabulary.OTHER_PARTS and self.other not in vocabulary.ADJOINING
+
+
+def _part(value: str, tag: str) -> _Part:
+    """Read a text. A part that the chest does not adjoin comes before other parts."""
+    words = vocabulary.NOT_A_PART.sub(" ", vocabulary.THORACIC_SPINE.sub("spine", _words(value)))
+    names = tuple(vocabulary.OTHER_PARTS)
+    others = [names[(match.lastindex or 1) - 1] for match in vocabulary.OTHER_WORDS.finditer(words)]
+    partial = vocabulary.PARTIAL_WORDS.search(words)
+    if partial and not others:
+        return _Part(True, tuple(vocabulary.PARTIAL)[(partial.lastindex or 1) - 1], tag)
+    other = min(others, key=lambda name: name in vocabulary.ADJOINING, default="")
+    return _Part(bool(partial or vocabulary.CHEST_WORDS.search(words)), other, tag)
+
+
+def _region(header: Any) -> _Part:
+    """Read AnatomicRegionSequence. A code counts before its meaning, which may be in any language."""
+    tag = _tag("AnatomicRegionSequence")
+    codes = {text(item, "CodeValue").upper() for item in _items(header, "AnatomicRegionSequence")} - {""}
+    if wide := [other for code, other in vocabulary.WIDE_CODES.items() if code in codes]:
+        return _Part(True, wide[0], tag)
+    part = _part(_texts(header, "AnatomicRegionSequence"), tag)
+    if codes.intersection(vocabulary.CHEST_CODES):
+        return _Part(True, part.other, tag)
+    if part.chest or part.other:
+        return part
+    return _Part(False, "(another part)" if codes or _texts(header, "AnatomicRegionSequence") else "", tag)
+
+
+def _examined(header: Any) -> _Part:
+    """Read BodyPartExamined. A value without a known word is the code of another part."""
+    value, tag = text(header, "BodyPartExamined").upper(), _tag("BodyPartExamined")
+    if value in vocabulary.NO_PART:
+        return _Part(False, "", tag)
+    part = _part(value, tag)
+    return part if part.chest else _Part(False, _code_or_hidden(value), tag)
+
+
+def _body(header: Any) -> tuple[Fact, Fact | None]:
+    """Return the body part, and another part that the header states besides it or in contradiction to it.
+
+    The series decides over the study, since a study may hold films of several parts. An element of the series that
+    names another part and no chest decides over elements that name the chest.
+    """
+    series = [_examined(header), _region(header)]
+    series += [_part(text(header, keyword), _tag(keyword)) for keyword in vocabulary.SERIES_ELEMENTS[2:]]
+    study = [_part(_texts(header, keyword), _tag(keyword)) for keyword in vocabulary.STUDY_ELEMENTS]
+    chest, other = _first(series)
+    if chest is None and other is None:
+        chest, other = _first(study)
+        if chest is not None and other is not None:
+            return Fact("", _tag("BodyPartExamined")), Fact(f"chest, and {Fact(other.other, other.tag)}", chest.tag)
+    if other is not None:
+        return Fact(other.other, other.tag), None if chest is None else Fact("chest", chest.tag)
+    if chest is not None:
+        if chest.other:
+            return Fact("chest", chest.tag), Fact(chest.other, chest.tag)
+        _, other = _first(study)
+        return Fact("chest", chest.tag), None if other is None else Fact(other.other, other.tag)
+    unclear = next((part for part in series + study if part.ambiguous), None)
+    too = None if unclear is None else Fact(f"chest and {unclear.other}", unclear.tag)
+    return Fact("", _tag("BodyPartExamined")), too
+
+
+def _first(parts: Iterable[_Part]) -> tuple[_Part | None, _Part | None]:
+    """Return the first element that names the chest and the first that names another part only, if any."""
+    clear = [part for part in parts if not part.ambiguous]
+    chest = next((part for part in clear if part.chest), None)
+    return chest, next((part for part in clear if part.other and not part.chest), None)
 
 
 def _orientation(header: Any) -> tuple[Fact, views.Projection, str]:
@@ -351,10 +450,7 @@ def _view(header: Any, orientation: Fact, plane: views.Projection) -> tuple[Fact
 
 def _view_name(description: str) -> str:
     """Return the key of `views.VIEWS` that a text means, or ``""`` if it means none, or both projections."""
-    letters = "".join(
-        one for one in unicodedata.normalize("NFKD", description.upper()) if not unicodedata.combining(one)
-    )
-    words = re.sub(r"[^A-Z]+", " ", letters).strip()
+    words = re.sub(r"[^A-Z]+", " ", _words(description).upper()).strip()
     words = re.sub(r"\b(A P|P A)\b", lambda match: match[0].replace(" ", ""), words)
     words = re.sub(r"\b((?:ANT|POST)ER(?:O|IOR)) (?=(?:ANT|POST)ER)", r"\1", words)
     if words == "L":
@@ -372,20 +468,50 @@ def _has_word(words: list[str], patterns: tuple[str, ...]) -> bool:
     )
 
 
-def _not_human(header: Any) -> Fact | None:
-    species = text(header, "PatientSpeciesDescription") or _meaning(header, "PatientSpeciesCodeSequence")
-    if species and species.lower() not in ("homo sapiens", "human"):
-        return Fact("filled", _tag("PatientSpeciesDescription"))
-    for keyword in _ANIMAL_TAGS:
-        if text(header, keyword):
-            return Fact("filled", _tag(keyword))
+def _not_human(header: Any) -> tuple[Fact | None, Fact | None]:
+    """Return the element that states an animal, and an element that is possible for a child too."""
+    signs = [*_owner(header), *_neutered(header)]
+    sure = next((sign for sign, is_sure in signs if is_sure), None) or _species(header) or _animal_word(header)
+    possible = [sign for sign, _ in signs]
+    if sure is None and len(possible) > 1:  # each alone is possible for a child, but not both
+        return Fact(f"filled, as is {possible[1].tag}", possible[0].tag), None
+    return sure, possible[0] if possible and sure is None else None
+
+
+def _owner(header: Any) -> Iterator[tuple[Fact, bool]]:
+    # PS3.3 C.7.1.1.1.3: animals have owners, and children have parents.
     role = text(header, "ResponsiblePersonRole").upper()
-    for keyword in ("ResponsiblePerson", "ResponsibleOrganization"):  # animals have owners, children have parents
-        if text(header, keyword) and role not in _FAMILY_ROLES:
-            return Fact("filled", _tag(keyword))
-    for keyword in _ANIMAL_TEXTS:
-        if match := _ANIMAL.search(text(header, keyword)):
-            return Fact(match[0].lower(), _tag(keyword))
+    for keyword in ("ResponsiblePerson", "ResponsibleOrganization"):
+        if text(header, keyword) and role not in vocabulary.FAMILY_ROLES:
+            yield Fact("filled", _tag(keyword)), role in vocabulary.ANIMAL_ROLES
+            return
+
+
+def _neutered(header: Any) -> Iterator[tuple[Fact, bool]]:
+    # PS3.3 C.7.1.1 requires the element for animals. Some software writes UNALTERED for every patient.
+    if value := text(header, "PatientSexNeutered").upper():
+        yield Fact("filled", _tag("PatientSexNeutered")), value != "UNALTERED"
+
+
+def _species(header: Any) -> Fact | None:
+    if (species := _words(text(header, "PatientSpeciesDescription"))) and species not in vocabulary.HUMAN:
+        return Fact("filled", _tag("PatientSpeciesDescription"))
+    for item in _items(header, "PatientSpeciesCodeSequence"):
+        code, meaning = text(item, "CodeValue").upper(), _words(text(item, "CodeMeaning"))
+        if code not in vocabulary.HUMAN_CODES and meaning not in vocabulary.HUMAN and (code or meaning):
+            return Fact("filled", _tag("PatientSpeciesCodeSequence"))
+    return next((Fact("filled", _tag(keyword)) for keyword in _ANIMAL_TAGS if text(header, keyword)), None)
+
+
+def _animal_word(header: Any) -> Fact | None:
+    examination = vocabulary.EXAMINATION_ELEMENTS
+    for keyword in (*vocabulary.SITE_ELEMENTS, *examination):
+        words = vocabulary.NOT_AN_ANIMAL.sub(" ", _words(_texts(header, keyword)))
+        match = vocabulary.VETERINARY_WORDS.search(words)
+        if match is None and keyword in examination:
+            match = vocabulary.ANIMAL_WORDS.search(words)
+        if match is not None:
+            return Fact(match[0], _tag(keyword))
     return None
 
 

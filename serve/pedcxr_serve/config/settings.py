@@ -42,8 +42,19 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     probe_timeout_s: Annotated[
         _Seconds, Meta(description="time until an unanswered probe means that the engine hangs, s")
     ] = 60.0
+    lame_duck_s: Annotated[
+        _SecondsOrZero,
+        Meta(description="time at shutdown with /health/ready at 503 and requests still accepted, for balancers, s"),
+    ] = 0.0
+    keep_alive_s: Annotated[
+        _Seconds, Meta(description="time that an idle connection stays open; longer than that of a proxy in front, s")
+    ] = 75.0
     drain_s: Annotated[_SecondsOrZero, Meta(description="time for in-flight requests to finish at shutdown, s")] = 60.0
     tenants: Annotated[str, Meta(description="file of tenants and API keys; empty = no keys, loopback only")] = ""
+    allowed_origins: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Meta(description='origins of web pages that may call the API (CORS), such as "https://x.org"; "*" = all'),
+    ] = ()
     limits_url: Annotated[
         str,
         Meta(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -15,6 +17,8 @@ from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
 from pedcxr_serve.gateway.state import State
+
+_EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
 
 
 def engine_connector(socket: Path) -> aiohttp.UnixConnector:
@@ -44,27 +48,47 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         return JSONResponse({"status": "live"})
 
     async def ready(_: Request) -> Response:
-        if state.ready:
+        if state.ready and state.stage == "ready":
             return JSONResponse({"status": "ready"})
         return JSONResponse(
             {"status": "not ready", "stage": state.stage}, 503, {"Retry-After": str(error_responses.RETRY_AFTER_S)}
         )
 
     async def models(request: Request) -> Response:
-        return await _models(state, engine, request)
+        found = await _models(state, engine, request)
+        return found if isinstance(found, Response) else JSONResponse({"object": "list", "data": found}, headers=demo)
+
+    async def model(request: Request) -> Response:
+        found = await _models(state, engine, request)
+        if isinstance(found, Response):
+            return found
+        chosen = [entry for entry in found if entry["id"] == request.path_params["name"]]
+        return JSONResponse(chosen[0], headers=demo) if chosen else error_responses.response("model_not_found")
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return error_responses.response("not_found")
 
+    demo = {"X-Pedcxr-Demo": "1"} if state.demo else None
+    middleware = [Middleware(AccessLog, state=state)]
+    if state.allowed_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=state.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+        middleware.insert(0, cors)  # a preflight request has no key
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", ChatCompletions(state, engine), methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
             Route("/health/live", live),
             Route("/health/ready", ready),
             Route("/health", ready),
         ],
-        middleware=[Middleware(AccessLog, state=state)],
+        middleware=middleware,
         exception_handlers={404: not_found, 405: not_found},
     )
     app.router.redirect_slashes = False
@@ -96,7 +120,8 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
     return Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
 
 
-async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> Response:
+async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> list[dict[str, Any]] | Response:
+    """Return the models that the tenant may use, or the answer that refuses the request."""
     tenant = authenticate(state, request.headers)
     if tenant is None:
         state.tenant_metrics.unauthenticated.inc()
@@ -105,22 +130,24 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
         return error_responses.response("not_ready", stage=state.stage)
     try:
         async with engine.get("/v1/models") as answer:
-            models = (await answer.json())["data"]
-    except aiohttp.ClientError:
+            answer.raise_for_status()
+            models = {model["id"]: model for model in (await answer.json())["data"]}
+    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
         return error_responses.response("engine_lost")
     # Other fields are dropped: the engine's ``root`` is the path of the checkpoint folder.
     public_fields = ("id", "object", "created", "max_model_len")
     extra_fields = {
         "owned_by": "pedcxr",
+        # Clients that read one of these remove the images of a model that does not state that it sees.
+        "architecture": {"input_modalities": ["text", "image"], "output_modalities": ["text"]},
+        "capabilities": {"vision": True},
         "pedcxr": {"image_size": list(state.image_size), "revision": state.revision, "demo": state.demo},
     }
-    data = [
+    return [
         {key: model[key] for key in public_fields if key in model} | extra_fields
-        for model in models
-        if tenant.may_use(model["id"])
+        for name, model in models.items()
+        if tenant.may_use(name)
     ]
-    headers = {"X-Pedcxr-Demo": "1"} if state.demo else None
-    return JSONResponse({"object": "list", "data": data}, headers=headers)
 
 
 async def _engine_metrics(engine: aiohttp.ClientSession) -> bytes:

@@ -94,14 +94,20 @@ class ChatCompletions:
         state, record = self._state, context.record
         refusal: Response
         try:
-            if headers.get("content-encoding", "identity") != "identity":
+            if headers.get("content-encoding") not in (None, "", "identity"):
                 raise RequestRefused(
                     "compressed request bodies are not supported; send the body without Content-Encoding",
                     code="unsupported_encoding",
                     status=415,
                 )
             with record.stage("body"):
-                data = await context.body.read(receive, state.body_limit)
+                length, expect = headers.get("content-length", ""), headers.get("expect", "")
+                data = await context.body.read(
+                    receive,
+                    state.body_limit,
+                    announced=int(length) if length.isdecimal() else 0,
+                    waits=expect.lower() == "100-continue",
+                )
             with record.stage("policy"):
                 context.accept(validation.apply(data, record.tenant, state.rules), state)
             del data
@@ -136,8 +142,6 @@ class ChatCompletions:
             await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
             if forward.done():
                 forward.result()
-        except AdmissionRefused as error:
-            await _refuse_admission(context.record, error)(scope, receive, send)
         finally:
             for task in (forward, disconnect):
                 task.cancel()
@@ -156,5 +160,4 @@ def authenticate(state: State, headers: Headers) -> Tenant | None:
 
 def _refuse_admission(record: RequestRecord, error: AdmissionRefused) -> Response:
     record.refuse(error.code, error.status)
-    headers = {"Retry-After": str(error.retry_after)}
-    return error_responses.error(error.status, str(error), error.code, headers=headers)
+    return error_responses.admission_refused(error.status, str(error), error.code, error.retry_after)

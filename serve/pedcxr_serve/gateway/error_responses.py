@@ -20,12 +20,16 @@ _TYPES = {
 }
 _DISCARD = "discard the text and send the request again"
 _SMALLER = "send a smaller image, or a JPEG"
-_ROUTES = "POST /v1/chat/completions, GET /v1/models, GET /health/live and GET /health/ready"
+_ROUTES = (
+    "POST /v1/chat/completions, GET /v1/models, GET /v1/models/NAME, GET /health/live and GET /health/ready. Set a "
+    "client of the Responses API to chat completions"
+)
 _KEY = "the API key is missing, unknown or expired; send it as `Authorization: Bearer KEY`"
 
 # Code -> status, message and headers.
 _ERRORS: Mapping[str, tuple[int, str, Mapping[str, str]]] = {
     "invalid_api_key": (401, _KEY, {"WWW-Authenticate": "Bearer"}),
+    "model_not_found": (404, "no such model; GET /v1/models lists them", {}),
     "not_found": (404, f"no such route; this server has {_ROUTES}", {}),
     "body_too_slow": (408, f"the request body was not complete after {{timeout_s:g}} s; {_SMALLER}", _CLOSE),
     "body_too_large": (413, f"the request body is larger than {{limit:,}} bytes; {_SMALLER}", _CLOSE),
@@ -54,6 +58,12 @@ def error(
 ) -> Response:
     """Return a response with an error; for the arguments see `error_body`."""
     return Response(error_body(status, message, code, param), status, headers, media_type="application/json")
+
+
+def admission_refused(status: int, message: str, code: str, retry_after: int) -> Response:
+    """Return the response for a request that may be sent again after ``retry_after`` seconds."""
+    message = f"{message}; retry after {retry_after} s"
+    return error(status, message, code, headers={"Retry-After": str(retry_after)})
 
 
 def response(code: str, **values: object) -> Response:

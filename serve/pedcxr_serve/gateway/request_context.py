@@ -28,11 +28,18 @@ class RequestContext:
         self._audit_fields: dict[str, object] = {}
         self.stream = self.forward_usage = False
         self.max_tokens = 0
+        self.response_headers: list[tuple[bytes, bytes]] = []
 
     def accept(self, accepted: AcceptedRequest, state: State) -> None:
         """Take over the validated request and estimate its prompt tokens."""
         self._accepted = accepted
         self.stream, self.forward_usage, self.max_tokens = accepted.stream, accepted.include_usage, accepted.max_tokens
+        if state.demo:
+            self.response_headers.append((b"x-pedcxr-demo", b"1"))
+        if accepted.film is None:
+            self.response_headers.append((b"x-pedcxr-film", b"none"))
+        if accepted.ignored:
+            self.response_headers.append((b"x-pedcxr-ignored", ", ".join(accepted.ignored).encode()))
         self.record.image_tokens = state.image_tokens if accepted.film is not None else 0
         words = len(accepted.words) // _CHARS_PER_TOKEN + _TEMPLATE_TOKENS
         self.prompt_tokens = self.record.image_tokens + words

@@ -38,10 +38,15 @@ class State:
         image_tokens: prompt tokens per image.
         image_size: width and height in pixels that the model's processor resizes an image to.
         revision: of the checkpoint (`pedcxr_serve.checkpoint.revision`), or None if unknown.
-        stage: description of the start-up or shutdown step for clients, ``ready`` in between.
-        ready: whether new requests for reports are accepted.
+        stage: description of the start-up or shutdown step for clients, ``ready`` in between. While it is ``stopping``,
+            every answer closes its connection.
+        ready: whether new requests for reports are accepted. ``/health/ready`` also requires the stage ``ready``.
         engine_up: whether accepted requests can be sent to the engine; stays true during a drain.
         heartbeat: time of the engine's last output.
+        comment_after_s, comment_every_s: a stream that waits so long gets its headers and a first comment, then further
+            comments.
+        keep_alive_s: time that an idle connection stays open.
+        allowed_origins: origins of web pages that may send requests (CORS); ``*`` allows all.
         in_flight: number of requests queued or sent to the engine.
         started: start time of the server, of `time.monotonic`.
     """
@@ -66,6 +71,10 @@ class State:
     ready: bool = False
     engine_up: bool = True
     heartbeat: EngineHeartbeat = field(default_factory=EngineHeartbeat)
+    comment_after_s: float = 10.0
+    comment_every_s: float = 15.0
+    keep_alive_s: float = 75.0
+    allowed_origins: tuple[str, ...] = ()
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
@@ -148,6 +157,8 @@ def open_state(
             image_tokens=image_tokens,
             image_size=image_size,
             revision=revision,
+            keep_alive_s=gateway.keep_alive_s,
+            allowed_origins=gateway.allowed_origins,
         )
 
 

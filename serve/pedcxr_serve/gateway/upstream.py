@@ -10,6 +10,7 @@ from time import monotonic
 
 import aiohttp
 import msgspec
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pedcxr_serve.gateway import error_responses
@@ -32,6 +33,8 @@ _RESTART_S = 10.0  # Retry-After while the engine restarts
 _FINISH_REASON = re.compile(rb'"finish_reason": ?"(\w+)"')
 _USAGE = re.compile(rb'"usage": ?\{')
 _EVENT_END = b"\n\n"
+_WAITING = b": waiting\n\n"
+_NULLABLE = ("content", "refusal", "finish_reason", "logprobs", "usage")  # of OpenAI's API
 
 
 class EventTooLarge(Exception):
@@ -49,22 +52,51 @@ class Upstream:
     async def __call__(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward one request, or raise `AdmissionRefused` if the queue refuses it or the engine restarts."""
         record, scheduler = context.record, self._state.scheduler
-        with record.stage("queue"):
-            await scheduler.wait_turn(context.ticket, context.prompt_tokens)
-        if self._state.engine_up:
-            await self._state.heartbeat.wait_checked()
-        if not self._state.engine_up:
-            raise _engine_restarting()
-        if not context.stream:
-            scheduler.assume_progress(context.ticket)
-            scheduler.queue.charge(context.ticket, OUTPUT_COST * self._expected_output(context))
+        client = _ClientAnswer(scope, receive, send, context.response_headers)
         try:
-            await self._exchange(context, scope, receive, send)
+            with record.stage("queue"):
+                await self._wait_turn(context, client)
+            if self._state.engine_up:
+                await self._state.heartbeat.wait_checked()
+            if not self._state.engine_up:
+                raise _engine_restarting()
+            if not context.stream:
+                scheduler.assume_progress(context.ticket)
+                scheduler.queue.charge(context.ticket, OUTPUT_COST * self._expected_output(context))
+            await self._exchange(context, client)
+        except AdmissionRefused as error:
+            record.refuse(error.code, error.status)
+            await client.refuse(
+                error_responses.admission_refused(error.status, str(error), error.code, error.retry_after)
+            )
+        except TimeoutError:
+            record.reason = "client_stalled"  # without a last message uvicorn closes the connection
         finally:
             if record.usage is not None:
                 scheduler.queue.charge(context.ticket, context.final_cost() - context.ticket.service)
 
-    async def _exchange(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _wait_turn(self, context: RequestContext, client: _ClientAnswer) -> None:
+        """Wait until the request may be sent.
+
+        A stream gets its headers and comments meanwhile: proxies close a connection that is silent for a minute.
+        """
+        state = self._state
+        my_turn = state.scheduler.wait_turn(context.ticket, context.prompt_tokens)
+        if not context.stream:
+            await my_turn
+            return
+        turn = asyncio.ensure_future(my_turn)
+        try:
+            await asyncio.wait((turn,), timeout=state.comment_after_s)
+            while not turn.done():
+                await client.start(200, _EVENT_STREAM)
+                await client.write(_WAITING)
+                await asyncio.wait((turn,), timeout=state.comment_every_s)
+            turn.result()
+        finally:
+            turn.cancel()
+
+    async def _exchange(self, context: RequestContext, client: _ClientAnswer) -> None:
         record = context.record
         parts = context.parts()
         headers = {
@@ -84,9 +116,9 @@ class Upstream:
                     # vLLM 0.32 sends the headers once the image is preprocessed.
                     self._state.scheduler.mark_prepared(context.ticket)
                     with record.stage("stream"):
-                        await self._forward_stream(context, answer, content_type, scope, send)
+                        await self._forward_stream(context, answer, client)
                 else:
-                    await self._forward_completion(context, answer, content_type, scope, receive, send)
+                    await self._forward_completion(context, answer, client)
         except aiohttp.ClientConnectorError as error:
             self._state.heartbeat.suspect()
             raise _engine_restarting() from error
@@ -94,54 +126,46 @@ class Upstream:
             self._state.heartbeat.suspect()
             if "stream" not in record.stages:  # a stream has already sent its error event
                 record.outcome, record.status = "engine_lost", 502
-                await error_responses.response("engine_lost")(scope, receive, send)
-        except TimeoutError:
-            record.reason = "client_stalled"  # without a last message uvicorn closes the connection
+                await client.refuse(error_responses.response("engine_lost"))
 
     async def _forward_completion(
-        self,
-        context: RequestContext,
-        answer: aiohttp.ClientResponse,
-        content_type: str,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
+        self, context: RequestContext, answer: aiohttp.ClientResponse, client: _ClientAnswer
     ) -> None:
         record = context.record
         data = await answer.read()
         if answer.status != 200 and (refusal := refusals.read(data)) is not None:
             record.refuse(refusal.code, refusal.status)
-            response = error_responses.error(refusal.status, refusal.message, refusal.code, param=IMAGE_URL)
-            await response(scope, receive, send)
+            await client.refuse(error_responses.error(refusal.status, refusal.message, refusal.code, param=IMAGE_URL))
             return
         if answer.status >= 500 and answer.status != 503:
             # Not forwarded: vLLM's message would be the text of a traceback, and its code a number.
             self._state.heartbeat.suspect()
             record.outcome, record.status = "engine_lost", 502
-            await error_responses.response("engine_lost")(scope, receive, send)
+            await client.refuse(error_responses.response("engine_lost"))
             return
         if answer.status != 200:
             record.outcome = "engine_refused"
-        else:
-            self._state.heartbeat.beat()
-            record.finish_reason, record.usage = parse_completion(data)
-            if record.finish_reason == "abort":
-                record.outcome, record.status = "aborted", 502
-                await error_responses.response("engine_aborted")(scope, receive, send)
-                return
-            record.outcome = "length" if record.finish_reason == "length" else "ok"
-            if record.usage is not None:
-                self._update_mean_output(record.tenant.name, record.usage.output)
-        await send(_response_start(answer, content_type, demo=self._state.demo, length=len(data)))
-        await _ClientWriter(scope, send).write(data, more=False)
+            await client.refuse(_engine_refusal(answer.status, data))
+            return
+        self._state.heartbeat.beat()
+        record.finish_reason, record.usage = parse_completion(data)
+        if record.finish_reason == "abort":
+            record.outcome, record.status = "aborted", 502
+            await client.refuse(error_responses.response("engine_aborted"))
+            return
+        record.outcome = "length" if record.finish_reason == "length" else "ok"
+        if record.usage is not None:
+            self._update_mean_output(record.tenant.name, record.usage.output)
+        data = without_nulls(data)
+        await client.start(200, answer.headers.get("Content-Type", "application/json"), length=len(data))
+        await client.write(data, more=False)
 
     async def _forward_stream(
-        self, context: RequestContext, answer: aiohttp.ClientResponse, content_type: str, scope: Scope, send: Send
+        self, context: RequestContext, answer: aiohttp.ClientResponse, client: _ClientAnswer
     ) -> None:
         """Forward events as they arrive. A failure after the headers becomes an error event."""
         record, reader = context.record, SSEReader(context.forward_usage)
-        await send(_response_start(answer, content_type, demo=self._state.demo))
-        client = _ClientWriter(scope, send)
+        await client.start(200, answer.headers["Content-Type"])
         charge = self._state.scheduler.queue.charge
         try:
             async for chunk in answer.content.iter_any():
@@ -260,6 +284,22 @@ def parse_completion(body: bytes) -> tuple[str | None, TokenUsage | None]:
     return (completion.choices[0].finish_reason if completion.choices else None), completion.usage
 
 
+def without_nulls(body: bytes) -> bytes:
+    """Return an answer without the empty fields of vLLM, which some clients send back with the next question."""
+    try:
+        completion = msgspec.json.decode(body)
+        for choice in completion["choices"]:
+            choice["message"] = _without_nulls(choice["message"])
+        completion["choices"] = [_without_nulls(choice) for choice in completion["choices"]]
+        return msgspec.json.encode(_without_nulls(completion))
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return body
+
+
+def _without_nulls(fields: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if value is not None or name in _NULLABLE}
+
+
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
@@ -283,14 +323,51 @@ def _event_start(block: bytes, at: int) -> int:
     return block.rfind(_EVENT_END, 0, at) + len(_EVENT_END) if _EVENT_END in block[:at] else 0
 
 
-class _ClientWriter:
-    """Sends an answer to the client under a total stall budget."""
+class _ClientAnswer:
+    """Sends the answer to the client under a total stall budget.
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._flow, self._send, self._budget_s = flow_control(scope), send, _MAX_STALL_S
+    A stream may start before the outcome is known. A later refusal is then an error event.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._scope, self._receive, self._send, self._headers = scope, receive, send, headers
+        self._flow, self._budget_s = flow_control(scope), _MAX_STALL_S
+        self._started = False
+        # uvicorn would send chunks, which HTTP/1.0 does not know (RFC 9112, 6.1).
+        self._whole: bytearray | None = bytearray() if scope["http_version"] == "1.0" else None
+        self._content_type = ""
+
+    async def start(self, status: int, content_type: str, *, length: int | None = None) -> None:
+        """Send the status and the headers; a second call has no effect."""
+        if self._started:
+            return
+        self._started, self._content_type = True, content_type
+        if length is not None:
+            self._whole = None
+        elif self._whole is not None:
+            return
+        headers = [(b"content-type", content_type.encode()), *self._headers]
+        if length is not None:
+            headers.append((b"content-length", str(length).encode()))
+        if content_type.startswith(_EVENT_STREAM):
+            headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def refuse(self, response: Response) -> None:
+        """Send an error response, or its body as the last event of a stream that has started."""
+        if self._started:
+            await self.write(b"\n\ndata: " + bytes(response.body) + b"\n\n", more=False)
+        else:
+            await response(self._scope, self._receive, self._send)
 
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send data once the client has read enough of the earlier data; TimeoutError if the budget is used up."""
+        if self._whole is not None:
+            self._whole += data
+            if more:
+                return
+            data, self._started = bytes(self._whole), False
+            await self.start(200, self._content_type, length=len(data))
         message = {"type": "http.response.body", "body": data, "more_body": more}
         if self._flow is not None and not self._flow.write_paused:
             await self._send(message)  # does not block; a timer would cost a sixth of an event's processor time
@@ -313,16 +390,11 @@ async def _chunks(parts: tuple[bytes | memoryview, ...]) -> AsyncIterator[bytes 
             yield part
 
 
-def _response_start(
-    answer: aiohttp.ClientResponse, content_type: str, *, demo: bool, length: int | None = None
-) -> dict[str, object]:
-    headers = [(b"content-type", content_type.encode())]
-    if length is not None:
-        headers.append((b"content-length", str(length).encode()))
-    if answer.status in (429, 503):
-        headers.append((b"retry-after", answer.headers.get("Retry-After", str(error_responses.RETRY_AFTER_S)).encode()))
-    if content_type.startswith(_EVENT_STREAM):
-        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-    if demo:
-        headers.append((b"x-pedcxr-demo", b"1"))
-    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+def _engine_refusal(status: int, data: bytes) -> Response:
+    # The engine's words are not passed on: they may repeat the prompt, and they name options that clients do not have.
+    if b"context length" in data:
+        message = "the conversation is longer than the model's context; send less text or fewer messages"
+        return error_responses.error(status, message, "context_length_exceeded", param="messages")
+    message = "the engine refused the request; the server's log has the request id"
+    headers = {"Retry-After": str(error_responses.RETRY_AFTER_S)} if status in (429, 503) else None
+    return error_responses.error(status, message, "engine_refused", headers=headers)

@@ -64,6 +64,11 @@ class Server:
                     await _wait_drained(self.state, server.FLUSH_S)
 
     async def _drain(self, urgent: asyncio.Event) -> None:
+        if self.state.ready and self.config.lame_duck_s:
+            # Balancers learn from /health/ready that the server stops; until then its requests are still served.
+            self.state.set_ready(True, "stopping")
+            self.console.print_line(f"stopping in {self.config.lame_duck_s:g} s; /health/ready answers 503")
+            await _first(asyncio.sleep(self.config.lame_duck_s), urgent.wait())
         self.state.set_ready(False, "stopping")
         running = self.state.in_flight
         self.console.print_line(

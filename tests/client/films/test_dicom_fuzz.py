@@ -32,6 +32,13 @@ def test_every_input_gives_a_film_or_an_input_error(kind):
     check()
 
 
+@pytest.mark.slow
+@settings(BOUNDED, max_examples=1000)
+@given(KINDS["described"] | KINDS["headers"])
+def test_1000_headers_give_facts_or_an_input_error(data):
+    outcome(data)
+
+
 @BOUNDED
 @given(st.binary(max_size=300), st.sampled_from(sorted(corpus())))
 def test_random_bytes_after_a_magic_number(tail, name):

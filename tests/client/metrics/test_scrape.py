@@ -31,6 +31,7 @@ def config(url: str) -> str:
     return SCRAPE.format(target=url.removeprefix("http://").removesuffix("/metrics"))
 
 
+@pytest.mark.slow
 @real_tools.needs_prometheus
 def test_share_of_calls_within_the_slo(engine: Any, film: bytes, tmp_path: Any) -> None:
     """Four calls: two within the SLO, one too slow, and a fast failure, which counts as outside the SLO."""
@@ -70,6 +71,7 @@ def registry_of_one(engine: Any, film: bytes) -> CollectorRegistry:
     return registry
 
 
+@pytest.mark.slow
 @real_tools.needs_prometheus
 @real_tools.needs_pushgateway
 def test_metrics_of_a_short_run_reach_prometheus(engine: Any, film: bytes, tmp_path: Any) -> None:

@@ -6,7 +6,9 @@ import java.net.http.HttpResponse;
 
 public class Client {
     public static void main(String[] args) throws Exception {
-        String body = "{\"messages\":[{\"role\":\"user\",\"content\":\"Generate a report.\"}]}";
+        String film = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==";
+        String body = "{\"messages\":[{\"role\":\"user\",\"content\":[{\"image_url\":{\"url\":\"" + film + "\"}},"
+            + "{\"type\":\"text\",\"text\":\"Generate a report.\"}]}]}";
         HttpClient client = HttpClient.newHttpClient();
         HttpRequest request = HttpRequest.newBuilder(URI.create(args[0] + "/chat/completions"))
             .header("Content-Type", "application/json")

@@ -2,7 +2,11 @@
 import OpenAI from "openai";
 
 const [scenario, baseURL, apiKey, model = "pedcxr-demo"] = process.argv.slice(2);
-const messages = [{ role: "user", content: "Generate a report." }];
+const film = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==";
+const messages = [{ role: "user", content: [
+  { type: "image_url", image_url: { url: film } },
+  { type: "text", text: "Generate a report." },
+] }];
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
 const request = { model, messages };
 

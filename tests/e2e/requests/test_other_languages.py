@@ -12,13 +12,13 @@ import openai
 import pytest
 
 from tests.support.languages import installed, javascript
-from tests.support.servers.gateway_server import eventually
+from tests.support.servers.gateway_server import BODY, eventually
 from tests.support.servers.live_server import family, held_still, title
 from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 
-PAYLOAD = {"model": "pedcxr-demo", "messages": [{"role": "user", "content": "Generate a report."}]}
+PAYLOAD = {"model": "pedcxr-demo", **BODY}
 DISCONNECTS = 48
 
 

@@ -62,7 +62,11 @@ BAD: dict[str, tuple[dict[str, object], int, str]] = {
     "16-bit PNG": (body(image(data_url(deep_png()))), 400, "8 bits"),
     "30,000 x 30,000 header": (body(image(data_url(png_header(30_000, 30_000)))), 400, "too large"),
     "two images": (body(image(data_url(PNG)), image(data_url(PNG))), 400, "image"),
-    "prompt over the context": (body(image(data_url(PNG)), text="chest " * 5000), 400, "context length|tokens"),
+    "prompt over the context": (
+        body(image(data_url(PNG)), text="chest " * 5000),
+        400,
+        "longer than the model's context",
+    ),
     "unknown model": (body(image(data_url(PNG)), model="gpt-5"), 404, "/v1/models"),
     "no messages": ({}, 400, "messages"),
 }
@@ -104,8 +108,27 @@ def test_a_body_of_40_mb(client: httpx.Client) -> None:
 
 
 def test_text_only_request(client: httpx.Client) -> None:
-    answer = client.post(CHAT, json=body(text="Hello"))
+    """Only a connection test may have no film: the model would invent a report."""
+    assert client.post(CHAT, json=body()).json()["error"]["code"] == "film_missing"
+    answer = client.post(CHAT, json=body(text="hi", max_tokens=16))
     assert answer.json()["choices"][0]["message"]["role"] == "assistant"
+    assert answer.headers["x-pedcxr-film"] == "none"
+
+
+def test_text_before_the_film_gives_the_same_tokens(client: httpx.Client) -> None:
+    """Most clients and load testers put the text first, the fine-tuning the film."""
+    film_first = body(image(data_url(PNG)), return_token_ids=True)
+    system = {"role": "system", "content": [{"type": "text", "text": "Report"}, {"type": "text", "text": "children."}]}
+    [user] = film_first["messages"]  # type: ignore[misc]
+    text_first = {**film_first, "messages": [{"role": "user", "content": user["content"][::-1]}]}
+    first, second = (client.post(CHAT, json=each).json() for each in (film_first, text_first))
+    assert first["prompt_token_ids"] == second["prompt_token_ids"]
+    assert first["choices"][0]["token_ids"] == second["choices"][0]["token_ids"]
+    joined = {"role": "system", "content": "Report\nchildren."}
+    parts, whole = (
+        client.post(CHAT, json={**film_first, "messages": [each, user]}).json() for each in (system, joined)
+    )
+    assert parts["prompt_token_ids"] == whole["prompt_token_ids"] != first["prompt_token_ids"]
 
 
 def test_a_refused_film_is_not_logged(running: LocalServer, client: httpx.Client) -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import socket as socketlib
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from pedcxr_serve.engine.socket_dir import socket_folder
 from pedcxr_serve.errors import ConfigError
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Return a folder with a path that is short enough for a Unix socket, as that of ``tmp_path`` may not be."""
+    with TemporaryDirectory(prefix="pedcxr-", dir="/tmp") as name:
+        yield Path(name)
 
 
 def test_temporary_folder_is_private_and_removed() -> None:
@@ -19,15 +28,15 @@ def test_temporary_folder_is_private_and_removed() -> None:
     assert not socket.parent.exists()
 
 
-def test_existing_folder_is_kept_and_sockets_are_removed(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    (tmp_path / "notes.txt").touch()
-    leave_socket(tmp_path / "engine.sock")  # left by a server that was killed
-    with socket_folder(str(tmp_path)) as socket:
+def test_existing_folder_is_kept_and_sockets_are_removed(folder: Path) -> None:
+    folder.chmod(0o700)
+    (folder / "notes.txt").touch()
+    leave_socket(folder / "engine.sock")  # left by a server that was killed
+    with socket_folder(str(folder)) as socket:
         assert not socket.exists()
         leave_socket(socket)
-        leave_socket(tmp_path / "rpc")
-    assert {path.name for path in tmp_path.iterdir()} == {"lock", "notes.txt"}
+        leave_socket(folder / "rpc")
+    assert {path.name for path in folder.iterdir()} == {"lock", "notes.txt"}
 
 
 def leave_socket(path: Path) -> None:
@@ -35,34 +44,34 @@ def leave_socket(path: Path) -> None:
         bound.bind(str(path))
 
 
-def test_created_folder_is_removed(tmp_path: Path) -> None:
-    with socket_folder(str(tmp_path / "new")):
+def test_created_folder_is_removed(folder: Path) -> None:
+    with socket_folder(str(folder / "new")):
         pass
-    assert not (tmp_path / "new").exists()
+    assert not (folder / "new").exists()
 
 
-def test_second_server_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o700)
-    with socket_folder(str(tmp_path)) as socket:
+def test_second_server_on_the_same_folder_is_refused(folder: Path) -> None:
+    folder.chmod(0o700)
+    with socket_folder(str(folder)) as socket:
         socket.touch()
-        with pytest.raises(ConfigError, match="in use by a running server"), socket_folder(str(tmp_path)):
+        with pytest.raises(ConfigError, match="in use by a running server"), socket_folder(str(folder)):
             pass
         assert socket.exists()
 
 
 @pytest.mark.parametrize("mode", [0o750, 0o701, 0o777])
-def test_folder_accessible_to_others_is_refused(tmp_path: Path, mode: int) -> None:
-    tmp_path.chmod(mode)
-    with pytest.raises(ConfigError, match="chmod 700"), socket_folder(str(tmp_path)):
+def test_folder_accessible_to_others_is_refused(folder: Path, mode: int) -> None:
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match="chmod 700"), socket_folder(str(folder)):
         pass
 
 
-def test_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="too long"), socket_folder(str(tmp_path / ("x" * 80))):
+def test_path_too_long_for_a_socket_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="too long"), socket_folder(str(folder / ("x" * 80))):
         pass
 
 
-def test_file_instead_of_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be used"), socket_folder(str(tmp_path / "file")):
+def test_file_instead_of_folder_is_refused(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be used"), socket_folder(str(folder / "file")):
         pass

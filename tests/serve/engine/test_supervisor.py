@@ -114,6 +114,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 60))
 
 
+@pytest.mark.slow
 def test_engine_killed_repeatedly_is_restarted(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, gap=1.0, probe_timeout_s=30.0) as running:

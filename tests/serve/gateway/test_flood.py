@@ -228,6 +228,7 @@ def reset(plug: socket.socket) -> None:
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+@pytest.mark.slow
 def test_ten_thousand_connections(gateway: Gateway, other: Caller) -> None:
     address = urlsplit(gateway.url).hostname, urlsplit(gateway.url).port
     ways: tuple[Callable[[socket.socket], None], ...] = (silent, half_a_line, half_a_body, noise, reset)

@@ -91,6 +91,11 @@ def test_at_least_half_of_the_real_films_pass() -> None:
         ({"BodyPartExamined": "HAND"}, "film_blocked", r"body-part: BodyPartExamined \(0018,0015\) is HAND"),
         ({"PatientOrientation": ["R", "F"]}, "film_blocked", r"orientation: PatientOrientation .* is R.F, mirrored"),
         ({"PatientOrientation": ["H", "L"]}, "film_blocked", "turned by 90 degrees clockwise"),
+        (
+            {"BodyPartExamined": None, "SeriesDescription": "KNEE"},
+            "film_blocked",
+            r"SeriesDescription .* is knee",
+        ),
         ({"BurnedInAnnotation": "YES"}, "film_blocked", r"burned-in-text: BurnedInAnnotation \(0028,0301\) is YES"),
         ({"PatientSpeciesDescription": "CANINE"}, "film_blocked", r"human: PatientSpeciesDescription"),
         ({"QualityControlImage": "YES"}, "film_blocked", r"quality: "),
@@ -118,6 +123,9 @@ def test_film_outside_the_intended_use_or_unreadable_is_refused(
         {"PatientAge": None, "PatientSex": None},
         {"BodyPartExamined": None},
         {"BodyPartExamined": ""},
+        {"BodyPartExamined": None, "StudyDescription": "CHEST, LEFT KNEE"},
+        {"BodyPartExamined": None, "Modality": None, "SOPClassUID": None},
+        {"ResponsiblePerson": "Doe^Jane"},
         {"ViewPosition": "LL"},
         {"PatientOrientation": None},
         {"PatientAge": "005Y", "PatientBirthDate": "20090101"},
@@ -163,7 +171,13 @@ def test_refusal_does_not_repeat_identifying_values() -> None:
         {"BodyPartExamined": PATIENT_NAME},
         {"PixelData": None},
     ]
-    invalid += [{"ResponsiblePerson": PATIENT_NAME}, {"Rows": 0}, {"PhotometricInterpretation": PATIENT_NAME}]
+    owner = {"ResponsiblePerson": PATIENT_NAME, "ResponsiblePersonRole": "OWNER"}
+    invalid += [
+        owner,
+        {"SeriesDescription": f"KNEE {PATIENT_NAME}"},
+        {"Rows": 0},
+        {"PhotometricInterpretation": PATIENT_NAME},
+    ]
     for elements in invalid:
         with pytest.raises(FilmRefused) as caught:
             image_decoder.decode(dicom_maker.film(**identifiers, **elements), max_pixels=CAP)

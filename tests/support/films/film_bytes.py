@@ -11,6 +11,8 @@ import numpy as np
 from hypothesis import reject
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -23,6 +25,7 @@ from pydicom.uid import (
 
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
+from pedcxr_client.films import header
 from pedcxr_client.films.film import encode, read
 from tests.support.films.dicom_maker import dataset, film, ramp, table, to_bytes
 from tests.support.paths import REAL_FILMS
@@ -49,6 +52,24 @@ ELEMENTS = {
     **dict.fromkeys(["StudyDate", "PatientBirthDate"], DATES),
     "PatientAge": st.sampled_from(["005Y", "000Y", "999W", "062", "5Y", "-01Y", "", "００５Y"]),
 }
+DESCRIPTIONS = st.sampled_from(
+    [
+        "CHEST",
+        "KNEE LEFT",
+        "chest, knee",
+        "tórax",
+        "胸部",
+        "Tierklinik",
+        "dog",
+        SECRET,
+        "\0",
+        "",
+        "a" * 2000,
+        "51185008",
+    ]
+)
+"""Texts and codes of the elements that state a body part or an animal."""
+
 TABLES = st.builds(
     table,
     st.integers(-32768, 65535),
@@ -64,16 +85,16 @@ def outcome(data: bytes) -> str:
     Asserts that the film takes at most ``SLOWEST`` seconds and that no text holds a name. An out-of-memory error is a
     failure, since these films are small.
     """
-    start = time.process_time()
+    start, texts = time.process_time(), list[str]()
     try:
         undecoded = read(data)
-        texts = [str(undecoded.facts), str(rules.check(undecoded.facts, rules.CallerFacts()))]
+        texts += [str(undecoded.facts), str(rules.check(undecoded.facts, rules.CallerFacts()))]
         result = undecoded.render()
         texts += [str(result.how), str(rules.check(undecoded.facts, rules.CallerFacts(), result.stats))]
         assert result.pixels.mode == "L" or result.original is not None
         encode(result)
     except InputError as error:
-        texts = [str(error), repr(error.__context__)]
+        texts = [str(error), repr(error.__context__), *texts]
         assert "memory" not in texts[0], texts
     assert time.process_time() - start < SLOWEST
     assert not any("Popescu" in line for line in texts), texts
@@ -96,6 +117,45 @@ def headers(draw: st.DrawFn) -> bytes:
             return to_bytes(ds)
         except Exception:
             reject()  # pydicom cannot write it
+
+
+def _header(charset: str, values: list[tuple[str, str | bytes]], inner: list[tuple[str, str | bytes]]) -> bytes:
+    """Return a file without pixels. A text of a sequence becomes the meaning of an item that holds ``inner``."""
+    ds = dataset(ramp(1, 1))
+    ds.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for keyword, value in values:
+            if isinstance(value, bytes):
+                ds.add_new(keyword, "OB", value)
+            elif dictionary_VR(keyword) == "SQ":
+                item = Dataset()
+                item.CodeMeaning = value
+                for inner_keyword, text in inner:
+                    item.add_new(inner_keyword, "LO" if isinstance(text, str) else "OB", text)
+                setattr(ds, keyword, [item])
+            else:
+                ds.add_new(keyword, "LO", value)
+        ds.SpecificCharacterSet = charset
+        buffer = io.BytesIO()
+        try:
+            ds.save_as(buffer)
+        except Exception:
+            reject()  # pydicom cannot write it
+    return buffer.getvalue()
+
+
+_ELEMENTS = [*(keyword for keyword in header._TAGS if keyword != "MediaStorageSOPClassUID"), "StudyDate", "CodeValue"]
+_VALUES = st.lists(
+    st.tuples(
+        st.sampled_from([*_ELEMENTS, "PatientBirthDate"]),
+        DESCRIPTIONS | WORDS | DATES | st.text(max_size=20) | st.sampled_from([b"\xff\xfe", b"CHEST"]),
+    ),
+    max_size=6,
+)
+CHARACTER_SETS = st.sampled_from(["ISO_IR 192", "ISO_IR 100", "\\ISO 2022 IR 87", "Popescu", ""])
+described = st.builds(_header, CHARACTER_SETS, _VALUES, _VALUES)
+"""Headers in which every element that is read holds a text, an item, or bytes of another VR."""
 
 
 @st.composite
@@ -179,5 +239,5 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 TAILS = st.binary(max_size=400).map(lambda tail: bytes(128) + b"DICM" + tail)
-KINDS = {"headers": headers(), "tables": tables(), "damaged": damaged(), "tails": TAILS}
+KINDS = {"headers": headers(), "described": described, "tables": tables(), "damaged": damaged(), "tails": TAILS}
 """The strategies by name."""

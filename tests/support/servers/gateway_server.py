@@ -18,11 +18,26 @@ from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.http.listeners import Listeners, listen
 from pedcxr_serve.gateway.http.server import serving
 from pedcxr_serve.gateway.state import State
-from tests.support.servers.fake_engine import FakeEngine
+from tests.support.servers.fake_engine import FakeEngine, RecordedRequest
 
 CHAT = "/v1/chat/completions"
 LIMIT = 1 << 20
-BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "Generate a report."}]}
+FILM = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
+BODY: dict[str, Any] = {
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": FILM}},
+                {"type": "text", "text": "Generate a report."},
+            ],
+        }
+    ]
+}
+BODY_TOKENS = 256 + len("Generate a report.") // 4 + 10
+"""The gateway's estimate of the prompt tokens of `BODY`."""
 ERROR_KEYS = {"message", "type", "param", "code"}
 
 
@@ -52,6 +67,15 @@ class Gateway:
     def usage(self) -> dict[str, Any]:
         days: dict[str, Any] = httpx.get(self.listeners.metrics_url.replace("metrics", "usage")).json()["days"]
         return days
+
+
+def sent_messages(request: RecordedRequest) -> list[dict[str, Any]]:
+    """Return the messages that the engine received, without the name that the gateway gives to the film."""
+    messages: list[dict[str, Any]] = request.json["messages"]
+    for message in messages:
+        for part in message["content"] if isinstance(message["content"], list) else ():
+            part.pop("uuid", None)
+    return messages
 
 
 @contextmanager

@@ -73,6 +73,12 @@ class Tenant(Struct, frozen=True, forbid_unknown_fields=True):
         bool, Meta(description="whether temperature and other sampling fields have an effect; false = greedy decoding")
     ] = False
     may_stream: Annotated[bool, Meta(description="whether the tenant may stream")] = True
+    may_omit_film: Annotated[
+        bool, Meta(description="whether a request may have no film; the model then invents what it describes")
+    ] = False
+    may_bench: Annotated[bool, Meta(description="whether ignore_eos and min_tokens of load testers have an effect")] = (
+        False
+    )
     keys: Annotated[
         tuple[Key, ...], Meta(description="API keys", extra={"requirement": "a list of tables [[tenant.NAME.keys]]"})
     ] = ()

@@ -28,7 +28,7 @@ class AccessLog:
     """
 
     def __init__(self, app: ASGIApp, state: State) -> None:
-        self._app = app
+        self._app, self._state = app, state
         self._requests = state.metrics.requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,14 +39,18 @@ class AccessLog:
         request_id = header if _REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
         request_state = scope.setdefault("state", {})
         request_state["request_id"] = request_id
-        route = scope["path"] if scope["path"] in _ROUTES else "other"
+        path = scope["path"]
+        route = path if path in _ROUTES else "/v1/models" if path.startswith("/v1/models/") else "other"
         start, status = monotonic(), 0
 
         async def send_observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                if self._state.stage == "stopping":  # a kept connection would lead to this server again
+                    headers["Connection"] = "close"
                 self._requests.labels(route, status).inc()
             await send(message)
 

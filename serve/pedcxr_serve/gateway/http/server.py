@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 import re
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -25,8 +26,6 @@ UVICORN_VERSIONS = ((0, 35), (0, 54))
 """First and last minor version of uvicorn whose internals `Connection` and `_Server` were tested with."""
 FLUSH_S = 2
 """Seconds that connections get to send their last bytes when the server stops."""
-KEEP_ALIVE_S = 75
-"""Seconds that an idle connection is kept open after an answer."""
 _POLL_S = 1.0  # between two checks of tenants.toml and the certificate
 _TLS_SHUTDOWN_TIMEOUT_S = 5.0  # for the client's close_notify
 
@@ -40,8 +39,8 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
     """
     require_uvicorn(uvicorn.__version__)
     servers = [
-        (_Server(_uvicorn(app.public(state, engine)), state.tls), listeners.public),
-        (_Server(_uvicorn(app.admin(state, engine))), listeners.admin),
+        (_Server(_uvicorn(app.public(state, engine), state.keep_alive_s), state.tls), listeners.public),
+        (_Server(_uvicorn(app.admin(state, engine), state.keep_alive_s)), listeners.admin),
     ]
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
     watch = asyncio.create_task(_watch(state))
@@ -107,7 +106,7 @@ async def _watch(state: State) -> None:
         state.reload_if_changed()
 
 
-def _uvicorn(asgi: ASGIApp) -> uvicorn.Config:
+def _uvicorn(asgi: ASGIApp, keep_alive_s: float) -> uvicorn.Config:
     return uvicorn.Config(
         asgi,
         http=Connection,
@@ -116,6 +115,6 @@ def _uvicorn(asgi: ASGIApp) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=math.ceil(keep_alive_s),
         timeout_graceful_shutdown=FLUSH_S,
     )

@@ -69,11 +69,15 @@ class Body:
         self._memory, self._tenant = memory, tenant
         self._size = 0
 
-    async def read(self, receive: Receive, limit: int) -> bytearray:
+    async def read(self, receive: Receive, limit: int, *, announced: int = 0, waits: bool = False) -> bytearray:
         """Return the whole body.
 
         Up to four times ``limit`` bytes of a larger body are read and discarded for at most 10 seconds. A client that
         writes its whole request before it reads then receives the error response instead of a broken pipe.
+
+        Args:
+            announced: size by the Content-Length, 0 if unknown.
+            waits: whether the client waits for status 100 before it sends the body (RFC 9110, 10.1.1).
 
         Raises:
             TooLarge: over ``limit`` bytes, with or without a Content-Length.
@@ -82,6 +86,10 @@ class Body:
             Disconnected: the client disconnected.
         """
         data = bytearray()
+        if announced > limit:
+            if not waits:
+                await _discard(receive, True, _DISCARD * limit)
+            raise TooLarge
         try:
             async with asyncio.timeout(self._memory.timeout_s):
                 more = True

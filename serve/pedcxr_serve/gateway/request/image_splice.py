@@ -2,7 +2,7 @@
 
 The film is replaced by a placeholder before the body is parsed, and spliced back later as a view of the body. Of three
 megabytes, some hundred bytes are parsed as JSON and none are copied. The film is found without parsing: a quote within
-a JSON string has a backslash before it, so ``"data:image`` either starts a string or stands where the JSON is invalid.
+a JSON string has a backslash before it, so ``"data:`` either starts a string or stands where the JSON is invalid.
 Replacing a run of characters that has no quote leaves every other token in place.
 """
 
@@ -13,7 +13,9 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NoReturn
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import pybase64
@@ -24,9 +26,22 @@ NO_ADDRESS = (
 )
 IMAGE_URL = "messages[].content[].image_url.url"
 
-_STARTS = (b'"data:image', b'"data:application')
-# The type is not relied on: the engine detects it from the bytes. Browsers and PACS label DICOM with the last two.
-_HEADER = re.compile(rb"data:(?:image/[a-z0-9.+-]{1,40}|application/dicom|application/octet-stream);base64,")
+# A JSON string that starts with the header of a base64 data URL (RFC 2397), after blanks and with any parameters.
+_START = re.compile(rb'"(?:[ \t]|\\[nrt])*data:[^",]{0,200}base64[ \t]*,', re.IGNORECASE)
+_HEADER = re.compile(rb"\s*data:\s*([^,;\s]*)[^,]*?;\s*base64\s*,", re.IGNORECASE)
+_LONGEST_HEADER = 300
+
+# The declared type is not relied on: browsers, S3 and PACS use generic ones, and the engine detects the type again.
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", b"image/png"),
+    (b"\xff\xd8\xff", b"image/jpeg"),
+    (b"GIF8", b"image/gif"),
+    (b"BM", b"image/bmp"),
+    (b"II*\0", b"image/tiff"),
+    (b"MM\0*", b"image/tiff"),
+)
+_GENERIC = (b"", b"application/octet-stream", b"binary/octet-stream", b"application/dicom")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648 section 5
 
 
 class RequestRefused(Exception):
@@ -45,9 +60,15 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """The image of a request: its data URL, a view of the client's body, and the SHA-256 of the decoded bytes."""
+    """The image of a request.
 
-    url: memoryview
+    Attributes:
+        url: its data URL in two parts: a header with the detected type, and padded base64 of the standard alphabet. The
+            latter is a view of the client's body if the client wrote it in this form.
+        sha256: digest of the decoded bytes.
+    """
+
+    url: tuple[bytes, bytes | memoryview]
     sha256: bytes
 
 
@@ -75,19 +96,26 @@ def extract_image(body: bytes | bytearray, placeholder: str, limit: int) -> tupl
     Raises:
         RequestRefused: two films, a film that is not valid base64, or a body over ``limit``.
     """
-    start = next((at + 1 for mark in _STARTS if (at := body.find(mark)) >= 0), 0)
-    if not start:
+    starts = [match.start() + 1 for match in islice(_START.finditer(body), 2)]
+    if not starts:
         _require_short(len(body), limit)
         return bytes(body), None
+    if len(starts) > 1:
+        refuse(
+            "must be at most one image per request; start a new conversation for another film",
+            "messages",
+            "too_many_images",
+        )
+    start = starts[0]
     end = body.find(b'"', start)
     if end < 0:
         refuse("the body is not JSON: a string is not terminated", None, "invalid_json")
-    if any(body.find(mark, 0, start - 1) >= 0 or body.find(mark, end) >= 0 for mark in _STARTS):
-        refuse("must be at most one image per request", "messages", "too_many_images")
     _require_short(len(body) - (end - start), limit)
     view = memoryview(body)
     url = view[start:end]
-    if body.find(b"\\", start, end) >= 0:  # PHP writes \/ for /, Gson \u003d for =
+    if (
+        body.find(b"\\", start, end) >= 0
+    ):  # PHP writes \/ for /, Gson \u003d for =, MIME encoders \r\n every 76 characters
         url = _unescaped(url)
     film = _film(url)
     return b"".join((view[:start], placeholder.encode(), view[end:])), film
@@ -95,7 +123,12 @@ def extract_image(body: bytes | bytearray, placeholder: str, limit: int) -> tupl
 
 def _require_short(size: int, limit: int) -> None:
     if size > limit:
-        refuse(f"the body has {size:,} bytes besides the image; maximum {limit:,}", "messages", "too_long")
+        refuse(
+            f"the body has {size:,} bytes besides the image; maximum {limit:,}. An image counts as one only as the "
+            "base64 data: URL of an image_url part",
+            "messages",
+            "too_long",
+        )
 
 
 def _unescaped(url: memoryview) -> memoryview:
@@ -106,16 +139,44 @@ def _unescaped(url: memoryview) -> memoryview:
 
 
 def _film(url: memoryview) -> Film:
-    header = _HEADER.match(url[:80])
+    header = _HEADER.match(url[:_LONGEST_HEADER])
     if not header:
         refuse(NO_ADDRESS, IMAGE_URL, "invalid_image_url")
-    if len(url) == header.end():
+    text, data = _decode(url[header.end() :])
+    if not data:
         refuse("the image is empty", IMAGE_URL, "invalid_base64")
+    declared, detected = header[1].lower(), _media_type(data)
+    if detected is None and not declared.startswith(b"image/") and declared not in _GENERIC:
+        refuse("is not an image; send a PNG, JPEG or DICOM file", IMAGE_URL, "invalid_image_url")
+    media_type = detected or b"application/octet-stream"
+    return Film((b"data:" + media_type + b";base64,", text), hashlib.sha256(data).digest())
+
+
+def _decode(text: memoryview) -> tuple[bytes | memoryview, bytes]:
+    """Return standard base64 (RFC 4648 section 4) of the image, and its bytes.
+
+    Line breaks, blanks, percent-encoding, the URL-safe alphabet and missing padding are accepted.
+    """
     try:
-        data = pybase64.b64decode(url[header.end() :], validate=True)
+        return text, pybase64.b64decode(text, validate=True)
     except ValueError:
-        refuse("the image is not valid base64; send it padded and without line breaks", IMAGE_URL, "invalid_base64")
-    return Film(url, hashlib.sha256(data).digest())
+        pass
+    plain = bytes(text)
+    plain = unquote_to_bytes(plain) if b"%" in plain else plain
+    plain = b"".join(plain.split()).translate(_URL_SAFE).rstrip(b"=")
+    plain += b"=" * (-len(plain) % 4)
+    try:
+        return plain, pybase64.b64decode(plain, validate=True)
+    except ValueError:
+        refuse("the image is not valid base64; encode the whole file again", IMAGE_URL, "invalid_base64")
+
+
+def _media_type(data: bytes) -> bytes | None:
+    if data[128:132] == b"DICM":
+        return b"application/dicom"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return b"image/webp"
+    return next((media_type for magic, media_type in _MAGIC if data.startswith(magic)), None)
 
 
 def parse(text: bytes) -> object:

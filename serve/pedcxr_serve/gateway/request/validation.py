@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import secrets
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -14,12 +15,16 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from pedcxr_serve.gateway.auth.tenants import Tenant
-from pedcxr_serve.gateway.request import image_splice
-from pedcxr_serve.gateway.request.image_splice import IMAGE_URL, NO_ADDRESS, refuse
+from pedcxr_serve.gateway.request import ignored_fields, image_splice
+from pedcxr_serve.gateway.request.conversation import Turn, turns
+from pedcxr_serve.gateway.request.image_splice import Film, refuse
 from pedcxr_serve.schema import FieldError, Schema
 
 _MAX_PATH = 200
+_INDEX = re.compile(r"\[\d+\]")
 _SAMPLING = "dropped unless the tenant may sample"
+_BENCH = "dropped unless the tenant may bench"
+_SHORT = 16  # tokens; clients test a connection with a text of a few tokens
 
 _MaxTokens = Annotated[int, Meta(ge=1, le=1_000_000)]
 _Stop = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -47,23 +52,31 @@ class ImageUrl(Struct):
             description="`data:image/TYPE;base64,...` or `data:application/dicom;base64,...`; addresses are not fetched"
         ),
     ]
-    detail: Annotated[Literal["auto", "low", "high"], Meta(description="accepted; no effect on this model")] = "auto"
+    detail: Annotated[
+        Literal["auto", "low", "high", "original"], Meta(description="accepted; no effect on this model")
+    ] = "auto"
 
 
 class ContentPart(Struct):
     """One part of a message: a text or an image."""
 
-    type: Annotated[Literal["text", "image_url"], Meta(description="which of the next two fields the part has")]
+    type: Annotated[
+        Literal["text", "image_url"] | None, Meta(description="which of the next two fields the part has")
+    ] = None
     text: Annotated[str | None, Meta(description="text of a part of type `text`")] = None
     image_url: Annotated[
-        ImageUrl | None, Meta(description="image of a part of type `image_url`; one per request, from the user")
+        ImageUrl | str | None,
+        Meta(description="image of a part of type `image_url`, or its URL alone; one per request, from the user"),
     ] = None
 
 
 class Message(Struct):
     """One message of the conversation."""
 
-    role: Annotated[Literal["system", "user", "assistant"], Meta(description="author of the message")]
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant"],
+        Meta(description="author of the message; `developer` means `system`"),
+    ]
     content: Annotated[
         str | Annotated[list[ContentPart], Meta(min_length=1, max_length=16)],
         Meta(description="text, or parts of text and image"),
@@ -73,7 +86,7 @@ class Message(Struct):
 class ChatRequest(Struct):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=16, description="the conversation")]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=64, description="the conversation")]
     model: Annotated[
         Annotated[str, Meta(min_length=1, max_length=128)] | None,
         Meta(description="a name from `GET /v1/models`; none = the default model"),
@@ -97,19 +110,18 @@ class ChatRequest(Struct):
     ] = None
     return_token_ids: Annotated[bool, Meta(description="return token ids besides the text (vLLM)")] = False
     response_format: Annotated[ResponseFormat | None, Meta(description="only `text`")] = None
-    user: Annotated[
-        Annotated[str, Meta(max_length=256)] | None,
-        Meta(description="accepted and dropped: no personal name reaches the engine"),
-    ] = None
     temperature: Annotated[float, Meta(ge=0, le=2, description=f"0 = greedy; {_SAMPLING}")] = 0
     top_p: Annotated[Annotated[float, Meta(ge=0.01, le=1)] | None, Meta(description=_SAMPLING)] = None
     seed: Annotated[Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None, Meta(description=_SAMPLING)] = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description=_SAMPLING)] = 0
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description=_SAMPLING)] = 0
+    ignore_eos: Annotated[bool, Meta(description=f"write until `max_tokens`; {_BENCH}")] = False
+    min_tokens: Annotated[int, Meta(ge=0, le=1_000_000, description=_BENCH)] = 0
 
 
 SCHEMA = Schema(ChatRequest)
 _SAMPLING_FIELDS = {name for name, item in SCHEMA.fields.items() if item.description.endswith(_SAMPLING)}
+_BENCH_FIELDS = {name for name, item in SCHEMA.fields.items() if item.description.endswith(_BENCH)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,8 @@ class AcceptedRequest:
         include_usage: whether the client receives the event of a stream that counts tokens.
         max_tokens: maximum length of the report.
         film: SHA-256 of the film's bytes, or None.
-        words: all texts, for a digest and an estimate of their tokens; must not be logged.
+        words: all texts as the model sees them, for a digest and an estimate of their tokens; must not be logged.
+        ignored: paths of the fields that had no effect.
     """
 
     parts: tuple[bytes | memoryview, ...]
@@ -153,6 +166,7 @@ class AcceptedRequest:
     temperature: float
     film: bytes | None
     words: str
+    ignored: tuple[str, ...] = ()
 
 
 def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequest:
@@ -163,14 +177,13 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
     """
     placeholder = image_splice.placeholder()
     text, film = image_splice.extract_image(body, placeholder, 8 * rules.text_chars + 65_536)
-    request = _checked(image_splice.parse(text))
-    words, images, system_chars = _check_messages(request["messages"], placeholder)
-    if images != (0 if film is None else 1):
-        refuse("must be at most one image, as the `url` of an `image_url` part", "messages", "too_many_images")
-    if system_chars > rules.system_chars:
-        refuse(f"system texts have {system_chars:,} characters; maximum {rules.system_chars:,}", "messages", "too_long")
-    if len(words) > rules.text_chars:
-        refuse(f"texts have {len(words):,} characters; maximum {rules.text_chars:,}", "messages", "too_long")
+    value = image_splice.parse(text)
+    ignored = ignored_fields.remove_ignored(value)
+    request = _checked(value)
+    conversation = turns(request["messages"], placeholder, has_film=film is not None)
+    words = "\n".join(turn.text for turn in conversation)
+    _check_lengths(conversation, len(words), rules)
+    limits = [request[name] for name in ("max_tokens", "max_completion_tokens") if name in request]
     model = request.get("model", rules.model)
     # Checked here, not by the engine's 404: an unknown model name may be a patient's name, and `model` is audited.
     if model not in {rules.model, *rules.served} or not tenant.may_use(model):
@@ -182,19 +195,20 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
         refuse("requires stream: true", "stream_options", "invalid_value")
     if "top_logprobs" in request and not request.get("logprobs"):
         refuse("requires logprobs: true", "top_logprobs", "invalid_value")
-    payload = _payload(request, tenant, rules, model)
-    if film is not None:
-        _name_film(payload, film_id(payload["cache_salt"], film.sha256))
-    try:
-        data = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    except UnicodeEncodeError:
-        refuse("a text contains half of a surrogate pair; send whole characters", "messages", "invalid_text")
-    parts: tuple[bytes | memoryview, ...] = (data,)
-    if film is not None:
-        head, _, tail = data.partition(placeholder.encode())
-        parts = (head, film.url, tail)
+    if film is None and not tenant.may_omit_film and min(limits, default=rules.max_new_tokens) > _SHORT:
+        refuse(
+            "no film: the model would invent a report. Send the film as an `image_url` part of the user's message; if "
+            "you did, your client removed it: declare the model as one that sees images",
+            "messages",
+            "film_missing",
+        )
+    without_effect = _without_effect(request, tenant)
+    payload = _payload(request, tenant, rules, model, without_effect)
+    uuid = None if film is None else film_id(payload["cache_salt"], film.sha256)
+    payload["messages"] = [turn.message(placeholder, uuid) for turn in conversation]
+    payload["max_tokens"] = min([rules.max_new_tokens, *limits])
     return AcceptedRequest(
-        parts,
+        _splice(payload, placeholder, film),
         model,
         stream,
         include_usage=request.get("stream_options", {}).get("include_usage", False),
@@ -202,6 +216,7 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
         temperature=float(payload["temperature"]),
         film=None if film is None else film.sha256,
         words=words,
+        ignored=(*ignored, *sorted(without_effect)),
     )
 
 
@@ -225,64 +240,44 @@ def _checked(value: object) -> dict[str, Any]:
         return SCHEMA.check(value)
     except FieldError as error:
         is_body = error.code == "invalid_type" and not error.path
-        refuse(str(error), None if is_body else error.path[:_MAX_PATH], error.code)
+        reason = ignored_fields.REFUSED.get(_INDEX.sub("[]", error.path)) if error.code == "unknown_field" else None
+        refuse(reason or str(error), None if is_body else error.path[:_MAX_PATH], error.code)
 
 
-def _check_messages(messages: list[dict[str, Any]], placeholder: str) -> tuple[str, int, int]:
-    """Return all texts, the number of images, and the characters of system texts."""
-    texts, images, system_chars = [], 0, 0
-    for index, message in enumerate(messages):
-        path = f"messages[{index}].content"
-        contents = _contents(message["content"], placeholder, path)
-        words = [text for text in contents if text != placeholder]
-        if len(words) < len(contents) and message["role"] != "user":
-            refuse("must contain no image; only a message of the user may contain one", path, "invalid_value")
-        images += len(contents) - len(words)
-        texts += words
-        system_chars += sum(map(len, words)) if message["role"] == "system" else 0
-    return "\n".join(texts), images, system_chars
+def _check_lengths(conversation: list[Turn], text_chars: int, rules: Rules) -> None:
+    system_chars = sum(len(turn.text) for turn in conversation if turn.role == "system")
+    if system_chars > rules.system_chars:
+        refuse(f"system texts have {system_chars:,} characters; maximum {rules.system_chars:,}", "messages", "too_long")
+    if text_chars > rules.text_chars:
+        refuse(f"texts have {text_chars:,} characters; maximum {rules.text_chars:,}", "messages", "too_long")
 
 
-def _contents(content: str | list[dict[str, Any]], placeholder: str, path: str) -> list[str]:
-    if isinstance(content, str):
-        return [_text(content, placeholder, path)]
-    contents = []
-    for index, part in enumerate(content):
-        at, kind = f"{path}[{index}]", part["type"]
-        if set(part) != {"type", kind}:
-            refuse(f"a part of type {kind} must have the field `{kind}` and no other", at, "invalid_value")
-        if kind == "text":
-            contents.append(_text(part["text"], placeholder, f"{at}.text"))
-        elif part["image_url"]["url"] != placeholder:
-            refuse(NO_ADDRESS, IMAGE_URL, "invalid_image_url")
-        else:
-            contents.append(placeholder)
-    return contents
+def _without_effect(request: dict[str, Any], tenant: Tenant) -> set[str]:
+    """Return the fields that the tenant may not use and whose value differs from the default."""
+    reserved = (set() if tenant.may_sample else _SAMPLING_FIELDS) | (set() if tenant.may_bench else _BENCH_FIELDS)
+    return {name for name in reserved & set(request) if request[name] != SCHEMA.fields[name].default}
 
 
-def _text(text: str, placeholder: str, path: str) -> str:
-    if placeholder in text:
-        refuse("must not contain an image; send it as an `image_url` part", path, "invalid_value")
-    return text
-
-
-def _name_film(payload: dict[str, Any], uuid: str) -> None:
-    for message in payload["messages"]:
-        for part in message["content"]:
-            if isinstance(part, dict) and part["type"] == "image_url":
-                part["uuid"] = uuid
-
-
-def _payload(request: dict[str, Any], tenant: Tenant, rules: Rules, model: str) -> dict[str, Any]:
-    dropped = {"user", "n", "max_completion_tokens", "response_format", "stream_options"}
-    if not tenant.may_sample:
-        dropped |= _SAMPLING_FIELDS
+def _payload(
+    request: dict[str, Any], tenant: Tenant, rules: Rules, model: str, without_effect: set[str]
+) -> dict[str, Any]:
+    dropped = {"messages", "n", "max_completion_tokens", "response_format", "stream_options", *without_effect}
     payload = {name: value for name, value in request.items() if name not in dropped}
-    limits = [request[name] for name in ("max_tokens", "max_completion_tokens") if name in request]
-    payload["max_tokens"] = min([rules.max_new_tokens, *limits])
     payload["model"] = model
     payload.setdefault("temperature", 0)
     if request.get("stream"):
         payload["stream_options"] = {"include_usage": True}  # for token accounting
     payload["cache_salt"] = cache_salt(rules.secret, tenant.name)
     return payload
+
+
+def _splice(payload: dict[str, Any], placeholder: str, film: Film | None) -> tuple[bytes | memoryview, ...]:
+    """Return the engine's body, with the film's URL in place of the placeholder."""
+    try:
+        data = json.dumps(payload, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except UnicodeEncodeError:
+        refuse("a text contains half of a surrogate pair; send whole characters", "messages", "invalid_text")
+    if film is None:
+        return (data,)
+    head, _, tail = data.partition(placeholder.encode())
+    return (head, *film.url, tail)

@@ -62,6 +62,7 @@ def test_page_has_every_value_of_error_type() -> None:
     assert set(re.findall(r"`([a-z_]+)`", row)) - {"error_type"} == outcomes(PedcxrError) - {"error"} | {"cancelled"}
 
 
+@pytest.mark.slow
 @real_tools.needs_prometheus
 def test_queries_of_the_page(tmp_path: Path) -> None:
     """Real Prometheus evaluates them: 3 of 4 calls within the SLO; tenant a has 3 times the service of b."""

@@ -54,11 +54,10 @@ def test_server_does_not_start_with_another_version(tmp_path: Path, monkeypatch:
         asyncio.run(serve())
 
 
-def test_idle_connection_is_closed_after_the_keep_alive_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "KEEP_ALIVE_S", 2)
+def test_idle_connection_is_closed_after_the_keep_alive_time(tmp_path: Path) -> None:
     with (
         FakeEngine(uds=tmp_path / "engine.sock") as engine,
-        running(engine) as gateway,
+        running(engine, keep_alive_s=2) as gateway,
         socket.create_connection(gateway.address, timeout=10) as plug,
     ):
         start = time.monotonic()

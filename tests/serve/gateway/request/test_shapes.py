@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.servers.fake_engine import FakeEngine
-from tests.support.servers.gateway_server import BODY, CHAT, Gateway, running
+from tests.support.servers.gateway_server import BODY, CHAT, Gateway, running, sent_messages
 
 RAW = json.dumps(BODY).encode()
 SIZE = str(len(RAW))
@@ -126,7 +126,7 @@ def test_fragmentation_does_not_matter(gateway: Gateway) -> None:
                 plug.sendall(request[start : start + size])
             answer = b"".join(iter(lambda plug=plug: plug.recv(65536), b""))
         assert statuses(answer) == [b"200", b"200"], size
-        assert gateway.engine.chats[-1].json["messages"] == BODY["messages"]
+        assert sent_messages(gateway.engine.chats[-1]) == BODY["messages"]
 
 
 def test_garbage_after_a_request_closes_the_connection_without_a_response(gateway: Gateway) -> None:

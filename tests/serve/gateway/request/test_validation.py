@@ -22,22 +22,23 @@ from pedcxr_serve.gateway.request.validation import SCHEMA, AcceptedRequest, Rul
 RULES = Rules("m", max_new_tokens=500, secret=b"s" * 32)
 TEAM = Tenant("team")
 SAMPLER = Tenant("sampler", may_sample=True)
-FILM = base64.b64encode(b"\x89PNG not a film at all").decode()
+READER = Tenant("reader", may_omit_film=True)
+BENCH = Tenant("bench", may_bench=True)
+FILM = base64.b64encode(b"\x89PNG\r\n\x1a\n, but no film~~~").decode()
 URL = "data:image/png;base64," + FILM
 IMAGE = {"type": "image_url", "image_url": {"url": URL}}
 DICOM = {"type": "image_url", "image_url": {"url": URL.replace("image/png", "application/dicom")}}
 
 
+WORDS = {"type": "text", "text": "Generate a report."}
+
+
 def body(*content: object, **more: object) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": list(content) or "words"}], **more}
+    return {"messages": [{"role": "user", "content": list(content) or [IMAGE, WORDS]}], **more}
 
 
 def film_at(url: str) -> dict[str, Any]:
     return body({"type": "image_url", "image_url": {"url": url}})
-
-
-def film(**more: object) -> dict[str, Any]:
-    return body(IMAGE, {"type": "text", "text": "Generate a report."}, **more)
 
 
 def accept(request: object, tenant: Tenant = TEAM, **options: Any) -> AcceptedRequest:
@@ -62,6 +63,10 @@ def film_uuid(accepted: AcceptedRequest) -> str:
     return str(payload(accepted)["messages"][0]["content"][0]["uuid"])
 
 
+def url_of(accepted: AcceptedRequest) -> str:
+    return str(payload(accepted)["messages"][0]["content"][0]["image_url"]["url"])
+
+
 def refusal(request: object, tenant: Tenant = TEAM) -> tuple[str, str | None]:
     with pytest.raises(RequestRefused) as caught:
         accept(request, tenant)
@@ -70,7 +75,7 @@ def refusal(request: object, tenant: Tenant = TEAM) -> tuple[str, str | None]:
 
 
 def test_body_of_our_client() -> None:
-    request_body = film(model="m", max_tokens=400, temperature=0, stream=True, stream_options={"include_usage": True})
+    request_body = body(model="m", max_tokens=400, temperature=0, stream=True, stream_options={"include_usage": True})
     accepted = accept(request_body)
     salt = validation.cache_salt(b"s" * 32, "team")
     assert payload(accepted) == with_film_id(request_body, salt) | {"cache_salt": salt}
@@ -86,11 +91,11 @@ def test_film_media_types_are_accepted(kind: str, slash: str) -> None:
     request_body = body({"type": "image_url", "image_url": {"url": url}})
     accepted = accept(json.dumps(request_body).replace(kind, kind.replace("/", slash)).encode())
     assert accepted.film == hashlib.sha256(base64.b64decode(FILM)).digest()
-    assert payload(accepted)["messages"][0]["content"][0]["image_url"]["url"] == url
+    assert url_of(accepted) == URL, "the type is that of the bytes"
 
 
 def test_film_is_not_copied() -> None:
-    raw = json.dumps(film()).encode()
+    raw = json.dumps(body()).encode()
     accepted = validation.apply(raw, TEAM, RULES)
     views = [part for part in accepted.parts if isinstance(part, memoryview)]
     assert [view.obj for view in views] == [raw]
@@ -98,7 +103,7 @@ def test_film_is_not_copied() -> None:
 
 def test_defaults() -> None:
     assert payload(accept(body())) == {
-        "messages": [{"role": "user", "content": "words"}],
+        "messages": with_film_id(body(), validation.cache_salt(b"s" * 32, "team"))["messages"],
         "model": "m",
         "max_tokens": 500,
         "temperature": 0,
@@ -143,34 +148,58 @@ def test_cache_salt_is_stable_and_differs_by_tenant() -> None:
     [
         body(n=1, user="u", stop=["a"], logprobs=True, top_logprobs=2, response_format={"type": "text"}),
         body(return_token_ids=True, tools=None, logit_bias=None),
-        {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]},
-        body({"type": "text", "text": "x"}),
         body(stream=True, stream_options={"include_usage": False, "include_obfuscation": False}),
     ],
 )
 def test_bodies_of_common_sdks_are_accepted(request_body: dict[str, Any]) -> None:
-    assert payload(accept(request_body))["messages"] == request_body["messages"]
+    accepted = accept(request_body)
+    expected = with_film_id(request_body, validation.cache_salt(b"s" * 32, "team"))
+    assert payload(accepted)["messages"] == expected["messages"]
+
+
+def test_request_without_a_film_is_refused() -> None:
+    """The model would invent a report."""
+    words = body({"type": "text", "text": "Generate a report of this chest X-ray."})
+    assert refusal(words) == ("film_missing", "messages")
+    assert refusal(words | {"max_tokens": 17}) == ("film_missing", "messages")
+    assert accept(words, READER).film is None
+    for limit in ({"max_tokens": 16}, {"max_completion_tokens": 1}, {"max_tokens": 500, "max_completion_tokens": 5}):
+        assert accept(words | limit).film is None, "clients test a connection with a few tokens"
+
+
+def test_film_of_an_earlier_turn_counts() -> None:
+    later = [{"role": "assistant", "content": "FINDINGS: clear."}, {"role": "user", "content": "Which side?"}]
+    request_body = body() | {"messages": body()["messages"] + later}
+    assert payload(accept(request_body))["messages"][1:] == later
+
+
+def test_fields_for_load_tests_require_permission() -> None:
+    request_body = body(ignore_eos=True, min_tokens=9)
+    plain, bench = accept(request_body), accept(request_body, BENCH)
+    assert not {"ignore_eos", "min_tokens"} & set(payload(plain)) and plain.ignored == ("ignore_eos", "min_tokens")
+    assert payload(bench)["ignore_eos"] is True and payload(bench)["min_tokens"] == 9 and bench.ignored == ()
 
 
 def test_film_id_depends_on_bytes_tenant_and_server() -> None:
     """Equal for equal bytes, whatever surrounds them; different for another film, tenant or server."""
-    one = film_uuid(accept(film()))
+    one = film_uuid(accept(body()))
     assert len(one) == 64
     url = "data:image/jpeg;base64," + FILM
     assert film_uuid(accept(body({"type": "image_url", "image_url": {"url": url, "detail": "low"}}))) == one
     other_film = "data:image/png;base64," + FILM[:-4] + "AAAA"
     others = {
-        film_uuid(accept(film(), SAMPLER)),
+        film_uuid(accept(body(), SAMPLER)),
         film_uuid(accept(body({"type": "image_url", "image_url": {"url": other_film}}))),
-        film_uuid(validation.apply(json.dumps(film()).encode(), TEAM, Rules("m", 500))),
-        film_uuid(validation.apply(json.dumps(film()).encode(), TEAM, Rules("m", 500))),
+        film_uuid(validation.apply(json.dumps(body()).encode(), TEAM, Rules("m", 500))),
+        film_uuid(validation.apply(json.dumps(body()).encode(), TEAM, Rules("m", 500))),
     }
     assert len(others - {one}) == 4
 
 
 @pytest.mark.parametrize("escaped", [lambda url: url.replace("/", "\\/"), lambda url: url.replace("=", "\\u003d")])
 def test_escapes_of_php_and_java_in_the_url_are_accepted(escaped: Any) -> None:
-    url = "data:image/png;base64," + base64.b64encode(b"\xff\xfe\xfd\xfc").decode()
+    url = "data:image/jpeg;base64," + base64.b64encode(b"\xff\xd8\xff\xe0\xff\xff\xfc").decode()
+    assert "/" in url[23:] and url.endswith("=")
     raw = json.dumps(body({"type": "image_url", "image_url": {"url": url}}), separators=(",", ":"))
     changed = raw.replace(url, escaped(url))
     assert payload(accept(changed.encode()))["messages"][0]["content"][0]["image_url"]["url"] == url
@@ -186,19 +215,26 @@ def test_escapes_of_php_and_java_in_the_url_are_accepted(escaped: Any) -> None:
         (body(max_tokens=1.5), "invalid_type", "max_tokens"),
         (body(temperature=3), "invalid_value", "temperature"),
         (body(temperature="0"), "invalid_type", "temperature"),
-        (body(stop=[]), "invalid_value", "stop"),
         (body(stop=["a", 3]), "invalid_value", "stop"),
         (body(stop=["a"] * 5), "invalid_value", "stop"),
         (body(return_token_ids="yes"), "invalid_type", "return_token_ids"),
         (body(top_logprobs=3), "invalid_value", "top_logprobs"),
         (body(response_format={"type": "json_object"}), "invalid_value", "response_format.type"),
         (body(stream_options={"include_usage": True}), "invalid_value", "stream_options"),
-        (body(stream=True, stream_options={"continuous_usage_stats": True}), "unknown_field", None),
+        (body(stream=True, stream_options={"chunk_size": 1}), "unknown_field", "stream_options.chunk_size"),
+        (body(tools=[{"type": "function"}]), "unknown_field", "tools"),
+        (body(tool_choice="required"), "unknown_field", "tool_choice"),
+        (body(modalities=["text", "audio"]), "unknown_field", "modalities"),
+        (body(ignore_eos=1), "invalid_type", "ignore_eos"),
+        (body(min_tokens=-1), "invalid_value", "min_tokens"),
+        (body(top_k=5), "unknown_field", "top_k"),
+        (body(echo=True), "unknown_field", "echo"),
+        (body(response_format={"type": "json_schema", "json_schema": {}}), "invalid_value", "response_format.type"),
         *((body(**{name: 1}), "unknown_field", name) for name in (
             "uuid", "mm_processor_kwargs", "media_io_kwargs", "chat_template", "chat_template_kwargs", "vllm_xargs",
-            "priority", "cache_salt", "logit_bias", "ignore_eos", "prompt_logprobs", "tools", "best_of",
+            "priority", "cache_salt", "logit_bias", "prompt_logprobs", "tools",
             "use_beam_search", "structured_outputs", "kv_transfer_params", "request_id", "add_generation_prompt",
-            "truncate_prompt_tokens", "min_tokens", "echo", "bad_words", "data_parallel_rank",
+            "truncate_prompt_tokens", "echo", "bad_words", "data_parallel_rank",
         )),
         (body({**IMAGE, "uuid": "x"}), "unknown_field", "messages[0].content[0].uuid"),
         (body({"type": "image_url", "image_url": {"url": URL, "uuid": "x"}}), "unknown_field", None),
@@ -213,20 +249,27 @@ def test_escapes_of_php_and_java_in_the_url_are_accepted(escaped: Any) -> None:
         (body({"type": "image_url", "image_url": {"url": "https://x/y.png"}}), "invalid_image_url", None),
         (body({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}), "invalid_image_url", None),
         (body({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}), "invalid_base64", None),
-        (body({"type": "image_url", "image_url": {"url": "data:image/png;base64,a b="}}), "invalid_base64", None),
+        (film_at("data:image/png;base64,a!b="), "invalid_base64", None),
+        (film_at("data:image/png;base64,AAAAA"), "invalid_base64", None),
+        (film_at("data:text/plain;base64,AAAA"), "invalid_image_url", None),
         (body({"type": "image_url", "image_url": {"url": "data:image/png,abcd"}}), "invalid_image_url", None),
-        (body({"type": "image_url", "image_url": URL}), "invalid_type", None),
+        (body({"type": "image_url", "image_url": "https://x/y.png"}), "invalid_image_url", None),
+        (body({"type": "image_url"}), "invalid_value", None),
         (body({"type": "text", "text": URL}), "invalid_value", None),
         (body({"type": "text", "text": "a", "image_url": {"url": URL}}), "invalid_value", None),
         (body({"type": "video_url", "video_url": {"url": URL}}), "invalid_value", None),
         (body("text"), "invalid_type", "messages[0].content[0]"),
         (body({"type": "text", "text": 3}), "invalid_type", "messages[0].content[0].text"),
         (body(IMAGE, {"type": "text", "text": "x", "txet": "x"}), "unknown_field", "messages[0].content[1].txet"),
-        (body(IMAGE, {"text": "x"}), "missing_field", "messages[0].content[1].type"),
+        (body(IMAGE, {}), "invalid_value", "messages[0].content[1]"),
         ({"messages": [{"role": "user", "content": ["x"] * 17}]}, "invalid_value", "messages[0].content"),
-        ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "invalid_value", "messages[0].content"),
+        ({"messages": [{"role": "assistant", "content": [IMAGE]}]}, "invalid_value", "messages[0].role"),
+        ({"messages": [{"role": "system", "content": [IMAGE]}, *body()["messages"]]}, "too_many_images", None),
+        ({"messages": [{"role": "system", "content": [IMAGE]}]}, "invalid_value", "messages[0].content"),
+        ({"messages": [*body()["messages"], {"role": "system", "content": "x"}]}, "invalid_value", "messages[1].role"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "invalid_value", "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages[0].role"),
-        ({"messages": [{"role": "system", "content": "x" * 9000}]}, "too_long", "messages"),
+        ({"messages": [{"role": "system", "content": "x" * 9000}, *body()["messages"]]}, "too_long", "messages"),
         (body({"type": "text", "text": "x" * 40_000}), "too_long", "messages"),
         (body({"type": "text", "text": "x" * 400_000}), "too_long", "messages"),
         ({"messages": []}, "invalid_value", "messages"),
@@ -245,7 +288,7 @@ def test_escapes_of_php_and_java_in_the_url_are_accepted(escaped: Any) -> None:
         (b'{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}', "invalid_value", "temperature"),
         (b'{"messages": 1, "messages": 2}', "duplicate_field", None),
         (b'{"messages": [{"role": "user", "role": "user", "content": "x"}]}', "duplicate_field", None),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "invalid_text", "messages"),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}', "invalid_text", "messages"),
         (b'{"a": "data:image/png;base64,AAAA', "invalid_json", None),
         (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_json", None),
     ],
@@ -291,7 +334,7 @@ def test_text_cannot_contain_the_placeholder(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(validation.image_splice, "placeholder", lambda: "data:image/known")
     for spelling in ("\\u0064ata:image/known", "see data:image/known"):
         with pytest.raises(RequestRefused, match="must not contain an image"):
-            accept(json.dumps(film()).replace("Generate a report.", spelling).encode())
+            accept(json.dumps(body()).replace("Generate a report.", spelling).encode())
 
 
 def test_placeholder_learnt_from_an_error_is_useless() -> None:
@@ -320,7 +363,7 @@ _NAMES = st.sampled_from([field.name for field in SCHEMA.walk()]) | st.text(max_
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(_NAMES, _JSON, max_size=5), st.booleans())
 def test_any_json_is_rewritten_or_refused(more: dict[str, Any], with_film: bool) -> None:
-    request_body = (film() if with_film else body()) | more
+    request_body = (body() if with_film else body({"type": "text", "text": "a"}, max_tokens=9)) | more
     try:
         out = payload(accept(request_body))
     except RequestRefused:
@@ -332,7 +375,7 @@ def test_any_json_is_rewritten_or_refused(more: dict[str, Any], with_film: bool)
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=60), st.integers(0, 400), st.integers(0, 20))
 def test_any_bytes_are_accepted_or_refused(noise: bytes, at: int, cut: int) -> None:
-    raw = json.dumps(film(stream=True)).encode()
+    raw = json.dumps(body(stream=True)).encode()
     try:
         accepted = accept(raw[:at] + noise + raw[at + cut :])
     except RequestRefused:
@@ -342,7 +385,7 @@ def test_any_bytes_are_accepted_or_refused(noise: bytes, at: int, cut: int) -> N
 
 def test_reference_contains_every_field() -> None:
     page = SCHEMA.markdown("field")
-    assert page.count("\n") == len(list(SCHEMA.walk())) + 2 == 30
+    assert page.count("\n") == len(list(SCHEMA.walk())) + 2 == 31
     assert "`messages[].content[].image_url.url`" in page
 
 
