@@ -64,7 +64,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
             RequestError: if the server could not be reached, rejected the request or failed.
             ReportError: if the model's text is not a report; the error carries the text.
         """
-        return self._report(FilmRequest(film, **options))
+        return self._report(_film_request("report", film, options))
 
     def stream(self, film: FilmSource, **options: Unpack[FilmOptions]) -> StreamT:
         """Return a stream of the report of one film: iterate it for the text, then read ``.report``.
@@ -79,7 +79,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
             ...         print(piece, end="", flush=True)
             ...     report = stream.report
         """
-        return self._stream(FilmRequest(film, **options))
+        return self._stream(_film_request("stream", film, options))
 
     def payload(self, film: FilmSource, *, stream: bool = True, **options: Unpack[FilmOptions]) -> BytesT:
         """Return the JSON body that `report` would send, byte for byte, without sending the film.
@@ -90,7 +90,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         Args:
             stream: False for the body of a request whose response is a single JSON object.
         """
-        return self._payload(FilmRequest(film, **options), stream=stream)
+        return self._payload(_film_request("payload", film, options), stream=stream)
 
     def _set_up(self) -> None:  # an optional step
         pass
@@ -409,6 +409,12 @@ class ReportStream:
     def _close(self, error: BaseException | None) -> None:
         if not self._loop.stopped:
             self._loop.run(self._stream._close, error)
+
+
+def _film_request(method: str, film: FilmSource, options: FilmOptions) -> FilmRequest:
+    if "key" in options:  # a field of FilmRequest, which only `reports` gives back
+        raise TypeError(f"{method}() got an unexpected keyword argument 'key'")
+    return FilmRequest(film, **options)
 
 
 async def _served_model(connection: Connection, refresh: bool) -> ServedModel:

@@ -8,6 +8,7 @@ from typing import Literal
 __version__ = "0.1.0"
 
 Sex = Literal["M", "F"]
+Views = Literal["any", "frontal"]
 Status = Literal["ok", "warn", "block"]
 
 

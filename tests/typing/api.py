@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import AsyncGenerator, Generator, Iterator
+from datetime import date
 from pathlib import Path
 from typing import assert_type
 
@@ -58,6 +59,10 @@ def report(client: Client) -> None:
     with client as same:
         assert_type(same, Client)
     result = client.report("film.dcm", age=Age(5, "Y"), sex="M", max_tokens=300, allow=["age"], assume_chest=True)
+    client.report("film.dcm", default_age="5y", default_sex="F", views="frontal")
+    client.report("film.dcm", views="lateral")  # type: ignore[arg-type]
+    client.report("film.dcm", key="id")  # type: ignore[call-arg]
+    assert_type(Age.between(date(2018, 5, 4), date(2024, 1, 2)), Age)
     assert_type(result, Report)
     assert_type(result.text, str)
     assert_type(result.findings, str | None)

@@ -32,7 +32,7 @@ from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Profile
-from pedcxr_client.types import ServedModel, Sex
+from pedcxr_client.types import ServedModel, Sex, Views
 
 _FATAL_ERRORS = (AuthenticationFailed, NotFound, ConfigurationError, OutageTooLong)  # each would fail every film
 _AMBIGUOUS_ERRORS = (AbortedReport, ServerFailed, TimedOut, ConnectionFailed)  # caused by the film if they repeat
@@ -41,14 +41,18 @@ _MAX_ATTEMPTS = 3  # per film that ends in an ambiguous error
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """Settings that apply to every film of a batch. ``age`` and ``sex`` are defaults where the entry gives no value.
+    """Settings that apply to every film of a batch. ``age`` and ``sex`` are used where the entry gives no value.
 
+    ``default_age`` and ``default_sex`` are used where neither the entry nor the header gives one.
     ``allow`` is combined with that of the entry. ``concurrency`` is the maximum number of films processed at the same
     time, and ``patience`` the seconds to wait for an unavailable server.
     """
 
     age: Age | None = None
     sex: Sex | None = None
+    default_age: Age | None = None
+    default_sex: Sex | None = None
+    views: Views = "any"
     assume_chest: bool = False
     allow: tuple[str, ...] = ()
     max_tokens: int = 500
@@ -178,6 +182,9 @@ class Batch:
             film.data,
             age=entry.age or settings.age,
             sex=cast("Sex | None", entry.sex or settings.sex),  # validated when the request is prepared
+            default_age=settings.default_age,
+            default_sex=settings.default_sex,
+            views=settings.views,
             max_tokens=settings.max_tokens,
             assume_chest=entry.assume_chest or settings.assume_chest,
             allow=(*settings.allow, *entry.allow),
@@ -193,6 +200,8 @@ class Batch:
             str(request.age), request.sex, request.assume_chest, sorted(set(request.allow)), request.max_tokens,
             self._model.name, self._model.revision,
         ]  # fmt: skip
+        if request.default_age is not None or request.default_sex is not None or request.views != "any":
+            values += [str(request.default_age), request.default_sex, request.views]
         return sha256(json.dumps(values).encode()).digest()[:16]
 
     def _count_earlier(self, key: bytes) -> None:

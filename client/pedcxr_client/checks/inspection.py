@@ -172,8 +172,11 @@ def _describe_facts(facts: Facts) -> str:
 
 
 def _facts_dict(facts: Facts) -> dict[str, object]:
-    names = ("modality", "sop_class", "intent", "body", "view", "burned_in", "quality_control", "not_human")
+    names = (
+        "modality", "sop_class", "intent", "body", "view", "orientation", "burned_in", "quality_control", "not_human"
+    )  # fmt: skip
     coded = {name: fact.value if (fact := getattr(facts, name)) is not None else None for name in names}
+    coded["projection"] = facts.projection
     return {"kind": facts.kind, **coded, "age": None if facts.age is None else _age(facts), "sex": facts.sex}
 
 

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from pedcxr_client.errors import BlockedFilm, ConfigurationError, InputError
+from pedcxr_client.films import views
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.geometry import PixelStats
 from pedcxr_client.films.header import Facts
-from pedcxr_client.types import Check, Sex
+from pedcxr_client.types import Check, Sex, Views
 
 SMALLEST_SIDE = 256
 """Minimum side of a film in pixels; a smaller image is a thumbnail."""
@@ -23,36 +24,63 @@ _DX = "1.2.840.10008.5.1.4.1.1.1.1"
 _DX_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LIKE_CR = ("", "DR", "RG", "XR")
-_LATERAL = {"LL", "RL", "LLD", "RLD", "LLO", "RLO", "LATERAL"}
 _ADULT = {"D": 6575, "W": 940, "M": 216, "Y": 18}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerFacts:
-    """The caller's statements about a film, which take precedence over the header; see `FilmRequest`."""
+    """The caller's statements about a film; see `FilmRequest`.
+
+    ``age`` and ``sex`` take precedence over the header and must agree with it. ``default_age`` and ``default_sex`` are
+    used only if the header states none.
+    """
 
     age: Age | None = None
     sex: Sex | None = None
+    default_age: Age | None = None
+    default_sex: Sex | None = None
+    views: Views = "any"
     assume_chest: bool = False
     allow: Iterable[str] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.age, Age | None):
+        if not (isinstance(self.age, Age | None) and isinstance(self.default_age, Age | None)):
             raise InputError("age: must be an Age, or a number and a unit such as '5y'")
-        if self.sex not in ("M", "F", None):
+        if not {self.sex, self.default_sex} <= {"M", "F", None}:
             raise InputError("sex: must be 'M' or 'F'; omit it if it is unknown")
+        if self.views not in ("any", "frontal"):
+            raise ConfigurationError("views: must be 'any' or 'frontal'")
         names = (self.allow,) if isinstance(self.allow, str) else tuple(self.allow)
         if unknown := [name for name in names if name not in NAMES]:
             raise ConfigurationError(f"allow: {unknown[0]!r} is not a check; the checks are {', '.join(NAMES)}")
         object.__setattr__(self, "allow", names)
 
     def age_of(self, facts: Facts) -> Age | None:
-        """Return the age for the prompt."""
-        return self.age or facts.age
+        """Return the age for the prompt, or None if it is contradictory and the caller did not allow that."""
+        if self.age_conflict(facts) and "age" not in self.allow:
+            return None
+        return self.age or facts.age or self.default_age
 
     def sex_of(self, facts: Facts) -> Sex | None:
-        """Return the sex for the prompt."""
-        return self.sex or facts.sex
+        """Return the sex for the prompt, or None if it is contradictory and the caller did not allow that."""
+        if self.sex_conflict(facts) and "sex" not in self.allow:
+            return None
+        return self.sex or facts.sex or self.default_sex
+
+    def age_conflict(self, facts: Facts) -> str:
+        """Describe a contradiction between PatientAge, the dates and the caller's age, or return ``""``."""
+        if self.age is not None and not facts.age_conflict:
+            if facts.age is not None and self.age.contradicts(facts.age):
+                return f"the caller states {self.age}, but {facts.age_why}"
+            if facts.age_by_dates is not None and self.age.contradicts(facts.age_by_dates):
+                return f"the caller states {self.age}, but the header's dates result in {facts.age_by_dates}"
+        return facts.age_conflict
+
+    def sex_conflict(self, facts: Facts) -> str:
+        """Describe a contradiction between PatientSex and the caller's sex, or return ``""``."""
+        if self.sex is None or facts.sex in (self.sex, None):
+            return ""
+        return f"the caller states {self.sex}, but {facts.sex_why}"
 
 
 def modality(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
@@ -105,40 +133,71 @@ def body_part(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Ch
 
 
 def view(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
-    """Warn about every view that is not frontal: the model was fine-tuned on frontal films."""
+    """Warn about a view that is not frontal, and block it if the caller requires frontal views.
+
+    The model was fine-tuned on frontal films. Without a header nothing is known, so ``views="frontal"`` only warns: to
+    block would refuse every plain image.
+    """
     if facts.view is None:
         return _no_header("view", "make sure that it is a frontal film")
-    if facts.view.value in ("AP", "PA"):
-        return Check("view", "ok", str(facts.view))
-    return Check("view", "warn", f"{facts.view}, {'lateral' if facts.view.value in _LATERAL else 'not AP or PA'}")
+    if facts.projection == "frontal":
+        if facts.view.value in views.VIEWS:
+            return Check("view", "ok", str(facts.view))
+        return Check("view", "warn", f"{facts.view}, not AP or PA; {facts.orientation}, frontal")
+    reason = f"{facts.view}, not AP or PA"
+    if facts.view_conflict:
+        reason = f"{facts.view_conflict}, a contradiction"
+    elif facts.projection == "lateral":
+        stated = facts.view.value in views.VIEWS
+        reason = f"{facts.view}, lateral" if stated else f"{facts.view}; {facts.orientation}, lateral"
+    if caller.views == "frontal":
+        return Check("view", "block", f"{reason}; only frontal views were requested")
+    return Check("view", "warn", reason)
+
+
+def orientation(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
+    """Block a film that is mirrored, upside down or turned: its report would name the wrong side.
+
+    The pixels are never turned here. An orientation that the header does not state is a warning.
+    """
+    if facts.orientation is None:
+        return _no_header("orientation", "make sure that it is upright and not mirrored")
+    if facts.turned:
+        return Check(
+            "orientation", "block", f"{facts.orientation}, {facts.turned}; export the film upright and not mirrored"
+        )
+    if facts.orientation.value in ("", "(not shown)"):
+        turn = f", and {facts.detector_turn}" if facts.detector_turn is not None else ""
+        return Check("orientation", "warn", f"{facts.orientation}{turn}; compare the side marker with the image")
+    return Check("orientation", "ok", str(facts.orientation))
 
 
 def age(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
-    """Block 18 years or more, and a DICOM film of unknown age: the wording of the prompt depends on the age."""
-    if caller.age is not None:
-        return _caller_age(facts, caller.age)
+    """Block 18 years or more, contradictory ages, and a DICOM film of unknown age: the prompt depends on the age."""
+    stated = caller.age or (caller.default_age if facts.age is None else None)
+    if stated is not None and is_adult(stated):
+        return Check("age", "block", "18 years or more, stated by the caller; the model is for children only")
+    if facts.age is not None and is_adult(facts.age):
+        child = "" if stated is None else "the caller states a child, but "
+        return Check("age", "block", f"{child}{facts.age_why}: 18 years or more; the model is for children only")
+    if conflict := caller.age_conflict(facts):
+        return Check("age", "block", f"{conflict}; make sure that it is the film of this child")
+    if facts.age_by_dates is not None and is_adult(facts.age_by_dates):
+        return Check("age", "block", f"{facts.age_why}, but its dates result in 18 years or more")
+    if stated is not None:
+        return Check("age", "ok", "stated by the caller")
     if facts.age is None:
         if facts.kind == "image":
             return _no_header("age", "add --age")
         return Check("age", "block", f"{facts.age_why}; add --age")
-    if is_adult(facts.age):
-        return Check("age", "block", f"{facts.age_why}: 18 years or more; the model is for children only")
-    if facts.age_by_dates is not None and is_adult(facts.age_by_dates):
-        return Check("age", "block", f"{facts.age_why}, but its dates result in 18 years or more; add --age")
     return Check("age", "ok", facts.age_why)
 
 
-def _caller_age(facts: Facts, caller_age: Age) -> Check:
-    if is_adult(caller_age):
-        return Check("age", "block", "18 years or more, stated by the caller; the model is for children only")
-    if facts.age is not None and is_adult(facts.age):
-        return Check("age", "block", f"the caller states a child, but {facts.age_why}: 18 years or more")
-    return Check("age", "ok", "stated by the caller")
-
-
 def sex(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
-    """Never block: a sex other than M or F is omitted from the prompt."""
-    if caller.sex is not None:
+    """Block a sex that contradicts the header. A sex other than M or F is omitted from the prompt."""
+    if conflict := caller.sex_conflict(facts):
+        return Check("sex", "block", f"{conflict}; make sure that it is the film of this child")
+    if caller.sex is not None or (facts.sex is None and caller.default_sex is not None):
         return Check("sex", "ok", "stated by the caller")
     if facts.sex is not None:
         return Check("sex", "ok", facts.sex_why)
@@ -196,6 +255,7 @@ _CHECKS: dict[str, Callable[[Facts, CallerFacts, PixelStats | None], Check]] = {
     "presentation": presentation,
     "body-part": body_part,
     "view": view,
+    "orientation": orientation,
     "age": age,
     "sex": sex,
     "human": human,

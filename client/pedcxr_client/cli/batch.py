@@ -55,7 +55,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     parser.add_argument("--allow-outside", action="store_true", help="allow films outside the manifest's folder")
     parser.add_argument("--progress", action="store_true", help="show a progress bar even if stderr is not a terminal")
-    shared.add_film_options(parser)
+    shared.add_film_options(parser, several=True)
     shared.add_prompt_options(parser)
     shared.add_server_options(parser)
 
@@ -104,12 +104,15 @@ def _settings(options: argparse.Namespace) -> BatchSettings:
     from pedcxr_client.batch.runner import BatchSettings
 
     template = shared.film_request(
-        "", options, max_tokens=options.max_tokens, prompt_profile=shared.prompt_profile(options)
+        "", options, several=True, max_tokens=options.max_tokens, prompt_profile=shared.prompt_profile(options)
     )
     facts = template.caller_facts()  # raises here, before any film, if an option is wrong for every film
     return BatchSettings(
         age=facts.age,
         sex=facts.sex,
+        default_age=facts.default_age,
+        default_sex=facts.default_sex,
+        views=facts.views,
         assume_chest=template.assume_chest,
         allow=tuple(template.allow),
         max_tokens=template.max_tokens,

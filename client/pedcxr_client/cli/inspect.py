@@ -16,7 +16,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("inspect", help=summary, description=summary, epilog=codes, allow_abbrev=False)
     parser.set_defaults(run=run)
     parser.add_argument("files", metavar="FILE", nargs="+", help="films: DICOM, PNG, JPEG or other image files")
-    shared.add_film_options(parser)
+    shared.add_film_options(parser, several=True)
     shared.add_prompt_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per film")
     parser.add_argument("--preview", metavar="OUT.png", help="save the image that would be sent, for one film")
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     profile = shared.prompt_profile(options)
     films = []
     for file in options.files:
-        request = shared.film_request(file, options, prompt_profile=profile)
+        request = shared.film_request(file, options, several=len(options.files) > 1, prompt_profile=profile)
         films.append(inspection.inspect(file, request))
         if options.json:
             print(json.dumps(films[-1].as_dict()), flush=True)

@@ -33,12 +33,26 @@ _PRIVACY_WARNING = (
 )
 
 
-def add_film_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that describe a film and its preparation."""
+def add_film_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add the options that describe a film and its preparation. ``several``: the command takes more than one film."""
+    several_films = "; with several films, only where the header states none" if several else ""
     parser.add_argument(
-        "--age", metavar="AGE", help="age at the time of the film: 10d, 3w, 18m, 5y (default: from the header)"
+        "--age",
+        metavar="AGE",
+        help=f"age at the time of the film: 10d, 3w, 18m, 5y (default: from the header{several_films})",
     )
-    parser.add_argument("--sex", choices=("M", "F"), help="sex of the patient (default: from the header)")
+    parser.add_argument(
+        "--sex", choices=("M", "F"), help=f"sex of the patient (default: from the header{several_films})"
+    )
+    if several:
+        parser.add_argument(
+            "--age-overrides", action="store_true",
+            help="use --age and --sex for every film; a film whose header contradicts them is blocked",
+        )  # fmt: skip
+    parser.add_argument(
+        "--views", choices=("any", "frontal"), default="any",
+        help="frontal: block laterals and films of unknown view instead of warning (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--assume-chest", action="store_true", help="treat the film as a chest film if its header names no body part"
     )
@@ -62,15 +76,20 @@ def film_request(
     file: str,
     options: argparse.Namespace,
     *,
+    several: bool = False,
     max_tokens: int = 500,
     prompt_profile: prompts.Profile = prompts.CARD,
     indication: str | None = None,
 ) -> FilmRequest:
-    """Return the request for one film that the options describe."""
+    """Return the request for one film that the options describe. ``several``: they describe other films as well."""
+    is_default = several and not options.age_overrides
     return FilmRequest(
         file,
-        age=options.age,
-        sex=options.sex,
+        age=None if is_default else options.age,
+        sex=None if is_default else options.sex,
+        default_age=options.age if is_default else None,
+        default_sex=options.sex if is_default else None,
+        views=options.views,
         max_tokens=max_tokens,
         assume_chest=options.assume_chest,
         allow=tuple(options.allow),

@@ -30,7 +30,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
     parser.add_argument("files", metavar="FILE", nargs="+", help="films: DICOM, PNG, JPEG or other image files")
-    shared.add_film_options(parser)
+    shared.add_film_options(parser, several=True)
     shared.add_prompt_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     shared.add_server_options(parser)
@@ -41,8 +41,9 @@ def run(options: argparse.Namespace) -> int:
     from pedcxr_client.evaluation import image_probe
 
     profile = shared.prompt_profile(options)
+    several, max_tokens = len(options.files) > 1, options.max_tokens
     requests = [
-        shared.film_request(file, options, max_tokens=options.max_tokens, prompt_profile=profile)
+        shared.film_request(file, options, several=several, max_tokens=max_tokens, prompt_profile=profile)
         for file in options.files
     ]
     with shared.connect(options) as client:

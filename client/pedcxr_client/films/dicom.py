@@ -91,6 +91,7 @@ def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float,
                 notes = unused + notes
             photometric = header.text(dataset, "PhotometricInterpretation")
             notes.insert(0, f"DICOM {photometric} of {pixel_format.bits_stored} bits rendered as 8-bit grey")
+            notes += header.overlay_note(dataset)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except grayscale.OnlyPadding:

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films import vocabulary
+from pedcxr_client.films import views, vocabulary
 from pedcxr_client.films.age import Age
 from pedcxr_client.types import Sex
 
@@ -36,6 +36,9 @@ _TAGS = {
     "ProtocolName": "0018,1030",
     "ViewPosition": "0018,5101",
     "ViewCodeSequence": "0054,0220",
+    "PatientOrientation": "0020,0020",
+    "FieldOfViewHorizontalFlip": "0018,7034",
+    "FieldOfViewRotation": "0018,7032",
     "PatientAge": "0010,1010",
     "PatientSex": "0010,0040",
     "BurnedInAnnotation": "0028,0301",
@@ -66,8 +69,12 @@ _TAGS = {
 _ANIMAL_TAGS = ("PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence")
 _LONGEST_TEXT, _MOST_ITEMS = 1000, 8  # what is read of a text and of a sequence; both are short in valid headers
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # PS3.5 section 6.2, VR CS
-_AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5 section 6.2, VR AS
+_AGE = re.compile(r"(\d{1,3}) *([DWMY])")  # PS3.5 section 6.2, VR AS, is \d{3}[DWMY]; devices also write 5Y and "5 Y"
 _DATE = re.compile(r"\d{8}")
+_BY_DATES = "StudyDate (0008,0020) minus PatientBirthDate (0010,0030)"
+_NO_DATES = {date(1, 1, 1), date(1900, 1, 1)}  # what devices and de-identification write for an unknown date
+_MAX_YEARS = 120
+_DIRECTION = re.compile(r"[LRAPFH]{1,3}")  # PS3.3 C.7.6.1.1.1
 _LOGGERS = ("pydicom", "pylibjpeg", "openjpeg")
 
 _T = TypeVar("_T")
@@ -94,8 +101,15 @@ class Facts:
             code.
         body: ``"chest"``, the code or name of another part, or ``""`` if the header does not state a body part.
         body_too: another part that the header states besides ``body``, or None.
+        view: also ``"AP"``, ``"PA"`` or another key of `pedcxr_client.films.views.VIEWS` if the value is a synonym.
+        projection: ``"frontal"`` or ``"lateral"`` by the view or the orientation; ``""`` if it is neither, unknown or
+            contradictory. ``view_conflict`` describes a contradiction, else it is ``""``.
+        orientation: PatientOrientation, such as ``L\\F``. ``turned`` states how the image is turned or mirrored, ``""``
+            if it is upright or the orientation is unknown. ``detector_turn`` is an element that says how the stored
+            pixels were turned against the detector, or None. It does not state how they lie now.
         age: at the time of the film (StudyDate), or None. ``age_why`` states its source, or why it is unknown.
         age_by_dates: StudyDate minus PatientBirthDate, or None.
+        age_conflict: describes a contradiction between PatientAge and the dates, else ``""``.
         sex: ``"M"``, ``"F"`` or None. ``sex_why`` states its source.
         not_human: the element that states an animal, or None.
         maybe_not_human: an element that is common for animals and possible for children, or None.
@@ -108,9 +122,15 @@ class Facts:
     body: Fact | None = None
     body_too: Fact | None = None
     view: Fact | None = None
+    projection: Literal["frontal", "lateral", ""] = ""
+    view_conflict: str = ""
+    orientation: Fact | None = None
+    turned: str = ""
+    detector_turn: Fact | None = None
     age: Age | None = None
     age_why: str = "no header"
     age_by_dates: Age | None = None
+    age_conflict: str = ""
     sex: Sex | None = None
     sex_why: str = "no header"
     not_human: Fact | None = None
@@ -125,7 +145,9 @@ PLAIN = Facts()
 
 def read(header: Any) -> Facts:
     """Return the facts of a ``pydicom.Dataset``. An absent, empty or malformed element counts as unknown."""
-    age, age_why, by_dates = _age(header)
+    age, age_why, by_dates, age_conflict = _age(header)
+    orientation, plane, turned = _orientation(header)
+    view, projection, view_conflict = _view(header, orientation, plane)
     sex = text(header, "PatientSex").upper()
     body, body_too = _body(header)
     not_human, maybe_not_human = _not_human(header)
@@ -136,10 +158,16 @@ def read(header: Any) -> Facts:
         intent=_code(header, "PresentationIntentType"),
         body=body,
         body_too=body_too,
-        view=_view(header),
+        view=view,
+        projection=projection,
+        view_conflict=view_conflict,
+        orientation=orientation,
+        turned=turned,
+        detector_turn=_detector_turn(header),
         age=age,
         age_why=age_why,
         age_by_dates=by_dates,
+        age_conflict=age_conflict,
         sex="M" if sex == "M" else "F" if sex == "F" else None,
         sex_why=str(Fact(_code_or_hidden(sex), _tag("PatientSex"))),
         not_human=not_human,
@@ -168,6 +196,12 @@ def first_item(header: Any, keyword: str) -> Any:
         return items[0] if items else None
     except Exception:  # pydicom converts a value on access, which raises many exception types
         return None
+
+
+def overlay_note(header: Any) -> list[str]:
+    """Return a note if the film has an overlay plane (PS3.3 C.9.2), which is stored in an even group 60xx."""
+    has_overlay = any(tag >> 24 == 0x60 and not tag >> 16 & 1 for tag in header.keys())  # noqa: SIM118  # tags
+    return ["overlays (60xx), which may hold side markers, are not drawn"] if has_overlay else []
 
 
 @contextmanager
@@ -375,15 +409,63 @@ def _first(parts: Iterable[_Part]) -> tuple[_Part | None, _Part | None]:
     return chest, next((part for part in clear if part.other and not part.chest), None)
 
 
-def _view(header: Any) -> Fact:
-    view = _code(header, "ViewPosition")
-    meaning = (_meaning(header, "ViewCodeSequence") or "").lower().replace("-", "")
-    if view.value or not meaning:
-        return view
-    for word, code in (("anteroposterior", "AP"), ("posteroanterior", "PA"), ("lateral", "LATERAL")):
-        if word in meaning:
-            return Fact(code, _tag("ViewCodeSequence"))
-    return Fact("(not shown)", _tag("ViewCodeSequence"))
+def _orientation(header: Any) -> tuple[Fact, views.Projection, str]:
+    """Return PatientOrientation, its projection, and how the image is turned."""
+    directions = text(header, "PatientOrientation").upper().split()
+    if len(directions) != 2 or not all(_DIRECTION.fullmatch(direction) for direction in directions):
+        return Fact("(not shown)" if directions else "", _tag("PatientOrientation")), "", ""
+    fact = Fact("\\".join(directions), _tag("PatientOrientation"))
+    # The first letter dominates: LA is left and, to a smaller degree, anterior.
+    return (fact, *views.ORIENTATIONS.get("\\".join(one[0] for one in directions), ("", views.NO_FILM_PLANE)))
+
+
+def _detector_turn(header: Any) -> Fact | None:
+    # PS3.3 C.8.11.4: the flip and the rotation were applied to the stored pixels, relative to the detector. They do not
+    # change the meaning of PatientOrientation, and a PA film that was flipped is as usual as one that was not.
+    if (flip := _code(header, "FieldOfViewHorizontalFlip")).value == "YES":
+        return flip
+    rotation = Fact(text(header, "FieldOfViewRotation"), _tag("FieldOfViewRotation"))
+    return rotation if rotation.value in ("90", "180", "270") else None
+
+
+def _view(header: Any, orientation: Fact, plane: views.Projection) -> tuple[Fact, views.Projection, str]:
+    """Return the view, the projection, and a contradiction between the elements that state one."""
+    position, item = text(header, "ViewPosition"), first_item(header, "ViewCodeSequence")
+    stated = [Fact(name, _tag("ViewPosition"))] if (name := _view_name(position)) else []
+    if item is not None:
+        meaning = text(item, "CodeMeaning")
+        if name := views.VIEW_CODES.get(text(item, "CodeValue").upper()) or _view_name(meaning):
+            stated.append(Fact(name, _tag("ViewCodeSequence")))
+        elif meaning and not position:
+            return Fact("(not shown)", _tag("ViewCodeSequence")), plane, ""
+    if not stated:
+        return Fact(_code_or_hidden(position.upper()), _tag("ViewPosition")), plane, ""
+    projections = [views.VIEWS[fact.value][0] for fact in stated]
+    if plane and "" not in projections:  # PatientOrientation does not describe an oblique view
+        stated, projections = [*stated, orientation], [*projections, plane]
+    if len({*projections}) > 1:
+        return stated[0], "", ", but ".join(str(fact) for fact in stated)
+    return stated[0], projections[0], ""
+
+
+def _view_name(description: str) -> str:
+    """Return the key of `views.VIEWS` that a text means, or ``""`` if it means none, or both projections."""
+    words = re.sub(r"[^A-Z]+", " ", _words(description).upper()).strip()
+    words = re.sub(r"\b(A P|P A)\b", lambda match: match[0].replace(" ", ""), words)
+    words = re.sub(r"\b((?:ANT|POST)ER(?:O|IOR)) (?=(?:ANT|POST)ER)", r"\1", words)
+    if words == "L":
+        return "LATERAL"
+    names = [name for name, (_, patterns) in views.VIEWS.items() if _has_word(words.split(), patterns)]
+    projections = {views.VIEWS[name][0] for name in names}
+    return names[0] if names and (names[0] in views.DECISIVE or len(projections) == 1) else ""
+
+
+def _has_word(words: list[str], patterns: tuple[str, ...]) -> bool:
+    return any(
+        word.startswith(pattern[:-1]) if pattern.endswith("*") else word == pattern
+        for word in words
+        for pattern in patterns
+    )
 
 
 def _not_human(header: Any) -> tuple[Fact | None, Fact | None]:
@@ -433,24 +515,33 @@ def _animal_word(header: Any) -> Fact | None:
     return None
 
 
-def _age(header: Any) -> tuple[Age | None, str, Age | None]:
-    age_string, by_dates = text(header, "PatientAge").upper(), _age_by_dates(header)
+def _age(header: Any) -> tuple[Age | None, str, Age | None, str]:
+    """Return the age, its source, the age by dates, and a contradiction between PatientAge and the dates."""
+    age_string, (days, by_dates) = text(header, "PatientAge").upper(), _by_dates(header)
     fact = str(Fact(_code_or_hidden(age_string), _tag("PatientAge")))
-    if (match := _AGE.fullmatch(age_string)) and not (match[2] == "Y" and int(match[1]) == 0):
-        return Age.parse(age_string), fact, by_dates
+    match = _AGE.fullmatch(age_string)
+    if match and (match[2] == "D" or int(match[1])):  # 000W, 000M and 000Y: below one unit, the dates are exact
+        age = Age.parse(age_string)
+        why = fact if len(age_string) == 4 and " " not in age_string else f"{fact}, read as {age}"
+        if days is None or not age.differs_from(days):
+            return age, why, by_dates, ""
+        dates = "a birth after the study" if by_dates is None else str(by_dates)
+        return age, why, by_dates, f"{fact}, but {_BY_DATES} is {dates}"
     if by_dates is not None:
-        return by_dates, "StudyDate (0008,0020) minus PatientBirthDate (0010,0030)", by_dates
-    return None, f"{fact}, and PatientBirthDate (0010,0030) or StudyDate (0008,0020) cannot be used", None
+        return by_dates, f"{_BY_DATES} is {by_dates}", by_dates, ""
+    return None, f"{fact}, and PatientBirthDate (0010,0030) or StudyDate (0008,0020) cannot be used", None, ""
 
 
-def _age_by_dates(header: Any) -> Age | None:
+def _by_dates(header: Any) -> tuple[int | None, Age | None]:
+    """Return StudyDate minus PatientBirthDate in days, and as an Age unless it is negative.
+
+    Return None twice if a date is absent, malformed or a placeholder.
+    """
     study, birth = _date(header, "StudyDate"), _date(header, "PatientBirthDate")
-    if study is None or birth is None:
-        return None
-    try:
-        return _age_between(birth, study)
-    except InputError:
-        return None
+    if study is None or birth is None or study.year - birth.year > _MAX_YEARS:
+        return None, None
+    days = (study - birth).days
+    return days, None if days < 0 else Age.between(birth, study)
 
 
 def _date(header: Any, keyword: str) -> date | None:
@@ -458,15 +549,7 @@ def _date(header: Any, keyword: str) -> date | None:
     if not _DATE.fullmatch(digits):
         return None
     try:
-        return datetime.strptime(digits, "%Y%m%d").date()
+        day = datetime.strptime(digits, "%Y%m%d").date()
     except ValueError:
         return None
-
-
-def _age_between(birth: date, study: date) -> Age:
-    """Return whole days below 8 weeks, whole months below 2 years, else whole years."""
-    days = (study - birth).days
-    if days < 56:
-        return Age(days, "D")
-    months = (study.year - birth.year) * 12 + study.month - birth.month - (study.day < birth.day)
-    return Age(months, "M") if months < 24 else Age(months // 12, "Y")
+    return None if day in _NO_DATES else day

@@ -26,7 +26,7 @@ class Report:
             and the client did not query the server.
         demo: True if the demonstration model wrote the report. Its text has no medical meaning.
         age, sex: the values in the prompt, or None if the prompt omits them.
-        view: ViewPosition (0018,5101) of the DICOM header, or None.
+        view: the view that the DICOM header states, such as ``"PA"``, or None.
         prompt: the text sent with the film. "(not recorded)" replaces an indication.
         prompt_profile, prompt_version: the prompt template.
         prompt_sha256: digest of the template and the system text, equal for all patients.

@@ -13,20 +13,25 @@ from pedcxr_client.films.film import FilmSource
 from pedcxr_client.films.geometry import DISPLAY, Preparation
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request.prompts import CARD, Profile
-from pedcxr_client.types import Sex
+from pedcxr_client.types import Sex, Views
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class FilmRequest:
     """One film and the options of `Client.report`.
 
-    The age, the sex and ``allow`` are checked when the film is read. A wrong value is therefore an error of that film
-    and does not end a run over many films.
+    The ages, the sexes, ``views`` and ``allow`` are checked when the film is read. A wrong value is therefore an error
+    of that film and does not end a run over many films.
 
     Args:
         film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
-        age: the age at the time of the film, as an Age or a text such as ``"5y"``. None uses the DICOM header.
-        sex: ``"M"`` or ``"F"``. None uses the DICOM header. The prompt omits an age or a sex that is unknown.
+        age: the age at the time of the film, as an Age or a text such as ``"5y"``. None uses the DICOM header. An age
+            that contradicts the header blocks the film; see the check ``age``.
+        sex: ``"M"`` or ``"F"``. None uses the DICOM header. A sex that contradicts the header blocks the film. The
+            prompt omits an age or a sex that is unknown.
+        default_age, default_sex: as ``age`` and ``sex``, but used only if the header states none. They suit a value
+            that the caller states for many films at once.
+        views: ``"frontal"`` blocks laterals and films whose view is not known to be frontal. ``"any"`` warns.
         max_tokens: maximum length of the report, 1 or more. A report that does not fit raises an error.
         assume_chest: treat the film as a chest film if its header does not name a body part.
         allow: names of checks that must not block; see `pedcxr_client.checks.rules`. The report records them.
@@ -45,6 +50,9 @@ class FilmRequest:
     _: KW_ONLY
     age: Age | str | None = None
     sex: Sex | None = None
+    default_age: Age | str | None = None
+    default_sex: Sex | None = None
+    views: Views = "any"
     max_tokens: int = 500
     assume_chest: bool = False
     allow: Iterable[str] = ()
@@ -61,8 +69,16 @@ class FilmRequest:
 
     def caller_facts(self) -> CallerFacts:
         """Return the caller's statements about the film, validated as `CallerFacts` does."""
-        age = Age.parse(self.age) if isinstance(self.age, str) else self.age
-        return CallerFacts(age=age, sex=self.sex, assume_chest=self.assume_chest, allow=self.allow)
+        ages = [Age.parse(age) if isinstance(age, str) else age for age in (self.age, self.default_age)]
+        return CallerFacts(
+            age=ages[0],
+            sex=self.sex,
+            default_age=ages[1],
+            default_sex=self.default_sex,
+            views=self.views,
+            assume_chest=self.assume_chest,
+            allow=self.allow,
+        )
 
 
 class FilmOptions(TypedDict, total=False):
@@ -70,6 +86,9 @@ class FilmOptions(TypedDict, total=False):
 
     age: Age | str | None
     sex: Sex | None
+    default_age: Age | str | None
+    default_sex: Sex | None
+    views: Views
     max_tokens: int
     assume_chest: bool
     allow: Iterable[str]

@@ -61,7 +61,7 @@ def prepare(request: FilmRequest, size: tuple[int, int] | None = None) -> Prepar
 
 
 def write_prompt(facts: Facts, request: FilmRequest) -> Prompt:
-    """Return the prompt of a film. The caller's age and sex take precedence over the header's."""
+    """Return the prompt of a film, without an age or a sex that is contradictory and not allowed."""
     facts_of_caller = request.caller_facts()
     age, sex = facts_of_caller.age_of(facts), facts_of_caller.sex_of(facts)
     return request.prompt_profile.prompt(age, sex, indication=request.indication)

@@ -18,7 +18,7 @@ from pedcxr_client.films.geometry import PixelStats
 from pedcxr_serve.vllm_plugin.decoder_process import DecoderPool
 from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
-CHECKS = ("modality", "presentation", "body-part", "human", "burned-in-text", "quality")
+CHECKS = ("modality", "presentation", "body-part", "orientation", "human", "burned-in-text", "quality")
 """The checks of `pedcxr_client.checks.rules` that need only the film. A header that names a body part other than the
 chest blocks the film; a header without a body part passes."""
 

@@ -31,6 +31,7 @@ SHEET = """\
            ok     presentation    PresentationIntentType (0008,0068) is FOR PRESENTATION
            ok     body-part       BodyPartExamined (0018,0015) is chest
            ok     view            ViewPosition (0018,5101) is PA
+           ok     orientation     PatientOrientation (0020,0020) is L\\F
            ok     age             PatientAge (0010,1010) is 005Y
            ok     sex             PatientSex (0010,0040) is F
            ok     human           no species, breed, owner or veterinary word
@@ -73,7 +74,7 @@ def test_blocked_film_exits_3_with_the_reason(dicom, capsys):
 
 
 def test_caller_facts_change_the_prompt(dicom, capsys):
-    path = dicom(PatientAge=None, BodyPartExamined=None)
+    path = dicom(PatientAge=None, PatientSex=None, BodyPartExamined=None)
     assert main(["inspect", path]) == 3
     capsys.readouterr()
     assert main(["inspect", path, "--age", "10d", "--sex", "M", "--assume-chest"]) == 0
@@ -90,7 +91,8 @@ def test_json_prints_one_object_per_film(dicom, film, tmp_path, capsys):
     assert [entry["verdict"] for entry in (one, two, three)] == ["would be sent", "would be sent", "cannot be sent"]
     assert one["facts"] == {
         "kind": "dicom", "modality": "DX", "sop_class": "1.2.840.10008.5.1.4.1.1.1.1", "intent": "FOR PRESENTATION",
-        "body": "chest", "view": "PA", "burned_in": "NO", "quality_control": "", "not_human": None,
+        "body": "chest", "view": "PA", "projection": "frontal", "orientation": "L\\F", "burned_in": "NO",
+        "quality_control": "", "not_human": None,
         "age": "5y", "sex": "F",
     }  # fmt: skip
     assert one["image"]["sha256"] == prepare(paths[0]).sha256
@@ -241,7 +243,7 @@ def test_a_report_takes_age_and_sex_from_the_header(engine, twin, dicom):
     assert report.as_dict()["checks"][0] == {
         "name": "modality", "status": "ok", "why": "Modality (0008,0060) is DX", "allowed": False, "from_header": True,
     }  # fmt: skip
-    twin.report(engine.url, dicom(), age="7m", sex="M")
+    twin.report(engine.url, dicom(PatientAge=None, PatientSex=None), age="7m", sex="M")
     assert prompt(engine).endswith("of a 7-month-old male.")
     twin.report(engine.url, dicom(PatientSex="O"))
     assert prompt(engine).endswith("of a 5-year-old child.")
@@ -271,7 +273,7 @@ def test_report_records_allowed_checks(engine, twin, dicom):
 
 
 def test_report_command_prints_warnings(engine, dicom, capsys):
-    path = dicom(ViewPosition="LL", Modality="CT")
+    path = dicom(ViewPosition="LL", PatientOrientation=["A", "F"], Modality="CT")
     assert main(["report", path, "--url", engine.url]) == 3
     out, err = capsys.readouterr()
     assert out == "" and "--allow modality" in err and not engine.chats

@@ -79,7 +79,7 @@ def test_stream_sends_what_report_sends(engine, twin):
 @pytest.mark.parametrize(
     "option",
     [
-        {"age": "5y"},
+        {"age": "6y"},
         {"sex": "F"},
         {"max_tokens": 77},
         {"allow": ["modality"]},
@@ -90,7 +90,7 @@ def test_stream_sends_what_report_sends(engine, twin):
     ids=lambda option: next(iter(option)),
 )
 def test_every_option_of_stream_changes_the_request(engine, twin, option):
-    film = dicom_maker.film(Modality="CT" if "allow" in option else "CR", PatientAge="007Y", PatientSex="M")
+    film = dicom_maker.film(Modality="CT" if "allow" in option else "CR", PatientAge="007Y", PatientSex="O")
     twin.stream(engine.url, film, **option)
     if "allow" in option:
         assert engine.chats[0].headers["x-pedcxr-allow"] == "modality"

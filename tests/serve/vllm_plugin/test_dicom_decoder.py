@@ -89,6 +89,8 @@ def test_at_least_half_of_the_real_films_pass() -> None:
         ({"Modality": "CT"}, "film_blocked", r"modality: Modality \(0008,0060\) is CT"),
         ({"PresentationIntentType": "FOR PROCESSING"}, "film_blocked", r"presentation: .*\(0008,0068\)"),
         ({"BodyPartExamined": "HAND"}, "film_blocked", r"body-part: BodyPartExamined \(0018,0015\) is HAND"),
+        ({"PatientOrientation": ["R", "F"]}, "film_blocked", r"orientation: PatientOrientation .* is R.F, mirrored"),
+        ({"PatientOrientation": ["H", "L"]}, "film_blocked", "turned by 90 degrees clockwise"),
         (
             {"BodyPartExamined": None, "SeriesDescription": "KNEE"},
             "film_blocked",
@@ -125,6 +127,8 @@ def test_film_outside_the_intended_use_or_unreadable_is_refused(
         {"BodyPartExamined": None, "Modality": None, "SOPClassUID": None},
         {"ResponsiblePerson": "Doe^Jane"},
         {"ViewPosition": "LL"},
+        {"PatientOrientation": None},
+        {"PatientAge": "005Y", "PatientBirthDate": "20090101"},
     ],
 )
 def test_elements_that_belong_to_the_prompt_or_are_absent_do_not_block(elements: dict[str, object]) -> None:

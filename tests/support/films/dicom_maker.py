@@ -24,6 +24,7 @@ CHEST = {
     "PatientSex": "F",
     "BodyPartExamined": "CHEST",
     "ViewPosition": "PA",
+    "PatientOrientation": ["L", "F"],
     "PhotometricInterpretation": "MONOCHROME2",
     "SamplesPerPixel": 1,
     "BurnedInAnnotation": "NO",
