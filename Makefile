@@ -3,6 +3,7 @@ PYTHON ?= python3
 UV     := .venv/bin/uv
 RUN    := .venv/bin/python
 READY  := .venv/.ready
+CLIENTS := .venv/clients/.ready
 PYTEST ?=
 WORKERS ?= 3
 # Many tests wait rather than compute, so more processes than cores are faster. The tests of a file share its servers.
@@ -34,7 +35,7 @@ demo: $(READY)  ## start vLLM on the demo checkpoint and write reports of three 
 
 # PYTEST may select tests of one kind only; pytest then exits with 5 for the other.
 NONE_OK = $(if $(PYTEST),|| [ $$? -eq 5 ])
-test: test-fast  ## run every test, real vLLM included
+test: test-fast $(CLIENTS)  ## run every test, real vLLM included
 	@$(RUN) -m pytest -m slow $(PYTEST) $(NONE_OK)
 
 test-fast: $(READY)  ## run the tests that need no vLLM
@@ -60,6 +61,12 @@ $(DOCS): $(UV) locks/docs.txt
 
 docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs --quiet build --strict
+
+# The packages of other clients have environments of their own too: they ask for other versions of openai and pydantic.
+$(CLIENTS): .venv/%/.ready: $(UV) locks/%.txt
+	@$(PYTHON) -m venv .venv/$*
+	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes locks/$*.txt
+	@touch $@
 
 bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers
 	@$(RUN) -m tests.benchmarks.throughput
@@ -93,6 +100,7 @@ lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
+	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)
