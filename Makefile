@@ -65,7 +65,7 @@ docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 # The packages of other clients have environments of their own too: they ask for other versions of openai and pydantic.
 $(CLIENTS): .venv/%/.ready: $(UV) locks/%.txt
 	@$(PYTHON) -m venv .venv/$*
-	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes locks/$*.txt
+	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
 
 bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers

@@ -10,9 +10,10 @@ MESSAGES = [
 ]
 
 
-def ask(messages, **options):
+def ask(messages, provider="openai", **options):
+    """Use the provider for compatible servers, or `hosted_vllm`; the latter raises without the error's code."""
     return litellm.completion(
-        model=f"hosted_vllm/{MODEL}", api_base=URL, api_key=KEY, messages=messages, num_retries=0, **options
+        model=f"{provider}/{MODEL}", api_base=URL, api_key=KEY, messages=messages, num_retries=0, **options
     )
 
 
@@ -21,11 +22,11 @@ def connection():
 
 
 def whole():
-    return ask(MESSAGES, metadata={"trace": "1"}).choices[0].message.content
+    return ask(MESSAGES, "hosted_vllm", metadata={"trace": "1"}).choices[0].message.content
 
 
 def stream():
-    return "".join(chunk.choices[0].delta.content or "" for chunk in ask(MESSAGES, stream=True))
+    return "".join(chunk.choices[0].delta.content or "" for chunk in ask(MESSAGES, "hosted_vllm", stream=True))
 
 
 def two_turns():
