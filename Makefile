@@ -4,13 +4,14 @@ UV     := .venv/bin/uv
 RUN    := .venv/bin/python
 READY  := .venv/.ready
 CLIENTS := .venv/clients/.ready
+TESTERS := .venv/loadtest/.ready
 PYTEST ?=
 WORKERS ?= 3
 # Many tests wait rather than compute, so more processes than cores are faster. The tests of a file share its servers.
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway drill lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway drill loadtest lint lock demo-checkpoint fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -62,8 +63,8 @@ $(DOCS): $(UV) locks/docs.txt
 docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs --quiet build --strict
 
-# The packages of other clients have environments of their own too: they ask for other versions of openai and pydantic.
-$(CLIENTS): .venv/%/.ready: $(UV) locks/%.txt
+# Other clients and load testers have environments of their own too: they ask for other versions of openai and pydantic.
+$(CLIENTS) $(TESTERS): .venv/%/.ready: $(UV) locks/%.txt
 	@$(PYTHON) -m venv .venv/$*
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
@@ -89,6 +90,9 @@ bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
 	@$(RUN) -m tests.drills.kill_engine
 
+loadtest: $(READY) $(TESTERS)  ## short runs of guidellm, aiperf and vllm bench at the gateway (6 GB of packages more)
+	@$(RUN) -m tests.drills.load_testers
+
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
@@ -101,6 +105,7 @@ lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
+	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)
