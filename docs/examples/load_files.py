@@ -1,12 +1,12 @@
-# Input files of three load testers: python load_files.py URL FOLDER FILM... (the key is in PEDCXR_API_KEY).
+# Input files of three load testers: python load_files.py MODEL FOLDER FILM... Nothing is sent.
 import json
 import sys
 from pathlib import Path
 
 from pedcxr_client import Client
 
-url, folder, *films = sys.argv[1:]
-with Client(f"{url}/v1") as client:
+model, folder, *films = sys.argv[1:]
+with Client(model=model) as client:
     bodies = [client.payload(film, age="6y", sex="M") for film in films]
 chats = [json.loads(body)["messages"] for body in bodies]
 files = {

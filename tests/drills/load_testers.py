@@ -83,7 +83,9 @@ class LoadTest:
             check=False,
         )
         if completed.returncode != 0:
-            raise RuntimeError(f"{words}: exit status {completed.returncode}\n{(completed.stdout + completed.stderr)[-3000:]}")
+            raise RuntimeError(
+                f"{words}: exit status {completed.returncode}\n{(completed.stdout + completed.stderr)[-3000:]}"
+            )
         return self.gateway.engine.chats
 
     def successes(self, words: str) -> int:
@@ -108,11 +110,14 @@ def load_test(folder: Path) -> Iterator[LoadTest]:
     (folder / "tenants.toml").write_text("[tenant.load]\nmay_bench = true\n")
     key = api_keys.new(folder / "tenants.toml", "load")
     tenants = TenantStore(folder / "tenants.toml")
-    with FakeEngine(uds=folder / "engine.sock") as engine, running(engine, tenants=tenants, rules=Rules(MODEL, 500)) as gateway:
+    with (
+        FakeEngine(uds=folder / "engine.sock") as engine,
+        running(engine, tenants=tenants, rules=Rules(MODEL, 500)) as gateway,
+    ):
         engine.models = (MODEL,)
         test = LoadTest(gateway, folder, _environment(gateway, folder, key))
-        export, *_ = commands("load_files.py").splitlines()[-1:]
-        subprocess.run(["bash", "-euc", export], cwd=folder, env=test.environment, check=True)
+        preparation = commands("load_files.py").splitlines()[-1]  # without the exports
+        subprocess.run(["bash", "-euc", preparation], cwd=folder, env=test.environment, check=True)
         yield test
 
 
@@ -145,7 +150,9 @@ def main() -> int:
             start = time.monotonic()
             completed = test.successes(words)
             failed |= completed < REQUESTS
-            print(f"{words:15} {completed} of {REQUESTS} requests completed, {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"{words:15} {completed} of {REQUESTS} requests completed, {time.monotonic() - start:.0f} s", flush=True
+            )
     return int(failed)
 
 
