@@ -1,4 +1,4 @@
-"""Run the load testers of docs/load-testing.md for a few requests at a gateway with a fake engine: ``make loadtest``."""
+"""Run the load testers of the documentation for a few requests at a gateway with a fake engine: ``make loadtest``."""
 
 from __future__ import annotations
 

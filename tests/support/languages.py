@@ -24,7 +24,7 @@ def installed(folder: Path) -> Path:
 
 
 def install(source: Path, folder: Path, *scripts: str) -> None:
-    """Copy the scripts and install the packages of the lock file; skip the test if node, npm or a package is not available."""
+    """Copy the scripts and install the locked packages; skip the test if node, npm or a package is not available."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
     for name in ("package.json", "package-lock.json", *scripts):

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of other clients: each client in a process of its own, with its own packages, at a real gateway."""
+"""Fixtures of the tests of other clients: each in a process of its own, with its own packages, at a real gateway."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ MODEL = "pedcxr-demo"
 class ClientProcess:
     """A client's script, which runs one scenario at a time."""
 
+    script: str
     process: subprocess.Popen[str]
     log: Path
 
@@ -58,7 +59,7 @@ class ClientProcess:
             ) as process,
         ):
             try:
-                client = cls(process, log)
+                client = cls(Path(command[1]).name, process, log)
                 assert client.read() == "ready"
                 yield client
             finally:

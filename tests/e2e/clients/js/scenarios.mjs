@@ -1,4 +1,4 @@
-// Run the scenarios of one client: node SCRIPT URL KEY FILM; reads a scenario's name a line, prints a JSON result a line.
+// Run the scenarios of one client: node SCRIPT URL KEY FILM; each input line names a scenario, each output line is a result.
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 

@@ -1,4 +1,6 @@
-"""Run the scenarios of one client: python SCRIPT URL KEY FILM; reads a scenario's name a line, prints a JSON result a line.
+"""Run the scenarios of one client: python SCRIPT URL KEY FILM.
+
+Each line of the input names a scenario, and each line of the output is a result as JSON.
 
 A scenario is a function of the script. Its result is what the client returns to its caller, or the client's exception.
 """
