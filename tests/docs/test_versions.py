@@ -40,7 +40,7 @@ def test_versions_of_the_table_are_locked(package: str, kind: str, versions: str
 
 @pytest.mark.parametrize("package", ["aiperf", "guidellm"])
 def test_versions_of_load_testers_are_locked(package: str) -> None:
-    page = (ROOT / "docs/load-testing.md").read_text()
+    page = (ROOT / "docs/examples/load-testing.md").read_text()
     assert re.findall(rf"^{package} (\d[\d.]*\d) ", page, re.MULTILINE) == [pinned(package, "loadtest")]
     assert pinned("torch", "loadtest") == pinned("torch", "cpu")
 

@@ -1,4 +1,4 @@
-"""`vllm bench serve`, as docs/load-testing.md runs it. `make loadtest` runs the others, whose packages are large."""
+"""`vllm bench serve` as the documentation runs it. `make loadtest` runs the other testers, whose packages are large."""
 
 from __future__ import annotations
 
