@@ -56,8 +56,8 @@ def error_event(code: str) -> bytes:
 def event(body: bytes) -> bytes:
     """Return the body of an error as an event.
 
-    Clients of OpenAI's API look for ``error`` in the data, others (aiperf) for the name of the event. The empty lines end
-    an event that the engine did not finish.
+    Clients of OpenAI's API look for ``error`` in the data, others (aiperf) for the name of the event. The leading blank
+    line ends an event that the engine did not finish.
     """
     return b"\n\nevent: error\ndata: " + body + b"\n\n"
 
