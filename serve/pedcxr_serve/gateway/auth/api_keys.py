@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -121,4 +122,5 @@ def _write(path: Path, text: str) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from error
+        remedy = " Mount its folder instead of the file." if error.errno == errno.EBUSY else ""
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}.{remedy}") from error
