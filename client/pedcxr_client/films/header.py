@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from hashlib import sha256
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pedcxr_client.errors import InputError
@@ -67,6 +68,7 @@ _ANIMAL_TAGS = (
     "PatientSexNeutered", "PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence",
 )  # fmt: skip
 _FAMILY_ROLES = {"PARENT", "GUARDIAN", "SIBLING", "RELATIVE", "SPOUSE", "CHILD", "CUSTODIAN"}  # PS3.3 C.7.1.1.1.3
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)+")  # PS3.5 section 9.1
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # PS3.5 section 6.2, VR CS
 _AGE = re.compile(r"(\d{3})([DWMY])")  # PS3.5 section 6.2, VR AS
 _DATE = re.compile(r"\d{8}")
@@ -98,7 +100,9 @@ class Facts:
         age: at the time of the film (StudyDate), or None. ``age_why`` states its source, or why it is unknown.
         age_by_dates: StudyDate minus PatientBirthDate, or None.
         sex: ``"M"``, ``"F"`` or None. ``sex_why`` states its source.
+        projection: ``"frontal"``, ``"lateral"``, or ``""`` if the header does not state it.
         not_human: the element that indicates an animal, or None.
+        study: a digest of StudyInstanceUID (0020,000D), equal for the films of one examination, or ``""``.
     """
 
     kind: Literal["dicom", "image"] = "image"
@@ -107,6 +111,7 @@ class Facts:
     intent: Fact | None = None
     body: Fact | None = None
     view: Fact | None = None
+    projection: Literal["frontal", "lateral", ""] = ""
     age: Age | None = None
     age_why: str = "no header"
     age_by_dates: Age | None = None
@@ -115,6 +120,7 @@ class Facts:
     not_human: Fact | None = None
     burned_in: Fact | None = None
     quality_control: Fact | None = None
+    study: str = ""
 
 
 PLAIN = Facts()
@@ -140,6 +146,7 @@ def read(header: Any) -> Facts:
         not_human=_not_human(header),
         burned_in=_code(header, "BurnedInAnnotation"),
         quality_control=_code(header, "QualityControlImage"),
+        study=study_digest(header),
     )
 
 
@@ -153,6 +160,16 @@ def text(header: Any, keyword: str) -> str:
         return " ".join(str(item) for item in items).strip("\0 ")
     except Exception:  # pydicom converts a value on access, which raises many exception types
         return ""
+
+
+def study_digest(header: Any) -> str:
+    """Return 32 hexadecimal digits that identify the examination, or ``""`` without a valid StudyInstanceUID.
+
+    The UID itself identifies the patient to anyone with access to the archive, so it is never kept. The digest is
+    the same in every run; what is written to a file must be salted again.
+    """
+    uid = text(header, "StudyInstanceUID")
+    return sha256(b"pedcxr study\0" + uid.encode()).hexdigest()[:32] if _UID.fullmatch(uid) else ""
 
 
 def first_item(header: Any, keyword: str) -> Any:
