@@ -39,9 +39,8 @@ def manifest(folder: Path, films: int) -> Path:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("path", "id", "age", "sex", "assume_chest"))
-        rows.writerows(
-            (f"{number % FILES}.png", f"film-{number}", f"{number // FILES}d", "M", "yes") for number in range(films)
-        )
+        for number in range(films):
+            rows.writerow((f"{number % FILES}.png", f"film-{number}", f"{number // FILES}d", "M", "yes"))
     return path
 
 
