@@ -49,12 +49,13 @@ def error_line(
     ``refused`` means that the film itself cannot be sent, so that a retry would fail in the same way. The message of
     an exception that is not of this package is left out: it may quote a path or the film.
     """
-    known = isinstance(error, PedcxrError)
     details = {
         "kind": kind,
         "type": type(error).__name__,
         "code": error.outcome if isinstance(error, PedcxrError) else "unexpected",
-        "message": str(error) if known else "an unexpected error of this film; the next run tries it again",
+        "message": str(error)
+        if isinstance(error, PedcxrError)
+        else "an unexpected error of this film; the next run tries it again",
         "text": error.text if isinstance(error, ReportError) else None,
         "request_id": error.request_id if isinstance(error, RequestError) else None,
     }

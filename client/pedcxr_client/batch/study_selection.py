@@ -41,9 +41,9 @@ class _Rank(NamedTuple):
 class StudySelection:
     """The choice of one film for each study.
 
-    The film is one that no check of the header blocks, frontal before an unknown projection before lateral. Among
-    these, a film that has a report already comes first, so that a resumed run keeps it; then PA, AP and other views;
-    then the lowest id. A film without a valid StudyInstanceUID is a study of its own.
+    Films that no check of the header blocks come first; then frontal films before those of unknown projection, and
+    these before lateral ones. Among them, a film that has a report already comes first, so that a resumed run keeps
+    it; then PA, AP and other views; then the lowest id. A film without a valid StudyInstanceUID is a study of its own.
 
     Args:
         caller: returns the caller's statements about a film.

@@ -32,7 +32,7 @@ line per film, synced to disk before the film counts. After Ctrl-C, a crash or a
 films with a report are skipped, failed films are retried. A film that is listed twice is sent once.
 
 --one-per-study reads all headers first and reports one film of each StudyInstanceUID: a film that no check of its
-header blocks, frontal rather than of unknown projection rather than lateral; among these one that has a report already,
+header blocks, frontal rather than of unknown projection rather than lateral; among these a film that has a report,
 then PA before AP before other views, then the lowest id. OUT.jsonl states the reason for every other film of the study.
 A film without a header or a StudyInstanceUID is a study of its own.
 
