@@ -31,6 +31,7 @@ ERROR_SCHEMA = "pedcxr-error/1"
 
 _FIRST_BYTES = b'{"schema": "pedcxr-'
 _BLOCK_BYTES = 1 << 20
+_UNEXPECTED = "an unexpected error of this film; the next run tries it again"
 _STUDY = re.compile(r"([0-9a-f]{16})-[0-9a-f]{32}")
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EACCES, errno.EPERM}
 
@@ -53,9 +54,7 @@ def error_line(
         "kind": kind,
         "type": type(error).__name__,
         "code": error.outcome if isinstance(error, PedcxrError) else "unexpected",
-        "message": str(error)
-        if isinstance(error, PedcxrError)
-        else "an unexpected error of this film; the next run tries it again",
+        "message": str(error) if isinstance(error, PedcxrError) else _UNEXPECTED,
         "text": error.text if isinstance(error, ReportError) else None,
         "request_id": error.request_id if isinstance(error, RequestError) else None,
     }

@@ -120,9 +120,9 @@ class StudySelection:
 
 
 def _projection(facts: Facts, view: str) -> int:
-    if facts.projection == "frontal" or view in ("PA", "AP"):
-        return _FRONTAL
-    return _LATERAL if facts.projection == "lateral" or view in _LATERAL_VIEWS else _UNKNOWN
+    if facts.projection:
+        return _FRONTAL if facts.projection == "frontal" else _LATERAL
+    return _FRONTAL if view in ("PA", "AP") else _LATERAL if view in _LATERAL_VIEWS else _UNKNOWN
 
 
 def _read_facts(entry: Entry) -> Facts:
