@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -219,8 +220,6 @@ def test_first_of_two_entries_is_reported_although_it_is_read_later(engine, thre
     (three / "copy.png").write_bytes((three / "0.png").read_bytes())
     manifest = tmp_path / "twice.csv"
     manifest.write_text("path,id\nthree/0.png,a\nthree/copy.png,b\n")
-    import threading
-
     second_was_read = threading.Event()
     read = runner._read
 
