@@ -244,7 +244,7 @@ def test_unreadable_films_are_no_copies_of_each_other(engine, out, tmp_path):
 
 
 def test_request_that_succeeds_during_an_outage_does_not_break_the_wait():
-    """While some requests wait, one that was in flight may end the outage."""
+    """While some requests wait, another request may end the outage."""
     polls = 0
 
     async def poll() -> None:
