@@ -3,7 +3,8 @@
 PedcxrError                        4
 ├── ConfigurationError             2  invalid settings of the client: address, key, model, options
 ├── InputError                     3  an invalid film, age or sex; nothing was sent
-│   └── BlockedFilm                3  a film outside the intended use that the caller did not allow; nothing was sent
+│   ├── BlockedFilm                3  a film outside the intended use that the caller did not allow; nothing was sent
+│   └── MissingResource            3  this machine lacks a decoder or the memory to read the film; nothing was sent
 └── RequestError                   4  the request failed; carries the evidence
     ├── ConnectionFailed           4  no connection, or disconnected before the response started (retried)
     ├── TimedOut                   4  a phase other than connecting, or the whole call, took too long
@@ -68,6 +69,10 @@ class BlockedFilm(InputError):
     def __init__(self, message: str, checks: tuple[Check, ...]) -> None:
         super().__init__(message)
         self.checks = checks
+
+
+class MissingResource(InputError):
+    """This machine lacks what it needs to read the film: a decoder or memory. The film itself may be valid."""
 
 
 class RequestError(PedcxrError):

@@ -14,7 +14,13 @@ from pedcxr_client.films import views
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.geometry import PixelStats
 from pedcxr_client.films.header import Facts
-from pedcxr_client.types import Check, Sex, Views
+from pedcxr_client.types import Check, Sex, Views, __version__
+
+VERSION = f"{__version__}+1"
+"""The version of the rules. `pedcxr batch` looks again at a film that another version refused.
+
+Each release has another one. Raise the last number when a check or the reading of films decides differently.
+"""
 
 SMALLEST_SIDE = 256
 """Minimum side of a film in pixels; a smaller image is a thumbnail."""

@@ -11,7 +11,7 @@ import importlib.util
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from pedcxr_client.errors import InputError
+from pedcxr_client.errors import InputError, MissingResource
 from pedcxr_client.films.files import MAX_BYTES
 from pedcxr_client.films.header import attempt
 
@@ -92,6 +92,12 @@ def decode(header: Any, pixel_format: PixelFormat) -> PixelCells:
         # Other decoders return values aligned to bit 0; HighBit of the header applies to the cell.
         cells = np.left_shift(cells, pixel_format.high_bit + 1 - pixel_format.bits_stored)
     return cells
+
+
+def may_be_deflated(data: bytes) -> bool:
+    """Return whether a DICOM file of which these are the first bytes may be deflated; True if they do not tell."""
+    syntax, end = _file_meta(data)
+    return not syntax or syntax == _DEFLATED or end > len(data)
 
 
 def check_inflated_size(data: bytes, name: str) -> None:
@@ -203,7 +209,7 @@ def _check_decoder(syntax: UID, pixel_format: PixelFormat) -> None:
             "because its licence is GPL-3; export the film uncompressed"
         )
     if _PLUGINS.get(str(syntax), "") not in ("", *decoder.available_plugins) or not decoder.is_available:
-        raise InputError(f"is compressed as {label}, for which the decoder is missing: {INSTALL}")
+        raise MissingResource(f"is compressed as {label}, for which the decoder is missing: {INSTALL}")
 
 
 def _keep_only_checked_frame(header: Any, syntax: UID) -> None:

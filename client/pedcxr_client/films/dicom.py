@@ -10,11 +10,11 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pedcxr_client.errors import InputError
-from pedcxr_client.films import decoders, header
+from pedcxr_client.errors import InputError, MissingResource
+from pedcxr_client.films import decoders, files, header
 from pedcxr_client.films.decoders import INSTALL
 from pedcxr_client.films.files import MAX_PIXELS
-from pedcxr_client.films.header import Facts, attempt, silence_pydicom
+from pedcxr_client.films.header import PLAIN, Facts, attempt, silence_pydicom
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pedcxr_client.films.geometry import Profile
     from pedcxr_client.films.grayscale import PixelFormat
 
+_HEAD_BYTES = 16 * 1024  # longer than the file meta information
 _DICOMDIR = "1.2.840.10008.1.3.10"
 _FIRST_ELEMENTS = (b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x16\0", b"\x02\0\0\0")
 
@@ -55,7 +56,7 @@ def read(data: bytes, name: str = "the film") -> DicomFile:
         import numpy  # noqa: F401
         from pydicom import dcmread
     except ImportError as error:
-        raise InputError(f"{name}: is DICOM, which needs pydicom: {INSTALL}") from error
+        raise MissingResource(f"{name}: is DICOM, which needs pydicom: {INSTALL}") from error
     decoders.check_inflated_size(data, name)
     damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
     with silence_pydicom():
@@ -65,6 +66,35 @@ def read(data: bytes, name: str = "the film") -> DicomFile:
             raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films that it lists")
         attempt(lambda: _set_missing_syntax(dataset), damaged)
     return DicomFile(facts, name, dataset)
+
+
+def read_facts(path: str, name: str = "the film") -> Facts:
+    """Return the facts of a file, which may be a plain image. The pixels of a DICOM film are not read from the disk."""
+    from pydicom import dcmread
+
+    files.check(path, name)
+    with files.report_memory_errors(name), files.report_os_errors(name), open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+        if not is_dicom(head):
+            return PLAIN
+        if not decoders.may_be_deflated(head):
+            file.seek(0)
+            with silence_pydicom():
+                damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
+                return attempt(lambda: header.read(dcmread(file, force=True, stop_before_pixels=True)), damaged)
+    return read(files.read(path, name), name).facts
+
+
+def read_study(data: bytes) -> str:
+    """Return `Facts.study` of a file, ``""`` for a plain image and for a header that cannot be read."""
+    if not is_dicom(data):
+        return ""
+    try:
+        decoders.check_inflated_size(data, "")
+        with silence_pydicom():
+            return attempt(lambda: header.study_digest(_read_element(data, "StudyInstanceUID")), "damaged")
+    except (ImportError, InputError, MemoryError):
+        return ""
 
 
 def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float, list[str]]:
@@ -93,10 +123,16 @@ def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float,
             notes.insert(0, f"DICOM {photometric} of {pixel_format.bits_stored} bits rendered as 8-bit grey")
             notes += header.overlay_note(dataset)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+        raise type(error)(f"{name}: {error}") from None
     except grayscale.OnlyPadding:
         raise InputError(f"{name}: every pixel is padding; send a film that has an image") from None
     return grey, aspect, notes
+
+
+def _read_element(data: bytes, keyword: str) -> Any:
+    from pydicom import dcmread
+
+    return dcmread(io.BytesIO(data), force=True, stop_before_pixels=True, specific_tags=[keyword])
 
 
 def _set_missing_syntax(dataset: Any) -> None:

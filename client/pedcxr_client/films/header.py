@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from hashlib import sha256
 from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -68,6 +69,7 @@ _TAGS = {
 }
 _ANIMAL_TAGS = ("PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence")
 _LONGEST_TEXT, _MOST_ITEMS = 1000, 8  # what is read of a text and of a sequence; both are short in valid headers
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)+")  # PS3.5 section 9.1
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # PS3.5 section 6.2, VR CS
 _AGE = re.compile(r"(\d{1,3}) *([DWMY])")  # PS3.5 section 6.2, VR AS, is \d{3}[DWMY]; devices also write 5Y and "5 Y"
 _DATE = re.compile(r"\d{8}")
@@ -113,6 +115,7 @@ class Facts:
         sex: ``"M"``, ``"F"`` or None. ``sex_why`` states its source.
         not_human: the element that states an animal, or None.
         maybe_not_human: an element that is common for animals and possible for children, or None.
+        study: a digest of StudyInstanceUID (0020,000D), equal for the films of one examination, or ``""``.
     """
 
     kind: Literal["dicom", "image"] = "image"
@@ -137,6 +140,7 @@ class Facts:
     maybe_not_human: Fact | None = None
     burned_in: Fact | None = None
     quality_control: Fact | None = None
+    study: str = ""
 
 
 PLAIN = Facts()
@@ -174,6 +178,7 @@ def read(header: Any) -> Facts:
         maybe_not_human=maybe_not_human,
         burned_in=_code(header, "BurnedInAnnotation"),
         quality_control=_code(header, "QualityControlImage"),
+        study=study_digest(header),
     )
 
 
@@ -187,6 +192,16 @@ def text(header: Any, keyword: str) -> str:
         return " ".join(str(item) for item in items).strip("\0 ")
     except Exception:  # pydicom converts a value on access, which raises many exception types
         return ""
+
+
+def study_digest(header: Any) -> str:
+    """Return 32 hexadecimal digits that identify the examination, or ``""`` without a valid StudyInstanceUID.
+
+    The UID itself identifies the patient to anyone with access to the archive, so it is never kept. The digest is
+    the same in every run; what is written to a file must be salted again.
+    """
+    uid = text(header, "StudyInstanceUID")
+    return sha256(b"pedcxr study\0" + uid.encode()).hexdigest()[:32] if _UID.fullmatch(uid) else ""
 
 
 def first_item(header: Any, keyword: str) -> Any:
