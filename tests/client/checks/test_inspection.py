@@ -293,5 +293,5 @@ def test_sent_image_uses_the_profile(engine, twin, dicom):
 
 
 def test_unsupported_type_raises(dicom):
-    with pytest.raises(InputError, match="not a path, bytes, a file, a Pillow image or an array"):
+    with pytest.raises(InputError, match="not a path, bytes, a file, a Dataset, a Pillow image or an array"):
         load({"a": 1})  # type: ignore[arg-type]
