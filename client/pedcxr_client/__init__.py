@@ -1,5 +1,6 @@
 """Client of a pedcxr server: draft reports of paediatric chest films. Research use only."""
 
+from pedcxr_client.checks.inspection import Inspection, inspect
 from pedcxr_client.client import AsyncClient, AsyncReportStream, Client, ReportStream
 from pedcxr_client.errors import (
     AbortedReport,
@@ -51,6 +52,7 @@ __all__ = [
     "FilmRequest",
     "Hook",
     "InputError",
+    "Inspection",
     "LoopingReport",
     "NotFound",
     "NotText",
@@ -73,4 +75,5 @@ __all__ = [
     "Unavailable",
     "Usage",
     "__version__",
+    "inspect",
 ]

@@ -31,8 +31,7 @@ def run(options: argparse.Namespace) -> int:
     profile = shared.prompt_profile(options)
     films = []
     for file in options.files:
-        request = shared.film_request(file, options, prompt_profile=profile)
-        films.append(inspection.inspect(file, request))
+        films.append(inspection.inspect_request(shared.film_request(file, options, prompt_profile=profile)))
         if options.json:
             print(json.dumps(films[-1].as_dict()), flush=True)
     if not options.json:

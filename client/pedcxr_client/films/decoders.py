@@ -218,13 +218,13 @@ def _pixel_options(header: Any, pixel_format: PixelFormat) -> dict[str, Any]:
 def _only_frame(header: Any, syntax: UID, pixel_format: PixelFormat) -> tuple[bytes, list[str]]:
     """Return the checked bytes of the only frame, and notes. Offset tables could name another frame and are ignored."""
     data = attempt(lambda: header.PixelData, "PixelData (7FE0,0010) cannot be read; export or copy the film again")
-    data = bytes(data or b"") if data is None or isinstance(data, bytearray) else data
-    if not isinstance(data, bytes):
+    if not isinstance(data, bytes | None):
         raise InputError("PixelData (7FE0,0010) are not bytes; give the film as a file")
+    data = data or b""  # pydicom returns None for an empty element
     if not syntax.is_encapsulated:
         size = header.Rows * header.Columns * pixel_format.bits_allocated // 8
         if len(data) < size and data.startswith(_ITEM):
-            raise InputError("the pixels are compressed, but TransferSyntaxUID (0002,0010) does not say so; correct it")
+            raise InputError("the pixels are compressed, but TransferSyntaxUID (0002,0010) does not say so; give the whole file")
         if len(data) > size + 1:  # one byte pads the pixels to an even length
             raise InputError(_MORE_FRAMES)
         return data, []
