@@ -7,6 +7,7 @@ checks of `codestreams` run first.
 from __future__ import annotations
 
 import importlib.util
+import struct
 import sys
 import threading
 import zlib
@@ -86,9 +87,12 @@ def decode(header: Any, pixel_format: PixelFormat) -> tuple[PixelCells, list[str
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import UID
 
+    from pedcxr_client.films import grayscale
+
     syntax = attempt(lambda: UID(str(header.file_meta.TransferSyntaxUID)), "TransferSyntaxUID (0002,0010) is damaged")
     _check_decoder(syntax, pixel_format)
-    frame, notes = _only_frame(header, syntax, pixel_format)
+    size = grayscale.integer(header, "Rows"), grayscale.integer(header, "Columns")
+    frame, notes = _only_frame(header, syntax, pixel_format, size)
     damaged = "the pixels are damaged or cut short; export or copy the film again"
     array, _ = attempt(
         lambda: get_decoder(syntax).as_array(
@@ -96,11 +100,11 @@ def decode(header: Any, pixel_format: PixelFormat) -> tuple[PixelCells, list[str
             index=0,
             raw=True,
             decoding_plugin=_PLUGINS.get(str(syntax), ""),
-            **_pixel_options(header, pixel_format),
+            **_pixel_options(header, pixel_format, size),
         ),
         damaged,
     )
-    if array.shape != (header.Rows, header.Columns) or array.dtype.kind not in "iu":
+    if array.shape != size or array.dtype.kind not in "iu":
         raise InputError(damaged)
     cells = array.astype(f"{array.dtype.kind}{array.itemsize}", copy=False)
     cells = cells.view(f"u{cells.itemsize}").astype(f"u{pixel_format.bits_allocated // 8}", copy=False)
@@ -198,10 +202,10 @@ def _last_module(error: BaseException) -> str:
     return name
 
 
-def _pixel_options(header: Any, pixel_format: PixelFormat) -> dict[str, Any]:
+def _pixel_options(header: Any, pixel_format: PixelFormat, size: tuple[int, int]) -> dict[str, Any]:
     return {
-        "rows": int(header.Rows),
-        "columns": int(header.Columns),
+        "rows": size[0],
+        "columns": size[1],
         "samples_per_pixel": 1,
         "number_of_frames": 1,
         "photometric_interpretation": "MONOCHROME2",  # whatever the film's, it changes no stored value
@@ -215,25 +219,27 @@ def _pixel_options(header: Any, pixel_format: PixelFormat) -> dict[str, Any]:
     }
 
 
-def _only_frame(header: Any, syntax: UID, pixel_format: PixelFormat) -> tuple[bytes, list[str]]:
+def _only_frame(header: Any, syntax: UID, pixel_format: PixelFormat, size: tuple[int, int]) -> tuple[bytes, list[str]]:
     """Return the checked bytes of the only frame, and notes. Offset tables could name another frame and are ignored."""
     data = attempt(lambda: header.PixelData, "PixelData (7FE0,0010) cannot be read; export or copy the film again")
     if not isinstance(data, bytes | None):
         raise InputError("PixelData (7FE0,0010) are not bytes; give the film as a file")
     data = data or b""  # pydicom returns None for an empty element
     if not syntax.is_encapsulated:
-        size = header.Rows * header.Columns * pixel_format.bits_allocated // 8
-        if len(data) < size and data.startswith(_ITEM):
-            raise InputError("the pixels are compressed, but TransferSyntaxUID (0002,0010) does not say so; give the whole file")
-        if len(data) > size + 1:  # one byte pads the pixels to an even length
+        expected = size[0] * size[1] * pixel_format.bits_allocated // 8
+        if len(data) < expected and data.startswith(_ITEM):
+            raise InputError("the pixels are compressed, but TransferSyntaxUID (0002,0010) is absent or wrong")
+        if len(data) > expected + 1:  # one byte pads the pixels to an even length
             raise InputError(_MORE_FRAMES)
         return data, []
     fragments = _fragments(data)
     if syntax != _RLE:
-        return _checked_stream(header, syntax, b"".join(fragments))
-    if len(fragments) != 1:  # a fragment of RLE is a frame (PS3.5 section G.2)
-        raise InputError(_MORE_FRAMES if fragments else _DAMAGED)
-    return fragments[0], []
+        return _checked_stream(syntax, b"".join(fragments), size)
+    # The number of segments, and the offset of the first (PS3.5 section G.5), begin each frame.
+    start = struct.pack("<II", pixel_format.bits_allocated // 8, 64)
+    if any(fragment.startswith(start) for fragment in fragments[1:]):
+        raise InputError(_MORE_FRAMES)
+    return b"".join(fragments), []
 
 
 def _fragments(data: bytes) -> list[bytes]:
@@ -249,7 +255,7 @@ def _fragments(data: bytes) -> list[bytes]:
     return [fragment for fragment in fragments[1:] if fragment]
 
 
-def _checked_stream(header: Any, syntax: UID, frame: bytes) -> tuple[bytes, list[str]]:
+def _checked_stream(syntax: UID, frame: bytes, size: tuple[int, int]) -> tuple[bytes, list[str]]:
     from pydicom.uid import JPEG2000TransferSyntaxes
 
     if (parts := codestreams.split(frame)) is None:
@@ -257,7 +263,7 @@ def _checked_stream(header: Any, syntax: UID, frame: bytes) -> tuple[bytes, list
     stream, rest = parts
     if codestreams.starts_another(stream, rest):
         raise InputError(_MORE_FRAMES)
-    if codestreams.coded_size(stream) not in (None, (header.Rows, header.Columns)):
+    if codestreams.coded_size(stream) not in (None, size):
         raise InputError("the compressed pixels have another size than Rows and Columns; export the film again")
     if syntax in JPEG2000TransferSyntaxes:
         if not codestreams.is_bounded_jpeg2000(codestreams.jpeg2000_codestream(stream)):
