@@ -6,6 +6,7 @@ checks of `codestreams` run first.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import struct
 import sys
@@ -165,28 +166,29 @@ def _has_overlays(cells: PixelCells, pixel_format: PixelFormat) -> bool:
     """
     import numpy as np
 
-    unused = pixel_format.high_bit + 1 - pixel_format.bits_stored
-    stored_bits = ((1 << pixel_format.bits_stored) - 1) << unused
+    lowest = pixel_format.high_bit + 1 - pixel_format.bits_stored
+    stored_bits = ((1 << pixel_format.bits_stored) - 1) << lowest
+    unused_bits = (1 << pixel_format.bits_allocated) - 1 - stored_bits
     whole_steps = stored_steps = 0
     for one, next_one in ((cells[1:], cells[:-1]), (cells[:, 1:], cells[:, :-1])):
-        edge = ((one ^ next_one) & ~np.array(stored_bits, cells.dtype)) > 0
-        first, second = one[edge].astype(np.int64), next_one[edge].astype(np.int64)
-        whole_steps += int(abs(first - second).sum())
-        stored_steps += int(abs((first & stored_bits) - (second & stored_bits)).sum())
+        edge = ((one ^ next_one) & unused_bits) > 0
+        first, second = one[edge].astype(np.int32), next_one[edge].astype(np.int32)
+        whole_steps += int(abs(first - second).sum(dtype=np.int64))
+        stored_steps += int(abs((first & stored_bits) - (second & stored_bits)).sum(dtype=np.int64))
     return stored_steps <= whole_steps
 
 
 def _import_gdcm() -> None:
     # A folder with such a name beside the user's script would be imported in place of the module.
     try:
-        import gdcm
+        importlib.import_module("gdcm")
     except ImportError:
         return
     except Exception:
         hidden = {name: sys.modules.get(name) for name in _BESIDE_THE_SCRIPT}
         sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None lets the import fail
         try:
-            import gdcm  # noqa: F401
+            importlib.import_module("gdcm")
         finally:
             for name, module in hidden.items():
                 del sys.modules[name]
@@ -244,7 +246,8 @@ def _only_frame(header: Any, syntax: UID, pixel_format: PixelFormat, size: tuple
 
 def _fragments(data: bytes) -> list[bytes]:
     """Return the fragments of encapsulated pixels that are not empty (PS3.5 section A.4), without the offset table."""
-    at, fragments = 0, []
+    at = 0
+    fragments: list[bytes] = []
     while data.startswith(_ITEM, at) and len(fragments) <= _MAX_FRAGMENTS:
         start = at + 8
         at = start + int.from_bytes(data[at + 4 : start], "little")

@@ -136,7 +136,8 @@ def _copy(dataset: Any) -> tuple[Any, tuple[str, ...]]:
     copied = Dataset()
     for tag in dataset.keys():  # noqa: SIM118  (iteration converts each element)
         copied[tag] = deepcopy(dataset.get_item(tag))
-    copied.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
+    implicit, little = dataset.original_encoding
+    copied.set_original_encoding(implicit, little, dataset.original_character_set)
     copied.file_meta = deepcopy(getattr(dataset, "file_meta", None)) or FileMetaDataset()
     return copied, ()
 
