@@ -65,7 +65,8 @@ def import_packages() -> None:
         try:
             import numpy  # noqa: F401
 
-            _import_gdcm()
+            if "pydicom.pixels" not in sys.modules:
+                _import_gdcm()
             import pydicom
             import pydicom.pixels  # noqa: F401
         except ImportError:

@@ -24,7 +24,8 @@ class FilmRequest:
     and does not end a run over many films.
 
     Args:
-        film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
+        film: DICOM or an image: a path, bytes, an open file, a pydicom Dataset, a Pillow image, an array, or an
+            EncodedImage. An array has no header, so that the ``pixel_array`` of a MONOCHROME1 film is a negative.
         age: the age at the time of the film, as an Age or a text such as ``"5y"``. None uses the DICOM header.
         sex: ``"M"`` or ``"F"``. None uses the DICOM header. The prompt omits an age or a sex that is unknown.
         max_tokens: maximum length of the report, 1 or more. A report that does not fit raises an error.
