@@ -1,5 +1,6 @@
 """Client of a pedcxr server: draft reports of paediatric chest films. Research use only."""
 
+from pedcxr_client.checks.inspection import Inspection, inspect
 from pedcxr_client.client import AsyncClient, AsyncReportStream, Client, ReportStream
 from pedcxr_client.errors import (
     AbortedReport,
@@ -52,6 +53,7 @@ __all__ = [
     "FilmRequest",
     "Hook",
     "InputError",
+    "Inspection",
     "LoopingReport",
     "MissingResource",
     "NotFound",
@@ -75,4 +77,5 @@ __all__ = [
     "Unavailable",
     "Usage",
     "__version__",
+    "inspect",
 ]

@@ -1,4 +1,4 @@
-"""Read the bytes of a film from a path or an open file, within the limits on size and memory."""
+"""Read the bytes of a film from a path, a buffer or an open file, within the limits on size and memory."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def read_open_file(file: Any) -> bytes:
     if len(data) > MAX_BYTES:
         raise InputError(f"the film: is larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
     return data
+
+
+def copy_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    """Return the bytes of a buffer of at most `MAX_BYTES`."""
+    try:
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        if size <= MAX_BYTES:
+            return bytes(data)
+    except (ValueError, BufferError) as error:
+        raise InputError("the film: the memoryview is released; give the bytes of the film") from error
+    raise InputError(f"the film: is larger than {MAX_BYTES >> 20} MiB; save it as PNG or JPEG")
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""Read, render and encode a film given as a path, bytes, an open file, a Pillow image or an array."""
+"""Read, render and encode a film: a path, bytes, an open file, a Dataset, a Pillow image or an array."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
+    from pydicom import Dataset
 
 _FILTER_UP = 2  # PNG filter type 2: each byte minus the byte above
 
@@ -29,13 +30,6 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Return at most ``size`` bytes."""
-
-
-FilmSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
-)
-"""An accepted input: a path, the bytes of a film or an image, a file open for reading bytes, a Pillow image, an 8-bit
-or 16-bit array, or the result of `encode`."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -93,6 +87,31 @@ class EncodedImage:
         return f"<EncodedImage {self.mime} {self.width}x{self.height}>"
 
 
+if TYPE_CHECKING:
+    FilmSource: TypeAlias = (
+        str
+        | os.PathLike[str]
+        | bytes
+        | bytearray
+        | memoryview
+        | Readable
+        | Dataset
+        | Image
+        | NDArray[np.uint8]
+        | NDArray[np.uint16]
+        | NDArray[np.int16]
+        | EncodedImage
+    )
+    """An accepted input: a path, the bytes of a film or an image, a file open for reading bytes, a
+    ``pydicom.Dataset``, a Pillow image, an 8-bit or 16-bit array, or the result of `encode`.
+
+    An array and a Pillow image have no header, so that 0 is black. The ``pixel_array`` of a MONOCHROME1 film is a
+    negative, which cannot be detected. Give the Dataset instead of its ``pixel_array``.
+    """
+else:
+    FilmSource = Any  # typing.get_type_hints() must not need pydicom, numpy or Pillow
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class UndecodedFilm:
     """A film whose header was read and whose pixels are not decoded. The checks of the header run on it."""
@@ -117,27 +136,26 @@ class UndecodedFilm:
         return f"<UndecodedFilm {self.facts.kind}>"
 
 
-def read(source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any]) -> UndecodedFilm:
-    """Read a film's header without decoding the pixels."""
+def read(source: FilmSource) -> UndecodedFilm:
+    """Read a film's header without decoding the pixels. A ``pydicom.Dataset`` is copied and never changed."""
     name = "the film"
     if isinstance(source, (str, os.PathLike)):
         name = files.printable(source)
-        source = files.read(source, name)
-    elif not isinstance(source, bytes) and callable(getattr(source, "read", None)):
-        source = files.read_open_file(source)
-    if isinstance(source, bytes):
-        if not source:
-            raise InputError(f"{name}: is empty; export the film again")
-        if dicom.is_dicom(source):
-            with report_memory_errors(name):
-                file = dicom.read(source, name)
-            return UndecodedFilm(file.facts, file, name)
-    return UndecodedFilm(PLAIN, source, name)
+        data: Any = files.read(source, name)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = files.copy_bytes(source)
+    else:
+        data = files.read_open_file(source) if callable(getattr(source, "read", None)) else source
+    if isinstance(data, bytes) and not data:
+        raise InputError(f"{name}: is empty; export the film again")
+    if dicom.is_dataset(data) or (isinstance(data, bytes) and dicom.is_dicom(data)):
+        with report_memory_errors(name):
+            file = dicom.read(data, name)
+        return UndecodedFilm(file.facts, file, name)
+    return UndecodedFilm(PLAIN, data, name)
 
 
-def load(
-    source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any], preparation: Preparation = DISPLAY
-) -> Film:
+def load(source: FilmSource, preparation: Preparation = DISPLAY) -> Film:
     """Read and render a film. `pedcxr_client.checks.rules` decides whether the model is intended for it.
 
     An 8-bit grey or RGB PNG or JPEG without metadata keeps its bytes. Every other film becomes 8-bit grey, rotated
@@ -211,7 +229,8 @@ def _plain_pixels(source: Any, name: str) -> tuple[Image, bytes | None, list[str
         return plain_images.from_pillow(source, name)
     if hasattr(source, "dtype") and hasattr(source, "__array_interface__"):
         return plain_images.from_array(source, name)
-    raise InputError(f"{name}: {type(source).__name__} is not a path, bytes, a file, a Pillow image or an array")
+    kinds = "a path, bytes, a file, a Dataset, a Pillow image or an array"
+    raise InputError(f"{name}: {type(source).__name__} is not {kinds}")
 
 
 def _filtered_rows(grey: Image) -> bytes:

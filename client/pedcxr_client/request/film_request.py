@@ -24,7 +24,8 @@ class FilmRequest:
     of that film and does not end a run over many films.
 
     Args:
-        film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
+        film: DICOM or an image: a path, bytes, an open file, a pydicom Dataset, a Pillow image, an array, or an
+            EncodedImage. An array has no header, so that the ``pixel_array`` of a MONOCHROME1 film is a negative.
         age: the age at the time of the film, as an Age or a text such as ``"5y"``. None uses the DICOM header. An age
             that contradicts the header blocks the film; see the check ``age``.
         sex: ``"M"`` or ``"F"``. None uses the DICOM header. A sex that contradicts the header blocks the film. The

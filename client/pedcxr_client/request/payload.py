@@ -96,7 +96,7 @@ def body(model: str, prompt: Prompt, image: EncodedImage, max_tokens: int, *, st
 
 
 def _encode_film(source: FilmSource, facts_of_caller: CallerFacts, preparation: Preparation) -> EncodedImage:
-    undecoded = read(source)  # type: ignore[arg-type]  # an EncodedImage does not come here
+    undecoded = read(source)
     rules.enforce(rules.check(undecoded.facts, facts_of_caller))
     film = undecoded.render(preparation)
     rules.enforce(rules.check(film.facts, facts_of_caller, film.stats))

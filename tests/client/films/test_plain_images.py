@@ -310,6 +310,38 @@ def test_several_frames_raise():
             prepare(data)
 
 
+def phone_jpeg(image: Image.Image, **options: object) -> bytes:
+    """Return a JPEG with a second, smaller picture, as phones write it."""
+    second = ImageOps.invert(image).resize((32, 24))
+    return file_bytes(image, "MPO", save_all=True, append_images=[second], **options)
+
+
+def test_first_picture_of_a_phone_jpeg_is_sent_without_the_second():
+    encoded = prepare(phone_jpeg(grey(), quality=95))
+    alone = prepare(file_bytes(grey(), "JPEG", quality=95))
+    assert encoded.how[1] == "first of 2 pictures of a phone's JPEG (MPO)"
+    assert (encoded.mime, decode(encoded).info) == ("image/png", {})
+    assert decode(encoded).tobytes() == decode(alone).convert("L").tobytes()
+    turned = prepare(phone_jpeg(grey(), exif=exif(6)))
+    assert (turned.width, turned.height) == (48, 64)
+    assert turned.how[1:] == ("first of 2 pictures of a phone's JPEG (MPO)", "rotated upright by EXIF orientation")
+
+
+def test_phone_jpeg_as_a_pillow_image_is_left_at_its_picture():
+    image = Image.open(io.BytesIO(phone_jpeg(grey())))
+    assert decode(prepare(image)).size == (64, 48)
+    image.seek(1)
+    with pytest.raises(InputError, match="several frames"):
+        prepare(image)
+    assert image.tell() == 1
+
+
+@pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "TGA", "PPM"])
+def test_format_that_is_not_accepted_raises(form):
+    with pytest.raises(InputError, match="is not an image that can be read"):
+        prepare(file_bytes(grey(), form))
+
+
 @pytest.mark.parametrize("side", [8_000, 11_000, 30_000, 60_000])
 @pytest.mark.parametrize("form", ["png", "bmp"])
 def test_huge_header_raises_before_decoding(side, form):

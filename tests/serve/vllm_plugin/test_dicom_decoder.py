@@ -21,7 +21,7 @@ from tests.support.paths import REAL_FILMS
 
 pytest.importorskip("pydicom")
 
-from tests.support.films import dicom_maker
+from tests.support.films import dicom_maker, unusual_films
 
 FILMS = REAL_FILMS
 CAP = 50_000_000
@@ -67,6 +67,23 @@ def test_real_film_gives_the_pixels_or_the_refusal_of_the_client(path: Path) -> 
     header_blocks = [one for one in blocking if one.name != "quality" or rendered is None]
     for one in header_blocks or blocking:
         assert f"{one.name}: {one.why}" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", unusual_films.accepted())
+def test_unusual_form_gives_the_pixels_of_the_client(name: str) -> None:
+    data, _ = unusual_films.accepted()[name]
+    image = image_decoder.decode(data, max_pixels=CAP)
+    assert np.array_equal(np.asarray(image), sent_by_the_client(data))
+
+
+@pytest.mark.parametrize("name", unusual_films.refused())
+def test_damaged_film_gives_the_message_of_the_client(name: str) -> None:
+    data, _ = unusual_films.refused()[name]
+    with pytest.raises(InputError) as expected:
+        film.load(data)
+    with pytest.raises(FilmRefused) as caught:
+        image_decoder.decode(data, max_pixels=CAP)
+    assert (str(caught.value), caught.value.code) == (str(expected.value), "film_unreadable")
 
 
 @pytest.mark.skipif(
