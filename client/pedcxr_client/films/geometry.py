@@ -169,7 +169,7 @@ def _middle(thumbnail: Image) -> tuple[int, int]:
     )
     brighter = ImageChops.darker(ImageChops.subtract(middle, first), ImageChops.subtract(middle, second))
     darker = ImageChops.darker(ImageChops.subtract(first, middle), ImageChops.subtract(second, middle))
-    return int(brighter.getextrema()[1]), int(darker.getextrema()[1])
+    return max(brighter.tobytes()), max(darker.tobytes())
 
 
 def apply_preparation(

@@ -33,8 +33,8 @@ _ASPECT_TOLERANCE = 0.01  # a deviation below 1 % is not visible
 _MAX_ASPECT = 8
 _MAX_WINDOWS = 16
 _MAX_BORDERS = 4  # one inside another
-_SAMPLES_PER_SIDE = 256  # of the sample on which a window is judged
-_RARE = 1 / 4096  # a grey level of a smaller share of the pixels does not count
+SAMPLES_PER_SIDE = 256  # of the sample on which a window is judged
+RARE = 1 / 4096  # a grey level of a smaller share of the pixels does not count
 _SMOOTH = 0.5  # correlation of neighbouring pixels: about 0.99 in a film, 0 in the noise of an unexposed detector
 
 
@@ -393,7 +393,7 @@ def _place_notes(layout: PixelFormat) -> list[str]:
 
 
 def _grid(cells: PixelCells) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    rows, columns = (np.unique(np.linspace(0, side - 1, _SAMPLES_PER_SIDE).astype(np.intp)) for side in cells.shape)
+    rows, columns = (np.unique(np.linspace(0, side - 1, SAMPLES_PER_SIDE).astype(np.intp)) for side in cells.shape)
     return rows[:, None], columns[None, :]
 
 
@@ -411,7 +411,7 @@ def _is_usable(grey: Levels, counts: Counts) -> bool:
     if not ends[-1]:
         return False
     low, high = np.searchsorted(ends, (0.02 * ends[-1], 0.98 * ends[-1]), side="right")
-    return bool(high - low >= MIN_SPREAD and np.count_nonzero(levels > _RARE * ends[-1]) >= MIN_LEVELS)
+    return bool(high - low >= MIN_SPREAD and np.count_nonzero(levels > RARE * ends[-1]) >= MIN_LEVELS)
 
 
 def _is_smooth(values: Levels, cells: PixelCells, padded: Mask, hidden: Mask | None) -> bool:
@@ -419,12 +419,12 @@ def _is_smooth(values: Levels, cells: PixelCells, padded: Mask, hidden: Mask | N
     if cells.shape[1] < 2:
         return False
     rows, columns = _grid(cells[:, :-1])
-    left, right = cells[rows, columns], cells[rows, columns + 1]
-    shown = ~(padded[left] | padded[right])
+    here, beside = cells[rows, columns], cells[rows, columns + 1]
+    visible = ~(padded[here] | padded[beside])
     if hidden is not None:
-        shown &= ~(hidden[rows, columns] | hidden[rows, columns + 1])
-    pairs = np.stack([values[left[shown]], values[right[shown]]])
-    return bool(shown.any() and pairs.std(axis=1).all() and np.corrcoef(pairs)[0, 1] > _SMOOTH)
+        visible &= ~(hidden[rows, columns] | hidden[rows, columns + 1])
+    pairs = np.stack([values[here[visible]], values[beside[visible]]])
+    return bool(visible.any() and pairs.std(axis=1).all() and np.corrcoef(pairs)[0, 1] > _SMOOTH)
 
 
 def _stretch(values: Levels, low: float, high: float) -> Levels:

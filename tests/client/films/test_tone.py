@@ -9,15 +9,18 @@ import pytest
 
 from pedcxr_client import Preparation
 from pedcxr_client.checks import rules
-from pedcxr_client.checks.rules import CallerFacts
+from pedcxr_client.checks.rules import SMALLEST_SIDE, CallerFacts
 from pedcxr_client.films.film import Film, load
+from pedcxr_client.films.geometry import MIN_LEVELS, MIN_SPREAD
 from pedcxr_client.types import Check
 
 pytest.importorskip("pydicom")
 
 from pydicom.uid import ExplicitVRBigEndian
 
+from pedcxr_client.films.grayscale import RARE, SAMPLES_PER_SIDE
 from tests.support.films.dicom_maker import dataset, film, ramp, sequence, table, to_bytes
+from tests.support.paths import ROOT
 
 FULL = {"WindowCenter": 2048, "WindowWidth": 4096}
 LINEAR = np.rint(ramp() / 4095 * 255)
@@ -222,3 +225,13 @@ def test_quality_blocks_a_film_of_few_levels_in_both_profiles():
         check = quality(load(data, preparation))
         assert check.status == "block"
         assert check.why.startswith("too few grey levels: ") and f" with a spread of 255 after {step}" in check.why
+
+
+def test_docs_state_the_thresholds():
+    text = " ".join((ROOT / "docs/films.md").read_text().split())
+    words = f"fewer than {MIN_LEVELS} grey levels, or fewer than {MIN_SPREAD} of 255 between percentiles 2 and 98"
+    among = f"fewer than {MIN_LEVELS} grey levels among 4,096 pixels, or fewer than {MIN_SPREAD} of 255 between"
+    assert words in text and among in text
+    assert f"on a grid of {SAMPLES_PER_SIDE} x {SAMPLES_PER_SIDE} pixels" in text
+    assert f"a side below {SMALLEST_SIDE} pixels" in text
+    assert 1 / RARE == 4096
