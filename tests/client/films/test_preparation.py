@@ -93,7 +93,9 @@ def chest_films(folder: Path) -> tuple[Image.Image, ...]:
     return tuple(load(path).pixels.convert("L") for path in sorted(paths) if not path.name.startswith(unreadable))
 
 
-@pytest.mark.parametrize("side", [256, 384, 512, 768, 1024, None])
+@pytest.mark.parametrize(
+    "side", [256, 512, *(pytest.param(one, marks=pytest.mark.slow) for one in (384, 768, 1024, None))]
+)
 def test_films_that_appear_inverted_or_turned(films, side):
     """The rates of docs/films.md; run with ``-s`` to print them."""
     rotations = {
