@@ -108,7 +108,7 @@ class PixelStats:
         turned: 90, 180 or 270 if the film appears to be turned clockwise by that angle, else 0.
         steps: the notes on the steps that determined the grey levels.
 
-    Measured on 20 chest films (16 of children) and 14 DICOM variants of one of them, at 6 sizes from 256 pixels to the
+    Measured on 20 chest films (16 of children) and 13 DICOM variants of one of them, at 6 sizes from 256 pixels to the
     original: no false alarm, every inverted film and every film turned by 90 or 270 degrees recognised, and 97 % of
     those turned by 180 degrees (``pytest tests/client/films/test_preparation.py -k appear``). The limits were chosen
     on the same films. Lateral films were not measured.
