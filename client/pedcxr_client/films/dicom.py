@@ -1,7 +1,8 @@
 """Read and render DICOM films as a viewer shows them (PS3.3 C.11). The header never leaves the client.
 
 Needs the extra ``pedcxr[dicom]``. The header is checked before anything is decoded. The steps follow the order of
-the standard: padding, modality LUT or rescale, VOI LUT or window, inversion, padding to black, pixel aspect ratio.
+the standard: padding, modality LUT or rescale, VOI LUT or window, inversion, padding and display shutters to black,
+pixel aspect ratio.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float,
                 grey, notes = grayscale.render_as_trained(cells, pixel_format)
             else:
                 parameters, unused = grayscale.display_parameters(dataset, pixel_format)
-                grey, notes = grayscale.render(cells, parameters)
-                notes = unused + notes
+                hidden, covered = _shutter(dataset, cells.shape, aspect)
+                grey, notes = grayscale.render(cells, parameters, hidden)
+                notes = [*unused, *covered, *notes]
             photometric = header.text(dataset, "PhotometricInterpretation")
             first = f"DICOM {photometric} of {pixel_format.bits_stored} bits rendered as 8-bit grey"
             notes = [first, *film._notes, *unusual, *notes, *header.overlay_note(dataset)]
@@ -176,6 +178,14 @@ def _copy(dataset: Any) -> tuple[Any, tuple[str, ...]]:
     copied.set_original_encoding(implicit, little, dataset.original_character_set)
     copied.file_meta = deepcopy(getattr(dataset, "file_meta", None)) or FileMetaDataset()
     return copied, ()
+
+
+def _shutter(dataset: Any, size: tuple[int, ...], aspect: float) -> tuple[NDArray[np.bool_] | None, list[str]]:
+    if "ShutterShape" not in dataset:
+        return None, []
+    from pedcxr_client.films import shutter
+
+    return shutter.read(dataset, size[0], size[1], aspect)
 
 
 def _set_missing_syntax(dataset: Any) -> None:

@@ -201,22 +201,23 @@ def _render_dicom(file: dicom.DicomFile, preparation: Preparation) -> Film:
     from PIL import Image
 
     grey, aspect, notes = dicom.render(file, preparation.profile)
-    pixels, stats, more = geometry.apply_preparation(Image.fromarray(grey), preparation, aspect)
+    pixels, stats, more = geometry.apply_preparation(Image.fromarray(grey), preparation, aspect, notes[1:])
     return Film(pixels, None, "image/png", (*notes, *more), file.facts, stats)
 
 
 def _render_plain(source: Any, name: str, preparation: Preparation) -> Film:
     pixels, original, notes = _plain_pixels(source, name)
+    steps = [note for note in notes if "percentiles" in note]
     if preparation == DISPLAY:
         mime = "image/jpeg" if original is not None and not original.startswith(b"\x89PNG") else "image/png"
-        return Film(pixels, original, mime, tuple(notes), PLAIN, geometry.measure(pixels))
+        return Film(pixels, original, mime, tuple(notes), PLAIN, geometry.measure(pixels, steps))
     if original is not None:
         pixels, more = plain_images.to_grey(pixels, name)
         notes = ["re-encoded as 8-bit grey PNG without metadata", *more]
     if preparation.profile == "ped-train":
         pixels, more = geometry.stretch_as_trained(pixels)
-        notes = [*notes, *more]
-    pixels, stats, more = geometry.apply_preparation(pixels, preparation)
+        notes, steps = [*notes, *more], [*steps, *more]
+    pixels, stats, more = geometry.apply_preparation(pixels, preparation, steps=steps)
     return Film(pixels, None, "image/png", (*notes, *more), PLAIN, stats)
 
 

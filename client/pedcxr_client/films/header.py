@@ -20,53 +20,10 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films import views, vocabulary
 from pedcxr_client.films.age import Age
+from pedcxr_client.films.terms import views, vocabulary
 from pedcxr_client.types import Sex
 
-# PS3.6 section 6: the elements that are read, with the tags that messages quote.
-_TAGS = {
-    "SOPClassUID": "0008,0016",
-    "MediaStorageSOPClassUID": "0002,0002",
-    "Modality": "0008,0060",
-    "PresentationIntentType": "0008,0068",
-    "BodyPartExamined": "0018,0015",
-    "AnatomicRegionSequence": "0008,2218",
-    "StudyDescription": "0008,1030",
-    "SeriesDescription": "0008,103E",
-    "ProtocolName": "0018,1030",
-    "ViewPosition": "0018,5101",
-    "ViewCodeSequence": "0054,0220",
-    "PatientOrientation": "0020,0020",
-    "FieldOfViewHorizontalFlip": "0018,7034",
-    "FieldOfViewRotation": "0018,7032",
-    "PatientAge": "0010,1010",
-    "PatientSex": "0010,0040",
-    "BurnedInAnnotation": "0028,0301",
-    "QualityControlImage": "0028,0300",
-    "InstitutionName": "0008,0080",
-    "InstitutionalDepartmentName": "0008,1040",
-    "StationName": "0008,1010",
-    "Manufacturer": "0008,0070",
-    "ManufacturerModelName": "0008,1090",
-    "DetectorDescription": "0018,7006",
-    "AcquisitionDeviceProcessingDescription": "0018,1400",
-    "PerformedProcedureStepDescription": "0040,0254",
-    "RequestedProcedureDescription": "0032,1060",
-    "ProcedureCodeSequence": "0008,1032",
-    "RequestedProcedureCodeSequence": "0032,1064",
-    "PerformedProtocolCodeSequence": "0040,0260",
-    "RequestAttributesSequence": "0040,0275",
-    "PatientSpeciesDescription": "0010,2201",
-    "PatientSpeciesCodeSequence": "0010,2202",
-    "PatientSexNeutered": "0010,2203",
-    "PatientBreedDescription": "0010,2292",
-    "PatientBreedCodeSequence": "0010,2293",
-    "BreedRegistrationSequence": "0010,2294",
-    "ResponsiblePerson": "0010,2297",
-    "ResponsiblePersonRole": "0010,2298",
-    "ResponsibleOrganization": "0010,2299",
-}
 _ANIMAL_TAGS = ("PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence")
 _LONGEST_TEXT, _MOST_ITEMS = 1000, 8  # what is read of a text and of a sequence; both are short in valid headers
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)+")  # PS3.5 section 9.1
@@ -103,7 +60,7 @@ class Facts:
             code.
         body: ``"chest"``, the code or name of another part, or ``""`` if the header does not state a body part.
         body_too: another part that the header states besides ``body``, or None.
-        view: also ``"AP"``, ``"PA"`` or another key of `pedcxr_client.films.views.VIEWS` if the value is a synonym.
+        view: also ``"AP"``, ``"PA"`` or another key of `pedcxr_client.films.terms.views.VIEWS` if the value is a synonym.
         projection: ``"frontal"`` or ``"lateral"`` by the view or the orientation; ``""`` if it is neither, unknown or
             contradictory. ``view_conflict`` describes a contradiction, else it is ``""``.
         orientation: PatientOrientation, such as ``L\\F``. ``turned`` states how the image is turned or mirrored, ``""``
@@ -290,7 +247,7 @@ def _restore_warnings() -> None:
 
 
 def _tag(keyword: str) -> str:
-    return f"{keyword} ({_TAGS[keyword]})"
+    return f"{keyword} ({vocabulary.TAGS[keyword]})"
 
 
 def _meaning(header: Any, keyword: str) -> str | None:

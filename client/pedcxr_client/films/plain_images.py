@@ -83,7 +83,7 @@ def from_array(array: Any, name: str) -> tuple[Image, None, list[str]]:
 
 
 def from_16_bits(array: Any, name: str, *, white_is_zero: bool = False) -> tuple[Image, list[str]]:
-    """Stretch percentiles 1-99 of 16-bit grey to 0-255, as for DICOM without a window."""
+    """Stretch percentiles 1-99 of 16-bit grey inside constant borders to 0-255, as for DICOM without a window."""
     import numpy as np
     from PIL import Image
 

@@ -50,7 +50,7 @@ BLOCKED = {
     "dicom_other/highdicom_sr_document.dcm": "modality body-part age",
     "dicom_other/waveform_ecg.dcm": "modality body-part age",
     "dicom_other/JPEG2000.dcm": "modality body-part age burned-in-text",
-    "dicom_other/mlut_18.dcm": "modality body-part age burned-in-text",
+    "dicom_other/mlut_18.dcm": "modality body-part age burned-in-text quality",  # a test pattern of few levels
     "dicom_other/RG3_JPLL.dcm": "body-part orientation age",
     "dicom_other/RG3_JPLY.dcm": "body-part orientation age",
     "dicom_derived/d21_sc_rgb_screenshot.dcm": "modality burned-in-text",
@@ -77,7 +77,7 @@ REFUSED = {
 WARNED = {
     "dicom_derived/m11_view_LL.dcm": "view",
     "dicom_derived/m12_view_missing.dcm": "view",
-    "dicom_other/mlut_18.dcm": "view orientation quality",
+    "dicom_other/mlut_18.dcm": "view orientation",
     "dicom_derived/d20_dx_multiframe_2.dcm": "quality",  # its pixels were not measured
     "dicom_derived/d24_dx_truncated.dcm": "quality",
 }

@@ -20,8 +20,9 @@ from pydicom.dataset import FileMetaDataset
 
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.films import header, vocabulary
+from pedcxr_client.films import header
 from pedcxr_client.films.film import read
+from pedcxr_client.films.terms import vocabulary
 from pedcxr_client.types import Check
 from tests.support.films.dicom_maker import DX, dataset, film, sequence
 from tests.support.paths import ROOT

@@ -225,6 +225,30 @@ def test_16_bit_grey_is_stretched_by_percentiles(form):
     assert "16 bits per pixel; no window: percentiles 1-99" in " ".join(encoded.how)
 
 
+@pytest.mark.parametrize("border", [0, 32767])
+@pytest.mark.parametrize(
+    "sides", [((150, 150), (150, 150)), ((0, 0), (200, 0)), ((100, 0), (0, 0)), ((0, 250), (0, 250))]
+)
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "uint16", "int16"])
+def test_constant_border_of_16_bit_grey_does_not_set_the_percentiles(border, sides, form):
+    """A letterbox covers more than 1 % of the pixels, so that percentiles 1-99 would span from film to border."""
+    np = pytest.importorskip("numpy")
+    inner = np.add.outer(np.arange(256), np.arange(256)) + 1000
+    film = np.pad(inner, sides, constant_values=border).astype("int16" if form == "int16" else "uint16")
+    shown = np.asarray(decode(prepare(file_bytes(Image.fromarray(film), form) if form in ("PNG", "TIFF") else film)))
+    low, high = np.percentile(inner, [1, 99])
+    expected = np.rint(np.clip((inner - low) / (high - low), 0, 1) * 255)
+    assert np.array_equal(shown, np.pad(expected, sides, constant_values=255 if border else 0))
+
+
+def test_borders_inside_borders_do_not_set_the_percentiles():
+    np = pytest.importorskip("numpy")
+    inner = (np.add.outer(np.arange(256), np.arange(256)) + 1000).astype("uint16")
+    film = np.pad(np.pad(inner, 50, constant_values=0), 100, constant_values=65535)
+    assert np.array_equal(np.asarray(decode(prepare(film)))[150:-150, 150:-150], np.asarray(decode(prepare(inner))))
+    assert decode(prepare(np.full((300, 300), 7, "uint16"))).getextrema() == (0, 0)  # nothing but a border
+
+
 def test_16_bit_tiff_with_white_0_is_inverted():
     """Pillow inverts 8 bits, but not 16 bits."""
     pytest.importorskip("numpy")

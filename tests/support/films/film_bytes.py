@@ -41,6 +41,7 @@ WORDS = st.sampled_from(
 )
 SMALL = st.integers(0, 40) | st.sampled_from([255, 256, 4095, 32767, 65535])
 NUMBERS = st.sampled_from(["0", "-1", "1e308", "-1e308", "1e-300", "0.5", "2048", "1\\2\\3", "", "nan"])
+PLACES = st.sampled_from(["0", "-9", "9", "2000000000", "4\\9", "1\\1\\1\\20\\20\\20", "", "x", "9.5"])
 DATES = st.sampled_from(["20240102", "20240230", "00000000", "2024", "", "20060102", "99991231"])
 ELEMENTS = {
     **dict.fromkeys(["Modality", "BodyPartExamined", "ViewPosition", "PatientSex", "BurnedInAnnotation"], WORDS),
@@ -51,6 +52,9 @@ ELEMENTS = {
     **dict.fromkeys(["WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "PixelSpacing"], NUMBERS),
     **dict.fromkeys(["NumberOfFrames", "PixelAspectRatio"], st.sampled_from(["0", "1", "2", "-3", "2\\1", "x", ""])),
     **dict.fromkeys(["StudyDate", "PatientBirthDate"], DATES),
+    "ShutterShape": st.sampled_from([SECRET, "CIRCULAR", "POLYGONAL", "RECTANGULAR", "RECTANGULAR\\CIRCULAR"]),
+    **dict.fromkeys(["VerticesOfThePolygonalShutter", "CenterOfCircularShutter", "RadiusOfCircularShutter"], PLACES),
+    **dict.fromkeys([f"Shutter{side}Edge" for side in ("LeftVertical", "RightVertical", "UpperHorizontal")], PLACES),
     "PatientAge": st.sampled_from(["005Y", "000Y", "999W", "062", "5Y", "-01Y", "", "００５Y"]),
 }
 DESCRIPTIONS = st.sampled_from(
