@@ -60,7 +60,7 @@ class Facts:
             code.
         body: ``"chest"``, the code or name of another part, or ``""`` if the header does not state a body part.
         body_too: another part that the header states besides ``body``, or None.
-        view: also ``"AP"``, ``"PA"`` or another key of `pedcxr_client.films.terms.views.VIEWS` if the value is a synonym.
+        view: also ``"AP"``, ``"PA"`` or another key of `terms.views.VIEWS` if the value is a synonym.
         projection: ``"frontal"`` or ``"lateral"`` by the view or the orientation; ``""`` if it is neither, unknown or
             contradictory. ``view_conflict`` describes a contradiction, else it is ``""``.
         orientation: PatientOrientation, such as ``L\\F``. ``turned`` states how the image is turned or mirrored, ``""``
