@@ -20,7 +20,9 @@ from tests.support.films import dicom_maker
 from tests.support.films.dicom_maker import ramp
 
 UID = "1.2.826.0.1.3680043.8.498.7"
-PA, AP, LATERAL, UNSTATED = ({"ViewPosition": view} for view in ("PA", "AP", "LL", ""))
+PA, AP = {"ViewPosition": "PA"}, {"ViewPosition": "AP"}
+LATERAL = {"ViewPosition": "LL", "PatientOrientation": ["A", "F"]}
+UNSTATED = {"ViewPosition": "", "PatientOrientation": ""}
 RAW = {"PresentationIntentType": "FOR PROCESSING"}
 ABDOMEN = {"BodyPartExamined": "ABDOMEN"}
 ADULT = {"PatientAge": "045Y"}

@@ -482,4 +482,4 @@ def test_docs_list_the_elements_in_their_order():
         ["AcquisitionDeviceProcessingDescription"],
     ]
     elements = [*vocabulary.SITE_ELEMENTS, *vocabulary.EXAMINATION_ELEMENTS]
-    assert not [keyword for keyword in elements if keyword not in header._TAGS]
+    assert not [keyword for keyword in elements if keyword not in vocabulary.TAGS]

@@ -25,8 +25,8 @@ from pydicom.uid import (
 
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.films import header
 from pedcxr_client.films.film import encode, read
+from pedcxr_client.films.terms import vocabulary
 from tests.support.films import unusual_films
 from tests.support.films.dicom_maker import dataset, film, ramp, table, to_bytes
 from tests.support.paths import REAL_FILMS
@@ -150,7 +150,11 @@ def _header(charset: str, values: list[tuple[str, str | bytes]], inner: list[tup
     return buffer.getvalue()
 
 
-_ELEMENTS = [*(keyword for keyword in header._TAGS if keyword != "MediaStorageSOPClassUID"), "StudyDate", "CodeValue"]
+_ELEMENTS = [
+    *(keyword for keyword in vocabulary.TAGS if keyword != "MediaStorageSOPClassUID"),
+    "StudyDate",
+    "CodeValue",
+]
 _VALUES = st.lists(
     st.tuples(
         st.sampled_from([*_ELEMENTS, "PatientBirthDate"]),
