@@ -31,9 +31,12 @@ class Readable(Protocol):
         """Return at most ``size`` bytes."""
 
 
-FilmSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
-)
+if TYPE_CHECKING:
+    FilmSource: TypeAlias = (
+        "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
+    )
+else:  # for typing.get_type_hints, without an import of Pillow and numpy
+    FilmSource = str | os.PathLike[str] | bytes | Readable | Any
 """An accepted input: a path, the bytes of a film or an image, a file open for reading bytes, a Pillow image, an 8-bit
 or 16-bit array, or the result of `encode`."""
 
@@ -121,7 +124,6 @@ def read(source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any
     """Read a film's header without decoding the pixels."""
     name = "the film"
     if isinstance(source, (str, os.PathLike)):
-        name = files.printable(source)
         source = files.read(source, name)
     elif not isinstance(source, bytes) and callable(getattr(source, "read", None)):
         source = files.read_open_file(source)
