@@ -88,8 +88,8 @@ def wait_before_retry(
 
     Only `ConnectionFailed`, `RateLimited` and `Unavailable` are retried, and nothing is if ``retries`` is 0. A
     Retry-After header is obeyed until the deadline, because a starting server may send it many times. Without one,
-    ``retries`` limits the number of attempts. No wait extends past the deadline, which is ``remaining`` seconds away. For
-    ``attempt`` and ``jitter`` see `back_off`.
+    ``retries`` limits the number of attempts. No wait extends past the deadline, which is ``remaining`` seconds away.
+    For ``attempt`` and ``jitter`` see `back_off`.
     """
     if not isinstance(error, (ConnectionFailed, RateLimited, Unavailable)) or retries == 0:
         return None

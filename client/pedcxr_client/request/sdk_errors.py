@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 def before_response(error: Exception, url: str) -> RequestError:
     """Return the error for a failure before the response started."""
+    import httpx2
     import openai
 
     if isinstance(error, openai.APIStatusError):
         return _from_status(error.response, url, error.body)
     if (response := _response_of(error, url)) is not None:
         return _from_status(response, url, None)
-    if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
+    timed_out = isinstance(error, (openai.APITimeoutError, httpx2.TimeoutException))  # httpx's: in an error body
+    if timed_out and type(error.__cause__).__name__ != "ConnectTimeout":
         return TimedOut(f"{url}: no response in time; the server may be overloaded, or the timeout too short")
     if isinstance(error, (openai.OpenAIError, ValueError)) and not isinstance(error, openai.APIConnectionError):
         return not_openai(url)
