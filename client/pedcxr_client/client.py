@@ -27,13 +27,17 @@ from pedcxr_client.reports.report import Report
 from pedcxr_client.request.call import ReportCall
 from pedcxr_client.request.film_request import FilmOptions, FilmRequest, Result
 from pedcxr_client.request.retry import RetryState
-from pedcxr_client.request.settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
+from pedcxr_client.request.settings import (
+    DEFAULT_TIMEOUTS,
+    DEFAULT_URL,
+    Certificates,
+    HttpClient,
+    Settings,
+    Timeouts,
+)
 from pedcxr_client.types import ServedModel
 
 if TYPE_CHECKING:
-    import ssl
-
-    import httpx2
     import openai
 
     from pedcxr_client.request.connection import Connection
@@ -61,8 +65,8 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         insecure_http: bool = False,
         metrics: Hook | None = None,
         headers: Mapping[str, str] | None = None,
-        verify: ssl.SSLContext | str | os.PathLike[str] | None = None,
-        http_client: httpx2.AsyncClient | None = None,
+        verify: Certificates | None = None,
+        http_client: HttpClient | None = None,
     ) -> None:
         settings = Settings(
             url, api_key, model, timeouts, retries, insecure_http,

@@ -24,10 +24,9 @@ PedcxrError                        4
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from pedcxr_client.types import Check, Timing
+from pedcxr_client.types import Check, Timing
 
 
 class PedcxrError(Exception):

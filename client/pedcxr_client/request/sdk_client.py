@@ -44,14 +44,16 @@ def _create(settings: Settings, create: Callable[[dict[str, Any]], T]) -> T:
     """Create a client of the SDK, with typed errors for what httpx refuses in the settings and the environment."""
     options = {} if settings.http_client is not None else _http_options(settings)
     try:
-        return create(options)
+        httpx2.URL(settings.url)
     except httpx2.InvalidURL as error:
         raise ConfigurationError("url: contains characters or a host name that an address cannot have") from error
-    except TypeError as error:
+    try:
+        return create(options)
+    except (TypeError, AttributeError) as error:
         raise ConfigurationError(
             "http_client: must be an httpx2.AsyncClient, such as openai.DefaultAsyncHttpxClient(); Client needs one too"
         ) from error
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
         raise ConfigurationError(
             "proxy: HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names a proxy that cannot be used; use an http:// proxy, "
             "install httpx2[socks] for a socks5:// one, or unset the variable"
@@ -96,6 +98,8 @@ def _trusted_certificates(settings: Settings) -> ssl.SSLContext | bool:
     if isinstance(settings.verify, ssl.SSLContext):
         return settings.verify
     name, file, folder = "verify", settings.verify, None
+    if file is not None and not isinstance(file, (str, os.PathLike)):
+        raise ConfigurationError("verify: must be the path of a PEM file, or an ssl.SSLContext")
     if file is None:
         name, file, folder = "SSL_CERT_FILE", os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
         if settings.url.startswith("http://"):

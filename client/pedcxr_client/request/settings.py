@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from pedcxr_client.errors import ConfigurationError
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx2
+
+    Certificates: TypeAlias = ssl.SSLContext | str | os.PathLike[str]
+    HttpClient: TypeAlias = httpx2.AsyncClient
+else:  # for typing.get_type_hints, without an import of ssl and httpx2
+    Certificates = str | os.PathLike[str] | Any
+    HttpClient = Any
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
@@ -62,8 +68,8 @@ class Settings:
     retries: int
     insecure_http: bool
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    verify: ssl.SSLContext | str | os.PathLike[str] | None = field(default=None, repr=False)
-    http_client: httpx2.AsyncClient | None = field(default=None, repr=False)
+    verify: Certificates | None = field(default=None, repr=False)
+    http_client: HttpClient | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_timeouts(self.timeouts)
@@ -73,6 +79,8 @@ class Settings:
             raise ConfigurationError("api_key: is empty or contains characters that an HTTP header cannot carry")
         if self.model is not None and not isinstance(self.model, str):
             raise ConfigurationError("model: must be the name of a model")
+        if self.verify is not None and self.http_client is not None:
+            raise ConfigurationError("verify: has no effect with http_client; pass it to that client")
         self._check_headers()
         self._check_url()
 
