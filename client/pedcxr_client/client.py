@@ -73,6 +73,7 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
             headers={} if headers is None else headers, verify=verify, http_client=http_client,
         )  # fmt: skip
 
+        from pedcxr_client.request import concurrent  # noqa: F401  # an import needs a file descriptor, so not later
         from pedcxr_client.request.connection import Connection
 
         self._connection = Connection(settings, NullHook() if metrics is None else metrics)
