@@ -60,7 +60,7 @@ def add_film_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def film_named(file: str) -> Iterator[None]:
-    """Name the file in the InputErrors of the block. The library's messages contain no path, since services log them."""
+    """Name the file in the InputErrors of the block. Messages of the library contain no path: services log them."""
     try:
         yield
     except InputError as error:

@@ -1,8 +1,8 @@
 """Prometheus metrics of a client.
 
 Metric names, labels and bucket boundaries follow the OpenTelemetry conventions for generative AI where these define
-them (https://github.com/open-telemetry/semantic-conventions-genai, gen-ai-metrics.md). The histograms have boundaries of
-our own as well. Label values come from closed sets; the set of model names grows to `MAX_MODELS`.
+them (https://github.com/open-telemetry/semantic-conventions-genai, gen-ai-metrics.md). The histograms have boundaries
+of our own as well. Label values come from closed sets; the set of model names grows to `MAX_MODELS`.
 """
 
 from __future__ import annotations
