@@ -140,8 +140,8 @@ class ThreadedIterator(AsyncIterator[T]):
 
     def __init__(self, iterable: Iterable[T]) -> None:
         self._iterator = iter(iterable)
-        self._wanted: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[T]] | None]
-        self._wanted = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[T]] | None]
+        self._jobs = queue.SimpleQueue()
         self._is_reading = False
         self._process = os.getpid()
         run = contextvars.copy_context().run
@@ -155,19 +155,19 @@ class ThreadedIterator(AsyncIterator[T]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._is_reading = True
-        self._wanted.put((loop, future))
+        self._jobs.put((loop, future))
         return await future
 
     def close(self) -> None:
         """End the thread and close the iterable. If the iterable blocks now, its thread ends when it returns."""
         if self._process == os.getpid():
-            self._wanted.put(None)
+            self._jobs.put(None)
             if not self._is_reading and threading.current_thread() is not self._thread:
                 self._thread.join()
 
     def _serve(self) -> None:
-        while (wanted := self._wanted.get()) is not None:
-            loop, future = wanted
+        while (job := self._jobs.get()) is not None:
+            loop, future = job
             try:
                 deliver, value = _set_result, next(self._iterator)
             except StopIteration:
@@ -179,7 +179,7 @@ class ThreadedIterator(AsyncIterator[T]):
                 loop.call_soon_threadsafe(deliver, future, value)
             except RuntimeError:  # the client was closed, and its loop with it
                 break
-            del loop, future, value, wanted
+            del loop, future, value, job
         if (close := getattr(self._iterator, "close", None)) is not None:
             close()
 

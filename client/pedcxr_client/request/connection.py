@@ -140,7 +140,7 @@ class Connection:
         return events
 
     async def next_event(self, events: openai.AsyncStream[object], call: ReportCall) -> object | None:
-        """Return the next event, or None after the last one. Raise RequestError if there is none in time."""
+        """Return the next event, or None after the last one. Raise RequestError if none arrives in time."""
         try:
             event = await _before_deadline(call.retries, lambda: anext(events, _END))
         except PedcxrError:

@@ -35,7 +35,8 @@ class Timeouts:
     Attributes:
         connect: time to open a connection.
         write: time for the server to accept one part of the request body.
-        gap: longest pause before the response and between two parts of it.
+        gap: longest pause before the response and between two parts of it. The default exceeds the time that a request
+            may wait in the gateway's queue (``gateway.max_wait_s``, 120), which is a part of the first pause.
         total: deadline of the whole call, retries included.
 
     Raises:
@@ -44,7 +45,7 @@ class Timeouts:
 
     connect: float = 5.0
     write: float = 60.0
-    gap: float = 120.0
+    gap: float = 180.0
     total: float = 600.0
 
     def __post_init__(self) -> None:
