@@ -9,7 +9,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from pedcxr_client.errors import ConfigurationError, ConnectionFailed, PedcxrError
 from pedcxr_client.reports.report import Report
@@ -65,7 +66,7 @@ class ReportPool:
         if self._process != os.getpid():
             return
         self._at_end = True
-        tasks = [*self._tasks, *([] if self._reading is None else [self._reading])]
+        tasks: list[asyncio.Future[Any]] = [*self._tasks, *([] if self._reading is None else [self._reading])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -113,15 +114,15 @@ async def as_they_finish(
 
     Reads at most ``2 * concurrency`` requests ahead of the results. Closing the generator cancels all requests.
     """
-    own = None if isinstance(requests, AsyncIterable) else _read_on_the_loop(requests)
-    pool = ReportPool(write, aiter(requests) if isinstance(requests, AsyncIterable) else own, concurrency)
+    source = aiter(requests) if isinstance(requests, AsyncIterable) else _read_on_the_loop(requests)
+    pool = ReportPool(write, source, concurrency)
     try:
         while (result := await pool.next()) is not None:
             yield result
     finally:
         await pool.close()
-        if own is not None:
-            await own.aclose()
+        if isinstance(source, AsyncGenerator):
+            await source.aclose()
 
 
 async def _read_on_the_loop(iterable: Iterable[T]) -> AsyncGenerator[T, None]:
@@ -169,17 +170,17 @@ class ThreadedIterator(AsyncIterator[T]):
         while (job := self._jobs.get()) is not None:
             loop, future = job
             try:
-                deliver, value = _set_result, next(self._iterator)
+                deliver: Callable[[], None] = partial(_set_result, future, next(self._iterator))
             except StopIteration:
-                deliver, value = _set_exception, StopAsyncIteration()
+                deliver = partial(_set_exception, future, StopAsyncIteration())
             except BaseException as error:
-                deliver, value = _set_exception, error
+                deliver = partial(_set_exception, future, error)
             self._is_reading = False
             try:
-                loop.call_soon_threadsafe(deliver, future, value)
+                loop.call_soon_threadsafe(deliver)
             except RuntimeError:  # the client was closed, and its loop with it
                 break
-            del loop, future, value, job
+            del loop, future, deliver, job
         if (close := getattr(self._iterator, "close", None)) is not None:
             close()
 
@@ -189,6 +190,6 @@ def _set_result(future: asyncio.Future[T], value: T) -> None:
         future.set_result(value)
 
 
-def _set_exception(future: asyncio.Future[T], error: BaseException) -> None:
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
     if not future.done():
         future.set_exception(error)

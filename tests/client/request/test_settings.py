@@ -112,6 +112,12 @@ def test_timeouts_of_a_call_replace_those_of_the_client(engine, film, twin):
     assert {"within 0.3 s" in str(result.error) for result in results if result.request.key == 1} == {True}
 
 
+def test_timeouts_of_a_stream_replace_those_of_the_client(engine, film, twin):
+    engine.answer = Answer(stall_after=1)
+    with pytest.raises(TimedOut, match=r"within 0\.3 s"):
+        twin.stream(engine.url, film, timeouts=Timeouts(total=0.3))
+
+
 def test_headers_reach_the_server_with_every_request(engine, film, twin):
     twin.report(engine.url, film, client={"headers": {"X-Tenant": "ward 3"}, "api_key": "k"})
     assert [request.headers["x-tenant"] for request in engine.requests] == ["ward 3"] * 2
