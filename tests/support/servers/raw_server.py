@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def raw_server(answer: bytes, *, stall: bool = False) -> Iterator[str]:
     connections: list[socket.socket] = []
 
     def serve(connection: socket.socket) -> None:
-        with connection:
+        with connection, suppress(OSError):  # the client, or the end of the block, may close the connection first
             while _read_request(connection):
                 connection.sendall(answer)
                 if not stall:
