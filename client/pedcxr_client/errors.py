@@ -1,7 +1,7 @@
 """The errors of pedcxr_client, with the exit codes of the command line.
 
 PedcxrError                        4
-├── ConfigurationError             2  invalid settings of the client: address, key, model, options
+├── ConfigurationError             2  invalid settings of the client: address, key, model, options; a closed client
 ├── InputError                     3  an invalid film, age or sex; nothing was sent
 │   ├── BlockedFilm                3  a film outside the intended use that the caller did not allow; nothing was sent
 │   └── MissingResource            3  this machine lacks a decoder or the memory to read the film; nothing was sent
@@ -12,7 +12,7 @@ PedcxrError                        4
     ├── NotFound                   2  404: unknown model or path
     ├── BadRequest                 3  another 4xx: the server rejected the film or the prompt
     ├── RateLimited                4  429 (retried)
-    ├── Unavailable                4  503: starting, full or stopping (retried)
+    ├── Unavailable                4  503: starting, full or stopping; 502 or 504 of a proxy (retried)
     ├── ServerFailed               4  another 5xx, a redirect, or a response of another protocol
     └── ReportError                4  the server sent text that is not a report
         ├── TruncatedReport        4  cut off at max_tokens
@@ -25,10 +25,9 @@ PedcxrError                        4
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from pedcxr_client.types import Check, Timing
+from pedcxr_client.types import Check, Timing
 
 
 class PedcxrError(Exception):
@@ -44,7 +43,7 @@ class PedcxrError(Exception):
 
 
 class ConfigurationError(PedcxrError):
-    """Invalid settings: a malformed address, plain http to another machine, an ambiguous model."""
+    """Invalid settings: a malformed address, plain http to another machine, an ambiguous model; or a closed client."""
 
     exit_code = 2
     outcome = "configuration"
@@ -66,7 +65,7 @@ class BlockedFilm(InputError):
 
     outcome = "blocked"
 
-    def __init__(self, message: str, checks: tuple[Check, ...]) -> None:
+    def __init__(self, message: str, checks: tuple[Check, ...] = ()) -> None:
         super().__init__(message)
         self.checks = checks
 
@@ -82,12 +81,16 @@ class RequestError(PedcxrError):
 
     Attributes:
         status_code: the HTTP status of an error response, or None.
+        code: the server's own error code, such as ``"budget_spent"``, as a text; or None.
+        reason: the server's own message on one line, or None. It is a part of the error's message too.
         request_id: the server's ``X-Request-Id``, or None.
         text: the part of the report that was received, unchanged; "" if none.
         timing: the timestamps so far, or None if nothing was sent.
     """
 
     outcome = "server"
+    code: str | None = None
+    reason: str | None = None
 
     def __init__(
         self,
@@ -146,13 +149,11 @@ class BadRequest(RequestError):
 
     Attributes:
         param: the field that the server names, or None.
-        code: the server's error code, or None.
     """
 
     exit_code = 3
     outcome = "bad_request"
     param: str | None = None
-    code: str | None = None
 
 
 class RateLimited(_RetryLater):
@@ -162,7 +163,10 @@ class RateLimited(_RetryLater):
 
 
 class Unavailable(_RetryLater):
-    """The server is starting, full or stopping (503)."""
+    """The server is starting, full or stopping (503), or a proxy in front of it does not reach it (502, 504).
+
+    A 502 or 504 of the server itself, which has an OpenAI error body, is a `ServerFailed`, since the film may cause it.
+    """
 
     outcome = "unavailable"
 
@@ -188,14 +192,9 @@ class TruncatedReport(ReportError):
 
 
 class AbortedReport(ReportError):
-    """An error, an abort or a broken connection ended the text.
-
-    Attributes:
-        code: the error code of the server's error event, or None.
-    """
+    """An error, an abort or a broken connection ended the text, or the response is that of another request."""
 
     outcome = "aborted"
-    code: str | None = None
 
 
 class EmptyReport(ReportError):

@@ -160,6 +160,8 @@ def errors(client: Client) -> None:
     except RequestError as error:
         assert_type(error.status_code, int | None)
         assert_type(error.request_id, str | None)
+        assert_type(error.code, str | None)
+        assert_type(error.reason, str | None)
         assert_type(error.timing, Timing | None)
     except PedcxrError as error:
         assert_type(error.exit_code, int)

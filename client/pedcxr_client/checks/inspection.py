@@ -195,7 +195,7 @@ def _row(inspection: Inspection) -> tuple[str, ...]:
 
 def _first_reason(inspection: Inspection) -> str:
     reasons = [check.why for check in inspection.checks if check.blocks]
-    reasons.append((inspection.error or "").removeprefix(f"{_name(inspection)}: "))
+    reasons.append((inspection.error or "").removeprefix("the film: "))
     return reasons[0]
 
 

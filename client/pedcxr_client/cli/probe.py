@@ -14,6 +14,7 @@ from pedcxr_client.request import payload
 if TYPE_CHECKING:
     from pedcxr_client.evaluation.image_probe import Probe, ProbeResult, Tally
     from pedcxr_client.films.film import EncodedImage
+    from pedcxr_client.request.film_request import FilmRequest
 
 IGNORED = 5
 _SUMMARY = "report each film unchanged, again, black, mirrored and with the next film's pixels; compare the texts"
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     with shared.connect(options) as client:
         asks_size = any(request.preparation.asks_size for request in requests)
         size = client.model().image_size if asks_size else None
-        images = [payload.prepare(request, size).image for request in requests]
+        images = [_prepare(file, request, size) for file, request in zip(options.files, requests, strict=True)]
 
         def request_text(index: int, image: EncodedImage) -> str:
             try:
@@ -65,6 +66,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print_table(options.files, films, tallies, failings)
     return IGNORED if failings else 0
+
+
+def _prepare(file: str, request: FilmRequest, size: tuple[int, int] | None) -> EncodedImage:
+    with shared.film_named(file):
+        return payload.prepare(request, size).image
 
 
 def _print_json(files: list[str], films: list[ProbeResult], tallies: dict[Probe, Tally], failings: list[str]) -> None:

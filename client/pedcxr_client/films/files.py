@@ -41,7 +41,7 @@ def read_open_file(file: Any) -> bytes:
     """Read at most `MAX_BYTES` of a file that is open in binary mode, from its current position to its end."""
     try:
         data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a stream of a library for cloud storage or archives has errors of its own
         raise InputError("the film: the open file cannot be read; open it in binary mode") from error
     if not isinstance(data, bytes):
         raise InputError("the film: the file is open in text mode; open it in binary mode")

@@ -140,7 +140,6 @@ def read(source: FilmSource) -> UndecodedFilm:
     """Read a film's header without decoding the pixels. A ``pydicom.Dataset`` is copied and never changed."""
     name = "the film"
     if isinstance(source, (str, os.PathLike)):
-        name = files.printable(source)
         data: Any = files.read(source, name)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         data = files.copy_bytes(source)

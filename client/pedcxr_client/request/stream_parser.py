@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 from pedcxr_client.errors import (
     AbortedReport,
@@ -18,12 +21,20 @@ from pedcxr_client.reports import validation
 from pedcxr_client.types import Usage
 
 _LONGEST_MESSAGE = 300
+_SENT_ID = re.compile(r"pedcxr-[0-9a-f]{32}")  # as `new_request_id` makes them
 
 
 @dataclass(slots=True, repr=False)
 class StreamParser:
-    """The response to one request so far. ``first`` and ``last`` are the times of its first and last non-empty text."""
+    """The response to one request so far. ``first`` and ``last`` are the times of its first and last non-empty text.
 
+    All chunks of a response have one id, or none. pedcxr's gateway and vLLM derive it from ``sent_id``, which the
+    client sends in the header ``X-Request-Id``. Other servers choose one of their own.
+    """
+
+    sent_id: str = ""
+    chunk_id: str | None = None
+    started: bool = False
     pieces: list[str] = field(default_factory=list)
     model: str | None = None
     finish_reason: str | None = None
@@ -43,6 +54,7 @@ class StreamParser:
         choices = event.get("choices") if isinstance(event, dict) else None
         if not isinstance(event, dict) or not isinstance(choices, list):
             raise AbortedReport("the server sent an event that is not a chat completion; check the address")
+        self._check_id(_text(event.get("id")), choices)
         self.model = _text(event.get("model")) or self.model
         self.usage = _usage(event.get("usage")) or self.usage
         piece = "".join(self._record(choice) for choice in choices if isinstance(choice, dict))
@@ -51,6 +63,31 @@ class StreamParser:
             self.first = now if self.first is None else self.first
             self.last = now
         return piece
+
+    def response_started(self, headers: Mapping[str, str]) -> None:
+        """Refuse the response to another request of this or another client."""
+        self._refuse_if(self._is_foreign(headers.get("x-request-id", "")))
+
+    def _check_id(self, chunk_id: str | None, choices: list[object]) -> None:
+        self._refuse_if(bool(self.chunk_id and chunk_id) and chunk_id != self.chunk_id)
+        self._refuse_if(self._is_foreign(chunk_id or ""))
+        self.chunk_id = self.chunk_id or chunk_id
+        if self.started or not choices:
+            return
+        # vLLM always begins with the role. Some other servers never send one.
+        delta = choices[0].get("delta") if isinstance(choices[0], dict) else None
+        has_role = isinstance(delta, dict) and "role" in delta
+        self._refuse_if(self.sent_id != "" and self.chunk_id == f"chatcmpl-{self.sent_id}" and not has_role)
+        self.started = True
+
+    def _is_foreign(self, name: str) -> bool:
+        match = _SENT_ID.search(name)
+        return match is not None and match[0] != self.sent_id
+
+    def _refuse_if(self, mixed: bool) -> None:
+        if mixed:
+            self.pieces.clear()  # the text may describe the film of another request
+            raise AbortedReport("the server sent a part of the response to another request; try again")
 
     def _record(self, choice: dict[str, object]) -> str:
         if choice.get("index", 0) != 0:
@@ -93,9 +130,23 @@ def error_of_event(body: object, message: object = None) -> AbortedReport:
     """Return the error of a ``data: {"error": ...}`` event."""
     fields = body if isinstance(body, dict) else {"message": body}
     aborted = AbortedReport(f"the server aborted the report: {printable(fields.get('message') or message)}")
-    code = fields.get("code")
-    aborted.code = None if code is None else printable(code)
+    aborted.code, aborted.reason = code_and_message(fields)
     return aborted
+
+
+def code_and_message(body: object) -> tuple[str | None, str | None]:
+    """Return the code and the message of an OpenAI error object, each as one printable line, or None."""
+    fields = body if isinstance(body, dict) else {}
+    code, message = fields.get("code"), fields.get("message")
+    return (
+        printable(code) if isinstance(code, (str, int)) else None,
+        (printable(message) or None) if isinstance(message, str) else None,
+    )
+
+
+def new_request_id() -> str:
+    """Return a random value for the header ``X-Request-Id``, which tells nothing about the film or the client."""
+    return f"pedcxr-{uuid4().hex}"
 
 
 def not_openai(url: str) -> ServerFailed:
