@@ -35,7 +35,7 @@ _LINE_END = re.compile(r"[.:;!?]\s*$")
 _SENTENCE_END = re.compile(r"(?<=[.;!])\s+|(?<=[\w)]\?)\s+|\s+(?=\d{1,2}\)\s)")
 _SIDES = {"left": {"left"}, "right": {"right"}, "bilateral": {"left", "right"}, "both": {"left", "right"}}
 _SIDE = re.compile(r"\b(left|right|bilateral|both)(?:ly)?\b")
-_CONJUNCTION = re.compile(r",|\b(?:and|with)\b")
+_CONJUNCTION = re.compile(r",|\bwith\b|(?<!left )(?<!right )\band\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,13 @@ def mentions(report: str, lexicon: Lexicon) -> Iterator[Mention]:
 
 def _sides(sentence: str, start: int, end: int, spans: Sequence[tuple[int, int, str]]) -> frozenset[str]:
     """Return the sides stated just before a term ("left and right effusions"), or else after it ("effusion on the left")."""
-    before = sentence[max((stop for _, stop, _ in spans if stop <= start), default=0) : start].rpartition(",")[2]
-    following = min((begin for begin, _, _ in spans if begin >= end), default=None)
-    after = sentence[end:following]
-    if following is not None and (conjunctions := list(_CONJUNCTION.finditer(after))):
-        after = after[: conjunctions[-1].start()]  # the words after it belong to the next term
+    previous = max((stop for _, stop, _ in spans if stop <= start), default=0)
+    following = min((begin for begin, _, _ in spans if begin >= end), default=len(sentence))
+    before, after = sentence[previous:start], sentence[end:following]
+    # Between two terms, the words before the last conjunction belong to the first term, those after it to the second.
+    before = _CONJUNCTION.split(before)[-1] if previous else before.rpartition(",")[2]
+    if following < len(sentence) and (conjunctions := list(_CONJUNCTION.finditer(after))):
+        after = after[: conjunctions[-1].start()]
     words = _SIDE.findall(before) or _SIDE.findall(after)
     return frozenset(side for word in words for side in _SIDES[word])
 

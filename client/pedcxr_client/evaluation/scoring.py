@@ -116,6 +116,7 @@ def evaluate(
     ("negative"). Raise ConfigurationError if the extra ``pedcxr[eval]`` is not installed.
     """
     films = _Films(run, reference, _Labeller(lexicon, uncertain, reference.columns))
+    others = None if against is None else films.read(against)
     texts = [run.reports[name].text for name in films.finished]
     pairs = [(name, text) for name in films.finished if (text := reference.rows[name].text) is not None]
     text_counts = Counter(" ".join(text.split()) for text in texts)
@@ -145,8 +146,8 @@ def evaluate(
         all_normal=films.rate({name: films.reports[name].labels[ANY] is False for name in known}),
         right_all_normal=films.rate({name: films.truths[name].labels[ANY] is False for name in known}),
         mentions_prior=None if set(prior) <= {None} else films.rate(dict(zip(films.finished, prior, strict=True))),
-        against=None if against is None else films.compare(against, failures=False),
-        against_with_failures=None if against is None else films.compare(against, failures=True),
+        against=None if others is None else films.compare(others, failures=False),
+        against_with_failures=None if others is None else films.compare(others, failures=True),
         disagreements={name: films.disagreement(name) for name in films.scored},
     )  # fmt: skip
 
@@ -275,8 +276,7 @@ class _Films:
             [name for name in self.finished if self._same_side(name, finding) is False],
         )
 
-    def compare(self, against: Run, *, failures: bool) -> Differences:
-        others = self.read(against)
+    def compare(self, others: Mapping[str, _Reading], *, failures: bool) -> Differences:
         names = list(self.truths) if failures else [name for name in self.finished if name in others]
         findings = [*self.scored, ANY]
         pairs: dict[str, list[tuple[bool, bool] | None]] = {}

@@ -64,7 +64,7 @@ def rates(flags: Mapping[str, Flags], patients: Patients) -> dict[str, Rate]:
     patients in place of the films.
     """
     tallies = {name: (sum(map(bool, films)), sum(flag is not None for flag in films)) for name, films in flags.items()}
-    if patients is None:
+    if not patients or not flags:
         return {name: Rate.of(*tally) for name, tally in tallies.items()}
     np = import_extra("numpy")
     columns = [column for films in flags.values() for column in (map(bool, films), (flag is not None for flag in films))]
