@@ -33,8 +33,8 @@ RequestText = Callable[[int, EncodedImage], str]
 class ProbeResult:
     """For each probe of one film, whether it changed the text; None if it left the pixels unchanged and was not sent.
 
-    ``sided``: the report of the film names an abnormal finding of one side only, so the report of the mirrored film must
-    differ.
+    ``sided``: the report of the film names an abnormal finding of one side only. The report of the mirrored film must
+    then differ.
     """
 
     changed: dict[Probe, bool | None]
@@ -84,9 +84,7 @@ def tallies(films: Sequence[ProbeResult]) -> dict[Probe, Tally]:
     counts: dict[Probe, Tally] = {}
     for probe in PROBES:
         comparable = [
-            film.changed
-            for film in films
-            if film.changed[probe] is not None and (film.sided or probe != "mirrored")
+            film.changed for film in films if film.changed[probe] is not None and (film.sided or probe != "mirrored")
         ]
         changed, again = (sum(bool(changes[name]) for changes in comparable) for name in (probe, "again"))
         counts[probe] = Tally(changed, len(comparable), again)
@@ -100,7 +98,11 @@ def failings(counts: dict[Probe, Tally]) -> list[str]:
         "shuffled": "shuffled films: the reports do not change; the model does not use the image",
         "mirrored": "mirrored films: the reports do not change; the model does not distinguish left from right",
     }
-    return [message for probe, message in messages.items() if (tally := counts[probe]).asked and tally.changed <= tally.again]
+    return [
+        message
+        for probe, message in messages.items()
+        if (tally := counts[probe]).asked and tally.changed <= tally.again
+    ]
 
 
 def _pixels(image: EncodedImage) -> Image:

@@ -49,7 +49,7 @@ class Triggers:
     verbs: re.Pattern[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, as the key of a cache
 class Lexicon:
     """A lexicon with the ``version`` that its file states and the ``sha256`` of that file."""
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from pedcxr_client.evaluation.lexicon import Lexicon, Triggers
 
@@ -57,28 +58,36 @@ def strongest(mentions: Iterable[Mention], lexicon: Lexicon) -> dict[str, Assert
     statuses: dict[str, set[Assertion]] = {name: set() for name in lexicon.findings}
     for mention in mentions:
         statuses[mention.finding].add(mention.assertion)
-    return {name: next((status for status in Assertion if status in values), Assertion.ABSENT)
-            for name, values in statuses.items()}
+    return {
+        name: next((status for status in Assertion if status in values), Assertion.ABSENT)
+        for name, values in statuses.items()
+    }
 
 
 def mentions(report: str, lexicon: Lexicon) -> Iterator[Mention]:
     """Return the mentions of findings, sentence by sentence."""
     for sentence in sentences(report):
-        spans = [
-            (*match.span(), name) for name, finding in lexicon.findings.items()
-            for match in finding.terms.finditer(sentence)
-        ]  # fmt: skip
-        scopes = _Scopes(sentence, lexicon.triggers) if spans else None
-        for start, end, name in spans:
-            assert scopes is not None
-            yield Mention(name, scopes.assertion(start, end), _sides(sentence, start, end, spans))
-        for name, finding in lexicon.findings.items():
-            if finding.phrases.search(sentence):
-                yield Mention(name, Assertion.PRESENT, frozenset())
+        yield from _sentence_mentions(sentence, lexicon)
+
+
+@lru_cache(maxsize=4096)  # reports repeat sentences
+def _sentence_mentions(sentence: str, lexicon: Lexicon) -> tuple[Mention, ...]:
+    findings = lexicon.findings.items()
+    spans = [(*match.span(), name) for name, finding in findings for match in finding.terms.finditer(sentence)]
+    stated = [
+        Mention(name, Assertion.PRESENT, frozenset()) for name, finding in findings if finding.phrases.search(sentence)
+    ]
+    if not spans:
+        return tuple(stated)
+    scopes = _Scopes(sentence, lexicon.triggers)
+    read = [
+        Mention(name, scopes.assertion(start, end), _sides(sentence, start, end, spans)) for start, end, name in spans
+    ]
+    return (*read, *stated)
 
 
 def _sides(sentence: str, start: int, end: int, spans: Sequence[tuple[int, int, str]]) -> frozenset[str]:
-    """Return the sides stated just before a term ("left and right effusions"), or else after it ("effusion on the left")."""
+    """Return the sides stated before a term ("left and right effusions"), or else after it ("effusion on the left")."""
     previous = max((stop for _, stop, _ in spans if stop <= start), default=0)
     following = min((begin for begin, _, _ in spans if begin >= end), default=len(sentence))
     before, after = sentence[previous:start], sentence[end:following]
@@ -126,7 +135,11 @@ def _is_heading(match: re.Match[str], text: str) -> bool:
     before = _LIST_ITEM.sub("", text[text.rfind("\n", 0, match.start()) + 1 : match.start()]).rstrip()
     if not before:
         return True
-    return match[0].endswith(":") and (before[-1] in ".;:!?" or match[0].isupper()) and not text[match.start() - 1].isalnum()
+    return (
+        match[0].endswith(":")
+        and (before[-1] in ".;:!?" or match[0].isupper())
+        and not text[match.start() - 1].isalnum()
+    )
 
 
 def _unwrapped_lines(text: str) -> Iterator[str]:

@@ -62,11 +62,8 @@ def read(path: Path) -> Run:
             continue
         line_of[name] = number
         prior = entry.get("mentions_prior")
-        reports[name] = RunReport(
-            entry["text"],
-            *(_string(entry, key) for key in ("age", "sex", "view", "study")),
-            mentions_prior=None if prior is None else bool(prior),
-        )
+        age, sex, view, study = (_string(entry, key) for key in ("age", "sex", "view", "study"))
+        reports[name] = RunReport(entry["text"], age, sex, view, study, None if prior is None else bool(prior))
         models.setdefault("@".join(part for key in ("model", "model_revision") if (part := _string(entry, key))))
     if not lines:
         raise InputError(f"{path}: contains no line; pass the output file of pedcxr batch")

@@ -44,11 +44,10 @@ class Evaluation:
     Attributes:
         films: ids in both files.
         only_run, only_reference: ids in one of the files.
-        clustered_by, clusters: what the intervals are clustered by, and the number of such groups; None if every film is
-            independent.
+        clustered_by, clusters: ``"patient"`` or ``"study"`` if its films are resampled together, and their number.
         finished: films with a report, of the films of the reference.
         findings: agreement by finding, and for `ANY`, of the films with a report.
-        findings_with_failures: the same for all films of the reference. A film without a report counts as a disagreement.
+        findings_with_failures: the same for all films of the reference; a film without a report is a disagreement.
         sides: by finding, rate of equal sides, of the films where both texts name the finding with a side.
         unused: findings that neither the reports nor the references contain.
         groups: by ``"age"``, ``"sex"`` and ``"view"``, then by group: agreement on `ANY` and every finding.
@@ -279,10 +278,9 @@ class _Films:
     def compare(self, others: Mapping[str, _Reading], *, failures: bool) -> Differences:
         names = list(self.truths) if failures else [name for name in self.finished if name in others]
         findings = [*self.scored, ANY]
-        pairs: dict[str, list[tuple[bool, bool] | None]] = {}
-        for finding in findings:
-            for measure, condition in _MEASURES.items():
-                pairs[f"{measure} {finding}"] = [
+        differences = statistics.compare(
+            {
+                (finding, measure): [
                     (
                         self._present(self.reports, name, finding) is condition,
                         self._present(others, name, finding) is condition,
@@ -291,10 +289,12 @@ class _Films:
                     else None
                     for name in names
                 ]
-        differences = statistics.compare(pairs, self._patients(names))
-        return {
-            finding: {measure: differences[f"{measure} {finding}"] for measure in _MEASURES} for finding in findings
-        }
+                for finding in findings
+                for measure, condition in _MEASURES.items()
+            },
+            self._patients(names),
+        )
+        return {finding: {measure: differences[finding, measure] for measure in _MEASURES} for finding in findings}
 
 
 _MEASURES: Mapping[Measure, bool] = {"sensitivity": True, "specificity": False}

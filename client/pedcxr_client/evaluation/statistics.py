@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from math import sqrt
 from statistics import NormalDist
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from pedcxr_client.errors import ConfigurationError
 
@@ -18,6 +18,8 @@ RESAMPLES = 1000  # of the bootstrap
 _SEED = 20260101  # fixed, so that the same files give the same intervals
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _CHUNK = 100  # resamples in memory at once
+
+K = TypeVar("K", bound=Hashable)  # names a finding, or a measure of a finding
 
 Patients = Sequence[Hashable] | None
 """The patient of each film; None if every film is of another patient."""
@@ -36,7 +38,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Rate(Estimate):
-    """``hits`` / ``count`` with its 95 % interval, all from 0 to 1. The interval is None for a figure that is no sample."""
+    """``hits`` / ``count`` with its 95 % interval, all from 0 to 1."""
 
     hits: int
     count: int
@@ -56,21 +58,25 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else low), (1.0 if hits == count else high)
 
 
-def rates(flags: Mapping[str, Flags], patients: Patients) -> dict[str, Rate]:
+def rates(flags: Mapping[K, Flags], patients: Patients) -> dict[K, Rate]:
     """Return the rate of each series of flags.
 
     With patients, the interval holds the middle 95 % of the rates of `RESAMPLES` resamples of patients (percentile
-    bootstrap). If all films are hits or none is, resamples do not vary. The interval is then Wilson's, with the number of
-    patients in place of the films.
+    bootstrap). If all films are hits or none is, resamples do not vary. The interval is then Wilson's, with the number
+    of patients in place of the films.
     """
     tallies = {name: (sum(map(bool, films)), sum(flag is not None for flag in films)) for name, films in flags.items()}
     if not patients or not flags:
         return {name: Rate.of(*tally) for name, tally in tallies.items()}
     np = import_extra("numpy")
-    columns = [column for films in flags.values() for column in (map(bool, films), (flag is not None for flag in films))]
+    columns = [
+        column for films in flags.values() for column in (map(bool, films), (flag is not None for flag in films))
+    ]
     sums = resampled_sums(np.array([list(column) for column in columns]).T, patients)
     return {
-        name: Rate.of(*tally, _clustered_interval(*tally, sums[:, 2 * at : 2 * at + 2], _patients(flags[name], patients)))
+        name: Rate.of(
+            *tally, _clustered_interval(*tally, sums[:, 2 * at : 2 * at + 2], _patients(flags[name], patients))
+        )
         for at, (name, tally) in enumerate(tallies.items())
     }
 
@@ -154,32 +160,34 @@ class Agreement:
     f1: Estimate
 
 
-def agreements(
-    pairs: Mapping[str, Sequence[tuple[bool | None, bool]]], patients: Patients = None
-) -> dict[str, Agreement]:
+# For a film with (reference, report): whether it is a hit; None if it is not counted.
+_MEASURES: Mapping[str, Callable[[bool, bool], bool | None]] = {
+    "sensitivity": lambda truth, report: report if truth else None,
+    "specificity": lambda truth, report: None if truth else not report,
+    "ppv": lambda truth, report: truth if report else None,
+    "npv": lambda truth, report: None if report else not truth,
+    "jaccard": lambda truth, report: truth and report if truth or report else None,
+}
+
+
+def agreements(pairs: Mapping[K, Sequence[tuple[bool | None, bool]]], patients: Patients = None) -> dict[K, Agreement]:
     """Compare pairs of (reference, report) for each finding, each True if it is present; None if it is unknown."""
-    flags: dict[str, Flags] = {}
-    for name, films in pairs.items():
-        known = [(truth, report and truth is not None) for truth, report in films]
-        flags[f"sensitivity {name}"] = [report if truth else None for truth, report in known]
-        flags[f"specificity {name}"] = [not report if truth is False else None for truth, report in known]
-        flags[f"ppv {name}"] = [truth if report else None for truth, report in known]
-        flags[f"npv {name}"] = [None if report or truth is None else not truth for truth, report in known]
-        flags[f"jaccard {name}"] = [report and truth if report or truth else None for truth, report in known]
-    all_rates = rates(flags, patients)
-    result = {}
-    for name in pairs:
-        four = [all_rates[f"{rate} {name}"] for rate in ("sensitivity", "specificity", "ppv", "npv")]
-        sensitivity, specificity, jaccard = four[0], four[1], all_rates[f"jaccard {name}"]
-        counts = Counts(
-            sensitivity.hits,
-            specificity.count - specificity.hits,
-            sensitivity.count - sensitivity.hits,
-            specificity.hits,
-        )
-        f1 = (None if share is None else 2 * share / (1 + share) for share in (jaccard.value, jaccard.low, jaccard.high))
-        result[name] = Agreement(counts, *four, Estimate(*f1))
-    return result
+    flags = {
+        (name, measure): [None if truth is None else flag(truth, report) for truth, report in films]
+        for name, films in pairs.items()
+        for measure, flag in _MEASURES.items()
+    }
+    found = rates(flags, patients)
+    return {name: _agreement(*(found[name, measure] for measure in _MEASURES)) for name in pairs}
+
+
+def _agreement(sensitivity: Rate, specificity: Rate, ppv: Rate, npv: Rate, jaccard: Rate) -> Agreement:
+    counts = Counts(
+        sensitivity.hits, specificity.count - specificity.hits, sensitivity.count - sensitivity.hits, specificity.hits
+    )
+    shares = (jaccard.value, jaccard.low, jaccard.high)
+    f1 = Estimate(*(None if share is None else 2 * share / (1 + share) for share in shares))
+    return Agreement(counts, sensitivity, specificity, ppv, npv, f1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +209,7 @@ class Difference(Estimate):
     p_holm: float
 
 
-def compare(
-    pairs: Mapping[str, Sequence[tuple[bool, bool] | None]], patients: Patients = None
-) -> dict[str, Difference]:
+def compare(pairs: Mapping[K, Sequence[tuple[bool, bool] | None]], patients: Patients = None) -> dict[K, Difference]:
     """Compare two runs by whether each agrees with the reference on a film; None for a film that is not counted."""
     tallies = {
         name: (
@@ -248,12 +254,12 @@ def mcnemar(only_this: int, only_other: int) -> float:
     for at in range(min(only_this, only_other)):
         term = term * (differing - at) // (at + 1)
         tail += term
-    return min(1.0, 2 * tail / 2**differing)
+    return min(1.0, 2 * tail / (1 << differing))
 
 
-def holm(values: Mapping[str, float]) -> dict[str, float]:
+def holm(values: Mapping[K, float]) -> dict[K, float]:
     """Return p-values with Holm's step-down correction."""
-    corrected: dict[str, float] = {}
+    corrected: dict[K, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(values, key=values.__getitem__)):
         highest = max(highest, min(1.0, values[name] * (len(values) - rank)))

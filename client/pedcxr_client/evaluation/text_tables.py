@@ -47,11 +47,13 @@ def tables(result: Evaluation) -> list[Table]:
     for key, groups in result.groups.items():
         rows = [_agreement_row(group, agreements[ANY]) for group, agreements in groups.items()]
         tables.append(Table(f"By {key}: {ANY}", (key, *_COUNTS), rows))
-    comparisons = (("Against the other run, films with both reports", result.against),
-                   ("Against the other run, films without a report as disagreements", result.against_with_failures))  # fmt: skip
-    return tables + [
-        Table(title, ("finding", *_DIFFERENCE), _difference_rows(rows)) for title, rows in comparisons if rows is not None
-    ]
+    for title, differences in (
+        ("Against the other run, films with both reports", result.against),
+        ("Against the other run, films without a report as disagreements", result.against_with_failures),
+    ):
+        if differences is not None:
+            tables.append(Table(title, ("finding", *_DIFFERENCE), _difference_rows(differences)))
+    return tables
 
 
 def summary(result: Evaluation) -> list[tuple[str, str]]:

@@ -209,7 +209,10 @@ def test_uncertain_findings(report):
             {"pleural_effusion": {"left"}, "consolidation": {"right"}},
         ),
         ("Right pneumothorax with a left effusion.", {"pneumothorax": {"right"}, "pleural_effusion": {"left"}}),
-        ("Pneumonia in the left lower lobe, right effusion.", {"consolidation": {"left"}, "pleural_effusion": {"right"}}),
+        (
+            "Pneumonia in the left lower lobe, right effusion.",
+            {"consolidation": {"left"}, "pleural_effusion": {"right"}},
+        ),
         (
             "Pneumonia in the left lower lobe and right effusion.",
             {"consolidation": {"left"}, "pleural_effusion": {"right"}},

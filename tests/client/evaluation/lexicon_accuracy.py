@@ -1,14 +1,15 @@
-"""Measure the lexicon of ``pedcxr eval`` on real reports: the Open-i reports of Indiana University and their MeSH terms.
+"""Measure the lexicon of ``pedcxr eval`` on real reports: those of Open-i (Indiana University) with MeSH terms.
 
-The reports are part of the PyPI package torchxrayvision 1.5.7. They are read from its installed files, without an import
-of the package. Nothing of them is copied or printed. ``make bench-lexicon`` prints the table of ``docs/evaluation.md``.
+The reports are part of the PyPI package torchxrayvision 1.5.7. They are read from its installed files, without an
+import of the package. Nothing of them is copied or printed. ``make bench-lexicon`` prints the table of
+``docs/evaluation.md``.
 
 The rules were tuned on the reports with an even number. The figures of ``docs/evaluation.md`` are those of the reports
 with an odd number.
 
-Demner-Fushman et al., "Preparing a collection of radiology examinations for distribution and retrieval", J Am Med Inform
-Assoc 2016; 23: 304. The MeSH terms were assigned by hand. They also contain findings that a report calls possible, and
-"normal" reports may mention old fractures.
+Demner-Fushman et al., "Preparing a collection of radiology examinations for distribution and retrieval", J Am Med
+Inform Assoc 2016; 23: 304. The MeSH terms were assigned by hand. They also contain findings that a report calls
+possible, and reports that MeSH calls normal may mention old fractures.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def measure(path: Path, *, odd: bool = True) -> Accuracy:
     abnormal = {name for name, finding in words.findings.items() if finding.abnormal}
     normal = [found for report, found in zip(reports, present, strict=True) if report.normal]
     pairs = {
-        name: [(report.has(name), name in found) for report, found in zip(reports, present, strict=True)] for name in MESH
+        name: [(report.has(name), name in found) for report, found in zip(reports, present, strict=True)]
+        for name in MESH
     }
     return Accuracy(len(reports), agreements(pairs), len(normal), sum(bool(found & abnormal) for found in normal))
 
@@ -123,7 +125,9 @@ def markdown(accuracy: Accuracy) -> str:
         rates = map(interval, (result.sensitivity, result.specificity, result.ppv))
         rows.append(f"| {' | '.join([name, *map(str, numbers), *rates])} |")
     normal = f"{accuracy.called_abnormal} of {accuracy.normal}"
-    return "\n".join([*rows, "", f"{accuracy.reports:,} reports. Read as abnormal: {normal} reports that MeSH calls normal."])
+    return "\n".join(
+        [*rows, "", f"{accuracy.reports:,} reports. Read as abnormal: {normal} reports that MeSH calls normal."]
+    )
 
 
 def main() -> int:
