@@ -87,7 +87,7 @@ def _sentence_mentions(sentence: str, lexicon: Lexicon) -> tuple[Mention, ...]:
 
 
 def _sides(sentence: str, start: int, end: int, spans: Sequence[tuple[int, int, str]]) -> frozenset[str]:
-    """Return the sides stated before a term ("left and right effusions"), or else after it ("effusion on the left")."""
+    """Return the sides stated in a term ("collapsed right lobe"), or else before it, or else after it."""
     previous = max((stop for _, stop, _ in spans if stop <= start), default=0)
     following = min((begin for begin, _, _ in spans if begin >= end), default=len(sentence))
     before, after = sentence[previous:start], sentence[end:following]
@@ -95,7 +95,7 @@ def _sides(sentence: str, start: int, end: int, spans: Sequence[tuple[int, int, 
     before = _CONJUNCTION.split(before)[-1] if previous else before.rpartition(",")[2]
     if following < len(sentence) and (conjunctions := list(_CONJUNCTION.finditer(after))):
         after = after[: conjunctions[-1].start()]
-    words = _SIDE.findall(before) or _SIDE.findall(after)
+    words = next(filter(None, map(_SIDE.findall, (sentence[start:end], before, after))), [])
     return frozenset(side for word in words for side in _SIDES[word])
 
 
