@@ -34,8 +34,7 @@ _LIST_ITEM = re.compile(r"\s*(?:[-•]|\d{1,2}[.)])\s+")
 _LINE_END = re.compile(r"[.:;!?]\s*$")
 # "? pneumonia" is one sentence. "1) No effusion 2) Pneumonia" is a list on one line.
 _SENTENCE_END = re.compile(r"(?<=[.;!])\s+|(?<=[\w)]\?)\s+|\s+(?=\d{1,2}\)\s)")
-_SIDES = {"left": {"left"}, "right": {"right"}, "bilateral": {"left", "right"}, "both": {"left", "right"}}
-_SIDE = re.compile(r"\b(left|right|bilateral|both)(?:ly)?\b")
+_SIDE = re.compile(r"\b(left|right|bilateral|both|bi(?:basal|basilar|apical))(?:ly)?\b")
 _CONJUNCTION = re.compile(r",|\bwith\b|(?<!left )(?<!right )\band\b")
 
 
@@ -96,7 +95,7 @@ def _sides(sentence: str, start: int, end: int, spans: Sequence[tuple[int, int, 
     if following < len(sentence) and (conjunctions := list(_CONJUNCTION.finditer(after))):
         after = after[: conjunctions[-1].start()]
     words = next(filter(None, map(_SIDE.findall, (sentence[start:end], before, after))), [])
-    return frozenset(side for word in words for side in _SIDES[word])
+    return frozenset(side for word in words for side in ([word] if word in ("left", "right") else ["left", "right"]))
 
 
 def sentences(report: str) -> list[str]:

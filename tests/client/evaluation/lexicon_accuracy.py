@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from xml.etree import ElementTree
 
 from pedcxr_client.evaluation import lexicon, negation
-from pedcxr_client.evaluation.statistics import Agreement, agreements
+from pedcxr_client.evaluation.statistics import Agreement, Rate, agreements, rates
 from pedcxr_client.evaluation.text_tables import interval
 
 PACKAGE, VERSION, ARCHIVE = "torchxrayvision", "1.5.7", "torchxrayvision/data/NLMCXR_reports.tgz"
@@ -56,9 +56,14 @@ class OpenIReport:
         """True if "normal" is the only MeSH term."""
         return self.mesh == ("normal",)
 
-    def has(self, finding: str) -> bool:
-        """Return whether a MeSH term names the finding."""
-        return any(words in term for words in MESH[finding] for term in self.mesh)
+    def terms(self, finding: str) -> list[str]:
+        """Return the MeSH terms of a finding."""
+        return [term for term in self.mesh if any(words in term for words in MESH[finding])]
+
+    def sides(self, finding: str) -> set[str]:
+        """Return "left", "right" or both, as the MeSH terms of a finding state."""
+        parts = {part for term in self.terms(finding) for part in term.split("/")}
+        return {"left", "right"} if "bilateral" in parts else parts & {"left", "right"}
 
 
 def archive() -> Path | None:
@@ -90,10 +95,14 @@ def read(path: Path, *, odd: bool) -> Iterator[OpenIReport]:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """``findings``: agreement by finding. ``called_abnormal`` of ``normal`` reports that MeSH calls normal."""
+    """``findings``: agreement by finding; ``sides``: equal sides, of the reports where reader and MeSH state one.
+
+    ``called_abnormal`` of the ``normal`` reports, those that MeSH calls normal, were read as abnormal.
+    """
 
     reports: int
     findings: Mapping[str, Agreement]
+    sides: Mapping[str, Rate]
     normal: int
     called_abnormal: int
 
@@ -102,28 +111,41 @@ def measure(path: Path, *, odd: bool = True) -> Accuracy:
     """Read each report with the bundled lexicon. Only findings that it states as present count."""
     words = lexicon.load()
     reports = list(read(path, odd=odd))
-    readings = [negation.read(report.text, words) for report in reports]
-    present = [{name for name, status in reading.items() if status == "present"} for reading in readings]
+    mentions = [
+        [mention for mention in negation.mentions(report.text, words) if mention.assertion == "present"]
+        for report in reports
+    ]
+    present = [{mention.finding for mention in stated} for stated in mentions]
     abnormal = {name for name, finding in words.findings.items() if finding.abnormal}
     normal = [found for report, found in zip(reports, present, strict=True) if report.normal]
     pairs = {
-        name: [(report.has(name), name in found) for report, found in zip(reports, present, strict=True)]
+        name: [(bool(report.terms(name)), name in found) for report, found in zip(reports, present, strict=True)]
         for name in MESH
     }
-    return Accuracy(len(reports), agreements(pairs), len(normal), sum(bool(found & abnormal) for found in normal))
+    sides = {name: [_same_side(*pair, name) for pair in zip(reports, mentions, strict=True)] for name in MESH}
+    called_abnormal = sum(bool(found & abnormal) for found in normal)
+    return Accuracy(len(reports), agreements(pairs), rates(sides, None), len(normal), called_abnormal)
+
+
+def _same_side(report: OpenIReport, mentions: Sequence[negation.Mention], name: str) -> bool | None:
+    expected = report.sides(name)
+    sides = {side for mention in mentions if mention.finding == name for side in mention.sides}
+    return sides == expected if sides and expected else None
 
 
 def markdown(accuracy: Accuracy) -> str:
     """Return the table of ``docs/evaluation.md``."""
     rows = [
-        "| finding | TP | FP | FN | sensitivity (95 %) | specificity (95 %) | PPV (95 %) |",
-        "|---|---|---|---|---|---|---|",
+        "| finding | TP | FP | FN | sensitivity (95 %) | specificity (95 %) | PPV (95 %) | same side |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, result in accuracy.findings.items():
         counts = result.counts
         numbers = (counts.true_positive, counts.false_positive, counts.false_negative)
-        rates = map(interval, (result.sensitivity, result.specificity, result.ppv))
-        rows.append(f"| {' | '.join([name, *map(str, numbers), *rates])} |")
+        shares = map(interval, (result.sensitivity, result.specificity, result.ppv))
+        side = accuracy.sides[name]
+        same = f"{side.hits} of {side.count}" if side.count else "-"
+        rows.append(f"| {' | '.join([name, *map(str, numbers), *shares, same])} |")
     normal = f"{accuracy.called_abnormal} of {accuracy.normal}"
     return "\n".join(
         [*rows, "", f"{accuracy.reports:,} reports. Read as abnormal: {normal} reports that MeSH calls normal."]
