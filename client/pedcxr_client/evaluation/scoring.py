@@ -119,7 +119,7 @@ def evaluate(
     texts = [run.reports[name].text for name in films.finished]
     pairs = [(name, text) for name in films.finished if (text := reference.rows[name].text) is not None]
     text_counts = Counter(" ".join(text.split()) for text in texts)
-    known = [name for name in films.finished if films.truths[name].labels[ANY] is not None]
+    comparable = [name for name in films.finished if films.truths[name].labels[ANY] is not None]
     prior = [run.reports[name].mentions_prior for name in films.finished]
     return Evaluation(
         lexicon_version=lexicon.version,
@@ -142,8 +142,8 @@ def evaluate(
                         [films.patients[name] for name, _ in pairs]),
         distinct=len(text_counts),
         largest=max(text_counts.values(), default=0),
-        all_normal=films.rate({name: films.reports[name].labels[ANY] is False for name in known}),
-        right_all_normal=films.rate({name: films.truths[name].labels[ANY] is False for name in known}),
+        all_normal=films.rate({name: films.reports[name].labels[ANY] is False for name in comparable}),
+        right_all_normal=films.rate({name: films.truths[name].labels[ANY] is False for name in comparable}),
         mentions_prior=None if set(prior) <= {None} else films.rate(dict(zip(films.finished, prior, strict=True))),
         against=None if others is None else films.compare(others, failures=False),
         against_with_failures=None if others is None else films.compare(others, failures=True),
@@ -186,9 +186,9 @@ class _Labeller:
         return _Reading({name: status in self.positive for name, status in statuses.items()}, sides)
 
     def _with_any(self, reading: _Reading, truth: _Reading) -> _Reading:
-        known = [name for name, label in truth.labels.items() if label is not None and name != ANY]
-        abnormal = any(reading.labels[name] for name in known if self.lexicon.findings[name].abnormal)
-        return replace(reading, labels={**reading.labels, ANY: abnormal if known else None})
+        stated = [name for name, label in truth.labels.items() if label is not None and name != ANY]
+        abnormal = any(reading.labels[name] for name in stated if self.lexicon.findings[name].abnormal)
+        return replace(reading, labels={**reading.labels, ANY: abnormal if stated else None})
 
 
 class _Films:

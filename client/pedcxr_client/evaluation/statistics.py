@@ -29,7 +29,7 @@ Flags = Sequence[bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its 95 % interval. All are None if no film counts."""
+    """A value with its 95 % interval. None stands for a value of no films."""
 
     value: float | None
     low: float | None
@@ -117,8 +117,8 @@ def resampled_sums(values: Any, patients: Sequence[Hashable]) -> Any:
 
 def quotients(sums: Any) -> tuple[float, float]:
     """Return the middle 95 % of the quotients of two columns. Resamples with a denominator of 0 are left out."""
-    kept = sums[sums[:, 1] > 0]
-    return middle(kept[:, 0] / kept[:, 1])
+    defined = sums[sums[:, 1] > 0]
+    return middle(defined[:, 0] / defined[:, 1])
 
 
 def middle(values: Any) -> tuple[float, float]:
@@ -177,8 +177,8 @@ def agreements(pairs: Mapping[K, Sequence[tuple[bool | None, bool]]], patients: 
         for name, films in pairs.items()
         for measure, flag in _MEASURES.items()
     }
-    found = rates(flags, patients)
-    return {name: _agreement(*(found[name, measure] for measure in _MEASURES)) for name in pairs}
+    by_measure = rates(flags, patients)
+    return {name: _agreement(*(by_measure[name, measure] for measure in _MEASURES)) for name in pairs}
 
 
 def _agreement(sensitivity: Rate, specificity: Rate, ppv: Rate, npv: Rate, jaccard: Rate) -> Agreement:

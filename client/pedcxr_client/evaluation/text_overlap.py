@@ -14,7 +14,7 @@ _ORDERS = 4  # BLEU counts sequences of one to four words
 @dataclass(frozen=True, slots=True)
 class Overlap:
     """Text overlap of ``count`` reports with their references. The intervals are 95 % percentile bootstraps.
-    They are None for one patient.
+    One patient has no interval.
 
     Attributes:
         bleu4: corpus BLEU-4, 0 to 100.

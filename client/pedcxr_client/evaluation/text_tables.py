@@ -88,7 +88,7 @@ def rate(value: Rate) -> str:
 
 
 def interval(value: Estimate) -> str:
-    """Return an estimate as ``97.0 % (94.1-98.7)``, or a dash if there is none."""
+    """Return an estimate as ``97.0 % (94.1-98.7)``, or a dash without a value."""
     if value.value is None:
         return "-"
     limits = None if value.low is None or value.high is None else (100 * value.low, 100 * value.high)
@@ -105,7 +105,7 @@ def _limits(limits: tuple[float, float] | None, digits: int) -> str:
 
 def side(result: Evaluation, finding: str) -> str:
     """Return how many films with a side in both texts have the same side, or a dash."""
-    return f"{found.hits} of {found.count}" if (found := result.sides.get(finding)) else "-"
+    return f"{sides.hits} of {sides.count}" if (sides := result.sides.get(finding)) else "-"
 
 
 def _agreement_row(name: str, agreement: Agreement) -> list[str]:

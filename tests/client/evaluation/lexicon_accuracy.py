@@ -97,7 +97,7 @@ def read(path: Path, *, odd: bool) -> Iterator[OpenIReport]:
 class Accuracy:
     """``findings``: agreement by finding; ``sides``: equal sides, of the reports where reader and MeSH state one.
 
-    ``called_abnormal`` of the ``normal`` reports, those that MeSH calls normal, were read as abnormal.
+    ``called_abnormal`` of the ``normal`` reports were read as abnormal. MeSH calls the latter normal.
     """
 
     reports: int

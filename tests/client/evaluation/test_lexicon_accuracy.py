@@ -1,4 +1,4 @@
-"""The accuracy of the lexicon on real reports stays within its limits and is the one that the documentation states."""
+"""The accuracy of the lexicon on real reports stays within its limits and equals the documented figures."""
 
 from __future__ import annotations
 

@@ -339,7 +339,7 @@ def test_tables_contain_rates_and_groups(write, capsys):
 
 
 def test_output_contains_no_id_and_no_text_of_the_files(write, tmp_path, capsys):
-    """Only the page names films, and only those that disagree."""
+    """Only the page names films, and only where report and reference disagree."""
     report = f"{SECRET} has a pleural effusion."
     run = write("run.jsonl", [line(SECRET, report, request_id=SECRET, study=SECRET), {"id": "b", "error": SECRET}])
     reference = write("ref.csv", [["id", "reference", "patient"], [SECRET, report, SECRET], ["b", SECRET, SECRET]])
