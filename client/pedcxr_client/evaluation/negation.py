@@ -30,6 +30,7 @@ _SECTION = re.compile(
     r"|exam(?:ination)?|procedure|recommendations?|reason for (?:the )?exam(?:ination)?))[^\S\n]*(?::|$)", re.I | re.M
 )  # fmt: skip
 _MARKDOWN = re.compile(r"[*_#`>|]+")
+_BLANK_LINE = re.compile(r"\n\s*\n")
 _LIST_ITEM = re.compile(r"\s*(?:[-•]|\d{1,2}[.)])\s+")
 _LINE_END = re.compile(r"[.:;!?]\s*$")
 # "? pneumonia" is one sentence. "1) No effusion 2) Pneumonia" is a list on one line.
@@ -122,11 +123,14 @@ def _blocks(text: str) -> Iterator[str]:
     yield text[: starts[0] if starts else len(text)]
     for heading, end in zip(headings, [*starts[1:], len(text)], strict=False):
         body = text[heading.end() : end]
+        paragraph, *others = _BLANK_LINE.split(body.strip(), maxsplit=1)
         if heading[1] is not None:
             yield body
+        elif others:
+            yield others[0]
         elif heading is headings[-1]:
             # No heading ends this section: its first line does, or in a text of one line its first sentence.
-            first_line, _, rest = body.strip().partition("\n")
+            first_line, _, rest = paragraph.partition("\n")
             yield rest or " ".join(_SENTENCE_END.split(first_line)[1:])
 
 

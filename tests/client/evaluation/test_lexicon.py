@@ -129,6 +129,7 @@ def test_findings_are_recognised(report, findings):
         "COMPARISON: known effusion. Pneumonia of last week. IMPRESSION: Normal chest.",
         "INDICATION:\nKnown pneumothorax.\nFINDINGS: Clear.",
         "Chest AP INDICATION: pneumonia FINDINGS: clear",
+        "**INDICATION:**\n\nFever.\nPneumonia on the left.\n\nThe lungs are clear.",
         "CLINICAL HISTORY: cough, known pneumothorax.\n\nIMPRESSION: Normal chest.",
         "COMPARISON: pneumonia of last week.\nFINDINGS: Normal.",
         "Heart size is normal. The lungs are clear. The diaphragms are sharp.",
@@ -173,6 +174,7 @@ def test_negated_findings_are_absent(report):
         ("Technique: AP view. There is a right pneumothorax.", {"pneumothorax"}),
         ("INDICATION: cough\nThere is a right pneumothorax.", {"pneumothorax"}),
         ("CHEST AP FINDINGS: Effusion.", {"pleural_effusion"}),
+        ("COMPARISON: Effusion.\n\nThere is a right pneumothorax.\n\nIMPRESSION: As above.", {"pneumothorax"}),
     ],
 )
 def test_scope_of_a_negation(report, findings):
