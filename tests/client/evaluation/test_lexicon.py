@@ -129,6 +129,8 @@ def test_findings_are_recognised(report, findings):
         "COMPARISON: known effusion. Pneumonia of last week. IMPRESSION: Normal chest.",
         "INDICATION:\nKnown pneumothorax.\nFINDINGS: Clear.",
         "Chest AP INDICATION: pneumonia FINDINGS: clear",
+        "Indication: pneumonia. Normal chest.",
+        "Indication: pneumonia",
         "**INDICATION:**\n\nFever.\nPneumonia on the left.\n\nThe lungs are clear.",
         "CLINICAL HISTORY: cough, known pneumothorax.\n\nIMPRESSION: Normal chest.",
         "COMPARISON: pneumonia of last week.\nFINDINGS: Normal.",
