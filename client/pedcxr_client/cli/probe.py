@@ -39,7 +39,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print one row per film, and the verdict."""
-    from pedcxr_client.evaluation import image_probe
+    from pedcxr_client.evaluation import image_probe, lexicon
 
     profile = shared.prompt_profile(options)
     several, max_tokens = len(options.files) > 1, options.max_tokens
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             except ReportError as error:  # an invalid text is expected for a black film, and is compared as well
                 return error.text
 
-        films = list(image_probe.run(images, request_text))
+        films = list(image_probe.run(images, request_text, lexicon.load()))
     tallies = image_probe.tallies(films)
     failings = image_probe.failings(tallies)
     if options.json:
@@ -87,7 +87,8 @@ def _print_table(files: list[str], films: list[ProbeResult], tallies: dict[Probe
     names = [file.encode(errors="backslashreplace").decode() for file in files]
     rows = [[file, *(words[film.changed[p]] for p in PROBES)] for file, film in zip(names, films, strict=True)]
     total = ["changed", *(f"{tallies[p].changed} of {tallies[p].asked}" for p in PROBES)]
-    print(grid([["film", *PROBES], *rows, total]))
+    again = ["again, same films", *(str(tallies[p].again) for p in PROBES)]
+    print(grid([["film", *PROBES], *rows, total, *([again] if tallies["again"].changed else [])]))
     if tallies["again"].changed:
         print("the same request gives different texts: the reports are not reproducible")
     for line in failings or ["the reports depend on the film"]:

@@ -15,12 +15,17 @@ _MAX_LINE = 10_000_000  # characters
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RunReport:
-    """One report of a run, with ``age``, ``sex`` and ``view`` as stated on its line, or None."""
+    """One report of a run, with the values of its line, or None.
+
+    ``study`` is the same for the films of one study. ``mentions_prior``: the report compares the film with another one.
+    """
 
     text: str
     age: str | None
     sex: str | None
     view: str | None
+    study: str | None
+    mentions_prior: bool | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -56,7 +61,9 @@ def read(path: Path) -> Run:
             failed.add(name)
             continue
         line_of[name] = number
-        reports[name] = RunReport(entry["text"], *(_string(entry, key) for key in ("age", "sex", "view")))
+        prior = entry.get("mentions_prior")
+        age, sex, view, study = (_string(entry, key) for key in ("age", "sex", "view", "study"))
+        reports[name] = RunReport(entry["text"], age, sex, view, study, None if prior is None else bool(prior))
         models.setdefault("@".join(part for key in ("model", "model_revision") if (part := _string(entry, key))))
     if not lines:
         raise InputError(f"{path}: contains no line; pass the output file of pedcxr batch")
