@@ -481,3 +481,10 @@ def test_absent_package_names_the_install_command(write, capsys, monkeypatch):
 def test_command_line_does_not_import_the_evaluation():
     code = "import sys, pedcxr_client.cli.main; print([m for m in sys.modules if 'scipy' in m or 'evaluation' in m])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_skipped_films_do_not_count_and_another_model_replaces_a_report(write, tmp_path):
+    """``pedcxr batch`` writes both: with ``--one-per-study`` and with ``--redo``."""
+    skipped = {"id": "b", "error": {"kind": "skipped", "message": "lateral"}}
+    run = runs.read(Path(write("run.jsonl", [line("a"), skipped, line("a", SICK, model_revision="r2")])))
+    assert run.reports["a"].text == SICK and run.failed == frozenset() and run.models == ("m@r2",)
