@@ -17,6 +17,7 @@ COLUMNS = (
     "image_profile", "image_how", "image_sha256", "model", "model_revision", "demo",
     "temperature", "max_tokens", "prompt_tokens", "completion_tokens", "finish_reason",
     "ttft_s", "tpot_s", "e2e_s", "attempts", "request_id", "created", "notices",
+    "mentions_prior",
 )  # fmt: skip
 """The columns in order. New columns are appended."""
 
@@ -76,6 +77,7 @@ def _cells(report: Report) -> dict[str, object]:
         "request_id": report.request_id,
         "created": created_utc(report),
         "notices": " | ".join(report.notices),
+        "mentions_prior": "true" if report.mentions_prior else "false",
     }
 
 

@@ -212,7 +212,7 @@ def _content(report: Report, device_uid: str, film: tuple[str, str] | None) -> l
         _item("HAS OBS CONTEXT", "TEXT", _OBSERVER_NAME, f"{report.model} (pedcxr)"),
         _item("HAS OBS CONTEXT", "TEXT", _OBSERVER_MODEL, _model_and_revision(report)),
     ]
-    content = [_text_item(_COMMENT, notice) for notice in report.notices]
+    content = [_text_item(_COMMENT, remark) for remark in (*report.notices, *provenance.remarks(report))]
     before = preface(report.text)
     if before is not None:
         content.append(_section_item(_SUMMARY, _COMMENT, before))

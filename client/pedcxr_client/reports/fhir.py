@@ -102,7 +102,7 @@ def _observation(report: Report) -> dict[str, object]:
         "status": "preliminary",
         "code": _coded("http://loinc.org", "59776-5", "Procedure findings Narrative"),
         "device": {"reference": "#model"},
-        "note": [{"text": notice} for notice in report.notices],
+        "note": [{"text": _string(remark)} for remark in (*report.notices, *provenance.remarks(report))],
     }
     if report.findings is not None:
         return observation | {"valueString": _string(report.findings)}
@@ -113,7 +113,8 @@ def _observation(report: Report) -> dict[str, object]:
 def _narrative(report: Report) -> str:
     from html import escape
 
-    notices = "".join(f"<p><b>{escape(notice)}</b></p>" for notice in report.notices)
+    remarks = [*report.notices, *provenance.remarks(report)]
+    notices = "".join(f"<p><b>{escape(_NOT_XML.sub(' ', remark))}</b></p>" for remark in remarks)
     text = escape(_NOT_XML.sub(" ", report.text)).replace("\r\n", "\n").replace("\r", "\n").replace("\n", "<br/>")
     rows = "".join(
         f"<tr><td>{escape(label)}</td><td>{escape(_NOT_XML.sub(' ', value))}</td></tr>"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pedcxr_client.reports.report import Report
 
+PRIOR = "the text refers to an earlier film or contains a placeholder, but the model had this film only"
+
 
 def lines(report: Report) -> list[tuple[str, str]]:
-    """Return label and value of every part of the provenance. No part identifies a person."""
+    """Return label and value of every part of the provenance except `remarks`. No part identifies a person."""
     indication = report.indication_sha256
     entries = [
         ("model", report.model),
@@ -20,7 +22,20 @@ def lines(report: Report) -> list[tuple[str, str]]:
     ]
     if report.request_id is not None:
         entries.append(("request", report.request_id))
-    return entries + [("check overridden", f"{check.name}: {check.why}") for check in report.checks if check.allowed]
+    return entries
+
+
+def remarks(report: Report) -> list[str]:
+    """Return what a reader must know before the text: overridden checks, warnings, comparisons with earlier films.
+
+    The warnings that every film without a header has are left out.
+    """
+    remarks = [
+        f"{'check overridden' if check.allowed else 'warning'}: {check.name}: {check.why}"
+        for check in report.checks
+        if check.allowed or (check.status == "warn" and check.from_header)
+    ]
+    return [*remarks, f"warning: {PRIOR}"] if report.mentions_prior else remarks
 
 
 def created_utc(report: Report) -> str:

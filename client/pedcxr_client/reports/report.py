@@ -7,6 +7,7 @@ from datetime import datetime
 
 from pedcxr_client.films.age import Age
 from pedcxr_client.reports.sections import parse
+from pedcxr_client.reports.validation import mentions_prior
 from pedcxr_client.types import Check, Sex, Timing, Usage
 
 DISCLAIMER = "AI-generated draft. Research use only. Not for diagnosis. Must be reviewed by a qualified professional."
@@ -78,6 +79,11 @@ class Report:
         return parse(self.text).impression
 
     @property
+    def mentions_prior(self) -> bool:
+        """Whether the text compares with an earlier film, which the model never had, or contains a placeholder."""
+        return mentions_prior(self.text)
+
+    @property
     def disclaimer(self) -> str:
         """`DISCLAIMER`. Show it wherever the text is shown."""
         return DISCLAIMER
@@ -93,6 +99,7 @@ class Report:
             "text": self.text,
             "findings": self.findings,
             "impression": self.impression,
+            "mentions_prior": self.mentions_prior,
             "disclaimer": self.disclaimer,
             "demo": self.demo,
             "notices": list(self.notices),

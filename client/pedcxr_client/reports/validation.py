@@ -23,6 +23,24 @@ _LONGEST_UNIT = 120
 # Rule 2: few n-grams of a long text are distinct. It finds loops in which a number or a side changes on each repeat.
 _NGRAM, _MIN_WORDS, _MIN_DISTINCT = 4, 60, 1 / 3
 
+# "No comparison is available" and "prior granulomatous disease" do not compare with an earlier film.
+_PRIOR = re.compile(
+    r"""
+    \b (?: unchanged | stable | since | persist (?:ent|ently|s|ed|ing|ence) | previously | redemonstrated
+      | (?:no|without) \s (?:\w+ \s){0,2} changes? | not \s (?:significantly \s)? changed
+      | (?:similar|identical) \s (?:to|compared) | again \s (?:seen|noted|\w+ed)
+      | (?<!no\s) (?<!without\s) compar (?:ed|ison|isons|able|ing)
+      | (?:prior|previous|earlier|last|recent) \s (?:\w+ [\s/-]){0,3}?
+        (?:exam\w*|stud(?:y|ies)|films?|radiographs?|x-?rays?|images?|imaging|ct|reports?)
+      | (?:from|to|than|with|on) \s (?:the \s)? (?:prior|previous|earlier)
+      | interval \s (?!follow) | in \s the \s interval | improv (?:ed|ing|ements?) | worsen (?:ed|ing)
+      | (?:in|de) creas (?:ed|ing) \s (?:in \s size|from)
+    ) \b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Placeholders of MIMIC-CXR, Open-i and templates. A line of underscores alone is a rule in markdown.
+_PLACEHOLDER = re.compile(r"(?m:(?<!_)_{3,}(?!_*[ \t]*$)|(?<=\S)[ \t]*_{3,})|\bX{3,}\b|\[[^\]\n]*[A-Za-z][^\]\n]*\]")
+
 
 def is_not_text(text: str) -> bool:
     """Return whether the text is not natural language.
@@ -60,6 +78,15 @@ def is_loop(text: str) -> bool:
     words = [word for word in words if not any(letter.isdigit() for letter in word)]
     ngrams = [tuple(words[start : start + _NGRAM]) for start in range(len(words) - _NGRAM + 1)]
     return len(words) >= _MIN_WORDS and len(set(ngrams)) < _MIN_DISTINCT * len(ngrams)
+
+
+def mentions_prior(text: str) -> bool:
+    """Return whether the text compares with an earlier film, or contains the placeholder of a removed word.
+
+    The client sends one film, so the model has invented the comparison. Reports of hospitals, on which such models
+    are trained, compare in about one of four cases (arXiv 2210.06340), and public ones hold ``___`` or ``XXXX``.
+    """
+    return bool(_PRIOR.search(text) or _PLACEHOLDER.search(text))
 
 
 def _repeats(words: Sequence[str], unit: int) -> bool:

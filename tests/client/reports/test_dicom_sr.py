@@ -83,6 +83,8 @@ def test_content_tree():
         ("HAS OBS CONTEXT", "TEXT", "Device Observer Name", f"{model} (pedcxr)"),
         ("HAS OBS CONTEXT", "TEXT", "Device Observer Model Name", f"{model}, revision 3f2a1b"),
         ("CONTAINS", "TEXT", "Comment", DISCLAIMER),
+        ("CONTAINS", "TEXT", "Comment", "warning: view: lateral"),
+        ("CONTAINS", "TEXT", "Comment", "check overridden: modality: it is CT"),
         ("CONTAINS", "CONTAINER", "Findings", "SEPARATE"),
         ("CONTAINS", "TEXT", "Finding", "The lungs are clear.\r\nC\u0153ur < normal & \u2028 fine."),
         ("CONTAINS", "CONTAINER", "Impressions", "SEPARATE"),

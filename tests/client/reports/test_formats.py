@@ -17,6 +17,7 @@ from hypothesis import strategies as some
 
 from pedcxr_client import DISCLAIMER, Age, Check, ConfigurationError, Report, Timing, Usage
 from pedcxr_client.reports import COLUMNS, to_csv, to_fhir, to_json, to_jsonl, to_sr, to_text
+from pedcxr_client.reports.provenance import PRIOR
 from pedcxr_client.reports.report import DEMO_NOTICE
 from pedcxr_client.request.prompts import CARD
 
@@ -84,8 +85,23 @@ def test_each_format_contains_the_notices_and_the_provenance(report):
         assert "Clear lungs" in content or "The lungs are clear." in content, name
 
 
-def test_each_format_contains_an_overridden_check():
-    assert all("it is CT" in content for content in everything(REPORT).values())
+def test_each_format_contains_the_overridden_checks_and_the_warnings_of_the_header():
+    plain = Check("human", "warn", "a plain image has no header", from_header=False)
+    for name, content in everything(replace(REPORT, checks=(*REPORT.checks, plain))).items():
+        assert "it is CT" in content, name
+        assert "lateral" in content, name
+        assert ("has no header" in content) is (name in ("json", "jsonl", "csv")), name
+
+
+def test_each_format_flags_a_comparison_with_an_earlier_film():
+    prior = everything(replace(UNKNOWN, text="The effusion is unchanged."))
+    none = everything(UNKNOWN)
+    for name in ("text", "fhir", "sr"):
+        assert PRIOR in prior[name] and PRIOR not in none[name], name
+    for name in ("json", "jsonl"):
+        assert json.loads(prior[name])["mentions_prior"] is True
+        assert json.loads(none[name])["mentions_prior"] is False
+    assert [rows(table["csv"])[1][COLUMNS.index("mentions_prior")] for table in (prior, none)] == ["true", "false"]
 
 
 def test_each_format_contains_the_digest_of_the_indication():
@@ -98,7 +114,8 @@ def test_each_format_contains_the_digest_of_the_indication():
 
 def test_text_format_contains_the_text_byte_for_byte():
     assert f"\n{TEXT}\n" in to_text(REPORT)
-    assert to_text(DEMO).startswith(f"{DEMO_NOTICE}\n{DISCLAIMER}\n---")
+    assert to_text(DEMO).startswith(f"{DEMO_NOTICE}\n{DISCLAIMER}\nwarning: view: lateral\n")
+    assert to_text(UNKNOWN).startswith(f"{DISCLAIMER}\n---")
 
 
 # JSON
@@ -107,9 +124,9 @@ def test_text_format_contains_the_text_byte_for_byte():
 def test_json_keys():
     record = json.loads(to_json(REPORT, film_id="film 7"))
     assert list(record) == [
-        "schema", "id", "text", "findings", "impression", "disclaimer", "demo", "notices", "model", "model_revision",
-        "created", "finish_reason", "request_id", "age", "sex", "view", "prompt", "image", "checks", "parameters",
-        "usage", "attempts", "timing",
+        "schema", "id", "text", "findings", "impression", "mentions_prior", "disclaimer", "demo", "notices", "model",
+        "model_revision", "created", "finish_reason", "request_id", "age", "sex", "view", "prompt", "image", "checks",
+        "parameters", "usage", "attempts", "timing",
     ]  # fmt: skip
     assert (record["schema"], record["id"], record["age"]) == ("pedcxr-report/1", "film 7", "5y")
     assert set(record["prompt"]) == {

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from pedcxr_client import LoopingReport, NotText, PromptEcho, ReportError, TruncatedReport
-from pedcxr_client.reports.validation import is_echo, is_loop, is_not_text
+from pedcxr_client.reports.validation import is_echo, is_loop, is_not_text, mentions_prior
 from pedcxr_client.request.prompts import INSTRUCTION, card
 from pedcxr_serve.demo import expected_report as phantom_report
 from pedcxr_serve.demo.findings import sample
@@ -136,9 +136,35 @@ def test_unnatural_text_is_detected(text):
     assert is_not_text(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "mentions"),
+    [
+        ("The effusion is unchanged.", True),
+        ("Compared with ___, the effusion is smaller.", True),
+        ("In comparison to the prior study, no change.", True),
+        ("Similar to the previous\nchest x-ray.", True),
+        ("Effusion, increased from the earlier film.", True),
+        ("The opacity is AGAIN SEEN.", True),
+        ("Interval removal of the tube.", True),
+        ("New effusion since the last film.", True),
+        ("A tube ends ___ cm above the carina.", True),
+        ("Lungs clear, see XXXX.", True),
+        ("Dr. [NAME] was informed.", True),
+        ("No comparison is available.", False),
+        ("Short interval follow-up is recommended.", False),
+        ("Prior granulomatous disease. Previous surgery.", False),
+        ("The patient is unstable.", False),
+        ("__FINDINGS:__ Clear.\n\n___\n\n**IMPRESSION:** Normal [1].", False),
+        (NORMAL, False),
+    ],
+)
+def test_comparisons_and_placeholders_are_flagged(text, mentions):
+    assert mentions_prior(text) is mentions
+
+
 @given(some.text())
 def test_checks_accept_any_text(text):
-    assert {is_loop(text), is_echo(text, text), is_not_text(text)} <= {True, False}
+    assert {is_loop(text), is_echo(text, text), is_not_text(text), mentions_prior(text)} <= {True, False}
 
 
 @pytest.mark.parametrize(
