@@ -8,6 +8,8 @@ from pedcxr_client.errors import (
     AbortedReport,
     EmptyReport,
     LoopingReport,
+    NotEnglish,
+    NotReport,
     NotText,
     PromptEcho,
     ReportError,
@@ -18,6 +20,12 @@ from pedcxr_client.reports import validation
 from pedcxr_client.types import Usage
 
 _LONGEST_MESSAGE = 300
+_DEFECTS: dict[validation.Defect, str] = {
+    "thoughts": "the model shows its thoughts instead of a report; turn thinking off, or check the checkpoint",
+    "markup": "the model wrote JSON, HTML or code instead of a report; check the prompt and the checkpoint",
+    "refusal": "the model declines or describes itself instead of a report; check the film and the checkpoint",
+    "no finding": "the text states no finding, so it is not a report; check the film and the checkpoint",
+}
 
 
 @dataclass(slots=True, repr=False)
@@ -81,8 +89,16 @@ class StreamParser:
             self._fail(EmptyReport("the model wrote nothing; check the film"))
         if validation.is_not_text(self.text):
             self._fail(NotText("the model's output is not text; check that the server runs the right checkpoint"))
+        if (defect := validation.defect(self.text)) == "thoughts":
+            self._fail(NotReport(_DEFECTS[defect]))
         if validation.is_echo(self.text, system):
             self._fail(PromptEcho("the model repeats the prompt; check that the server runs the right checkpoint"))
+        if (language := validation.language(self.text)) != "en":
+            error = NotEnglish(f"the text is not in English (language {language}); check the prompt and the checkpoint")
+            error.language = language
+            self._fail(error)
+        if defect is not None:
+            self._fail(NotReport(_DEFECTS[defect]))
 
     def _fail(self, error: ReportError) -> None:
         error.finish_reason = self.finish_reason
