@@ -34,7 +34,7 @@ class Report:
         indication_sha256: digest of the indication, or None without one. A short indication can be guessed from it.
         image_sha256: digest of the image bytes in the request.
         image_how: the steps that produced those bytes.
-        image_profile: name of the image preparation.
+        image_profile: tag of the image preparation, such as ``"display"`` or ``"display+square+896x896"``.
         checks: results of the intended-use checks. A check that blocks appears only if the caller allowed it.
         max_tokens: the token limit of the request.
         usage: token counts, or None if the server sent none.
