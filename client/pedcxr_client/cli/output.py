@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pedcxr_client import reports
 from pedcxr_client.errors import ConfigurationError
-from pedcxr_client.reports import dicom_sr, fhir
+from pedcxr_client.reports import dicom_header, fhir
 from pedcxr_client.reports.report import Report
 
 # Options that are valid with one format only.
@@ -76,7 +76,7 @@ def from_options(options: argparse.Namespace) -> Output | None:
 
 def _renderer(name: str, options: argparse.Namespace) -> Callable[[Report], bytes]:
     if name == "sr":
-        dicom_sr.require_pydicom()
+        dicom_header.require_pydicom()
         identity = reports.identity_of(options.file) if options.copy_identity else None
         return lambda report: reports.to_sr(report, identity=identity)
     if name == "fhir":

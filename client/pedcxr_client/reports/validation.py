@@ -64,7 +64,7 @@ def is_not_text(text: str) -> bool:
 
 def is_echo(text: str, system: str | None = None) -> bool:
     """Return whether the text contains special tokens, the prompt instruction or the start of the system text."""
-    if MARKERS.search(text):
+    if MARKERS.search(vocabulary.THOUGHTS.sub("", text)):
         return True
     padded = f" {' '.join(_words(text))} "
     if f" {' '.join(_words(INSTRUCTION))} " in padded:

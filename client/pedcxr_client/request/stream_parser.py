@@ -83,17 +83,19 @@ class StreamParser:
             self._fail(LoopingReport("the model repeats itself instead of a report; check the film and the prompt"))
         if self.finish_reason == "length":
             self._fail(TruncatedReport("the text was cut off at max_tokens and is not a report; raise max_tokens"))
+        self._check_report()
 
     def _check_text(self, system: str | None) -> None:
         if not self.text.strip():
             self._fail(EmptyReport("the model wrote nothing; check the film"))
         if validation.is_not_text(self.text):
             self._fail(NotText("the model's output is not text; check that the server runs the right checkpoint"))
-        if (defect := validation.defect(self.text)) == "thoughts":
-            self._fail(NotReport(_DEFECTS[defect]))
         if validation.is_echo(self.text, system):
             self._fail(PromptEcho("the model repeats the prompt; check that the server runs the right checkpoint"))
-        if (language := validation.language(self.text)) != "en":
+
+    def _check_report(self) -> None:
+        defect = validation.defect(self.text)
+        if (language := validation.language(self.text)) != "en" and defect != "thoughts":
             error = NotEnglish(f"the text is not in English (language {language}); check the prompt and the checkpoint")
             error.language = language
             self._fail(error)
