@@ -23,6 +23,7 @@ from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.decoders import INSTALL
 from pedcxr_client.films.dicom import is_dicom
 from pedcxr_client.films.header import silence_pydicom
+from pedcxr_client.reports import provenance
 from pedcxr_client.reports.report import DEMO_NOTICE, Report
 from pedcxr_client.types import __version__
 
@@ -34,7 +35,6 @@ _STUDY = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "Access
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 _TYPE_3 = ("IssuerOfPatientID",)  # omitted if unknown; the other attributes are type 2 and written empty
 
-_NAMESPACE = UUID("8f6f2b51-2c0f-5d0a-9d6e-6d0c4a8b1f77")  # of the UIDs of this module (RFC 9562, version 5)
 _OFFSET = re.compile(r"([+-])(\d\d)(\d\d)")
 _PATIENT_NAME = re.compile(r"[^\\\x00-\x1f\x7f-\x9f\ufffd]{1,64}")  # PS3.5 section 6.2, VR PN
 _DEFAULT_SETS = ("", "ISO_IR 6", "ISO 2022 IR 6")  # ASCII
@@ -80,7 +80,7 @@ def identity_of(source: str | os.PathLike[str] | bytes, *, patient_name: str | N
         raise InputError(f"identity source: {invalid[0]} is absent or malformed; pass the DICOM file of the film")
     undecoded = [name for name, value in values.items() if value is None and name != "ReferringPhysicianName"]
     if undecoded:
-        advice = "give --patient-name, or correct" if undecoded == ["PatientName"] else "correct"
+        advice = "give the patient's name (--patient-name), or correct" if undecoded == ["PatientName"] else "correct"
         raise InputError(
             f"identity source: {undecoded[0]} does not fit SpecificCharacterSet (0008,0005); {advice} the header"
         )
@@ -158,7 +158,11 @@ def document(report: Report, identity: Identity | None, sop_class: str, modality
     for name in (*_PATIENT, *_STUDY):
         if patient.get(name) or name not in _TYPE_3:
             setattr(document, name, patient.get(name, ""))
-    seed = uuid4() if new else uuid5(_NAMESPACE, "\0".join(_origin(report, patient)))
+    seed = (
+        uuid4()
+        if new
+        else uuid5(provenance.NAMESPACE, "\0".join((patient.get("SOPInstanceUID", ""), *provenance.origin(report))))
+    )
     document.StudyInstanceUID = patient.get("StudyInstanceUID") or _uid(uuid5(seed, "study"))
     document.Modality, document.InstanceNumber = modality, 1
     # Numbers that no film of the same study has. A viewer sorts series by them.
@@ -211,7 +215,7 @@ def to_bytes(document: Dataset, *, has_identity: bool) -> bytes:
         with silence_pydicom():
             document.SOPInstanceUID = document.SeriesInstanceUID
             dcmwrite(content, document, enforce_file_format=True)
-            document.SOPInstanceUID = _uid(uuid5(_NAMESPACE, sha256(content.getvalue()).hexdigest()))
+            document.SOPInstanceUID = _uid(uuid5(provenance.NAMESPACE, sha256(content.getvalue()).hexdigest()))
             document.file_meta.MediaStorageSOPInstanceUID = document.SOPInstanceUID
             dcmwrite(buffer, document, enforce_file_format=True)
     except Exception:
@@ -219,13 +223,6 @@ def to_bytes(document: Dataset, *, has_identity: bool) -> bytes:
             raise
         raise InputError("identity source: contains a value that DICOM cannot encode; correct the header") from None
     return buffer.getvalue()
-
-
-def _origin(report: Report, patient: dict[str, str]) -> list[str]:
-    """Return what a series depends on. The prompt contains age and sex."""
-    values = (patient.get("SOPInstanceUID"), report.image_sha256, report.model, report.model_revision,
-              report.prompt_sha256, report.prompt, report.indication_sha256)  # fmt: skip
-    return [value or "" for value in values]
 
 
 def _uid(uuid: UUID) -> str:
