@@ -153,7 +153,7 @@ def test_pdf_is_opened_by_another_implementation(documents, tmp_path):
     path = tmp_path / "report.pdf"
     path.write_bytes(pydicom.dcmread(io.BytesIO(documents["DOC"])).EncapsulatedDocument)
     page = subprocess.run(["pdftoppm", "-r", "50", "-gray", path], capture_output=True, check=True)
-    assert page.stderr == b"" and page.stdout.startswith(b"P5") and min(page.stdout[-100_000:]) < 100
+    assert page.stderr == b"" and page.stdout.startswith(b"P5") and min(page.stdout[-100_000:]) < 160
     text = subprocess.run(["pdftotext", "-layout", path, "-"], capture_output=True, text=True, check=True).stdout
     assert "warning: view: lateral" in text and "IMPRESSION: Normal chest." in text
 
