@@ -14,9 +14,10 @@ from typing import cast
 from pedcxr_client import reports
 from pedcxr_client.batch import folder, manifest
 from pedcxr_client.batch.manifest import Entry
-from pedcxr_client.cli import output
+from pedcxr_client.cli import contact_sheet, output
 from pedcxr_client.errors import ConfigurationError, InputError, ReportError
 from pedcxr_client.films import film
+from pedcxr_client.films.film import EncodedImage
 from pedcxr_client.films.geometry import Preparation, Profile
 from pedcxr_client.reports import csv_table
 from pedcxr_client.reports.json_lines import Line
@@ -24,12 +25,13 @@ from pedcxr_client.reports.report import DEMO_NOTICE, DISCLAIMER, Report
 from pedcxr_client.request.stream_parser import StreamParser
 
 _SUFFIXES = {"text": ".txt", "fhir": ".json", "sr": ".sr.dcm", "pdf": ".pdf.dcm"}
-_TABLE = "reports.csv"
+_SINGLE_FILES = {"csv": "reports.csv", "html": "reports.html"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST_NAME = 100
 _EPILOG = """\
-csv writes one table, DIR/reports.csv; the other formats write one file per film, named after the film's id. If a film
-has several reports, the last one counts. A file of the same content is kept, so that an export can be repeated.
+csv writes one table, DIR/reports.csv, and html one page with thumbnails, DIR/reports.html; the other formats write one
+file per film, named after the film's id. If a film has several reports, the last one counts. A file of the
+same content is kept, so that an export can be repeated.
 
 exit codes: 0 every report was exported; 2 usage, configuration or a full disk; 3 lines were left out"""
 
@@ -41,11 +43,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(run=run)
     parser.add_argument("run_file", metavar="RUN.jsonl", help="output of pedcxr batch, or of pedcxr report --json")
-    parser.add_argument("--format", choices=("csv", *_SUFFIXES), required=True, help="pdf is DICOM Encapsulated PDF")
+    parser.add_argument(
+        "--format", choices=(*_SINGLE_FILES, *_SUFFIXES), required=True, help="pdf is DICOM Encapsulated PDF"
+    )
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to write to; created if absent")
     parser.add_argument("--force", action="store_true", help="replace files that exist")
     parser.add_argument(
-        "--films", metavar="MANIFEST.csv|FOLDER", help="with --copy-identity: the films, as given to pedcxr batch"
+        "--films",
+        metavar="MANIFEST.csv|FOLDER",
+        help="for --copy-identity and html: the films, as given to pedcxr batch",
     )
     parser.add_argument("--allow-outside", action="store_true", help="allow films outside the manifest's folder")
     parser.add_argument(
@@ -58,17 +64,26 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Export each report, and print a summary and every line that was left out to stderr."""
     output.check_format_options(options.format, options)
-    if options.copy_identity is not (options.films is not None):
+    if options.format != "html" and options.copy_identity is not (options.films is not None):
         raise ConfigurationError("--copy-identity and --films: need each other; give both or none")
     export = _Export(options)
     _make_folder(options.output)
-    if options.format == "csv":
-        path = os.path.join(options.output, _TABLE)
-        output.write(path, export.table(), force=options.force, allow_same=True)
+    if options.format in _SINGLE_FILES:
+        path = os.path.join(options.output, _SINGLE_FILES[options.format])
+        rows = export.table() if options.format == "csv" else export.page()
+        output.write(path, rows, force=options.force, allow_same=True)
     else:
         export.write_files()
     export.print_summary()
     return InputError.exit_code if export.omitted else 0
+
+
+def write_page(run_file: str, films: str, path: str, *, allow_outside: bool) -> None:
+    """Write the page of a run and its films, and replace an earlier page. Every film is prepared again."""
+    options = argparse.Namespace(
+        run_file=run_file, films=films, allow_outside=allow_outside, format="html", skip_film_check=False
+    )
+    output.write(path, _Export(options).page(), force=True)
 
 
 @dataclass(slots=True)
@@ -92,6 +107,20 @@ class _Export:
         for line, report in self._reports():
             yield reports.to_csv(report, film_id=line.film_id or "", header=False).encode(errors="backslashreplace")
             self._count(report)
+
+    def page(self) -> Iterator[bytes]:
+        """Yield the parts of the page."""
+        yield contact_sheet.start("Draft reports of chest films").encode()
+        for line, report in self._reports():
+            try:
+                image = self._image(line, report) if self.options.films is not None else None
+            except InputError as error:
+                self._omit(line, str(error))
+                continue
+            card = contact_sheet.card(report, film_id=line.film_id, image=image)
+            yield card.encode(errors="backslashreplace")
+            self._count(report)
+        yield contact_sheet.end().encode()
 
     def write_files(self) -> None:
         for line, report in self._reports():
@@ -148,12 +177,25 @@ class _Export:
     def _render(self, line: Line, report: Report) -> bytes:
         path = ""
         if self.options.copy_identity:
-            path = self.films.get(line.film_id or "", "")
-            if not path:
-                raise InputError("its film is not in --films; give the folder or manifest of the batch")
+            path = self._path(line)
             if not self.options.skip_film_check:
-                _check_film(path, report)
+                self._image(line, report)
         return output.renderer(self.options.format, self.options, path)(report)
+
+    def _path(self, line: Line) -> str:
+        path = self.films.get(line.film_id or "")
+        if path is None:
+            raise InputError("its film is not in --films; give the folder or manifest of the batch")
+        return path
+
+    def _image(self, line: Line, report: Report) -> EncodedImage:
+        """Return the image of a report, so that no report gets the name or the picture of another patient."""
+        image = _prepare(self._path(line), report)
+        if image.sha256 != report.image_sha256 and not self.options.skip_film_check:
+            raise InputError(
+                "its film gives another image than the report had; check --films, or use --skip-film-check"
+            )
+        return image
 
     def _count(self, report: Report) -> None:
         self.exported += 1
@@ -200,8 +242,8 @@ def _why_invalid(report: Report) -> str | None:
     return None
 
 
-def _check_film(path: str, report: Report) -> None:
-    """Check that a film gives the image of its report, so that no report gets the name of another patient."""
+def _prepare(path: str, report: Report) -> EncodedImage:
+    """Prepare a film as that of the report was prepared."""
     profile, *rest = report.image_profile.split("+")
     size = next((tuple(map(int, part.split("x"))) for part in rest if re.fullmatch(r"\d+x\d+", part)), None)
     try:
@@ -211,10 +253,8 @@ def _check_film(path: str, report: Report) -> None:
             resize="model" if size is not None else None,
             model_size=cast("tuple[int, int] | None", size),
         )
-        image = film.prepare(path, preparation)
+        return film.prepare(path, preparation)
     except ConfigurationError:
-        raise InputError("its image profile is not known to this version; --skip-film-check exports it") from None
+        raise InputError("its image profile is not known to this version; use --skip-film-check") from None
     except InputError:
         raise InputError("its film cannot be read; give the films of the batch") from None
-    if image.sha256 != report.image_sha256:
-        raise InputError("its film gives another image than the report had; check --films, or use --skip-film-check")

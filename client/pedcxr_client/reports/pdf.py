@@ -63,7 +63,7 @@ def _readable(text: str) -> str:
             extra[letter] = f"[U+{ord(letter):04X}]"
         elif _cp1252(letter) is None:
             extra[letter] = letter
-    return text.translate({ord(letter): shown for letter, shown in extra.items()})
+    return text.translate({ord(letter): text for letter, text in extra.items()})
 
 
 def _wrap(line: str) -> Iterable[str]:

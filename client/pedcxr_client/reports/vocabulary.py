@@ -29,7 +29,7 @@ REFUSAL = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""A sentence in which the model declines, describes itself or asks for something. "I cannot exclude" is none."""
+"""A sentence in which the model declines, describes itself or asks for something, unlike "I cannot exclude"."""
 
 THOUGHTS = re.compile(r"<unused9[45]>|</?think(?:ing)?>|\A\s*thought\s*\n", re.IGNORECASE)
 """The marks around the thoughts of MedGemma 1.5 and of other models that think aloud."""
@@ -41,7 +41,7 @@ HEADING = re.compile(
     r"^\W*(?:findings?|impressions?|conclusions?|report|comparison|indication|technique|exam(?:ination)?|view)\W*(?::|$)",
     re.IGNORECASE | re.MULTILINE,
 )
-"""A heading. It is no statement about a film."""
+"""A heading. It states nothing about a film."""
 
 STATEMENT = re.compile(
     r"""\b(?:
@@ -56,7 +56,7 @@ STATEMENT = re.compile(
     )""",
     re.IGNORECASE | re.VERBOSE,
 )
-"""A word that states a finding, or that there is none."""
+"""A word that states a finding or its absence."""
 
 ANATOMY = re.compile(
     r"\b(?:lungs?|pulmon|hear?t|cardi|mediastin|pleura|hil(?:a|ar|um)\b|diaphragm|costophren|trachea|bronch|aort|ribs?\b"

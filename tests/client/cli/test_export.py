@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -11,16 +12,19 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pydicom
 import pytest
+from PIL import Image
 
 from pedcxr_client import DISCLAIMER, Report
 from pedcxr_client.cli.main import main
 from pedcxr_client.films.film import prepare
 from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.reports import COLUMNS, to_jsonl, to_text
+from pedcxr_client.reports.provenance import PRIOR
 from pedcxr_client.reports.report import DEMO_NOTICE
 from tests.client.reports.test_formats import DEMO, REPORT
 from tests.support.films import dicom_maker
@@ -229,9 +233,32 @@ def test_film_of_another_patient_is_not_given_the_report(films, tmp_path, capsys
     assert len(list((tmp_path / "unchecked").iterdir())) == 2
 
 
+def test_page_shows_film_facts_report_and_warnings(films, tmp_path, capsys):
+    text = "Clear lungs <b> & unchanged \U0001fac1.\nNormal."
+    first = replace(reported(films / "0.dcm"), text=text, demo=True)
+    run = run_file(tmp_path, to_jsonl(first, film_id="0.dcm"), to_jsonl(first, film_id="1.dcm"), ERROR)
+    export(run, tmp_path / "out", "--format", "html", "--films", str(films), code=3)
+    page = (tmp_path / "out/reports.html").read_text()
+    for part in ("age 5y, sex M, view PA", "warning: view: lateral", PRIOR, DEMO_NOTICE, DISCLAIMER, escape(text)):
+        assert part in page, part
+    assert page.count("<article>") == 1, "the film of the second line is not that of its report"
+    assert "<b>" not in page and "<script" not in page and "http" not in page.replace("http-equiv", "")
+    data = base64.b64decode(page.partition("base64,")[2].partition('"')[0])
+    with Image.open(io.BytesIO(data)) as image:
+        assert max(image.size) == 256
+    export(run, tmp_path / "without", "--format", "html")
+    page = (tmp_path / "without/reports.html").read_text()
+    assert page.count("no film given") == page.count("<article>") == 2
+    assert "Popescu" not in page + capsys.readouterr().err
+
+
 def test_run_of_the_command_line_is_exported(engine, films, tmp_path, capsys):
     run = tmp_path / "run.jsonl"
-    assert main(["batch", str(films), "-o", str(run), "--url", engine.url]) == 0
+    page = tmp_path / "page.html"
+    arguments = ["batch", str(films), "-o", str(run), "--url", engine.url]
+    assert main([*arguments, "--html", str(page)]) == 0
+    assert page.read_text().count('src="data:image/jpeg;base64,') == 2
+    assert main([*arguments, "--html", str(films / "0.dcm")]) == 2
     requests = len(engine.requests)
     export(str(run), tmp_path / "out", "--format", "sr", "--films", str(films), "--copy-identity")
     assert len(engine.requests) == requests
