@@ -42,11 +42,12 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
             if not line.strip().startswith("//")
         )
     )
-    with FakeEngine() as engine, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    # The plugin's interpreter is Debian's. The path of this one is for the command alone.
+    command = ["env", f"PYTHONPATH={os.pathsep.join(sys.path)}", sys.executable, "-m", "pedcxr_client"]
+    with FakeEngine() as engine:
         settings |= {
             "PythonScript": str(SCRIPT), "StableAge": 1,
-            "Pedcxr": {"Command": [sys.executable, "-m", "pedcxr_client"], "Url": engine.url, "Arguments": []},
+            "Pedcxr": {"Command": command, "Url": engine.url, "Arguments": []},
         }  # fmt: skip
         del settings["Plugins"]
         with orthanc_server.orthanc(tmp_path_factory.mktemp("orthanc"), **settings) as server:
