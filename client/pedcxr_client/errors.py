@@ -20,7 +20,9 @@ PedcxrError                        4
         ├── EmptyReport            4  no text
         ├── LoopingReport          4  the same words repeated, with any finish reason
         ├── PromptEcho             4  repeats the prompt, or contains tokens of the chat template
-        └── NotText                4  control characters, too few letters, or only special tokens
+        ├── NotText                4  control characters, too few letters, or only special tokens
+        ├── NotEnglish             4  a text in another language
+        └── NotReport              4  a refusal, thoughts, JSON, or a text that states no finding
 """
 
 from __future__ import annotations
@@ -219,3 +221,20 @@ class NotText(ReportError):
     """The output is not text: control or replacement characters, too few letters, or only special tokens."""
 
     outcome = "not_text"
+
+
+class NotEnglish(ReportError):
+    """The text is in another language than the prompt and the model's training.
+
+    Attributes:
+        language: its RFC 5646 tag, such as ``"ro"``; ``"und"`` if it is unknown.
+    """
+
+    outcome = "not_english"
+    language: str = "und"
+
+
+class NotReport(ReportError):
+    """The text declines, describes the model, contains its thoughts or JSON, or states nothing about a film."""
+
+    outcome = "not_report"

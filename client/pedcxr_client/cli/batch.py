@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Never
 
 from pedcxr_client.batch import folder, manifest
 from pedcxr_client.batch.manifest import Entry, SkippedFile
+from pedcxr_client.cli import export
 from pedcxr_client.cli import options as shared
-from pedcxr_client.errors import InputError, RequestError
+from pedcxr_client.errors import ConfigurationError, InputError, RequestError
 from pedcxr_client.reports.report import DEMO_NOTICE, DISCLAIMER
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "--redo", action="store_true",
         help="report all films with the server's model although OUT.jsonl has reports of another model or revision",
     )  # fmt: skip
+    parser.add_argument(
+        "--html", metavar="OUT.html", help="at the end, write a page with each film, its report and its warnings"
+    )
     parser.add_argument("--allow-outside", action="store_true", help="allow films outside the manifest's folder")
     parser.add_argument("--progress", action="store_true", help="show a progress bar even if stderr is not a terminal")
     shared.add_film_options(parser, several=True)
@@ -80,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
     from pedcxr_client.batch.runner import BatchCounts
 
     settings = _settings(options)
+    if options.html is not None and (options.dry_run or not options.html.endswith(".html")):
+        raise ConfigurationError("--html: give a name that ends in .html, and no --dry-run")
     if options.dry_run:
         return _list(options, settings)
     total, skip_counts = _count_films(options)
@@ -95,6 +101,8 @@ def run(options: argparse.Namespace) -> int:
         finally:
             bar.close()
             _print_summary(counts, skip_counts, time.monotonic() - start)
+    if options.html is not None:
+        export.write_page(options.output, options.films, options.html, allow_outside=options.allow_outside)
     return RequestError.exit_code if counts.failures else InputError.exit_code if counts.refusals else 0
 
 

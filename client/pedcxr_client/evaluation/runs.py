@@ -71,7 +71,9 @@ def read(path: Path) -> Run:
         model_of[name] = model
     if not lines:
         raise InputError(f"{path}: contains no line; pass the output file of pedcxr batch")
-    return Run(reports, frozenset(failed - reports.keys()), lines, tuple(dict.fromkeys(filter(None, model_of.values()))))
+    return Run(
+        reports, frozenset(failed - reports.keys()), lines, tuple(dict.fromkeys(filter(None, model_of.values())))
+    )
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

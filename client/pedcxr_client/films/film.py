@@ -6,14 +6,14 @@ import os
 import struct
 import zlib
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pedcxr_client.errors import InputError
 from pedcxr_client.films import dicom, files, geometry, plain_images
 from pedcxr_client.films.files import report_memory_errors
-from pedcxr_client.films.geometry import DISPLAY, PixelStats, Preparation
+from pedcxr_client.films.geometry import DISPLAY, MODEL_SIZE, PixelStats, Preparation
 from pedcxr_client.films.header import PLAIN, Facts
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Film:
         how: short notes on each step that changed the pixels.
         facts: the facts of the header; `pedcxr_client.films.header.PLAIN` if there is no header.
         stats: measurements of the pixels.
+        preparation: the tag of the `Preparation` that was applied, such as ``"display+square"``.
     """
 
     pixels: Image
@@ -51,6 +52,7 @@ class Film:
     how: tuple[str, ...]
     facts: Facts
     stats: PixelStats
+    preparation: str = DISPLAY.tag
 
     def __repr__(self) -> str:
         return f"<Film {self.pixels.width}x{self.pixels.height}>"
@@ -66,7 +68,7 @@ class EncodedImage:
         sha256: digest of the image file (not of the base64), in hexadecimal.
         width, height: in pixels.
         how: short notes on each step that changed the pixels.
-        facts, stats: as in `Film`; neither is sent.
+        facts, stats, preparation: as in `Film`; none is sent.
     """
 
     mime: str
@@ -77,6 +79,7 @@ class EncodedImage:
     how: tuple[str, ...]
     facts: Facts = PLAIN
     stats: PixelStats | None = None
+    preparation: str = DISPLAY.tag
 
     @property
     def data_url(self) -> str:
@@ -124,8 +127,10 @@ class UndecodedFilm:
         """Decode the pixels and prepare them for sending."""
         with report_memory_errors(self._name):
             if isinstance(self._source, dicom.DicomFile):
-                return _render_dicom(self._source, preparation)
-            return _render_plain(self._source, self._name, preparation)
+                film = _render_dicom(self._source, preparation)
+            else:
+                film = _render_plain(self._source, self._name, preparation)
+        return replace(film, preparation=preparation.sized(MODEL_SIZE).tag)
 
     @property
     def compressed(self) -> bool:
@@ -175,7 +180,9 @@ def encode(film: Film) -> EncodedImage:
         data = encode_png(film.pixels)
     width, height = film.pixels.size
     digest = sha256(data).hexdigest()
-    return EncodedImage(film.mime, b64encode(data), digest, width, height, film.how, film.facts, film.stats)
+    return EncodedImage(
+        film.mime, b64encode(data), digest, width, height, film.how, film.facts, film.stats, film.preparation
+    )
 
 
 def prepare(source: FilmSource, preparation: Preparation = DISPLAY) -> EncodedImage:

@@ -28,7 +28,10 @@ _FIRST_CHUNK = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10
 _PER_TOKEN = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1)
 _PHASE = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 _TOKENS = (1, 4, 16, 64, 128, 256, 384, 512, 1024, 4096)
-_ABORTS = ("truncated", "aborted", "empty", "looping", "prompt_echo", "not_text", "timeout", "cancelled")
+_ABORTS = (
+    "truncated", "aborted", "empty", "looping", "prompt_echo", "not_text", "not_english", "not_report", "timeout",
+    "cancelled",
+)  # fmt: skip
 _NOT_SENT = ("input", "blocked", "configuration", "cancelled", "error")  # if nothing was sent, not the server's doing
 _BYTES = (10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000, 30_000_000)
 

@@ -37,7 +37,7 @@ class FilmRequest:
         max_tokens: maximum length of the report, 1 or more. A report that does not fit raises an error.
         assume_chest: treat the film as a chest film if its header does not name a body part.
         allow: names of checks that must not block; see `pedcxr_client.checks.rules`. The report records them.
-        preparation: how the pixels are prepared. An EncodedImage is sent unchanged.
+        preparation: how the pixels are prepared. An EncodedImage is sent unchanged; another preparation is an error.
         prompt_profile: the form of the prompt; see `pedcxr_client.request.prompts`.
         indication: the reason for the examination, up to 200 characters on one line, appended to the prompt. The
             server receives it unchanged, so it must not contain names, dates or patient numbers. Reports store only

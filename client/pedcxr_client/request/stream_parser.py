@@ -11,6 +11,8 @@ from pedcxr_client.errors import (
     AbortedReport,
     EmptyReport,
     LoopingReport,
+    NotEnglish,
+    NotReport,
     NotText,
     PromptEcho,
     ReportError,
@@ -22,6 +24,12 @@ from pedcxr_client.types import Usage
 
 _LONGEST_MESSAGE = 300
 _SENT_ID = re.compile(r"pedcxr-[0-9a-f]{32}")  # as `new_request_id` makes them
+_DEFECTS: dict[validation.Defect, str] = {
+    "thoughts": "the model shows its thoughts instead of a report; turn thinking off, or check the checkpoint",
+    "markup": "the model wrote JSON, HTML or code instead of a report; check the prompt and the checkpoint",
+    "refusal": "the model declines or describes itself instead of a report; check the film and the checkpoint",
+    "no finding": "the text states no finding, so it is not a report; check the film and the checkpoint",
+}
 
 
 @dataclass(slots=True, repr=False)
@@ -112,6 +120,7 @@ class StreamParser:
             self._fail(LoopingReport("the model repeats itself instead of a report; check the film and the prompt"))
         if self.finish_reason == "length":
             self._fail(TruncatedReport("the text was cut off at max_tokens and is not a report; raise max_tokens"))
+        self._check_report()
 
     def _check_text(self, system: str | None) -> None:
         if not self.text.strip():
@@ -120,6 +129,15 @@ class StreamParser:
             self._fail(NotText("the model's output is not text; check that the server runs the right checkpoint"))
         if validation.is_echo(self.text, system):
             self._fail(PromptEcho("the model repeats the prompt; check that the server runs the right checkpoint"))
+
+    def _check_report(self) -> None:
+        defect = validation.defect(self.text)
+        if (language := validation.language(self.text)) != "en" and defect != "thoughts":
+            error = NotEnglish(f"the text is not in English (language {language}); check the prompt and the checkpoint")
+            error.language = language
+            self._fail(error)
+        if defect is not None:
+            self._fail(NotReport(_DEFECTS[defect]))
 
     def _fail(self, error: ReportError) -> None:
         error.finish_reason = self.finish_reason

@@ -7,12 +7,13 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from pedcxr_client.cli.main import main
-from pedcxr_client.evaluation import statistics, subgroups
+from pedcxr_client.evaluation import runs, statistics, subgroups
 
 SECRET = "Popescu^Ana"
 SICK, WELL = "Right pleural effusion.", "No pleural effusion."

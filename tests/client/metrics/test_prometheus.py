@@ -60,6 +60,8 @@ def test_successful_report_is_timed_and_counted(engine, film, twin, registry):
         (Answer(pieces=("no ",) * 30), "looping"),
         (Answer(pieces=("<end_of_turn>", "Clear.")), "prompt_echo"),
         (Answer(pieces=("\ufffd",)), "not_text"),
+        (Answer(pieces=("I'm sorry.",)), "not_report"),
+        (Answer(pieces=("Cordul este normal.",)), "not_english"),
         (Answer(finish="length"), "truncated"),
         (Answer(cut_after=1), "aborted"),
         (Answer(pieces=()), "empty"),

@@ -22,6 +22,7 @@ from pedcxr_client import (
     Timing,
 )
 from pedcxr_client.films.film import prepare
+from pedcxr_client.films.geometry import Preparation
 from tests.support.servers.fake_engine import REPORT, TEXT, Answer
 
 
@@ -164,6 +165,39 @@ def test_film_may_be_a_path_bytes_or_an_image(engine, film, form, tmp_path):
     data = base64.b64decode(url.partition(",")[2])
     assert report.image_sha256 == hashlib.sha256(data).hexdigest()
     assert Image.open(io.BytesIO(data)).tobytes() == Image.open(io.BytesIO(film)).tobytes()
+
+
+TRAINED = Preparation(profile="ped-train")
+SQUARE = Preparation(pad_square=True, resize="model")
+
+
+@pytest.mark.parametrize(
+    ("of_the_image", "of_the_request", "profile"),
+    [
+        (None, SQUARE, "display+square+896x896"),
+        (None, TRAINED, "ped-train"),
+        (SQUARE, None, "display+square+896x896"),
+        (TRAINED, None, "ped-train"),
+        (TRAINED, TRAINED, "ped-train"),
+        (SQUARE, SQUARE, "display+square+896x896"),
+        (TRAINED, SQUARE, None),
+        (Preparation(), TRAINED, None),
+    ],
+)
+def test_image_profile_is_that_of_the_sent_image(engine, film, twin, of_the_image, of_the_request, profile):
+    source = film if of_the_image is None else prepare(film, of_the_image)
+    options = {} if of_the_request is None else {"preparation": of_the_request}
+    if profile is None:
+        with pytest.raises(InputError, match="preparation: the EncodedImage was prepared as"):
+            twin.report(engine.url, source, **options)
+        assert not engine.chats
+    else:
+        assert twin.report(engine.url, source, **options).image_profile == profile
+
+
+def test_model_list_sets_demo(engine, film, twin):
+    engine.details = {"demo": True, "revision": "rev-1"}
+    assert twin.report(engine.url, film).demo
 
 
 def test_film_is_read_off_the_event_loop(engine, tmp_path):
