@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pedcxr_client.errors import PedcxrError, RequestError
+from pedcxr_client.errors import NotReport, PedcxrError, RequestError
 from pedcxr_client.metrics.hooks import Hook, Outcome
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request import payload, sdk_errors
@@ -81,12 +81,14 @@ class ReportCall:
     def response_started(self, headers: Mapping[str, str]) -> None:
         """Record the headers of the response. Raise ServerFailed if it is not an event stream.
 
-        Raise AbortedReport if it is the response to another request.
+        Raise AbortedReport if it is the response to another request, NotReport if the server received no film.
         """
         self._request_id = headers.get("x-request-id")
         self._demo = headers.get("x-pedcxr-demo") == "1"
         if not headers.get("content-type", "").startswith("text/event-stream"):
             raise not_openai(self._url)
+        if headers.get("x-pedcxr-film") == "none":
+            raise NotReport("the server received no film, so its text is not a report; check the proxy in between")
         self._parser.response_started(headers)
 
     def add(self, event: object) -> str:

@@ -117,6 +117,13 @@ def test_demo_header_sets_demo(engine, film, twin):
     assert twin.report(engine.url, film).demo
 
 
+def test_text_that_was_written_without_the_film_is_no_report(engine, film, twin):
+    """A proxy may remove the image; the server then says that it received none."""
+    engine.answer = Answer(headers={"x-pedcxr-film": "none"})
+    with pytest.raises(NotReport, match="received no film"):
+        twin.report(engine.url, film)
+
+
 def test_closing_a_stream_early_closes_the_request(engine, film, twin):
     engine.answer = Answer(stall_after=2)
     pieces, _ = twin.stream(engine.url, film, stop_after=2)
