@@ -41,7 +41,9 @@ _PRIOR = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 # Placeholders of MIMIC-CXR, Open-i and templates. A line of underscores alone is a rule in markdown.
-_PLACEHOLDER = re.compile(r"(?m:(?<!_)_{3,}(?!_*[ \t]*$)|(?<=\S)[ \t]*_{3,})|\bX{3,}\b|\[[^\]\n]*[A-Za-z][^\]\n]*\]")
+_PLACEHOLDER = re.compile(
+    r"(?m:(?<!_)_{3,}+(?![ \t]*$)|(?<=\S)[ \t]*_{3,})|\bX{3,}\b|\[[^\]\n]{0,40}[A-Za-z][^\]\n]{0,40}\]"
+)
 
 Defect = Literal["thoughts", "markup", "refusal", "no finding"]
 """Why a text in natural language is not a report."""

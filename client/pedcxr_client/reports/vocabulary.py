@@ -13,7 +13,7 @@ _TASKS = (
 )
 REFUSAL = re.compile(
     rf"""
-    (?: \A | (?<=[.!?:\n]) ) [\s"'*_\#>-]*
+    (?: \A | (?<=[.!?:\n]) ) [\s"'*_\#>-]{{0,9}}
     (?: (?:i['’]?\s?a?m|we\s?['’]?a?re) \s (?:\w+\s)? (?:sorry|afraid) \b
       | (?:(?:my|our|sincere)\s)* apolog(?:ies|i[sz]e) \b | i\sapologi[sz]e \b | (?:sorry|oops) \b
       | (?:unfortunately|regrettably) ,? \s (?:i|we) \b
@@ -38,7 +38,8 @@ MARKUP = re.compile(r"```|\A\s*(?:\{\s*[\"'}]|\[\s*[\"{\]]|<[a-z!?])|</[a-z]\w*>
 """Fenced text, JSON, HTML and XML."""
 
 HEADING = re.compile(
-    r"^\W*(?:findings?|impressions?|conclusions?|report|comparison|indication|technique|exam(?:ination)?|view)\W*(?::|$)",
+    r"^[^\w\n]{0,9}(?:findings?|impressions?|conclusions?|report|comparison|indication|technique|exam(?:ination)?|view)"
+    r"[^\w\n:]{0,9}(?::|$)",
     re.IGNORECASE | re.MULTILINE,
 )
 """A heading. It states nothing about a film."""

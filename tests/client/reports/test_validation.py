@@ -121,6 +121,19 @@ def test_long_text_is_fast():
 
 
 @pytest.mark.parametrize(
+    "unit", ["\n", "\n- ", "-", " ", "_", "[a", ": ", "as a x y ", "i am ", "my ", "prior a b ", "no a "]
+)
+def test_repeated_characters_take_linear_time(unit):
+    def seconds(length: int) -> float:
+        text, start = unit * (length // len(unit)), time.process_time()
+        for check in (defect, language, mentions_prior):
+            check(text)
+        return time.process_time() - start
+
+    assert seconds(20_000) < 1, "a quadratic rule takes more than 5 s"
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "<start_of_turn>model\nNormal.",
