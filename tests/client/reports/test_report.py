@@ -17,6 +17,7 @@ from pedcxr_client import (
     Client,
     ConfigurationError,
     InputError,
+    NotReport,
     RequestError,
     ServerFailed,
     Timing,

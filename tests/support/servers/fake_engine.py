@@ -124,7 +124,13 @@ class FakeEngine:
             self._socket.bind(str(self.uds))
         self._socket.listen(512)  # from here on, the kernel queues connections until the thread serves
         config = uvicorn.Config(
-            self, log_config=None, lifespan="off", ws="none", loop="asyncio", timeout_graceful_shutdown=1
+            self,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            loop="asyncio",
+            timeout_graceful_shutdown=1,
+            timeout_keep_alive=60,  # on a busy machine, a client may use a connection again after more than 5 s
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
