@@ -11,7 +11,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway drill loadtest lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -86,6 +86,9 @@ bench-client: $(READY)  ## CPU time per request: the client and the plain SDK
 
 bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at once
 	@$(RUN) -m tests.benchmarks.gateway
+
+bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real reports
+	@$(RUN) -m tests.client.evaluation.lexicon_accuracy
 
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
 	@$(RUN) -m tests.drills.kill_engine

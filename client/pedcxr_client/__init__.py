@@ -1,5 +1,6 @@
 """Client of a pedcxr server: draft reports of paediatric chest films. Research use only."""
 
+from pedcxr_client.checks.inspection import Inspection, inspect
 from pedcxr_client.client import AsyncClient, AsyncReportStream, Client, ReportStream
 from pedcxr_client.errors import (
     AbortedReport,
@@ -11,7 +12,10 @@ from pedcxr_client.errors import (
     EmptyReport,
     InputError,
     LoopingReport,
+    MissingResource,
+    NotEnglish,
     NotFound,
+    NotReport,
     NotText,
     PedcxrError,
     PromptEcho,
@@ -51,8 +55,12 @@ __all__ = [
     "FilmRequest",
     "Hook",
     "InputError",
+    "Inspection",
     "LoopingReport",
+    "MissingResource",
+    "NotEnglish",
     "NotFound",
+    "NotReport",
     "NotText",
     "Outcome",
     "PedcxrError",
@@ -73,4 +81,5 @@ __all__ = [
     "Unavailable",
     "Usage",
     "__version__",
+    "inspect",
 ]

@@ -5,9 +5,19 @@ The asynchronous code does all the work. The synchronous client runs it on an ev
 
 from __future__ import annotations
 
+import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
@@ -17,7 +27,14 @@ from pedcxr_client.reports.report import Report
 from pedcxr_client.request.call import ReportCall
 from pedcxr_client.request.film_request import FilmOptions, FilmRequest, Result
 from pedcxr_client.request.retry import RetryState
-from pedcxr_client.request.settings import DEFAULT_TIMEOUTS, DEFAULT_URL, Settings, Timeouts
+from pedcxr_client.request.settings import (
+    DEFAULT_TIMEOUTS,
+    DEFAULT_URL,
+    Certificates,
+    HttpClient,
+    Settings,
+    Timeouts,
+)
 from pedcxr_client.types import ServedModel
 
 if TYPE_CHECKING:
@@ -47,9 +64,16 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         retries: int = 2,
         insecure_http: bool = False,
         metrics: Hook | None = None,
+        headers: Mapping[str, str] | None = None,
+        verify: Certificates | None = None,
+        http_client: HttpClient | None = None,
     ) -> None:
-        settings = Settings(url, api_key, model, timeouts, retries, insecure_http)
+        settings = Settings(
+            url, api_key, model, timeouts, retries, insecure_http,
+            headers={} if headers is None else headers, verify=verify, http_client=http_client,
+        )  # fmt: skip
 
+        from pedcxr_client.request import concurrent  # noqa: F401  # an import needs a file descriptor, so not later
         from pedcxr_client.request.connection import Connection
 
         self._connection = Connection(settings, NullHook() if metrics is None else metrics)
@@ -108,6 +132,8 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
 class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", Coroutine[Any, Any, bytes]]):
     """`Client` for asyncio, with the same arguments, methods, results and errors. Use one for each event loop.
 
+    A forked process may use it on an event loop of its own, where it opens connections of its own.
+
     Films are read and encoded in a worker thread. Cancelling a task cancels its request on the server.
 
     Example:
@@ -131,13 +157,17 @@ class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", 
             RequestError: if the server could not be reached, rejected the request or failed.
             ConfigurationError: if the client names no model and the server does not offer exactly one.
         """
+        self._connection.enter()
         return await _served_model(self._connection, refresh)
 
-    def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> AsyncGenerator[Result, None]:
+    def reports(
+        self, requests: Iterable[FilmRequest] | AsyncIterable[FilmRequest], *, concurrency: int = 8
+    ) -> AsyncGenerator[Result, None]:
         """Write reports of many films and yield the results as they finish; see `Client.reports`.
 
-        The iterable is read on the event loop, so it must not block. To cancel the requests in flight when leaving the
-        loop early, wrap the generator in ``contextlib.aclosing``.
+        The requests are read on the event loop, so an iterable must not block: a slow source, such as a queue, is an
+        asynchronous iterable. To cancel the requests in flight when leaving the loop early, wrap the generator in
+        ``contextlib.aclosing``.
 
         Example:
             >>> async with aclosing(client.reports(requests, concurrency=32)) as results:  # doctest: +SKIP
@@ -167,6 +197,7 @@ class AsyncClient(_BaseClient[Coroutine[Any, Any, Report], "AsyncReportStream", 
     async def _payload(self, request: FilmRequest, *, stream: bool) -> bytes:
         import asyncio
 
+        self._connection.enter()
         call = ReportCall(self._connection.settings, request, NullHook())
         size = await self._connection.image_size(call)
         await asyncio.to_thread(call.prepare, size)
@@ -181,6 +212,12 @@ class AsyncReportStream:
         self._call: ReportCall | None = None
         self._events: openai.AsyncStream[object] | None = None
         self._report: Report | None = None
+        self._process = os.getpid()
+
+    @property
+    def text(self) -> str:
+        """The text so far. It is a report only after the end of the iteration; see ``report``."""
+        return "" if self._call is None else self._call.text
 
     @property
     def report(self) -> Report:
@@ -196,6 +233,7 @@ class AsyncReportStream:
     async def __aenter__(self) -> Self:
         import asyncio
 
+        self._connection.enter()
         call = self._start()
         try:
             size = await self._connection.image_size(call)
@@ -207,6 +245,8 @@ class AsyncReportStream:
         return self
 
     def __aiter__(self) -> AsyncIterator[str]:
+        if self._call is None:
+            raise RuntimeError("the stream is not open; write: async with client.stream(...) as stream")
         return self
 
     async def __anext__(self) -> str:
@@ -215,9 +255,10 @@ class AsyncReportStream:
         raise StopAsyncIteration
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        await self._close(error)
+        await self._close(error, in_block=True)
 
     def _start(self) -> ReportCall:
+        self._process = os.getpid()
         self._call = ReportCall(self._connection.settings, self._request, self._connection.hook)
         return self._call
 
@@ -227,21 +268,18 @@ class AsyncReportStream:
 
     async def _next_piece(self) -> str | None:
         """Return the next piece of text, or None after the last one, when the report is complete."""
-        import openai
+        from pedcxr_client.request.connection import check_process
 
+        check_process(self._process)
         call, events = self._call, self._events
         if call is None or events is None:
             raise RuntimeError("the stream is not open; use it in a with statement (AsyncClient: async with)")
         try:
             while not call.is_over:
-                if (event := await self._connection.next_event(events, call.retries)) is None:
+                if (event := await self._connection.next_event(events, call)) is None:
                     self._report = call.report()
                 elif piece := call.add(event):
                     return piece
-        except (openai.OpenAIError, ValueError) as error:
-            failure = call.broken(error)
-            await self._close(failure)
-            raise failure from error
         except BaseException as error:
             await self._close(error)
             raise
@@ -252,9 +290,11 @@ class AsyncReportStream:
             pass
         return self.report
 
-    async def _close(self, error: BaseException | None) -> None:
+    async def _close(self, error: BaseException | None, *, in_block: bool = False) -> None:
+        if self._process != os.getpid():
+            return  # the parent process owns the connection
         if self._call is not None:
-            self._call.fail(error)
+            self._call.fail(error, in_block=in_block)
         if self._events is not None:
             await self._events.close()
 
@@ -262,18 +302,24 @@ class AsyncReportStream:
 class Client(_BaseClient[Report, "ReportStream", bytes]):
     """Requests draft reports from a pedcxr server. Threads may share one client.
 
-    The client opens its connections from a background thread, which the first call starts and `close` ends. A
-    process that is forked later needs a client of its own.
+    The client opens its connections from a background thread, which the first call starts and `close` ends. A forked
+    process has a thread and connections of its own; it cannot continue a call that its parent started.
 
     Args:
         url: the server's OpenAI base URL, usually ending in ``/v1``.
         api_key: sent as a bearer token. The client reads no environment variable.
         model: the model's name. By default, the client requests it once from the server, which must offer exactly one.
         timeouts: limits for each phase and for the whole call.
-        retries: how often to retry after a failed connection, and after 429 or 503 without Retry-After. A Retry-After
-            is obeyed until the deadline. 0 turns all retries off. Nothing is retried after the response has started.
+        retries: how often to retry after a failed connection, and after 429, 503, or 502 and 504 of a proxy, without
+            Retry-After. A Retry-After is obeyed until the deadline. 0 turns all retries off. Nothing is retried after
+            the response has started.
         insecure_http: allow plain http to another machine.
         metrics: observes every call, for example `pedcxr_client.metrics.prometheus.Metrics`.
+        headers: further headers of every request, for example for a proxy.
+        verify: the trusted certificates: a PEM file, or an SSLContext, which may hold a client certificate too.
+            By default SSL_CERT_FILE, or else the certificates of the system.
+        http_client: sends the requests, for a transport or a proxy of your own; ``close`` closes it. Both clients take
+            an `httpx2.AsyncClient`, such as ``openai.DefaultAsyncHttpxClient(proxy=...)``.
 
     Raises:
         ConfigurationError: if an argument is invalid.
@@ -283,16 +329,18 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
         ...     print(client.report("film.png", age="5y", sex="M").text)
     """
 
-    _sdk: openai.OpenAI | None = None
-
     @property
     def openai(self) -> openai.OpenAI:
-        """A client of the openai SDK with the same settings, for everything else that the server offers."""
-        if self._sdk is None:
-            from pedcxr_client.request.connection import blocking_sdk
+        """A client of the openai SDK with the same settings, for everything else that the server offers.
 
-            self._sdk = blocking_sdk(self._connection.settings)
-        return self._sdk
+        Raises:
+            ConfigurationError: if the client has an ``http_client``, which is asynchronous.
+        """
+        if (sdk := self._sdks.get(os.getpid())) is None:
+            from pedcxr_client.request import sdk_client
+
+            sdk = self._sdks[os.getpid()] = sdk_client.blocking(self._connection.settings)
+        return sdk
 
     def model(self, *, refresh: bool = False) -> ServedModel:
         """Return the served model as the server describes it. Requested once, or again with ``refresh=True``.
@@ -306,11 +354,12 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
     def reports(self, requests: Iterable[FilmRequest], *, concurrency: int = 8) -> Generator[Result, None, None]:
         """Write reports of many films and yield the results as they finish. An error of one film ends no other.
 
-        The iterable is read in the caller's thread. Leaving the loop early, or closing the generator, cancels the
-        requests in flight, on the server too.
+        A result is yielded as soon as it exists, also while the iterable blocks. The iterable is therefore read in a
+        thread of its own, with the caller's context variables. Leaving the loop early, or closing the generator,
+        cancels the requests in flight, on the server too, and closes the iterable, unless it blocks.
 
         Args:
-            requests: may be endless; at most ``2 * concurrency`` are read ahead of the results.
+            requests: may block and be endless; at most ``2 * concurrency`` are read ahead of the results.
             concurrency: maximum number of films in flight, from reading to report. Each has a connection of its own.
 
         Raises:
@@ -321,26 +370,26 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
             >>> for result in client.reports(requests, concurrency=32):  # doctest: +SKIP
             ...     print(result.request.key, result.report.text if result.report else result.error)
         """
-        from pedcxr_client.request.concurrent import ReportPool
+        from pedcxr_client.request.concurrent import ReportPool, ThreadedIterator
 
-        run = self._loop.run
-        pool = ReportPool(partial(_write_report, self._connection), concurrency)
+        self._loop.start()
+        source = ThreadedIterator(requests)
         try:
-            for index, request in enumerate(requests):
-                run(pool.add, index, request)
-                while pool.must_read:
-                    yield run(pool.result)
-            while not pool.is_empty:
-                yield run(pool.result)
+            pool = ReportPool(partial(_write_report, self._connection), source, concurrency)
+            try:
+                while (result := self._loop.run(pool.next)) is not None:
+                    yield result
+            finally:
+                if not self._loop.stopped:
+                    self._loop.run(pool.close)
         finally:
-            if not self._loop.stopped:
-                run(pool.close)
+            source.close()
 
     def close(self) -> None:
         """Close the connections and end the background thread. The client cannot be used afterwards."""
         self._loop.stop()
-        if self._sdk is not None:
-            self._sdk.close()
+        if (sdk := self._sdks.get(os.getpid())) is not None:
+            sdk.close()
 
     def __enter__(self) -> Self:
         return self
@@ -351,6 +400,7 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
     def _set_up(self) -> None:
         from pedcxr_client.request.connection import LoopThread
 
+        self._sdks: dict[int, openai.OpenAI] = {}  # by process id
         self._loop = LoopThread(self._connection.close)
         weakref.finalize(self, self._loop.stop, _EXIT_TIMEOUT_S)
 
@@ -384,6 +434,11 @@ class ReportStream:
         """
         return self._stream.report
 
+    @property
+    def text(self) -> str:
+        """The text so far. It is a report only after the end of the iteration; see ``report``."""
+        return self._stream.text
+
     def __enter__(self) -> Self:
         self._loop.start()
         call = self._stream._start()
@@ -396,6 +451,8 @@ class ReportStream:
         return self
 
     def __iter__(self) -> Iterator[str]:
+        if self._stream._call is None:
+            raise RuntimeError("the stream is not open; write: with client.stream(...) as stream")
         return self
 
     def __next__(self) -> str:
@@ -404,11 +461,11 @@ class ReportStream:
         raise StopIteration
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._close(error)
+        self._close(error, in_block=True)
 
-    def _close(self, error: BaseException | None) -> None:
+    def _close(self, error: BaseException | None, *, in_block: bool = False) -> None:
         if not self._loop.stopped:
-            self._loop.run(self._stream._close, error)
+            self._loop.run(partial(self._stream._close, error, in_block=in_block))
 
 
 def _film_request(method: str, film: FilmSource, options: FilmOptions) -> FilmRequest:

@@ -1,9 +1,10 @@
 """The errors of pedcxr_client, with the exit codes of the command line.
 
 PedcxrError                        4
-├── ConfigurationError             2  invalid settings of the client: address, key, model, options
+├── ConfigurationError             2  invalid settings of the client: address, key, model, options; a closed client
 ├── InputError                     3  an invalid film, age or sex; nothing was sent
-│   └── BlockedFilm                3  a film outside the intended use that the caller did not allow; nothing was sent
+│   ├── BlockedFilm                3  a film outside the intended use that the caller did not allow; nothing was sent
+│   └── MissingResource            3  this machine lacks a decoder or the memory to read the film; nothing was sent
 └── RequestError                   4  the request failed; carries the evidence
     ├── ConnectionFailed           4  no connection, or disconnected before the response started (retried)
     ├── TimedOut                   4  a phase other than connecting, or the whole call, took too long
@@ -11,7 +12,7 @@ PedcxrError                        4
     ├── NotFound                   2  404: unknown model or path
     ├── BadRequest                 3  another 4xx: the server rejected the film or the prompt
     ├── RateLimited                4  429 (retried)
-    ├── Unavailable                4  503: starting, full or stopping (retried)
+    ├── Unavailable                4  503: starting, full or stopping; 502 or 504 of a proxy (retried)
     ├── ServerFailed               4  another 5xx, a redirect, or a response of another protocol
     └── ReportError                4  the server sent text that is not a report
         ├── TruncatedReport        4  cut off at max_tokens
@@ -19,15 +20,16 @@ PedcxrError                        4
         ├── EmptyReport            4  no text
         ├── LoopingReport          4  the same words repeated, with any finish reason
         ├── PromptEcho             4  repeats the prompt, or contains tokens of the chat template
-        └── NotText                4  control characters, too few letters, or only special tokens
+        ├── NotText                4  control characters, too few letters, or only special tokens
+        ├── NotEnglish             4  a text in another language
+        └── NotReport              4  a refusal, thoughts, JSON, or a text that states no finding
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from pedcxr_client.types import Check, Timing
+from pedcxr_client.types import Check, Timing
 
 
 class PedcxrError(Exception):
@@ -43,7 +45,7 @@ class PedcxrError(Exception):
 
 
 class ConfigurationError(PedcxrError):
-    """Invalid settings: a malformed address, plain http to another machine, an ambiguous model."""
+    """Invalid settings: a malformed address, plain http to another machine, an ambiguous model; or a closed client."""
 
     exit_code = 2
     outcome = "configuration"
@@ -65,9 +67,13 @@ class BlockedFilm(InputError):
 
     outcome = "blocked"
 
-    def __init__(self, message: str, checks: tuple[Check, ...]) -> None:
+    def __init__(self, message: str, checks: tuple[Check, ...] = ()) -> None:
         super().__init__(message)
         self.checks = checks
+
+
+class MissingResource(InputError):
+    """This machine lacks what it needs to read the film: a decoder or memory. The film itself may be valid."""
 
 
 class RequestError(PedcxrError):
@@ -77,12 +83,16 @@ class RequestError(PedcxrError):
 
     Attributes:
         status_code: the HTTP status of an error response, or None.
+        code: the server's own error code, such as ``"budget_spent"``, as a text; or None.
+        reason: the server's own message on one line, or None. It is a part of the error's message too.
         request_id: the server's ``X-Request-Id``, or None.
         text: the part of the report that was received, unchanged; "" if none.
         timing: the timestamps so far, or None if nothing was sent.
     """
 
     outcome = "server"
+    code: str | None = None
+    reason: str | None = None
 
     def __init__(
         self,
@@ -141,13 +151,11 @@ class BadRequest(RequestError):
 
     Attributes:
         param: the field that the server names, or None.
-        code: the server's error code, or None.
     """
 
     exit_code = 3
     outcome = "bad_request"
     param: str | None = None
-    code: str | None = None
 
 
 class RateLimited(_RetryLater):
@@ -157,7 +165,10 @@ class RateLimited(_RetryLater):
 
 
 class Unavailable(_RetryLater):
-    """The server is starting, full or stopping (503)."""
+    """The server is starting, full or stopping (503), or a proxy in front of it does not reach it (502, 504).
+
+    A 502 or 504 of the server itself, which has an OpenAI error body, is a `ServerFailed`, since the film may cause it.
+    """
 
     outcome = "unavailable"
 
@@ -183,14 +194,9 @@ class TruncatedReport(ReportError):
 
 
 class AbortedReport(ReportError):
-    """An error, an abort or a broken connection ended the text.
-
-    Attributes:
-        code: the error code of the server's error event, or None.
-    """
+    """An error, an abort or a broken connection ended the text, or the response is that of another request."""
 
     outcome = "aborted"
-    code: str | None = None
 
 
 class EmptyReport(ReportError):
@@ -215,3 +221,20 @@ class NotText(ReportError):
     """The output is not text: control or replacement characters, too few letters, or only special tokens."""
 
     outcome = "not_text"
+
+
+class NotEnglish(ReportError):
+    """The text is in another language than the prompt and the model's training.
+
+    Attributes:
+        language: its RFC 5646 tag, such as ``"ro"``; ``"und"`` if it is unknown.
+    """
+
+    outcome = "not_english"
+    language: str = "und"
+
+
+class NotReport(ReportError):
+    """The text declines, describes the model, contains its thoughts or JSON, or states nothing about a film."""
+
+    outcome = "not_report"

@@ -100,9 +100,13 @@ class Timing:
         return _between(self.scheduled, self.last)
 
     def as_dict(self) -> dict[str, float | int | None]:
-        """Return the raw timestamps and the derived times."""
+        """Return the timestamps in seconds since ``scheduled``, and the derived times."""
+        stamps = {
+            name: round(value - self.scheduled, 6) if isinstance(value, float) else value
+            for name, value in asdict(self).items()
+        }
         derived = {name: getattr(self, name) for name in ("ttft", "ttft_user", "tpot", "e2e", "e2e_user")}
-        return asdict(self) | derived
+        return stamps | derived
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, description=text + ".", epilog="Words after -- are passed to `vllm serve` unchanged."
         )
         _add_settings(command)
-        command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        if name != "check":
+            command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
     _add_keys(commands)
     _add_audit(commands)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from tests.support.servers.fake_engine import FakeEngine
 
-FILES = 200  # on disk; a larger run lists each file several times, with different ids
+FILES = 200  # on disk; a larger run lists each file several times, with different ids and ages
 SIDE = 256
 
 
@@ -39,7 +39,8 @@ def manifest(folder: Path, films: int) -> Path:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("path", "id", "age", "sex", "assume_chest"))
-        rows.writerows((f"{number % FILES}.png", f"film-{number}", "5y", "M", "yes") for number in range(films))
+        for number in range(films):
+            rows.writerow((f"{number % FILES}.png", f"film-{number}", f"{number // FILES}d", "M", "yes"))
     return path
 
 

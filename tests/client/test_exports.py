@@ -57,6 +57,8 @@ def test_both_clients_have_the_same_methods_and_arguments():
         for name in names - {"openai"}:
             if callable(getattr(sync, name)):
                 signatures = [inspect.signature(getattr(client, name)) for client in (sync, other)]
+                if name == "reports":  # only the asynchronous client takes an asynchronous iterable
+                    signatures = [signature.replace(parameters=()) for signature in signatures]
                 assert signatures[0].parameters == signatures[1].parameters, name
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
 

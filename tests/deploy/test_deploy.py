@@ -143,8 +143,9 @@ def test_the_gpu_image_has_the_vllm_version_of_the_plugin() -> None:
 
 
 def test_packages_of_the_gpu_image_depend_on_neither_torch_nor_vllm() -> None:
-    assert '"/src[serve]"' in of("Dockerfile", "RUN")[0]
-    requirements = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["serve"]]
+    assert '"/src[serve,dicom]"' in of("Dockerfile", "RUN")[0]
+    extras = PROJECT["optional-dependencies"]
+    requirements = [Requirement(text) for text in PROJECT["dependencies"] + extras["serve"] + extras["dicom"]]
     names: set[str] = set()
     while requirements:
         one = requirements.pop()

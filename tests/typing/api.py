@@ -13,6 +13,7 @@ import numpy as np
 import openai
 from PIL import Image
 from prometheus_client import CollectorRegistry
+from pydicom import Dataset, dcmread
 
 from pedcxr_client import (
     DISCLAIMER,
@@ -25,6 +26,7 @@ from pedcxr_client import (
     EncodedImage,
     FilmRequest,
     Hook,
+    Inspection,
     Outcome,
     PedcxrError,
     Preparation,
@@ -38,6 +40,7 @@ from pedcxr_client import (
     Timing,
     TruncatedReport,
     Usage,
+    inspect,
 )
 from pedcxr_client.metrics import Metrics, Pushgateway, serving
 from pedcxr_client.reports import Identity, identity_of, to_csv, to_fhir, to_json, to_jsonl, to_sr, to_text
@@ -86,12 +89,29 @@ def every_kind_of_film(client: Client, encoded: EncodedImage) -> None:
     client.report(b"bytes of a file")
     client.report(io.BytesIO(b"bytes of a file"))
     client.report(Image.new("L", (512, 512)))
+    client.report(bytearray(b"bytes of a file"))
+    client.report(memoryview(b"bytes of a file"))
+    client.report(Dataset())
+    client.report(dcmread("film.dcm"))
     client.report(np.zeros((512, 512), np.uint8))
+    client.report(np.zeros((512, 512), np.int16))
     client.report(np.zeros((512, 512), np.uint16), preparation=Preparation(resize="model"))
     client.report(encoded)
     client.report(3.5)  # type: ignore[arg-type]
     client.report("film.png", sex="x")  # type: ignore[arg-type]
     client.report("film.png", tokens=3)  # type: ignore[call-arg]
+
+
+def inspecting(film: Dataset) -> None:
+    inspection = inspect(film, age="5y", sex="F", preparation=Preparation(resize="model"))
+    assert_type(inspection, Inspection)
+    assert_type(inspection.file, str | None)
+    assert_type(inspection.checks, tuple[Check, ...])
+    assert_type(inspection.image, EncodedImage | None)
+    assert_type(inspection.pixels, Image.Image | None)
+    assert_type(inspection.verdict, str)
+    inspect(3.5)  # type: ignore[arg-type]
+    inspect(film, tokens=3)  # type: ignore[call-arg]
 
 
 def stream(client: Client) -> None:
@@ -140,6 +160,8 @@ def errors(client: Client) -> None:
     except RequestError as error:
         assert_type(error.status_code, int | None)
         assert_type(error.request_id, str | None)
+        assert_type(error.code, str | None)
+        assert_type(error.reason, str | None)
         assert_type(error.timing, Timing | None)
     except PedcxrError as error:
         assert_type(error.exit_code, int)

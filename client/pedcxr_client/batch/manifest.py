@@ -7,27 +7,34 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from typing import TextIO
 
+from pedcxr_client.checks import rules
 from pedcxr_client.errors import InputError
+from pedcxr_client.films.age import Age
+from pedcxr_client.types import Sex
 
 COLUMNS = ("path", "id", "age", "sex", "assume_chest", "allow")
 """The column names; only ``path`` is required. Letter case and surrounding blanks are ignored."""
-_TRUTH_VALUES = {"": False, "0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
+_TRUTH_VALUES = {
+    **dict.fromkeys(("", "0", "no", "false", "falsch", "faux", "fals"), False),
+    **dict.fromkeys(("1", "yes", "true", "wahr", "vrai", "adevărat"), True),  # as Excel writes them, by its language
+}
+_SEXES: dict[str, Sex | None] = {"": None, "M": "M", "F": "F"}
+_SEPARATORS = (",", ";", "\t")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 _MAX_PROBLEMS = 10  # in one message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Entry:
-    """One film of a batch. The ``id`` names it in the output and is unique within the batch.
-
-    The age and the sex are validated when the request is prepared.
-    """
+    """One film of a batch. The ``id`` names it in the output and is unique within the batch."""
 
     id: str
     path: str
-    age: str | None = None
-    sex: str | None = None
+    age: Age | None = None
+    sex: Sex | None = None
     assume_chest: bool = False
     allow: tuple[str, ...] = ()
 
@@ -77,40 +84,64 @@ def read(path: str, *, allow_outside: bool = False) -> Iterator[Entry]:
 def _entries(path: str, allow_outside: bool) -> Iterator[tuple[int, Entry | str]]:
     """Yield the line number of each row with its entry, or with a description of its problem."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, "rb") as binary:
+            encoding = "utf-16" if binary.read(2) in _UTF_16 else "utf-8-sig"
+        with open(path, encoding=encoding, newline="") as file:
             yield from _rows(file, _Folder(path, allow_outside))
-    except UnicodeDecodeError as error:
-        raise InputError("the manifest: is not UTF-8; save it as CSV UTF-8") from error
+    except UnicodeError as error:
+        raise InputError(
+            "the manifest: is not UTF-8; save it as CSV UTF-8, or as Unicode text (UTF-16 with a byte order mark)"
+        ) from error
     except OSError as error:
         raise InputError(f"the manifest: {error.strerror or 'cannot be opened'}; check the path") from error
 
 
 def _rows(file: TextIO, folder: _Folder) -> Iterator[tuple[int, Entry | str]]:
-    reader = csv.reader(file, strict=True)
+    first, offset = file.readline(), 0
+    separator = _stated_separator(first)
+    if separator is not None:
+        first, offset = file.readline(), 1
+    reader = csv.reader(chain([first], file), strict=True, delimiter=separator or _separator_of(first))
     try:
         header = _header(next(reader, []))
         for row in reader:
+            line = reader.line_num + offset
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) != len(header):
-                yield reader.line_num, f"has {len(row)} cells but the header has {len(header)}"
+                yield line, f"has {len(row)} cells but the header has {len(header)}"
             else:
-                yield reader.line_num, _entry(dict(zip(header, (cell.strip() for cell in row), strict=True)), folder)
+                yield line, _entry(dict(zip(header, (cell.strip() for cell in row), strict=True)), folder)
     except csv.Error as error:
+        line = reader.line_num + offset
         if "field limit" in str(error):
             raise InputError(
-                f"the manifest: line {reader.line_num}: a cell is longer than {csv.field_size_limit()} characters; "
+                f"the manifest: line {line}: a cell is longer than {csv.field_size_limit()} characters; "
                 "check for a missing quotation mark"
             ) from error
         raise InputError(
-            f"the manifest: line {reader.line_num}: is not valid CSV; put cells that contain commas in quotation marks"
+            f"the manifest: line {line}: is not valid CSV; put cells that contain the separator in quotation marks"
         ) from error
+
+
+def _stated_separator(line: str) -> str | None:
+    """Return the separator of a line such as ``sep=;``, which Excel reads and writes, or None for another line."""
+    text = line.rstrip("\r\n").strip('"')
+    if text[:4].lower() != "sep=":
+        return None
+    separator = text[4:]
+    if separator not in _SEPARATORS:
+        raise InputError("the manifest: line 1: sep= must name a comma, a semicolon or a tab")
+    return separator
+
+
+def _separator_of(header: str) -> str:
+    """Return the first of comma, semicolon and tab that the header contains. Column names contain none of them."""
+    return next((separator for separator in _SEPARATORS if separator in header), ",")
 
 
 def _header(row: list[str]) -> list[str]:
     header = [cell.strip().lower() for cell in row]
-    if len(row) == 1 and (";" in row[0] or "\t" in row[0]):
-        raise InputError("the manifest: columns are not separated by commas; export it as comma-separated CSV")
     for number, name in enumerate(header, 1):
         if name not in COLUMNS:
             raise InputError(
@@ -146,11 +177,13 @@ def _entry(cells: dict[str, str], folder: _Folder) -> Entry | str:
         return "id is empty"
     if (assume := _TRUTH_VALUES.get(cells.get("assume_chest", "").lower())) is None:
         return "assume_chest must be yes or no (or true, false, 1, 0)"
-    return Entry(
-        id=name,
-        path=path,
-        age=cells.get("age") or None,
-        sex=cells.get("sex", "").upper() or None,
-        assume_chest=assume,
-        allow=tuple(cells.get("allow", "").split()),
-    )
+    if (sex := cells.get("sex", "").upper()) not in _SEXES:
+        return "sex must be M or F; leave it empty if it is unknown"
+    allow = tuple(cells.get("allow", "").split())
+    if not set(allow) <= set(rules.NAMES):
+        return f"allow must name checks, separated by spaces: {', '.join(rules.NAMES)}"
+    try:
+        age = Age.parse(text) if (text := cells.get("age", "")) else None
+    except InputError:  # its message quotes the cell, which may hold a name or a number in place of the age
+        return "age must be a number and one of d, w, m, y, such as 5y or 18m, and years start at 1"
+    return Entry(id=name, path=path, age=age, sex=_SEXES[sex], assume_chest=assume, allow=allow)

@@ -22,7 +22,7 @@ class OutageTooLong(RequestError):
 
 
 class Outage:
-    """Waits until a server is available again, at most ``patience`` seconds since the outage began.
+    """Waits until a server is available again, at most ``patience`` seconds since the current outage began.
 
     ``poll`` raises a RequestError while the server is unavailable.
     """
@@ -40,7 +40,7 @@ class Outage:
         self._task: asyncio.Task[None] | None = None
 
     def end(self) -> None:
-        """Mark the end of the outage: the server completed a report."""
+        """Mark the end of the outage: the server answered the request of a film."""
         self._start, self._waits = None, 0
 
     async def wait(self, error: RequestError) -> None:
@@ -60,6 +60,8 @@ class Outage:
             self._start = self._clock()
             self._on_start(error)
         while True:
+            if self._start is None:  # a request that was in flight succeeded during the last wait
+                self._start = self._clock()
             remaining = self._start + self._patience - self._clock()
             wait = self._next_wait(error)
             if remaining <= 0 or wait > remaining:

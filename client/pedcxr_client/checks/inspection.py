@@ -1,28 +1,42 @@
-"""Inspect a film without sending it: its facts, the checks, and what would be sent. Used by ``pedcxr inspect``."""
+"""Inspect a film without sending it: its facts, the checks, and what would be sent. No connection is opened."""
 
 from __future__ import annotations
 
+import io
 import os
 from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 from pedcxr_client.checks import rules
 from pedcxr_client.errors import ConfigurationError, InputError
-from pedcxr_client.films.film import EncodedImage, encode, read
+from pedcxr_client.films.film import EncodedImage, FilmSource, encode, read
 from pedcxr_client.films.header import Fact, Facts
 from pedcxr_client.request import payload
-from pedcxr_client.request.film_request import FilmRequest
+from pedcxr_client.request.film_request import FilmOptions, FilmRequest
 from pedcxr_client.request.prompts import Prompt
 from pedcxr_client.types import Check
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Inspection:
-    """What is known about one film without contacting a server: what would be sent, or the error that prevents it."""
+    """What is known about one film without contacting a server: what would be sent, or the error that prevents it.
 
-    file: str
+    Attributes:
+        file: the path of the film, or None if it was not given as a path.
+        facts: the facts of the header, or None if the film cannot be read.
+        checks: the result of each check.
+        image: the image file that would be sent, also if a check blocks it. None if the film cannot be decoded.
+        prompt: the prompt that would be sent, or None if it cannot be written.
+        error: why the film cannot be read, decoded or described in a prompt, or None.
+    """
+
+    file: str | None = None
     facts: Facts | None = None
     checks: tuple[Check, ...] = ()
     image: EncodedImage | None = None
@@ -30,8 +44,15 @@ class Inspection:
     error: str | None = None
 
     @property
+    def pixels(self) -> Image | None:
+        """The pixels of ``image``, decoded as a server decodes them, or None."""
+        from PIL import Image
+
+        return None if self.image is None else Image.open(io.BytesIO(image_file(self.image)))
+
+    @property
     def blocked(self) -> bool:
-        """Whether ``pedcxr report`` would refuse the film."""
+        """Whether `Client.report` would refuse the film."""
         return self.error is not None or any(check.blocks for check in self.checks)
 
     @property
@@ -56,16 +77,39 @@ class Inspection:
         }
 
 
-def inspect(file: str, request: FilmRequest) -> Inspection:
-    """Inspect one film. It is decoded even if its header blocks, so that all reasons are reported at once."""
-    caller = request.caller_facts()
+def inspect(film: FilmSource, **options: Unpack[FilmOptions]) -> Inspection:
+    """Return what `Client.report` would send for a film, without a server. Nothing is sent.
+
+    The film is decoded even if its header blocks it, so that all reasons are known at once. The error of a film is in
+    `Inspection.error` and is not raised. ``resize="model"`` uses the size of `Preparation`, because the server, which
+    may state another, is not asked.
+
+    Args:
+        film: as for `Client.report`.
+        **options: as for `Client.report`.
+
+    Raises:
+        InputError: if ``age`` or ``sex`` is invalid.
+        ConfigurationError: if another option is invalid.
+    """
+    return inspect_request(FilmRequest(film, **options))
+
+
+def inspect_request(request: FilmRequest) -> Inspection:
+    """Return what would be sent for a request; see `inspect`."""
+    film, caller = request.film, request.caller_facts()
+    file = os.fsdecode(film) if isinstance(film, str | os.PathLike) else None
+    if isinstance(film, EncodedImage):
+        prompt, error = _prompt(film.facts, request)
+        checks = rules.check(film.facts, caller, film.stats)
+        return Inspection(facts=film.facts, checks=checks, image=film, prompt=prompt, error=error)
     try:
-        undecoded = read(file)
+        undecoded = read(film)
     except InputError as error:
         return Inspection(file=file, error=str(error))
     prompt, prompt_error = _prompt(undecoded.facts, request)
     try:
-        film = undecoded.render(request.preparation)
+        rendered = undecoded.render(request.preparation)
     except InputError as error:
         if undecoded.facts.kind == "image":  # without a header and pixels, no check applies
             return Inspection(file=file, error=str(error))
@@ -73,9 +117,9 @@ def inspect(file: str, request: FilmRequest) -> Inspection:
         return Inspection(file=file, facts=undecoded.facts, checks=checks, prompt=prompt, error=str(error))
     return Inspection(
         file=file,
-        facts=film.facts,
-        checks=rules.check(film.facts, caller, film.stats),
-        image=encode(film),
+        facts=rendered.facts,
+        checks=rules.check(rendered.facts, caller, rendered.stats),
+        image=encode(rendered),
         prompt=prompt,
         error=prompt_error,
     )
@@ -83,7 +127,7 @@ def inspect(file: str, request: FilmRequest) -> Inspection:
 
 def sheet(inspection: Inspection) -> str:
     """Return one inspection in full, as text for a terminal."""
-    lines = [inspection.file]
+    lines = [_name(inspection)]
     if inspection.facts is not None:
         lines.append(f"  facts    {_describe_facts(inspection.facts)}")
     for number, check in enumerate(inspection.checks):
@@ -122,7 +166,8 @@ def save(inspection: Inspection, path: str) -> None:
     if inspection.image is None:
         raise InputError(f"--preview: the film has no image to write; {inspection.error}")
     try:
-        if os.path.exists(path) and os.path.samefile(path, inspection.file):
+        film = inspection.file
+        if film is not None and os.path.exists(path) and os.path.samefile(path, film):
             raise ConfigurationError("--preview: is the film itself; give another path")
         Path(path).write_bytes(image_file(inspection.image))
     except (OSError, ValueError) as error:
@@ -139,19 +184,23 @@ def _prompt(facts: Facts, request: FilmRequest) -> tuple[Prompt | None, str | No
 
 def _row(inspection: Inspection) -> tuple[str, ...]:
     if inspection.facts is None:
-        return inspection.file, inspection.verdict, "-", "-", "-", "-", "-", _first_reason(inspection)
+        return _name(inspection), inspection.verdict, "-", "-", "-", "-", "-", _first_reason(inspection)
     facts = inspection.facts
     size = "-" if inspection.image is None else f"{inspection.image.width}x{inspection.image.height}"
     return (
-        inspection.file, inspection.verdict, _value(facts.modality) if facts.modality else "image",
+        _name(inspection), inspection.verdict, _value(facts.modality) if facts.modality else "image",
         _age(facts), facts.sex or "-", _value(facts.view), size, _first_reason(inspection),
     )  # fmt: skip
 
 
 def _first_reason(inspection: Inspection) -> str:
     reasons = [check.why for check in inspection.checks if check.blocks]
-    reasons.append((inspection.error or "").removeprefix(f"{inspection.file}: "))
+    reasons.append((inspection.error or "").removeprefix("the film: "))
     return reasons[0]
+
+
+def _name(inspection: Inspection) -> str:
+    return "the film" if inspection.file is None else inspection.file
 
 
 def _value(fact: Fact | None) -> str:

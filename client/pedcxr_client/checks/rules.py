@@ -10,11 +10,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from pedcxr_client.errors import BlockedFilm, ConfigurationError, InputError
-from pedcxr_client.films import views
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.geometry import PixelStats
+from pedcxr_client.films.geometry import MIN_LEVELS, MIN_SPREAD, PixelStats
 from pedcxr_client.films.header import Facts
-from pedcxr_client.types import Check, Sex, Views
+from pedcxr_client.films.terms import views
+from pedcxr_client.types import Check, Sex, Views, __version__
+
+VERSION = f"{__version__}+1"
+"""The version of the rules. `pedcxr batch` looks again at a film that another version refused.
+
+Each release has another one. Raise the last number when a check or the reading of films decides differently.
+"""
 
 SMALLEST_SIDE = 256
 """Minimum side of a film in pixels; a smaller image is a thumbnail."""
@@ -234,7 +240,10 @@ def burned_in_text(facts: Facts, caller: CallerFacts, stats: PixelStats | None) 
 
 
 def quality(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Check:
-    """Block quality-control images, thumbnails and constant images. Warn about an image that appears inverted."""
+    """Block quality-control images, thumbnails and images of too few grey levels, with the steps that left so few.
+
+    Warn about an image that appears rotated or inverted.
+    """
     if facts.quality_control is not None and facts.quality_control.value == "YES":
         return Check("quality", "block", f"{facts.quality_control}; it is a test image of the device")
     if stats is None:
@@ -243,8 +252,16 @@ def quality(facts: Facts, caller: CallerFacts, stats: PixelStats | None) -> Chec
         return Check(
             "quality", "block", f"{stats.width} x {stats.height} pixels; each side must be at least {SMALLEST_SIDE}"
         )
-    if stats.flat:
-        return Check("quality", "block", "the pixels are nearly constant; send a film that has an image")
+    if stats.spread < MIN_SPREAD or stats.levels < MIN_LEVELS:
+        after = f" after {stats.steps}" if stats.steps else ""
+        return Check(
+            "quality",
+            "block",
+            f"too few grey levels: {stats.levels} with a spread of {stats.spread}{after}; a film has at least "
+            f"{MIN_LEVELS} with a spread of {MIN_SPREAD}; export it again",
+        )
+    if stats.turned:
+        return Check("quality", "warn", f"the film appears rotated by {stats.turned} degrees clockwise")
     if stats.dark_middle:
         return Check("quality", "warn", "the middle is darker than the lungs: the film appears inverted")
     return Check("quality", "ok", f"{stats.width} x {stats.height} pixels")

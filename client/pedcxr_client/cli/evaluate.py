@@ -19,7 +19,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("run_file", metavar="RUN.jsonl", type=Path, help="output file of pedcxr batch")
     parser.add_argument(
         "reference", metavar="REFERENCE.csv", type=Path,
-        help='columns "id" and "reference" (report text), or "id" and findings (1, 0, empty); optional: age, sex, view',
+        help='columns "id" and "reference" (report text), or "id" and findings (1, 0, empty); optional: '
+        "age, sex, view, patient, study",
     )  # fmt: skip
     parser.add_argument(
         "--against", metavar="OTHER.jsonl", type=Path, help="compare with another run on the same films"
@@ -30,7 +31,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )  # fmt: skip
     parser.add_argument("--lexicon", metavar="FILE.toml", type=Path, help="use this lexicon of findings and negation")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-    parser.add_argument("--html", metavar="OUT.html", type=Path, help="also write an HTML page with a chart")
+    parser.add_argument(
+        "--html", metavar="OUT.html", type=Path, help="also write a page with a chart and the ids of disagreements"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

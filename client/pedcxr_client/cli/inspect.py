@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     films = []
     for file in options.files:
         request = shared.film_request(file, options, several=len(options.files) > 1, prompt_profile=profile)
-        films.append(inspection.inspect(file, request))
+        films.append(inspection.inspect_request(request))
         if options.json:
             print(json.dumps(films[-1].as_dict()), flush=True)
     if not options.json:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.checks import rules
 from pedcxr_client.client import AsyncClient, Client
-from pedcxr_client.errors import ConfigurationError, RateLimited, Unavailable
+from pedcxr_client.errors import ConfigurationError, InputError, RateLimited, Unavailable
+from pedcxr_client.films import files
 from pedcxr_client.films.geometry import Preparation
 from pedcxr_client.metrics.hooks import Hook, HookChain, NullHook
 from pedcxr_client.request import prompts
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from pedcxr_client.metrics.export import Pushgateway
 
 _KEY_VARIABLE = "PEDCXR_API_KEY"
-_DEMO_MODEL = "pedcxr-demo"
 _METRICS_LINGER_S = 20.0  # longer than Prometheus' usual scrape interval of 15 s
 _PRIVACY_WARNING = (
     "pedcxr: privacy: the indication is sent to the server verbatim; it must contain no name, date, number or place. "
@@ -70,6 +70,17 @@ def add_film_options(parser: argparse.ArgumentParser, *, several: bool = False) 
         choices=("model",),
         help="stretch to the model's input size; the request body is about 6 times smaller",
     )
+
+
+@contextmanager
+def film_named(file: str) -> Iterator[None]:
+    """Name the file in the InputErrors of the block. Messages of the library contain no path: services log them."""
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith("the film: "):
+            error.args = (f"{files.printable(file)}: {str(error).removeprefix('the film: ')}",)
+        raise
 
 
 def film_request(
@@ -244,7 +255,7 @@ def publish_metrics(options: argparse.Namespace) -> Iterator[Hook]:
     from pedcxr_client.metrics.prometheus import Metrics
 
     registry = CollectorRegistry()
-    metrics = Metrics(registry, models={options.model or _DEMO_MODEL})
+    metrics = Metrics(registry)
     with ExitStack() as stack:
         if options.metrics_port is not None:
             address = stack.enter_context(export.serving(registry, options.metrics_port))

@@ -14,6 +14,7 @@ from pedcxr_client.request import payload
 if TYPE_CHECKING:
     from pedcxr_client.evaluation.image_probe import Probe, ProbeResult, Tally
     from pedcxr_client.films.film import EncodedImage
+    from pedcxr_client.request.film_request import FilmRequest
 
 IGNORED = 5
 _SUMMARY = "report each film unchanged, again, black, mirrored and with the next film's pixels; compare the texts"
@@ -38,7 +39,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print one row per film, and the verdict."""
-    from pedcxr_client.evaluation import image_probe
+    from pedcxr_client.evaluation import image_probe, lexicon
 
     profile = shared.prompt_profile(options)
     several, max_tokens = len(options.files) > 1, options.max_tokens
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     with shared.connect(options) as client:
         asks_size = any(request.preparation.asks_size for request in requests)
         size = client.model().image_size if asks_size else None
-        images = [payload.prepare(request, size).image for request in requests]
+        images = [_prepare(file, request, size) for file, request in zip(options.files, requests, strict=True)]
 
         def request_text(index: int, image: EncodedImage) -> str:
             try:
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
             except ReportError as error:  # an invalid text is expected for a black film, and is compared as well
                 return error.text
 
-        films = list(image_probe.run(images, request_text))
+        films = list(image_probe.run(images, request_text, lexicon.load()))
     tallies = image_probe.tallies(films)
     failings = image_probe.failings(tallies)
     if options.json:
@@ -65,6 +66,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print_table(options.files, films, tallies, failings)
     return IGNORED if failings else 0
+
+
+def _prepare(file: str, request: FilmRequest, size: tuple[int, int] | None) -> EncodedImage:
+    with shared.film_named(file):
+        return payload.prepare(request, size).image
 
 
 def _print_json(files: list[str], films: list[ProbeResult], tallies: dict[Probe, Tally], failings: list[str]) -> None:
@@ -81,7 +87,8 @@ def _print_table(files: list[str], films: list[ProbeResult], tallies: dict[Probe
     names = [file.encode(errors="backslashreplace").decode() for file in files]
     rows = [[file, *(words[film.changed[p]] for p in PROBES)] for file, film in zip(names, films, strict=True)]
     total = ["changed", *(f"{tallies[p].changed} of {tallies[p].asked}" for p in PROBES)]
-    print(grid([["film", *PROBES], *rows, total]))
+    again = ["again, same films", *(str(tallies[p].again) for p in PROBES)]
+    print(grid([["film", *PROBES], *rows, total, *([again] if tallies["again"].changed else [])]))
     if tallies["again"].changed:
         print("the same request gives different texts: the reports are not reproducible")
     for line in failings or ["the reports depend on the film"]:

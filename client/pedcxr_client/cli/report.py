@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         if output is not None:
             raise ConfigurationError("--dry-run: prints the request; remove --format, --json and -o")
         return _print_payload(request, options)
-    with shared.connect(options) as client, client._stream(request) as stream:
+    with shared.film_named(options.file), shared.connect(options) as client, client._stream(request) as stream:
         if options.stream:
             _print_pieces(stream)
         for _ in stream:
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_payload(request: FilmRequest, options: argparse.Namespace) -> int:
-    with shared.connect(options) as client:
+    with shared.film_named(options.file), shared.connect(options) as client:
         print(client._payload(request, stream=options.stream).decode())
     return 0
 

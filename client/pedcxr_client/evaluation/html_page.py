@@ -1,13 +1,16 @@
-"""Format an evaluation as one self-contained HTML page, without scripts, external resources or report texts."""
+"""Format an evaluation as one self-contained HTML page, without scripts, external resources or report texts.
+
+The page names films by the ids of the run, so that a reviewer can open the reports that disagree.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from pedcxr_client.evaluation.scoring import ANY, Evaluation
+from pedcxr_client.evaluation.scoring import Evaluation
 from pedcxr_client.evaluation.statistics import Agreement, Rate
-from pedcxr_client.evaluation.text_tables import AGREEMENT_COLUMNS, agreement_row, difference_rows, interval, summary
+from pedcxr_client.evaluation.text_tables import interval, summary, tables
 from pedcxr_client.reports.report import DISCLAIMER
 
 _STYLE = """\
@@ -19,8 +22,10 @@ th:first-child, td:first-child { text-align: left } .wide td { white-space: norm
 .plot { overflow-x: auto } footer { margin-top: 2rem; color: #555 }"""
 _RULES = """\
 A finding counts as present if the lexicon reads it as present, or as uncertain with --uncertain positive. A finding
-that a text does not mention counts as absent. Intervals are 95 % Wilson score intervals. Films without a finished
-report count only in "finished". BLEU and ROUGE measure shared words, not clinical correctness."""
+that a text does not mention counts as absent. Intervals are 95 % Wilson score intervals, or percentile bootstrap
+intervals if films are grouped by patient or study. McNemar's test treats films as independent. BLEU and ROUGE measure
+shared words, not clinical correctness."""
+_EXAMPLES = 10  # ids in a cell
 # Forest plot geometry in pixels: row height, top margin, and widths.
 _ROW, _TOP, _NAMES, _PLOT, _GAP, _FIGURES = 26, 58, 250, 250, 28, 150
 _SERIES = (("sensitivity", "#0b5394"), ("specificity", "#b45309"))
@@ -36,21 +41,24 @@ def html(result: Evaluation) -> str:
         f"<title>pedcxr eval</title><style>{_STYLE}</style></head><body>",
         "<h1>Agreement of draft reports with their references</h1>",
         _table(None, summary(result), kind="wide"),
-        f'<h2>Each finding</h2><div class="plot">{_forest_plot(result.findings)}</div>',
-        _table(
-            ["finding", *AGREEMENT_COLUMNS],
-            [agreement_row(_spaced(name), agreement) for name, agreement in result.findings.items()],
-        ),
+        f'<h2>Sensitivity and specificity</h2><div class="plot">{_forest_plot(result.findings)}</div>',
     ]
-    for key, groups in result.groups.items():
-        rows = [agreement_row(group, agreements[ANY]) for group, agreements in groups.items()]
-        parts.append(f"<h2>By {escape(key)}: {escape(ANY)}</h2>{_table([key, *AGREEMENT_COLUMNS], rows)}")
-    if result.against is not None:
-        head = ["finding", "n", "only this run right", "only the other right", "McNemar p", "p (Holm)"]
-        rows = difference_rows({_spaced(name): difference for name, difference in result.against.items()})
-        parts.append(f"<h2>Against the other run</h2>{_table(head, rows)}")
+    for table in tables(result):
+        parts.append(f"<h2>{escape(table.title)}</h2>{_table(table.head, table.rows)}")
+    head = ["finding", "only in the reference", "only in the report", "other side"]
+    rows = [
+        [name, *map(_examples, (films.missed, films.added, films.other_side))]
+        for name, films in result.disagreements.items()
+        if films.missed or films.added or films.other_side
+    ]
+    parts.append(f"<h2>Ids of films that disagree</h2>{_table(head, rows, kind='wide')}")
     parts.append(f"<footer><p>{escape(_RULES)}</p><p>{escape(DISCLAIMER)}</p></footer></body></html>")
     return "\n".join(parts) + "\n"
+
+
+def _examples(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _EXAMPLES} more" if len(ids) > _EXAMPLES else ""
+    return ", ".join(ids[:_EXAMPLES]) + more
 
 
 def _table(head: Sequence[str] | None, rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
@@ -71,14 +79,10 @@ def _forest_plot(findings: Mapping[str, Agreement]) -> str:
     parts = [head, *(_plot_axis(series, title, height) for series, (title, _) in enumerate(_SERIES))]
     for row, (name, agreement) in enumerate(findings.items()):
         middle = _TOP + _ROW * row + _ROW / 2
-        parts.append(f'<text x="{_NAMES - 14}" y="{middle + 4:g}" text-anchor="end">{escape(_spaced(name))}</text>')
+        parts.append(f'<text x="{_NAMES - 14}" y="{middle + 4:g}" text-anchor="end">{escape(name)}</text>')
         for series, (title, colour) in enumerate(_SERIES):
             parts.append(_plot_point(series, middle, getattr(agreement, title), colour))
     return "".join([*parts, "</svg>"])
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _plot_origin(series: int) -> float:

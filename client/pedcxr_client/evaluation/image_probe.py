@@ -5,7 +5,6 @@ A language model can write a plausible report from the age and the sex alone. Te
 
 from __future__ import annotations
 
-import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,9 @@ from hashlib import sha256
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
+from pedcxr_client.evaluation import negation
+from pedcxr_client.evaluation.lexicon import Lexicon
+from pedcxr_client.evaluation.negation import Assertion
 from pedcxr_client.films.film import EncodedImage, encode_png
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ PROBES: tuple[Probe, ...] = ("again", "black", "mirrored", "shuffled")
 """``again`` is the control: the film unchanged. ``black``: black pixels of the same size. ``mirrored``: left and right
 exchanged. ``shuffled``: the pixels of the next film with the prompt of this film."""
 
-_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 RequestText = Callable[[int, EncodedImage], str]
 """Sends an image with the prompt of the film at an index, and returns the output text, even if it is not a report."""
 
@@ -32,7 +33,8 @@ RequestText = Callable[[int, EncodedImage], str]
 class ProbeResult:
     """For each probe of one film, whether it changed the text; None if it left the pixels unchanged and was not sent.
 
-    ``sided``: the report of the film contains "left" or "right", so the report of the mirrored film must differ.
+    ``sided``: the report of the film names an abnormal finding of one side only. The report of the mirrored film must
+    then differ.
     """
 
     changed: dict[Probe, bool | None]
@@ -41,10 +43,14 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """One probe over all films: ``changed`` reports of ``asked`` comparable reports."""
+    """One probe over all films: ``changed`` reports of ``asked`` comparable reports.
+
+    ``again``: how many reports of the same films the control changed.
+    """
 
     changed: int
     asked: int
+    again: int
 
 
 def variant(probe: Probe, own: EncodedImage, following: EncodedImage) -> EncodedImage:
@@ -54,8 +60,8 @@ def variant(probe: Probe, own: EncodedImage, following: EncodedImage) -> Encoded
     return replace(following, facts=own.facts) if probe == "shuffled" else _altered(own, f"probe: {probe}")
 
 
-def run(films: Sequence[EncodedImage], request_text: RequestText) -> Iterator[ProbeResult]:
-    """Run all probes on each film, in order."""
+def run(films: Sequence[EncodedImage], request_text: RequestText, lexicon: Lexicon) -> Iterator[ProbeResult]:
+    """Run all probes on each film, in order. The lexicon finds the sides of abnormal findings."""
     for index, own in enumerate(films):
         text = request_text(index, own)
         changed: dict[Probe, bool | None] = {}
@@ -63,28 +69,40 @@ def run(films: Sequence[EncodedImage], request_text: RequestText) -> Iterator[Pr
             other = variant(probe, own, films[(index + 1) % len(films)])
             same_pixels = probe != "again" and _pixels(other).tobytes() == _pixels(own).tobytes()
             changed[probe] = None if same_pixels else request_text(index, other) != text
-        yield ProbeResult(changed, _SIDE.search(text) is not None)
+        yield ProbeResult(changed, _names_one_side(text, lexicon))
+
+
+def _names_one_side(text: str, lexicon: Lexicon) -> bool:
+    return any(
+        len(mention.sides) == 1 and mention.assertion != Assertion.ABSENT and lexicon.findings[mention.finding].abnormal
+        for mention in negation.mentions(text, lexicon)
+    )
 
 
 def tallies(films: Sequence[ProbeResult]) -> dict[Probe, Tally]:
-    """Count each probe over all films. ``mirrored`` counts a film only if its own report contains a side."""
+    """Count each probe over all films. ``mirrored`` counts a film only if its report is ``sided``."""
     counts: dict[Probe, Tally] = {}
     for probe in PROBES:
-        relevant = [film.changed[probe] for film in films if film.sided or probe != "mirrored"]
-        changes = [changed for changed in relevant if changed is not None]
-        counts[probe] = Tally(sum(changes), len(changes))
+        comparable = [
+            film.changed for film in films if film.changed[probe] is not None and (film.sided or probe != "mirrored")
+        ]
+        changed, again = (sum(bool(changes[name]) for changes in comparable) for name in (probe, "again"))
+        counts[probe] = Tally(changed, len(comparable), again)
     return counts
 
 
 def failings(counts: dict[Probe, Tally]) -> list[str]:
-    """Return a sentence for each failed probe. A probe fails if it changes no more reports than ``again`` does."""
-    noise = counts["again"].changed
+    """Return a sentence for each failed probe. A probe fails if ``again`` changes as many reports of the same films."""
     messages: dict[Probe, str] = {
         "black": "black films: the reports do not change; the model does not use the image",
         "shuffled": "shuffled films: the reports do not change; the model does not use the image",
         "mirrored": "mirrored films: the reports do not change; the model does not distinguish left from right",
     }
-    return [message for probe, message in messages.items() if counts[probe].asked and counts[probe].changed <= noise]
+    return [
+        message
+        for probe, message in messages.items()
+        if (tally := counts[probe]).asked and tally.changed <= tally.again
+    ]
 
 
 def _pixels(image: EncodedImage) -> Image:

@@ -44,11 +44,12 @@ class Triggers:
     uncertain_weak: re.Pattern[str]
     uncertain_after: re.Pattern[str]
     pseudo: re.Pattern[str]
+    affirmed_after: re.Pattern[str]
     borders: re.Pattern[str]
     verbs: re.Pattern[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity, as the key of a cache
 class Lexicon:
     """A lexicon with the ``version`` that its file states and the ``sha256`` of that file."""
 
@@ -101,6 +102,7 @@ def _triggers(path: Path, table: dict[str, Any]) -> Triggers:
         uncertain_weak=words("uncertainty", "weak"),
         uncertain_after=words("uncertainty", "after"),
         pseudo=words("pseudo", "terms"),
+        affirmed_after=words("affirmation", "after"),
         borders=re.compile(f"{clauses.pattern}|{terms.pattern}"),
         verbs=words("borders", "verbs"),
     )

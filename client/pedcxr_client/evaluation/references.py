@@ -11,14 +11,18 @@ from pedcxr_client.errors import InputError
 from pedcxr_client.films.age import Age
 
 TEXT = "reference"
-_OTHER_COLUMNS = ("id", TEXT, "age", "sex", "view")
+_DETAILS = ("age", "sex", "view", "patient", "study")
+_OTHER_COLUMNS = ("id", TEXT, *_DETAILS)
 _CELLS = {"1": True, "0": False, "": None}
 _MAX_CELL = 10_000_000  # characters
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ReferenceRow:
-    """The reference standard of one film, from one line of the file. None stands for an unknown value."""
+    """The reference standard of one film, from one line of the file. None stands for an unknown value.
+
+    ``patient`` and ``study`` are the same for the films of one patient or study.
+    """
 
     line: int
     text: str | None
@@ -26,6 +30,8 @@ class ReferenceRow:
     age: str | None
     sex: str | None
     view: str | None
+    patient: str | None
+    study: str | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -82,9 +88,9 @@ def _read(path: Path, names: Sequence[str], rows: Iterator[tuple[int, list[str]]
         for number, column in enumerate(header, 1):
             if (problem := _cell_problem(column, cells[column], findings)) is not None:
                 raise InputError(f"{path}: line {line}, column {number}: {problem}")
-        text, age, sex, view = (cells.get(key) or None for key in _OTHER_COLUMNS[1:])
         values = {finding: _CELLS[cells[finding]] for finding in findings}
-        films[name] = ReferenceRow(line, text, values, age, sex, view)
+        details = (cells.get(key) or None for key in _DETAILS)
+        films[name] = ReferenceRow(line, cells.get(TEXT) or None, values, *details)
     if not films:
         raise InputError(f"{path}: contains no film; add one per line below the header")
     return Reference(films, findings)
@@ -118,7 +124,7 @@ def _header(path: Path, names: Sequence[str], row: list[str]) -> list[str]:
     for name in header:
         if header.count(name) > 1:
             raise InputError(f'{path}: duplicate column "{name}"; keep one')
-    if not set(header) - {"id", "age", "sex", "view"}:
+    if not set(header) - {"id", *_DETAILS}:
         raise InputError(f'{path}: nothing to compare with; add a column "{TEXT}" or columns of findings')
     return header
 

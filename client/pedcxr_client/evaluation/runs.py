@@ -15,12 +15,17 @@ _MAX_LINE = 10_000_000  # characters
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RunReport:
-    """One report of a run, with ``age``, ``sex`` and ``view`` as stated on its line, or None."""
+    """One report of a run, with the values of its line, or None.
+
+    ``study`` is the same for the films of one study. ``mentions_prior``: the report compares the film with another one.
+    """
 
     text: str
     age: str | None
     sex: str | None
     view: str | None
+    study: str | None
+    mentions_prior: bool | None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -40,27 +45,35 @@ def read(path: Path) -> Run:
     """Read a run, the output of ``pedcxr batch``. Errors name the line, never its content.
 
     Each line is a JSON object with ``id`` and either ``text`` or ``error``. A ``finish_reason`` other than ``"stop"``
-    marks a failure. Other keys are ignored. An error may precede a report with the same id from a later attempt.
+    marks a failure. Other keys are ignored. An error may precede a report with the same id from a later attempt. A
+    report of another model or revision (``--redo``) replaces an earlier one. A film that was skipped does not count.
     """
     reports: dict[str, RunReport] = {}
     failed: set[str] = set()
     line_of: dict[str, int] = {}
-    models: dict[str, None] = {}
+    model_of: dict[str, str] = {}
     lines = 0
     for number, entry in _entries(path):
         lines += 1
         name = _name(path, number, entry)
-        if name in reports:
+        if _is_skipped(entry):
+            continue
+        model = "@".join(part for key in ("model", "model_revision") if (part := _string(entry, key)))
+        if name in reports and model_of[name] == model:
             raise InputError(f"{path}: line {number}: duplicate id, first report on line {line_of[name]}; keep one")
         if _is_failure(path, number, entry):
             failed.add(name)
             continue
         line_of[name] = number
-        reports[name] = RunReport(entry["text"], *(_string(entry, key) for key in ("age", "sex", "view")))
-        models.setdefault("@".join(part for key in ("model", "model_revision") if (part := _string(entry, key))))
+        prior = entry.get("mentions_prior")
+        age, sex, view, study = (_string(entry, key) for key in ("age", "sex", "view", "study"))
+        reports[name] = RunReport(entry["text"], age, sex, view, study, None if prior is None else bool(prior))
+        model_of[name] = model
     if not lines:
         raise InputError(f"{path}: contains no line; pass the output file of pedcxr batch")
-    return Run(reports, frozenset(failed - reports.keys()), lines, tuple(name for name in models if name))
+    return Run(
+        reports, frozenset(failed - reports.keys()), lines, tuple(dict.fromkeys(filter(None, model_of.values())))
+    )
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -92,6 +105,11 @@ def _name(path: Path, number: int, entry: dict[str, Any]) -> str:
     if not isinstance(name, str) or not name.strip():
         raise InputError(f'{path}: line {number}: "id" must be a non-empty string; every film needs one')
     return name.strip()
+
+
+def _is_skipped(entry: dict[str, Any]) -> bool:
+    error = entry.get("error")
+    return isinstance(error, dict) and error.get("kind") == "skipped"
 
 
 def _is_failure(path: Path, number: int, entry: dict[str, Any]) -> bool:

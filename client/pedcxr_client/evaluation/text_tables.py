@@ -1,31 +1,64 @@
-"""Format an evaluation as plain-text tables."""
+"""Format an evaluation as tables, for the terminal and for the HTML page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pedcxr_client.evaluation.scoring import ANY, Evaluation
-from pedcxr_client.evaluation.statistics import Agreement, Difference, Rate
+from pedcxr_client.evaluation.scoring import ANY, Differences, Evaluation
+from pedcxr_client.evaluation.statistics import Agreement, Estimate, Rate
 
-AGREEMENT_COLUMNS = ("n", "TP", "FP", "FN", "TN", "sensitivity (95 %)", "specificity (95 %)")
-"""Column names of `agreement_row`, after the name."""
-_DIFFERENCE_COLUMNS = ("only this right", "only other right", "McNemar p", "p (Holm)")
+_COUNTS = ("n", "TP", "FP", "FN", "TN", "sensitivity (95 %)", "specificity (95 %)")
+_PREDICTIVE = ("PPV (95 %)", "NPV (95 %)", "F1 (95 %)", "same side")
+_DIFFERENCE = ("n", "only this right", "only other right", "difference (95 %)", "McNemar p", "p (Holm)")
 _DIGEST_LENGTH = 12  # characters of the digest of the lexicon
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table. The first cell of the header says what the rows are."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def text(result: Evaluation) -> str:
     """Return the tables of ``pedcxr eval``."""
-    findings_head = ["finding", *AGREEMENT_COLUMNS]
-    findings_rows = [agreement_row(name, agreement) for name, agreement in result.findings.items()]
-    parts = ["\n".join(f"{name:<22}{value}" for name, value in summary(result)), grid([findings_head, *findings_rows])]
-    parts += [_group(result, key) for key in result.groups]
-    if result.against is not None:
-        parts.append(grid([("against the other run", "n", *_DIFFERENCE_COLUMNS), *difference_rows(result.against)]))
+    parts = ["\n".join(f"{name:<22}{value}" for name, value in summary(result))]
+    parts += [f"{table.title}\n{grid([table.head, *table.rows])}" for table in tables(result)]
     return "\n\n".join(parts)
+
+
+def tables(result: Evaluation) -> list[Table]:
+    """Return the tables below the summary."""
+    findings = result.findings
+    predictive = [
+        [name, *map(interval, (agreement.ppv, agreement.npv, agreement.f1)), side(result, name)]
+        for name, agreement in findings.items()
+    ]
+    tables = [
+        Table("Films with a report", ("finding", *_COUNTS), [_agreement_row(*item) for item in findings.items()]),
+        Table("Predictive values, F1 and side", ("finding", *_PREDICTIVE), predictive),
+    ]
+    if result.finished.hits < result.finished.count:
+        rows = [_agreement_row(*item) for item in result.findings_with_failures.items()]
+        tables.append(Table("All films, those without a report as disagreements", ("finding", *_COUNTS), rows))
+    for key, groups in result.groups.items():
+        rows = [_agreement_row(group, agreements[ANY]) for group, agreements in groups.items()]
+        tables.append(Table(f"By {key}: {ANY}", (key, *_COUNTS), rows))
+    for title, differences in (
+        ("Against the other run, films with both reports", result.against),
+        ("Against the other run, films without a report as disagreements", result.against_with_failures),
+    ):
+        if differences is not None:
+            tables.append(Table(title, ("finding", *_DIFFERENCE), _difference_rows(differences)))
+    return tables
 
 
 def summary(result: Evaluation) -> list[tuple[str, str]]:
     """Return the labels and values above the tables."""
+    clusters = "film" if result.clustered_by is None else f"{result.clustered_by}, {result.clusters} in all"
     lines = [
         ("model", ", ".join(result.models) or "unknown"),
         ("lexicon", f"version {result.lexicon_version}, sha256 {result.lexicon_sha256[:_DIGEST_LENGTH]}"),
@@ -34,13 +67,16 @@ def summary(result: Evaluation) -> list[tuple[str, str]]:
         ("films in both", str(result.films)),
         ("in one file only", f"run {result.only_run}, reference {result.only_reference}"),
         ("finished", rate(result.finished)),
+        ("intervals by", clusters),
         ("same text as another", f"{rate(result.duplicates)}; the most frequent text occurs {result.largest} times"),
         ("all normal", f"{rate(result.all_normal)}; of the references {rate(result.right_all_normal)}"),
     ]
-    if result.overlap is not None:
-        overlap = result.overlap
-        lines.append(("BLEU-4", f"{overlap.bleu4:.1f} of 100, {overlap.count} texts ({overlap.bleu_signature})"))
-        lines.append(("ROUGE-L", f"{overlap.rouge_l:.3f} of 1, mean F1"))
+    if result.mentions_prior is not None:
+        lines.append(("mentions another film", rate(result.mentions_prior)))
+    if (overlap := result.overlap) is not None:
+        bleu = f"{overlap.bleu4:.1f}{_limits(overlap.bleu4_interval, 1)} of 100, {overlap.count} texts"
+        rouge = f"{overlap.rouge_l:.3f}{_limits(overlap.rouge_l_interval, 3)} of 1, mean F1"
+        lines += [("BLEU-4", f"{bleu} ({overlap.bleu_signature})"), ("ROUGE-L", rouge)]
     if result.unused:
         lines.append(("in neither file", ", ".join(result.unused)))
     return lines
@@ -51,41 +87,45 @@ def rate(value: Rate) -> str:
     return "-" if value.value is None else f"{interval(value)} of {value.count}"
 
 
-def interval(value: Rate) -> str:
-    """Return a rate as ``97.0 % (94.1-98.7)``, or a dash if its count is 0."""
-    if value.value is None or value.low is None or value.high is None:
+def interval(value: Estimate) -> str:
+    """Return an estimate as ``97.0 % (94.1-98.7)``, or a dash without a value."""
+    if value.value is None:
         return "-"
-    return f"{100 * value.value:.1f} % ({100 * value.low:.1f}-{100 * value.high:.1f})"
+    limits = None if value.low is None or value.high is None else (100 * value.low, 100 * value.high)
+    return f"{100 * value.value:.1f} %{_limits(limits, 1)}"
 
 
-def agreement_row(name: str, agreement: Agreement) -> list[str]:
-    """Return a row of cells for `AGREEMENT_COLUMNS`, preceded by the name."""
+def _limits(limits: tuple[float, float] | None, digits: int) -> str:
+    # A difference has negative limits, which "-" as the separator would make hard to read.
+    if limits is None:
+        return ""
+    low, high = (f"{limit:.{digits}f}" for limit in limits)
+    return f" ({low}{' to ' if limits[0] < 0 else '-'}{high})"
+
+
+def side(result: Evaluation, finding: str) -> str:
+    """Return how many films with a side in both texts have the same side, or a dash."""
+    return f"{sides.hits} of {sides.count}" if (sides := result.sides.get(finding)) else "-"
+
+
+def _agreement_row(name: str, agreement: Agreement) -> list[str]:
     counts = agreement.counts
     numbers = (counts.total, counts.true_positive, counts.false_positive, counts.false_negative, counts.true_negative)
     return [name, *map(str, numbers), interval(agreement.sensitivity), interval(agreement.specificity)]
 
 
-def difference_rows(differences: Mapping[str, Difference]) -> list[list[str]]:
-    """Return a row of cells for each finding: name, films, films only one run gets right, p-values."""
+def _difference_rows(differences: Differences) -> list[list[str]]:
     return [
         [
-            name,
+            f"{finding}: {measure}",
             *map(str, (difference.count, difference.only_this, difference.only_other)),
+            interval(difference),
             f"{difference.p:.3g}",
             f"{difference.p_holm:.3g}",
         ]
-        for name, difference in differences.items()
+        for finding, measures in differences.items()
+        for measure, difference in measures.items()
     ]
-
-
-def _group(result: Evaluation, key: str) -> str:
-    head = [f"by {key}: {ANY}", "n", "sensitivity (95 %)", "specificity (95 %)"]
-    groups = {group: agreements[ANY] for group, agreements in result.groups[key].items()}
-    rows = [
-        [group, str(agreement.counts.total), interval(agreement.sensitivity), interval(agreement.specificity)]
-        for group, agreement in groups.items()
-    ]
-    return grid([head, *rows])
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:

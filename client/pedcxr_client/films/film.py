@@ -1,4 +1,4 @@
-"""Read, render and encode a film given as a path, bytes, an open file, a Pillow image or an array."""
+"""Read, render and encode a film: a path, bytes, an open file, a Dataset, a Pillow image or an array."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 import struct
 import zlib
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pedcxr_client.errors import InputError
 from pedcxr_client.films import dicom, files, geometry, plain_images
 from pedcxr_client.films.files import report_memory_errors
-from pedcxr_client.films.geometry import DISPLAY, PixelStats, Preparation
+from pedcxr_client.films.geometry import DISPLAY, MODEL_SIZE, PixelStats, Preparation
 from pedcxr_client.films.header import PLAIN, Facts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
+    from pydicom import Dataset
 
 _FILTER_UP = 2  # PNG filter type 2: each byte minus the byte above
 
@@ -29,13 +30,6 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Return at most ``size`` bytes."""
-
-
-FilmSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | Readable | Image | NDArray[np.uint8] | NDArray[np.uint16] | EncodedImage"
-)
-"""An accepted input: a path, the bytes of a film or an image, a file open for reading bytes, a Pillow image, an 8-bit
-or 16-bit array, or the result of `encode`."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -49,6 +43,7 @@ class Film:
         how: short notes on each step that changed the pixels.
         facts: the facts of the header; `pedcxr_client.films.header.PLAIN` if there is no header.
         stats: measurements of the pixels.
+        preparation: the tag of the `Preparation` that was applied, such as ``"display+square"``.
     """
 
     pixels: Image
@@ -57,6 +52,7 @@ class Film:
     how: tuple[str, ...]
     facts: Facts
     stats: PixelStats
+    preparation: str = DISPLAY.tag
 
     def __repr__(self) -> str:
         return f"<Film {self.pixels.width}x{self.pixels.height}>"
@@ -72,7 +68,7 @@ class EncodedImage:
         sha256: digest of the image file (not of the base64), in hexadecimal.
         width, height: in pixels.
         how: short notes on each step that changed the pixels.
-        facts, stats: as in `Film`; neither is sent.
+        facts, stats, preparation: as in `Film`; none is sent.
     """
 
     mime: str
@@ -83,6 +79,7 @@ class EncodedImage:
     how: tuple[str, ...]
     facts: Facts = PLAIN
     stats: PixelStats | None = None
+    preparation: str = DISPLAY.tag
 
     @property
     def data_url(self) -> str:
@@ -91,6 +88,31 @@ class EncodedImage:
 
     def __repr__(self) -> str:
         return f"<EncodedImage {self.mime} {self.width}x{self.height}>"
+
+
+if TYPE_CHECKING:
+    FilmSource: TypeAlias = (
+        str
+        | os.PathLike[str]
+        | bytes
+        | bytearray
+        | memoryview
+        | Readable
+        | Dataset
+        | Image
+        | NDArray[np.uint8]
+        | NDArray[np.uint16]
+        | NDArray[np.int16]
+        | EncodedImage
+    )
+    """An accepted input: a path, the bytes of a film or an image, a file open for reading bytes, a
+    ``pydicom.Dataset``, a Pillow image, an 8-bit or 16-bit array, or the result of `encode`.
+
+    An array and a Pillow image have no header, so that 0 is black. The ``pixel_array`` of a MONOCHROME1 film is a
+    negative, which cannot be detected. Give the Dataset instead of its ``pixel_array``.
+    """
+else:
+    FilmSource = Any  # typing.get_type_hints() must not need pydicom, numpy or Pillow
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -105,8 +127,10 @@ class UndecodedFilm:
         """Decode the pixels and prepare them for sending."""
         with report_memory_errors(self._name):
             if isinstance(self._source, dicom.DicomFile):
-                return _render_dicom(self._source, preparation)
-            return _render_plain(self._source, self._name, preparation)
+                film = _render_dicom(self._source, preparation)
+            else:
+                film = _render_plain(self._source, self._name, preparation)
+        return replace(film, preparation=preparation.sized(MODEL_SIZE).tag)
 
     @property
     def compressed(self) -> bool:
@@ -117,27 +141,25 @@ class UndecodedFilm:
         return f"<UndecodedFilm {self.facts.kind}>"
 
 
-def read(source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any]) -> UndecodedFilm:
-    """Read a film's header without decoding the pixels."""
+def read(source: FilmSource) -> UndecodedFilm:
+    """Read a film's header without decoding the pixels. A ``pydicom.Dataset`` is copied and never changed."""
     name = "the film"
     if isinstance(source, (str, os.PathLike)):
-        name = files.printable(source)
-        source = files.read(source, name)
-    elif not isinstance(source, bytes) and callable(getattr(source, "read", None)):
-        source = files.read_open_file(source)
-    if isinstance(source, bytes):
-        if not source:
-            raise InputError(f"{name}: is empty; export the film again")
-        if dicom.is_dicom(source):
-            with report_memory_errors(name):
-                file = dicom.read(source, name)
-            return UndecodedFilm(file.facts, file, name)
-    return UndecodedFilm(PLAIN, source, name)
+        data: Any = files.read(source, name)
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        data = files.copy_bytes(source)
+    else:
+        data = files.read_open_file(source) if callable(getattr(source, "read", None)) else source
+    if isinstance(data, bytes) and not data:
+        raise InputError(f"{name}: is empty; export the film again")
+    if dicom.is_dataset(data) or (isinstance(data, bytes) and dicom.is_dicom(data)):
+        with report_memory_errors(name):
+            file = dicom.read(data, name)
+        return UndecodedFilm(file.facts, file, name)
+    return UndecodedFilm(PLAIN, data, name)
 
 
-def load(
-    source: str | os.PathLike[str] | bytes | Readable | Image | NDArray[Any], preparation: Preparation = DISPLAY
-) -> Film:
+def load(source: FilmSource, preparation: Preparation = DISPLAY) -> Film:
     """Read and render a film. `pedcxr_client.checks.rules` decides whether the model is intended for it.
 
     An 8-bit grey or RGB PNG or JPEG without metadata keeps its bytes. Every other film becomes 8-bit grey, rotated
@@ -158,7 +180,9 @@ def encode(film: Film) -> EncodedImage:
         data = encode_png(film.pixels)
     width, height = film.pixels.size
     digest = sha256(data).hexdigest()
-    return EncodedImage(film.mime, b64encode(data), digest, width, height, film.how, film.facts, film.stats)
+    return EncodedImage(
+        film.mime, b64encode(data), digest, width, height, film.how, film.facts, film.stats, film.preparation
+    )
 
 
 def prepare(source: FilmSource, preparation: Preparation = DISPLAY) -> EncodedImage:
@@ -183,22 +207,23 @@ def _render_dicom(file: dicom.DicomFile, preparation: Preparation) -> Film:
     from PIL import Image
 
     grey, aspect, notes = dicom.render(file, preparation.profile)
-    pixels, stats, more = geometry.apply_preparation(Image.fromarray(grey), preparation, aspect)
+    pixels, stats, more = geometry.apply_preparation(Image.fromarray(grey), preparation, aspect, notes[1:])
     return Film(pixels, None, "image/png", (*notes, *more), file.facts, stats)
 
 
 def _render_plain(source: Any, name: str, preparation: Preparation) -> Film:
     pixels, original, notes = _plain_pixels(source, name)
+    steps = [note for note in notes if "percentiles" in note]
     if preparation == DISPLAY:
         mime = "image/jpeg" if original is not None and not original.startswith(b"\x89PNG") else "image/png"
-        return Film(pixels, original, mime, tuple(notes), PLAIN, geometry.measure(pixels))
+        return Film(pixels, original, mime, tuple(notes), PLAIN, geometry.measure(pixels, steps))
     if original is not None:
         pixels, more = plain_images.to_grey(pixels, name)
         notes = ["re-encoded as 8-bit grey PNG without metadata", *more]
     if preparation.profile == "ped-train":
         pixels, more = geometry.stretch_as_trained(pixels)
-        notes = [*notes, *more]
-    pixels, stats, more = geometry.apply_preparation(pixels, preparation)
+        notes, steps = [*notes, *more], [*steps, *more]
+    pixels, stats, more = geometry.apply_preparation(pixels, preparation, steps=steps)
     return Film(pixels, None, "image/png", (*notes, *more), PLAIN, stats)
 
 
@@ -211,7 +236,8 @@ def _plain_pixels(source: Any, name: str) -> tuple[Image, bytes | None, list[str
         return plain_images.from_pillow(source, name)
     if hasattr(source, "dtype") and hasattr(source, "__array_interface__"):
         return plain_images.from_array(source, name)
-    raise InputError(f"{name}: {type(source).__name__} is not a path, bytes, a file, a Pillow image or an array")
+    kinds = "a path, bytes, a file, a Dataset, a Pillow image or an array"
+    raise InputError(f"{name}: {type(source).__name__} is not {kinds}")
 
 
 def _filtered_rows(grey: Image) -> bytes:

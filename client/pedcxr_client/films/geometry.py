@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeGuard
 
@@ -20,11 +20,20 @@ MODEL_SIZE = (896, 896)
 _MAX_SIDE = 4096
 _TRAINING_SIDE = 896  # longest side of the films of the fine-tuning
 
+MIN_SPREAD = 64
+"""Minimum difference between percentiles 2 and 98 of a film's 255 grey levels. The least of 20 chest films is 144."""
+
+MIN_LEVELS = 48
+"""Minimum number of distinct grey levels among 4,096 pixels. The least of 20 chest films is 174."""
+
 _THUMBNAIL_SIDE = 64
-_FLAT_RANGE = 8  # grey levels between the 2nd and the 98th percentile
-_DARK_DIFFERENCE = 15  # grey levels
-# Boxes in the thumbnail: left, upper, right, lower.
-_MIDDLE, _LEFT_LUNG, _RIGHT_LUNG = (28, 20, 36, 50), (14, 18, 24, 38), (40, 18, 50, 38)
+# The pattern of a frontal film in the thumbnail: a bright middle (spine and heart) between two dark lungs. Each is a
+# box of 9 x 21 pixels. The middle box may be centred anywhere in _MIDDLE (left, upper, right, lower).
+_BOX_RADII, _LUNG_SHIFT, _LUNG_RISE, _MIDDLE = (4, 10), 12, 8, (24, 30, 40, 42)
+_INVERTED_DIFFERENCE = 10  # grey levels by which a dark middle must exceed the bright middle
+_TURNED_DIFFERENCE = 15  # grey levels by which the bright middle of the turned film must exceed it
+# Upside down, both patterns are similar. The abdomen, which is brighter than the shoulders and the neck, decides.
+_UPSIDE_DOWN_DIFFERENCE, _UPPER, _LOWER = 10, (16, 4, 48, 20), (16, 44, 48, 60)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,44 +102,86 @@ class PixelStats:
 
     Attributes:
         width, height: in pixels, after non-square pixels were resampled and before the resize to the model's input.
-        flat: nearly constant: fewer than 8 of 255 grey levels between the 2nd and the 98th percentile.
-        dark_middle: the middle (spine and heart) is at least 15 levels darker than both lungs, as on an inverted film.
-            True for 0 of 19 chest films, and for 18 of the same 19 films inverted.
+        spread: grey levels between the 2nd and the 98th percentile, 0 to 255.
+        levels: distinct grey levels among 4,096 pixels, 1 to 256.
+        dark_middle: the middle (spine and heart) is darker than both lungs, as on an inverted film.
+        turned: 90, 180 or 270 if the film appears to be turned clockwise by that angle, else 0.
+        steps: the notes on the steps that determined the grey levels.
+
+    Measured on 20 chest films (16 of children) and 13 DICOM variants of one of them, at 6 sizes from 256 pixels to the
+    original: no false alarm, every inverted film and every film turned by 90 or 270 degrees recognised, and 97 % of
+    those turned by 180 degrees (``pytest tests/client/films/test_preparation.py -k appear``). The limits were chosen
+    on the same films. Lateral films were not measured.
     """
 
     width: int
     height: int
-    flat: bool
-    dark_middle: bool
+    spread: int
+    levels: int
+    dark_middle: bool = False
+    turned: int = 0
+    steps: str = ""
 
 
-def measure(pixels: Image) -> PixelStats:
-    """Measure 8-bit grey or RGB pixels."""
+def measure(pixels: Image, steps: Iterable[str] = ()) -> PixelStats:
+    """Measure 8-bit grey or RGB pixels. ``steps`` are the notes for `PixelStats.steps`."""
     from PIL import Image
 
     # Nearest neighbour: 4,096 samples suffice, and the cost does not depend on the size of the film.
     thumbnail = pixels.resize((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.NEAREST).convert("L")
     levels = sorted(thumbnail.tobytes())
-    low, high = levels[len(levels) // 50], levels[-len(levels) // 50]
-    lungs = min(_mean(thumbnail, _LEFT_LUNG), _mean(thumbnail, _RIGHT_LUNG))
+    dark_middle, turned = _appearance(thumbnail)
     return PixelStats(
         width=pixels.width,
         height=pixels.height,
-        flat=high - low < _FLAT_RANGE,
-        dark_middle=lungs - _mean(thumbnail, _MIDDLE) >= _DARK_DIFFERENCE,
+        spread=levels[-len(levels) // 50] - levels[len(levels) // 50],
+        levels=len(set(levels)),
+        dark_middle=dark_middle,
+        turned=turned,
+        steps="; ".join(steps),
     )
 
 
+def _appearance(thumbnail: Image) -> tuple[bool, int]:
+    """Return whether a film appears inverted, and by how many degrees clockwise it appears turned."""
+    from PIL import Image
+
+    transposes = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+    bright, dark = _middle(thumbnail)
+    turned = {angle: _middle(thumbnail.transpose(back))[0] for angle, back in transposes.items()}
+    angle = max(turned, key=turned.__getitem__)
+    lower_is_darker = _mean(thumbnail, _UPPER) - _mean(thumbnail, _LOWER) >= _UPSIDE_DOWN_DIFFERENCE
+    if turned[angle] > dark and turned[angle] - bright >= _TURNED_DIFFERENCE and (angle != 180 or lower_is_darker):
+        return False, angle
+    return dark - bright >= _INVERTED_DIFFERENCE, 0
+
+
+def _middle(thumbnail: Image) -> tuple[int, int]:
+    """Return by how many grey levels a middle is brighter, and a middle is darker, than both lungs beside it."""
+    from PIL import ImageChops, ImageFilter
+
+    means = thumbnail.filter(ImageFilter.BoxBlur(_BOX_RADII))
+    left, upper, right, lower = _MIDDLE
+    middle = means.crop(_MIDDLE)
+    first, second = (
+        means.crop((left + shift, upper - _LUNG_RISE, right + shift, lower - _LUNG_RISE))
+        for shift in (-_LUNG_SHIFT, _LUNG_SHIFT)
+    )
+    brighter = ImageChops.darker(ImageChops.subtract(middle, first), ImageChops.subtract(middle, second))
+    darker = ImageChops.darker(ImageChops.subtract(first, middle), ImageChops.subtract(second, middle))
+    return max(brighter.tobytes()), max(darker.tobytes())
+
+
 def apply_preparation(
-    grey: Image, preparation: Preparation, aspect: float = 1.0
+    grey: Image, preparation: Preparation, aspect: float = 1.0, steps: Sequence[str] = ()
 ) -> tuple[Image, PixelStats, list[str]]:
     """Make the pixels square, then pad and resize the film as the preparation states.
 
-    ``aspect`` is the height of a pixel divided by its width. Return the film, its measurements before padding and
-    resizing, and notes on each step.
+    ``aspect`` is the height of a pixel divided by its width, ``steps`` are for `PixelStats.steps`. Return the film, its
+    measurements before padding and resizing, and notes on each step.
     """
     grey, notes = _square_pixels(grey, aspect)
-    stats = measure(grey)
+    stats = measure(grey, steps)
     if preparation.profile == "ped-train" and max(grey.size) > _TRAINING_SIDE:
         scale = _TRAINING_SIDE / max(grey.size)
         grey = _resample(grey, max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))

@@ -7,16 +7,20 @@ film is one table look-up: the grey of a pixel depends on its value alone.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pedcxr_client.errors import InputError
+from pedcxr_client.films import lut
+from pedcxr_client.films.geometry import MIN_LEVELS, MIN_SPREAD
 from pedcxr_client.films.header import first_item, text
+from pedcxr_client.films.lut import Levels, Lut
 
-Levels: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
+Counts: TypeAlias = NDArray[np.int64]
 PixelCells: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """Pixel cells as they are stored (PS3.5 section 8.1.1): BitsAllocated bits each, unsigned."""
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
@@ -27,6 +31,11 @@ _BLOCK_SIZE = 1 << 22  # pixels counted per call of bincount, which converts the
 _MAX_NUMBER, _MIN_WIDTH = 1e12, 1e-9
 _ASPECT_TOLERANCE = 0.01  # a deviation below 1 % is not visible
 _MAX_ASPECT = 8
+_MAX_WINDOWS = 16
+_MAX_BORDERS = 4  # one inside another
+SAMPLES_PER_SIDE = 256  # of the sample on which a window is judged
+RARE = 1 / 4096  # a grey level of a smaller share of the pixels does not count
+_SMOOTH = 0.5  # correlation of neighbouring pixels: about 0.99 in a film, 0 in the noise of an unexposed detector
 
 
 class OnlyPadding(Exception):
@@ -62,28 +71,6 @@ class PixelFormat:
 
 
 @dataclass(frozen=True, slots=True)
-class Lut:
-    """A look-up table (PS3.3 C.11.1.1, C.11.2.1.1).
-
-    ``data[0]`` applies to ``first`` and every value below, the last entry to every value above. The entries have 1 to
-    16 bits, so their theoretical range is 0 to 2 ** bits - 1.
-    """
-
-    first: int
-    bits: int
-    data: Levels
-
-    def __call__(self, values: Levels) -> Levels:
-        at = np.clip(np.rint(values) - self.first, 0, len(self.data) - 1)
-        return self.data[at.astype(np.intp)]
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The least and the greatest possible entry."""
-        return 0.0, float((1 << self.bits) - 1)
-
-
-@dataclass(frozen=True, slots=True)
 class Rescale:
     """``slope * value + intercept`` (PS3.3 C.11.1.1.2)."""
 
@@ -112,6 +99,9 @@ class Window:
             return np.where(values > self.center - 0.5, 1.0, 0.0)
         return np.clip((values - (self.center - 0.5)) / (self.width - 1) + 0.5, 0, 1)
 
+    def __str__(self) -> str:
+        return f"window {self.center:g}/{self.width:g} ({self.function})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DisplayParameters:
@@ -119,14 +109,15 @@ class DisplayParameters:
 
     Attributes:
         padding: least and greatest stored value that are padding, or None.
-        voi: converts modality values to grey; None to stretch percentiles 1-99.
+        voi: the transforms from modality values to grey that the header offers, in the order of preference. Percentiles
+            1-99 are stretched if there is none.
         inverted: whether the least value is the brightest (MONOCHROME1 or PresentationLUTShape INVERSE).
     """
 
     pixel_format: PixelFormat
     padding: tuple[int, int] | None = None
     modality: Lut | Rescale = Rescale()
-    voi: Lut | Window | None = None
+    voi: tuple[Lut | Window, ...] = ()
     inverted: bool = False
 
 
@@ -165,19 +156,19 @@ def pixel_format(header: Any) -> PixelFormat:
 
 def display_parameters(header: Any, layout: PixelFormat) -> tuple[DisplayParameters, list[str]]:
     """Read the display parameters, with notes on elements that could not be used."""
-    modality = _modality_transform(header, layout)
-    ends = modality(np.array(layout.range))
-    voi, notes = _voi_transform(header, signed=bool(ends.min() < 0))
+    modality, inputs = _modality_transform(header, layout)
+    voi, notes = _voi_transforms(header, layout, inputs)
+    padding, ignored = _padding(header, layout)
     shape = text(header, "PresentationLUTShape").upper()
     parameters = DisplayParameters(
         pixel_format=layout,
-        padding=_padding(header, layout),
+        padding=padding,
         modality=modality,
         voi=voi,
         # Both elements state the same inversion, so it is applied once (PS3.3 C.8.11.3.1.2).
         inverted=text(header, "PhotometricInterpretation") == "MONOCHROME1" or shape == "INVERSE",
     )
-    return parameters, notes
+    return parameters, notes + ignored
 
 
 def pixel_aspect(header: Any) -> float:
@@ -192,21 +183,33 @@ def pixel_aspect(header: Any) -> float:
     return 1.0
 
 
-def render(cells: PixelCells, parameters: DisplayParameters) -> tuple[NDArray[np.uint8], list[str]]:
-    """Render a film as a viewer does: 8-bit grey of the same shape, where 0 is black, and notes on each step."""
-    stored = parameters.pixel_format.values()
-    values = parameters.modality(stored)
-    padded = np.zeros(len(stored), bool)
-    if parameters.padding is not None:
-        padded = (stored >= parameters.padding[0]) & (stored <= parameters.padding[1])
-    grey, notes = _apply_voi(values, cells, padded, parameters)
+def render(
+    cells: PixelCells, parameters: DisplayParameters, hidden: Mask | None = None
+) -> tuple[NDArray[np.uint8], list[str]]:
+    """Render a film as a viewer does.
+
+    Args:
+        cells: shape (rows, columns).
+        parameters: as `display_parameters` reads them.
+        hidden: the pixels that a display shutter covers, of the same shape. They become black.
+
+    Returns:
+        8-bit grey of the same shape, where 0 is black, and notes on each step.
+    """
+    grey, padded, notes = _grey_of_cells(cells, parameters, hidden)
     if parameters.inverted:
         grey = 1 - grey
         notes.append("inverted once, since the least value is the brightest")
     if parameters.padding is not None:
         grey = np.where(padded, 0.0, grey)
         notes.append("padding rendered black")
-    return np.take(np.rint(grey * 255).astype(np.uint8), cells), notes
+    if isinstance(parameters.modality, Lut):
+        notes.insert(0, "modality LUT")
+    notes[:0] = _place_notes(parameters.pixel_format)
+    pixels = np.take(np.rint(grey * 255).astype(np.uint8), cells)
+    if hidden is not None:
+        pixels[hidden] = 0
+    return pixels, notes
 
 
 def render_as_trained(cells: PixelCells, layout: PixelFormat) -> tuple[NDArray[np.uint8], list[str]]:
@@ -214,11 +217,12 @@ def render_as_trained(cells: PixelCells, layout: PixelFormat) -> tuple[NDArray[n
     values = layout.values()
     low, high = percentiles(values, count(cells, len(values)))
     grey = _stretch(values, low, high) ** (1 / GAMMA)
-    notes = [f"ped-train: percentiles 1-99 ({low:g} to {high:g}) stretched, gamma {GAMMA}, not inverted"]
+    stretched = f"ped-train: percentiles 1-99 ({low:g} to {high:g}) stretched, gamma {GAMMA}, not inverted"
+    notes = [*_place_notes(layout), stretched]
     return np.take(np.rint(grey * 255).astype(np.uint8), cells), notes
 
 
-def count(cells: PixelCells, size: int) -> NDArray[np.int64]:
+def count(cells: PixelCells, size: int) -> Counts:
     """Return the number of occurrences of each cell, shape (size,)."""
     flat, counts = cells.reshape(-1), np.zeros(size, np.int64)
     for at in range(0, len(flat), _BLOCK_SIZE):
@@ -226,7 +230,7 @@ def count(cells: PixelCells, size: int) -> NDArray[np.int64]:
     return counts
 
 
-def percentiles(values: Levels, counts: NDArray[np.int64]) -> tuple[float, float]:
+def percentiles(values: Levels, counts: Counts) -> tuple[float, float]:
     """Return percentiles 1 and 99 of values with their counts, interpolated as ``numpy.percentile`` does."""
     order = np.argsort(values, kind="stable")
     ends = np.cumsum(counts[order])
@@ -241,89 +245,186 @@ def percentiles(values: Levels, counts: NDArray[np.int64]) -> tuple[float, float
     return at(_PERCENTILES[0]), at(_PERCENTILES[1])
 
 
-def _modality_transform(header: Any, layout: PixelFormat) -> Lut | Rescale:
-    if (table := _first_lut(header, "ModalityLUTSequence", signed=layout.signed)) is not None:
-        return table
+def without_borders(cells: PixelCells) -> PixelCells:
+    """Return the cells inside borders of one constant value, such as letterboxes, or all cells if none remains.
+
+    A border of less than 1 % of the pixels cannot set a percentile and is kept.
+    """
+    inner = cells
+    for _ in range(_MAX_BORDERS):
+        outer = inner
+        for corner in ((0, 0), (-1, -1)):
+            inner = _trimmed(inner, inner[corner]) if inner.size else inner
+        if not inner.size:
+            return cells
+        if outer.size - inner.size < cells.size // 100:
+            return outer
+    return inner
+
+
+def _trimmed(cells: PixelCells, value: np.integer[Any]) -> PixelCells:
+    """Return the cells without outer rows and columns that hold one value only."""
+    for _ in range(2):  # rows, then columns
+        first, last = 0, len(cells)
+        while first < last and (cells[first] == value).all():
+            first += 1
+        while first < last and (cells[last - 1] == value).all():
+            last -= 1
+        cells = cells[first:last].T
+    return cells
+
+
+def _grey_of_cells(
+    cells: PixelCells, parameters: DisplayParameters, hidden: Mask | None
+) -> tuple[Levels, Mask, list[str]]:
+    """Return the grey (0 to 1) of each possible cell before inversion, whether the cell is padding, and notes."""
+    stored = parameters.pixel_format.values()
+    values = parameters.modality(stored)
+    padded = np.zeros(len(stored), bool)
+    if parameters.padding is not None:
+        padded = (stored >= parameters.padding[0]) & (stored <= parameters.padding[1])
+    visible = cells if hidden is None else cells[~hidden]
+    if padded.any() and padded[visible].all():
+        raise OnlyPadding
+    sample = _sample_counts(cells, padded, hidden)
+    unusable: list[str] = []
+    for voi in parameters.voi:
+        grey = voi(values)
+        if _is_usable(grey, sample):
+            return grey, padded, [*unusable, str(voi)]
+        unusable.append(f"{voi} not applied, since it leaves almost no grey levels")
+    counts = np.where(padded, 0, count(without_borders(cells) if hidden is None else visible, len(values)))
+    low, high = percentiles(values, counts) if counts.any() else (0.0, 0.0)
+    grey = _stretch(values, low, high)
+    usable = _is_usable(grey, sample)
+    if (unusable or not usable) and (moved := _with_values_at_bit_0(cells, parameters, hidden)) is not None:
+        return moved
+    stretched = f"percentiles 1-99 ({low:g} to {high:g}) stretched"
+    if not parameters.voi:
+        return grey, padded, [f"no window: {stretched}"]
+    if usable and _is_smooth(np.clip(values, low, high), cells, padded, hidden):
+        return grey, padded, [*unusable, stretched]
+    # The pixels hold no image that another transform shows, so the quality check blocks and names the first transform.
+    return parameters.voi[0](values), padded, [str(parameters.voi[0])]
+
+
+def _modality_transform(header: Any, layout: PixelFormat) -> tuple[Lut | Rescale, tuple[float, float]]:
+    """Return the transform, and the least and the greatest value that it can result in."""
+    if (item := first_item(header, "ModalityLUTSequence")) is not None:
+        table = lut.read(item, "ModalityLUTSequence", inputs=layout.range, bits_stored=layout.bits_stored)
+        return table, (float(table.data.min()), float(table.data.max()))
     slope, intercept = number(header, "RescaleSlope"), number(header, "RescaleIntercept")
     if slope == 0:
         raise InputError("RescaleSlope (0028,1053) is 0, which makes all pixels equal; export the film again")
-    return Rescale(1.0 if slope is None else slope, intercept or 0.0)
+    rescale = Rescale(1.0 if slope is None else slope, intercept or 0.0)
+    ends = rescale(np.array(layout.range))
+    return rescale, (float(ends.min()), float(ends.max()))
 
 
-def _voi_transform(header: Any, *, signed: bool) -> tuple[Lut | Window | None, list[str]]:
-    if (table := _first_lut(header, "VOILUTSequence", signed=signed)) is not None:
-        return table, []
-    center, width = number(header, "WindowCenter"), number(header, "WindowWidth")
-    if center is None or width is None:
-        return None, []
+def _voi_transforms(
+    header: Any, layout: PixelFormat, inputs: tuple[float, float]
+) -> tuple[tuple[Lut | Window, ...], list[str]]:
+    """Return the VOI LUT and the windows, which are alternatives (PS3.3 C.11.2.1), and notes on invalid ones."""
+    transforms: list[Lut | Window] = []
+    notes = []
+    if (item := first_item(header, "VOILUTSequence")) is not None:
+        table = lut.read(item, "VOILUTSequence", inputs=inputs, bits_stored=layout.bits_stored)
+        transforms.append(table.grey)
     functions: dict[str, Function] = {"SIGMOID": "SIGMOID", "LINEAR_EXACT": "LINEAR_EXACT"}
     function = functions.get(text(header, "VOILUTFunction").upper(), "LINEAR")
-    if width < (1 if function == "LINEAR" else _MIN_WIDTH):
-        return None, [f"window of width {width:g} ignored"]
-    return Window(center, width, function), []
+    for at in range(_MAX_WINDOWS):
+        center, width = number(header, "WindowCenter", at), number(header, "WindowWidth", at)
+        if center is None or width is None:
+            break
+        if width < (1 if function == "LINEAR" else _MIN_WIDTH):
+            notes.append(f"window of width {width:g} ignored")
+        elif (window := Window(center, width, function)) not in transforms:
+            transforms.append(window)
+    return tuple(transforms), [*dict.fromkeys(notes)]
 
 
-def _first_lut(header: Any, keyword: str, *, signed: bool) -> Lut | None:
-    item = first_item(header, keyword)
-    if item is None:
-        return None
-    entries, first, bits = (number(item, "LUTDescriptor", at) for at in range(3))
-    data = _lut_entries(item, bits)
-    if entries is None or first is None or bits is None or not 1 <= bits <= 16 or data is None:
-        raise InputError(f"{keyword}: the table is damaged; export the film again")
-    length = int(entries) % 65536 or 65536  # 16 bits cannot hold 65,536, which is stored as 0 (C.11.1.1.1)
-    if len(data) < length:
-        raise InputError(f"{keyword}: the table has {len(data)} entries instead of {length}; export the film again")
-    if signed and first >= 32768:
-        first -= 65536
-    data = data[:length]
-    needed = int(data.max()).bit_length()  # some devices declare 8 bits and store 16
-    return Lut(int(first), max(int(bits), needed), data.astype(np.float64))
-
-
-def _lut_entries(item: Any, bits: float | None) -> Any:
-    try:
-        element = item["LUTData"]
-        value = element.value
-        if isinstance(value, bytes):
-            packed = bits == 8 and len(value) <= (number(item, "LUTDescriptor") or 65536) + 1
-            little = item.original_encoding[1] is not False
-            data = np.frombuffer(value, np.uint8 if packed else "<u2" if little else ">u2")
-        else:
-            data = np.atleast_1d(np.asarray(value, np.int64)) % 65536
-    except Exception:  # pydicom converts a value on access, which raises many exception types
-        return None
-    return data if len(data) else None
-
-
-def _padding(header: Any, layout: PixelFormat) -> tuple[int, int] | None:
+def _padding(header: Any, layout: PixelFormat) -> tuple[tuple[int, int] | None, list[str]]:
     value, limit = number(header, "PixelPaddingValue"), number(header, "PixelPaddingRangeLimit")
     if value is None:
+        return None, []
+    first, last = _stored_value(value, layout), _stored_value(value if limit is None else limit, layout)
+    if first is None:
+        return None, [f"PixelPaddingValue {value:g} ignored, since no pixel can have it"]
+    if last is None:
+        return (first, first), [f"PixelPaddingRangeLimit {limit:g} ignored, since no pixel can have it"]
+    return (min(first, last), max(first, last)), []
+
+
+def _stored_value(value: float, layout: PixelFormat) -> int | None:
+    """Return the stored value that a padding element means, or None if no pixel can have it.
+
+    The sign of these elements of 16 bits is often wrong: 65531 is -5 in two's complement.
+    """
+    words = (value, value - (1 << 16) if layout.signed else value + (1 << 16))
+    low, high = layout.range
+    return next((int(word) for word in words if low <= word <= high and word == int(word)), None)
+
+
+def _with_values_at_bit_0(
+    cells: PixelCells, parameters: DisplayParameters, hidden: Mask | None
+) -> tuple[Levels, Mask, list[str]] | None:
+    """Render again with the values at bit 0, if HighBit states another place and the pixels contradict it.
+
+    Some devices write HighBit 15 with 12 stored bits at bit 0; pydicom and Cornerstone ignore HighBit. The header is
+    obeyed unless all of this holds: obeying it leaves no image, no bit above BitsStored is in use, the bits below the
+    stated place hold every pattern, and the values at bit 0 form an image.
+    """
+    layout = parameters.pixel_format
+    shift = layout.high_bit + 1 - layout.bits_stored
+    if shift == 0 or int(cells.max()) >> layout.bits_stored:
         return None
-    first, last = (_to_stored_range(int(value if end is None else end), layout) for end in (value, limit))
-    return min(first, last), max(first, last)
+    patterns = count(cells & np.array((1 << shift) - 1, cells.dtype), 1 << shift)
+    if patterns.min() << (shift + 2) < cells.size:  # a pattern is 4 times rarer than in evenly distributed values
+        return None
+    moved = replace(parameters, pixel_format=replace(layout, high_bit=layout.bits_stored - 1))
+    grey, padded, notes = _grey_of_cells(cells, moved, hidden)
+    if not _is_usable(grey, _sample_counts(cells, padded, hidden)):
+        return None
+    return grey, padded, ["HighBit ignored, since the values start at bit 0", *notes]
 
 
-def _to_stored_range(value: int, layout: PixelFormat) -> int:
-    # The sign of the padding elements is often wrong.
-    value %= 1 << layout.bits_stored
-    return value - (1 << layout.bits_stored) if layout.signed and value >= 1 << (layout.bits_stored - 1) else value
+def _place_notes(layout: PixelFormat) -> list[str]:
+    return [] if layout.high_bit == layout.bits_stored - 1 else [f"HighBit is {layout.high_bit}"]
 
 
-def _apply_voi(
-    values: Levels, cells: PixelCells, padded: NDArray[np.bool_], parameters: DisplayParameters
-) -> tuple[Levels, list[str]]:
-    if padded.any() and padded[cells].all():
-        raise OnlyPadding
-    if isinstance(parameters.voi, Window):
-        window = parameters.voi
-        return window(values), [f"window {window.center:g}/{window.width:g} ({window.function})"]
-    if isinstance(parameters.voi, Lut):
-        low, high = parameters.voi.range
-        return (parameters.voi(values) - low) / (high - low), ["VOI LUT"]
-    counts = np.where(padded, 0, count(cells, len(values)))
-    low, high = percentiles(values, counts)
-    return _stretch(values, low, high), [f"no window: percentiles 1-99 ({low:g} to {high:g}) stretched"]
+def _grid(cells: PixelCells) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    rows, columns = (np.unique(np.linspace(0, side - 1, SAMPLES_PER_SIDE).astype(np.intp)) for side in cells.shape)
+    return rows[:, None], columns[None, :]
+
+
+def _sample_counts(cells: PixelCells, padded: Mask, hidden: Mask | None) -> Counts:
+    """Count the cells of a grid of pixels, without padding and hidden pixels."""
+    grid = _grid(cells)
+    sample = cells[grid] if hidden is None else cells[grid][~hidden[grid]]
+    return np.where(padded, 0, count(sample, len(padded)))
+
+
+def _is_usable(grey: Levels, counts: Counts) -> bool:
+    """Return whether the grey of each cell leaves an image that the quality check accepts."""
+    levels = np.bincount(np.rint(grey * 255).astype(np.intp), weights=counts, minlength=256)
+    ends = np.cumsum(levels)
+    if not ends[-1]:
+        return False
+    low, high = np.searchsorted(ends, (0.02 * ends[-1], 0.98 * ends[-1]), side="right")
+    return bool(high - low >= MIN_SPREAD and np.count_nonzero(levels > RARE * ends[-1]) >= MIN_LEVELS)
+
+
+def _is_smooth(values: Levels, cells: PixelCells, padded: Mask, hidden: Mask | None) -> bool:
+    """Return whether neighbouring pixels have similar values, unlike the noise of a blank film."""
+    if cells.shape[1] < 2:
+        return False
+    rows, columns = _grid(cells[:, :-1])
+    here, beside = cells[rows, columns], cells[rows, columns + 1]
+    visible = ~(padded[here] | padded[beside])
+    if hidden is not None:
+        visible &= ~(hidden[rows, columns] | hidden[rows, columns + 1])
+    pairs = np.stack([values[here[visible]], values[beside[visible]]])
+    return bool(visible.any() and pairs.std(axis=1).all() and np.corrcoef(pairs)[0, 1] > _SMOOTH)
 
 
 def _stretch(values: Levels, low: float, high: float) -> Levels:

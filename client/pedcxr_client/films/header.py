@@ -15,59 +15,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from hashlib import sha256
 from itertools import islice
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pedcxr_client.errors import InputError
-from pedcxr_client.films import views, vocabulary
 from pedcxr_client.films.age import Age
+from pedcxr_client.films.terms import views, vocabulary
 from pedcxr_client.types import Sex
 
-# PS3.6 section 6: the elements that are read, with the tags that messages quote.
-_TAGS = {
-    "SOPClassUID": "0008,0016",
-    "MediaStorageSOPClassUID": "0002,0002",
-    "Modality": "0008,0060",
-    "PresentationIntentType": "0008,0068",
-    "BodyPartExamined": "0018,0015",
-    "AnatomicRegionSequence": "0008,2218",
-    "StudyDescription": "0008,1030",
-    "SeriesDescription": "0008,103E",
-    "ProtocolName": "0018,1030",
-    "ViewPosition": "0018,5101",
-    "ViewCodeSequence": "0054,0220",
-    "PatientOrientation": "0020,0020",
-    "FieldOfViewHorizontalFlip": "0018,7034",
-    "FieldOfViewRotation": "0018,7032",
-    "PatientAge": "0010,1010",
-    "PatientSex": "0010,0040",
-    "BurnedInAnnotation": "0028,0301",
-    "QualityControlImage": "0028,0300",
-    "InstitutionName": "0008,0080",
-    "InstitutionalDepartmentName": "0008,1040",
-    "StationName": "0008,1010",
-    "Manufacturer": "0008,0070",
-    "ManufacturerModelName": "0008,1090",
-    "DetectorDescription": "0018,7006",
-    "AcquisitionDeviceProcessingDescription": "0018,1400",
-    "PerformedProcedureStepDescription": "0040,0254",
-    "RequestedProcedureDescription": "0032,1060",
-    "ProcedureCodeSequence": "0008,1032",
-    "RequestedProcedureCodeSequence": "0032,1064",
-    "PerformedProtocolCodeSequence": "0040,0260",
-    "RequestAttributesSequence": "0040,0275",
-    "PatientSpeciesDescription": "0010,2201",
-    "PatientSpeciesCodeSequence": "0010,2202",
-    "PatientSexNeutered": "0010,2203",
-    "PatientBreedDescription": "0010,2292",
-    "PatientBreedCodeSequence": "0010,2293",
-    "BreedRegistrationSequence": "0010,2294",
-    "ResponsiblePerson": "0010,2297",
-    "ResponsiblePersonRole": "0010,2298",
-    "ResponsibleOrganization": "0010,2299",
-}
 _ANIMAL_TAGS = ("PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence")
 _LONGEST_TEXT, _MOST_ITEMS = 1000, 8  # what is read of a text and of a sequence; both are short in valid headers
+_UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)+")  # PS3.5 section 9.1
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # PS3.5 section 6.2, VR CS
 _AGE = re.compile(r"(\d{1,3}) *([DWMY])")  # PS3.5 section 6.2, VR AS, is \d{3}[DWMY]; devices also write 5Y and "5 Y"
 _DATE = re.compile(r"\d{8}")
@@ -101,7 +60,7 @@ class Facts:
             code.
         body: ``"chest"``, the code or name of another part, or ``""`` if the header does not state a body part.
         body_too: another part that the header states besides ``body``, or None.
-        view: also ``"AP"``, ``"PA"`` or another key of `pedcxr_client.films.views.VIEWS` if the value is a synonym.
+        view: also ``"AP"``, ``"PA"`` or another key of `terms.views.VIEWS` if the value is a synonym.
         projection: ``"frontal"`` or ``"lateral"`` by the view or the orientation; ``""`` if it is neither, unknown or
             contradictory. ``view_conflict`` describes a contradiction, else it is ``""``.
         orientation: PatientOrientation, such as ``L\\F``. ``turned`` states how the image is turned or mirrored, ``""``
@@ -113,6 +72,7 @@ class Facts:
         sex: ``"M"``, ``"F"`` or None. ``sex_why`` states its source.
         not_human: the element that states an animal, or None.
         maybe_not_human: an element that is common for animals and possible for children, or None.
+        study: a digest of StudyInstanceUID (0020,000D), equal for the films of one examination, or ``""``.
     """
 
     kind: Literal["dicom", "image"] = "image"
@@ -137,6 +97,7 @@ class Facts:
     maybe_not_human: Fact | None = None
     burned_in: Fact | None = None
     quality_control: Fact | None = None
+    study: str = ""
 
 
 PLAIN = Facts()
@@ -174,6 +135,7 @@ def read(header: Any) -> Facts:
         maybe_not_human=maybe_not_human,
         burned_in=_code(header, "BurnedInAnnotation"),
         quality_control=_code(header, "QualityControlImage"),
+        study=study_digest(header),
     )
 
 
@@ -187,6 +149,16 @@ def text(header: Any, keyword: str) -> str:
         return " ".join(str(item) for item in items).strip("\0 ")
     except Exception:  # pydicom converts a value on access, which raises many exception types
         return ""
+
+
+def study_digest(header: Any) -> str:
+    """Return 32 hexadecimal digits that identify the examination, or ``""`` without a valid StudyInstanceUID.
+
+    The UID itself identifies the patient to anyone with access to the archive, so it is never kept. The digest is
+    the same in every run; what is written to a file must be salted again.
+    """
+    uid = text(header, "StudyInstanceUID")
+    return sha256(b"pedcxr study\0" + uid.encode()).hexdigest()[:32] if _UID.fullmatch(uid) else ""
 
 
 def first_item(header: Any, keyword: str) -> Any:
@@ -275,7 +247,7 @@ def _restore_warnings() -> None:
 
 
 def _tag(keyword: str) -> str:
-    return f"{keyword} ({_TAGS[keyword]})"
+    return f"{keyword} ({vocabulary.TAGS[keyword]})"
 
 
 def _meaning(header: Any, keyword: str) -> str | None:

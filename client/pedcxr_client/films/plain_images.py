@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Excluded: EPS, which runs a program, and formats whose decoder truncates 16 bits to 8 silently.
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
+# A JPEG followed by previews or gain maps (CIPA DC-007), which Pillow reads as this format.
+_PHONE_JPEG = "MPO"
 _ORIENTATION = 0x0112  # EXIF tag
 _PHOTOMETRIC = 262  # TIFF tag; 0 means that the least value is white
 _DEEP_TILE = re.compile(r";1[0-9]")
@@ -60,6 +62,8 @@ def from_pillow(image: Image, name: str) -> tuple[Image, None, list[str]]:
 def from_array(array: Any, name: str) -> tuple[Image, None, list[str]]:
     """Convert a numpy array: uint8 of shape (rows, columns) or (rows, columns, 3), or uint16 or int16 of shape
     (rows, columns). Return the same as `from_bytes`.
+
+    The least value is black. The array of a MONOCHROME1 film is therefore a negative, which cannot be detected.
     """
     from PIL import Image
 
@@ -79,7 +83,7 @@ def from_array(array: Any, name: str) -> tuple[Image, None, list[str]]:
 
 
 def from_16_bits(array: Any, name: str, *, white_is_zero: bool = False) -> tuple[Image, list[str]]:
-    """Stretch percentiles 1-99 of 16-bit grey to 0-255, as for DICOM without a window."""
+    """Stretch percentiles 1-99 of 16-bit grey inside constant borders to 0-255, as for DICOM without a window."""
     import numpy as np
     from PIL import Image
 
@@ -193,8 +197,11 @@ def _decode_upright(image: Image, name: str, *, deep: bool) -> tuple[Image, list
             f"{name}: has more than 8 bits per sample and is not 16-bit grey, which is not supported, because "
             "truncation to 8 bits would damage it; export it as 8-bit PNG with its window applied"
         )
+    notes = []
     try:
         frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format == _PHONE_JPEG and not image.tell():
+            notes, frames = [f"first of {frames} pictures of a phone's JPEG (MPO)"], 1
         rotated = image.getexif().get(_ORIENTATION) in range(2, 9)  # before load(), which rotates a TIFF itself
         image.load()
         upright = ImageOps.exif_transpose(image) if rotated else image
@@ -204,7 +211,7 @@ def _decode_upright(image: Image, name: str, *, deep: bool) -> tuple[Image, list
         raise _damaged(name) from error
     if frames > 1:
         raise InputError(f"{name}: has several frames; give a film with one frame")
-    return upright, ["rotated upright by EXIF orientation"] if rotated else []
+    return upright, [*notes, "rotated upright by EXIF orientation"] if rotated else notes
 
 
 def _too_large(name: str) -> InputError:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from pedcxr_client.errors import RequestError
-    from pedcxr_client.types import Timing, Usage
+from pedcxr_client.errors import RequestError
+from pedcxr_client.types import Timing, Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ front of a cell that starts with an apostrophe. Removing one leading apostrophe 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 
 from pedcxr_client.reports.provenance import created_utc
 from pedcxr_client.reports.report import Report
@@ -17,27 +18,40 @@ COLUMNS = (
     "image_profile", "image_how", "image_sha256", "model", "model_revision", "demo",
     "temperature", "max_tokens", "prompt_tokens", "completion_tokens", "finish_reason",
     "ttft_s", "tpot_s", "e2e_s", "attempts", "request_id", "created", "notices",
+    "language", "mentions_prior",
 )  # fmt: skip
 """The columns in order. New columns are appended."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def to_csv(report: Report, *, film_id: str = "", header: bool = True) -> str:
+BOM = "\ufeff"
+"""Starts a file for Excel, which reads a file without it in a local character set."""
+
+
+def to_csv(report: Report, *, film_id: str = "", header: bool = True, excel: bool = False) -> str:
     """Return the report as one CSV row with CRLF line endings. Unknown values are empty.
 
     Args:
         film_id: the caller's name for the film, written to the column ``id``.
         header: start with a row of column names.
+        excel: start with a byte order mark before the header.
     """
+    cells = _cells(report) | {"id": film_id}
+    row = _row(_escape_formula(cells[column]) for column in COLUMNS)
+    return header_row(excel=excel) + row if header else row
+
+
+def header_row(*, excel: bool = False) -> str:
+    """Return the row of column names, after a byte order mark if ``excel`` is true."""
+    return (BOM if excel else "") + _row(COLUMNS)
+
+
+def _row(cells: Iterable[str]) -> str:
     import csv
 
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\r\n")
-    if header:
-        writer.writerow(COLUMNS)
-    cells = _cells(report) | {"id": film_id}
-    writer.writerow([_escape_formula(cells[column]) for column in COLUMNS])
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)
     return buffer.getvalue()
 
 
@@ -76,6 +90,8 @@ def _cells(report: Report) -> dict[str, object]:
         "request_id": report.request_id,
         "created": created_utc(report),
         "notices": " | ".join(report.notices),
+        "language": report.language,
+        "mentions_prior": "true" if report.mentions_prior else "false",
     }
 
 

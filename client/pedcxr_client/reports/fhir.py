@@ -9,50 +9,144 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports import provenance
+from pedcxr_client.reports.dicom_header import Identity
 from pedcxr_client.reports.plain_text import to_text
 from pedcxr_client.reports.report import Report
 
 TITLE = "AI-generated draft report of a chest film. Research use only. Not for diagnosis."
 
-_SUBJECT = re.compile(r"((https?://[^\s?#]+/)?Patient/[A-Za-z0-9.-]{1,64}|urn:uuid:[0-9a-f-]{36})")
+_URN = r"urn:uuid:[0-9a-f-]{36}"
+_DATE_TIME = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d:\d\d:\d\d(Z|[+-]\d\d:\d\d))?)?)?")  # of R4, without fractions
+_ACCESSION = re.compile(r"[^\\\x00-\x1f\x7f-\x9f]{1,16}")  # PS3.5 section 6.2, VR SH
+_STUDY_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
 _OTHER_SPACE = re.compile(r"[^\S \r\n\t]")  # a FHIR string allows four white-space characters
 
 
-def to_fhir(report: Report, *, subject: str | None = None, preliminary: bool = False) -> str:
-    """Return the resource as JSON on one line, without a trailing line break.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Context:
+    """What a resource refers to. Its ``repr`` shows nothing.
 
     Args:
-        subject: reference to the patient: ``Patient/ID``, a URL that ends in it, or ``urn:uuid:...``. None leaves the
-            subject out.
+        subject: reference to the patient: ``Patient/ID``, a URL that ends in it, or ``urn:uuid:...``.
+        based_on: reference to the order: ``ServiceRequest/ID``, a URL that ends in it, or ``urn:uuid:...``.
+        imaging_study: reference to the study: ``ImagingStudy/ID``, a URL that ends in it, ``urn:uuid:...``, or the
+            Study Instance UID.
+        accession: accession number of the order, at most 16 characters.
+        effective: the time of the film, as a FHIR dateTime such as ``2026-11-24`` or ``2026-11-24T01:02:03Z``.
+
+    Raises:
+        ConfigurationError: a value has another form. The message does not contain it.
+    """
+
+    subject: str | None = None
+    based_on: str | None = None
+    imaging_study: str | None = None
+    accession: str | None = None
+    effective: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("subject", "Patient"), ("based_on", "ServiceRequest"), ("imaging_study", "ImagingStudy")):
+            value = getattr(self, name)
+            if name == "imaging_study" and value is not None and len(value) <= 64 and _STUDY_UID.fullmatch(value):
+                continue
+            if value is not None and not re.fullmatch(
+                rf"((https?://[^\s?#]+/)?{kind}/[A-Za-z0-9.-]{{1,64}}|{_URN})", value
+            ):
+                also = ", or a Study Instance UID" if name == "imaging_study" else ""
+                label = name.replace("_", " ")
+                raise ConfigurationError(
+                    f"FHIR {label} must be {kind}/ID, a URL that ends in {kind}/ID, or urn:uuid:...{also}"
+                )
+        if self.accession is not None and not _ACCESSION.fullmatch(self.accession):
+            raise ConfigurationError("FHIR accession must be 1 to 16 printable characters without backslash")
+        if self.effective is not None and not _is_date_time(self.effective):
+            raise ConfigurationError("FHIR effective must be a date, or a time with a time zone: 2026-11-24T01:02:03Z")
+
+    def __repr__(self) -> str:
+        return "<Context>"
+
+
+NO_CONTEXT = Context()
+
+
+def context_of(identity: Identity, context: Context = NO_CONTEXT) -> Context:
+    """Return the context with the study, the accession number and the time of a film, where the caller gave none.
+
+    A time without a time zone becomes a date. An accession number that is too long is left out.
+    """
+    values = identity.values
+    accession = values.get("AccessionNumber", "")
+    day, clock, offset = (values.get(name, "") for name in ("StudyDate", "StudyTime", "TimezoneOffsetFromUTC"))
+    effective = f"{day[:4]}-{day[4:6]}-{day[6:]}"
+    if re.fullmatch(r"\d{6}.*", clock) and re.fullmatch(r"[+-]\d{4}", offset):
+        timed = f"{effective}T{clock[:2]}:{clock[2:4]}:{clock[4:6]}{offset[:3]}:{offset[3:]}"
+        effective = timed if _is_date_time(timed) else effective
+    return replace(
+        context,
+        imaging_study=context.imaging_study or values["StudyInstanceUID"],
+        accession=context.accession or (accession if _ACCESSION.fullmatch(accession) else None),
+        effective=context.effective or (effective if len(day) == 8 and _is_date_time(effective) else None),
+    )
+
+
+def _is_date_time(text: str) -> bool:
+    if not _DATE_TIME.fullmatch(text):
+        return False
+    try:
+        datetime.fromisoformat(text if len(text) >= 10 else f"{text}-01-01"[:10])
+    except ValueError:
+        return False
+    return True
+
+
+def to_fhir(
+    report: Report, *, subject: str | None = None, context: Context = NO_CONTEXT, preliminary: bool = False
+) -> str:
+    """Return the resource as JSON on one line, without a trailing line break.
+
+    The identifier is derived from the report. A server that receives the resource twice can recognise it.
+
+    Args:
+        subject: reference to the patient, as in `Context`.
+        context: references to patient, order and study, and the time of the film. Unknown ones are left out.
         preliminary: set the status ``preliminary`` instead of ``partial``. Neither is final.
 
     Raises:
         ConfigurationError: ``subject`` is not such a reference.
     """
-    check_subject(subject)
-    patient = {} if subject is None else {"subject": {"reference": subject}}
+    context = context if subject is None else replace(context, subject=subject)
+    patient = {} if context.subject is None else {"subject": {"reference": context.subject}}
+    effective = {} if context.effective is None else {"effectiveDateTime": context.effective}
+    created = provenance.created_utc(report)
     resource: dict[str, object] = {
         "resourceType": "DiagnosticReport",
         "meta": {"security": _security_labels(report)},
+        "language": report.language,
         "text": {"status": "generated", "div": _narrative(report)},
-        "contained": [_device(report), _observation(report) | patient],
+        "contained": [_device(report), _observation(report) | patient | effective],
+        "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{provenance.uuid(report)}"}],
+        **_orders(context),
         "status": "preliminary" if preliminary else "partial",
         "category": [_coded("http://terminology.hl7.org/CodeSystem/v2-0074", "RAD", "Radiology")],
-        "code": _coded("http://loinc.org", "18748-4", "Diagnostic imaging study") | {"text": TITLE},
+        "code": _coded("http://loinc.org", "18748-4", "Diagnostic imaging study"),
         **patient,
-        "issued": provenance.created_utc(report),
+        **effective,
+        "issued": created,
         "result": [{"reference": "#findings"}],
+        **_study(context),
         "presentedForm": [
             {
                 "contentType": "text/plain; charset=utf-8",
-                "language": "en",
+                "language": report.language,
                 "data": b64encode(to_text(report).encode()).decode(),
                 "title": TITLE,
-                "creation": provenance.created_utc(report),
+                "creation": created,
             }
         ],
     }
@@ -61,10 +155,25 @@ def to_fhir(report: Report, *, subject: str | None = None, preliminary: bool = F
     return json.dumps(resource, ensure_ascii=False)
 
 
-def check_subject(subject: str | None) -> None:
-    """Check a reference to a patient, or None. The error message does not contain it."""
-    if subject is not None and not _SUBJECT.fullmatch(subject):
-        raise ConfigurationError("FHIR subject must be Patient/ID, a URL that ends in Patient/ID, or urn:uuid:...")
+def _orders(context: Context) -> dict[str, object]:
+    orders: list[dict[str, object]] = []
+    if context.based_on is not None:
+        orders.append({"reference": context.based_on})
+    if context.accession is not None:
+        system = "http://terminology.hl7.org/CodeSystem/v2-0203"
+        identifier = {"type": _coded(system, "ACSN", "Accession ID"), "value": context.accession}
+        orders.append({"type": "ServiceRequest", "identifier": identifier})
+    return {"basedOn": orders} if orders else {}
+
+
+def _study(context: Context) -> dict[str, object]:
+    study = context.imaging_study
+    if study is None:
+        return {}
+    if _STUDY_UID.fullmatch(study):
+        identifier = {"system": "urn:dicom:uid", "value": f"urn:oid:{study}"}
+        return {"imagingStudy": [{"type": "ImagingStudy", "identifier": identifier}]}
+    return {"imagingStudy": [{"reference": study}]}
 
 
 def _coded(system: str, code: str, display: str) -> dict[str, object]:
@@ -72,9 +181,13 @@ def _coded(system: str, code: str, display: str) -> dict[str, object]:
 
 
 def _security_labels(report: Report) -> list[dict[str, str]]:
-    system = "http://terminology.hl7.org/CodeSystem/v3-ActReason"
-    research = {"system": system, "code": "HRESCH", "display": "healthcare research"}
-    return [research, {"system": system, "code": "HTEST", "display": "test health data"}] if report.demo else [research]
+    terminology = "http://terminology.hl7.org/CodeSystem/"
+    labels = [
+        ("v3-ObservationValue", "AIAST", "Artificial Intelligence asserted"),
+        ("v3-ActReason", "HRESCH", "healthcare research"),
+        *([("v3-ActReason", "HTEST", "test health data")] if report.demo else []),
+    ]
+    return [{"system": terminology + name, "code": code, "display": display} for name, code, display in labels]
 
 
 def _device(report: Report) -> dict[str, object]:
@@ -102,7 +215,7 @@ def _observation(report: Report) -> dict[str, object]:
         "status": "preliminary",
         "code": _coded("http://loinc.org", "59776-5", "Procedure findings Narrative"),
         "device": {"reference": "#model"},
-        "note": [{"text": notice} for notice in report.notices],
+        "note": [{"text": _string(remark)} for remark in (*report.notices, *provenance.remarks(report))],
     }
     if report.findings is not None:
         return observation | {"valueString": _string(report.findings)}
@@ -113,7 +226,8 @@ def _observation(report: Report) -> dict[str, object]:
 def _narrative(report: Report) -> str:
     from html import escape
 
-    notices = "".join(f"<p><b>{escape(notice)}</b></p>" for notice in report.notices)
+    remarks = [*report.notices, *provenance.remarks(report)]
+    notices = "".join(f"<p><b>{escape(_NOT_XML.sub(' ', remark))}</b></p>" for remark in remarks)
     text = escape(_NOT_XML.sub(" ", report.text)).replace("\r\n", "\n").replace("\r", "\n").replace("\n", "<br/>")
     rows = "".join(
         f"<tr><td>{escape(label)}</td><td>{escape(_NOT_XML.sub(' ', value))}</td></tr>"

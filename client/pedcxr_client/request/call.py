@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pedcxr_client.errors import PedcxrError, RequestError
+from pedcxr_client.errors import NotReport, PedcxrError, RequestError
 from pedcxr_client.metrics.hooks import Hook, Outcome
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request import payload, sdk_errors
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.retry import Clock, RetryState
-from pedcxr_client.request.stream_parser import StreamParser, not_openai
+from pedcxr_client.request.stream_parser import StreamParser, new_request_id, not_openai
 from pedcxr_client.types import ServedModel, Timing
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class ReportCall:
 
     def __init__(self, settings: Settings, request: FilmRequest, hook: Hook, clock: Clock = time.perf_counter) -> None:
         self._url, self._request, self._hook, self._clock = settings.url, request, hook, clock
-        self.retries = RetryState(settings, hook, clock)
+        self.retries = RetryState(settings, hook, clock, request.timeouts)
         self._parser = StreamParser()
         self._prepared: payload.PreparedRequest | None = None
         self._scheduled = clock()
@@ -53,11 +53,12 @@ class ReportCall:
         self._prepared = payload.prepare(self._request, size)
         self._encoded = self._clock()
 
-    @property
     def headers(self) -> dict[str, str]:
-        """The headers of the request."""
+        """Return the headers of the next attempt, with a new request id."""
         assert self._prepared is not None
-        return payload.headers(self._prepared.prompt, self._prepared.checks)
+        self._parser.sent_id = new_request_id()
+        headers = payload.headers(self._prepared.prompt, self._prepared.checks)
+        return headers | {"X-Request-Id": self._parser.sent_id}
 
     def body(self, model: ServedModel, *, stream: bool = True) -> bytes:
         """Return the body of the request and record the time of sending; send it at once."""
@@ -72,12 +73,23 @@ class ReportCall:
 
     # During the response
 
+    @property
+    def text(self) -> str:
+        """The text so far, unchanged."""
+        return self._parser.text
+
     def response_started(self, headers: Mapping[str, str]) -> None:
-        """Record the headers of the response. Raise ServerFailed if it is not an event stream."""
+        """Record the headers of the response. Raise ServerFailed if it is not an event stream.
+
+        Raise AbortedReport if it is the response to another request, NotReport if the server received no film.
+        """
         self._request_id = headers.get("x-request-id")
         self._demo = headers.get("x-pedcxr-demo") == "1"
         if not headers.get("content-type", "").startswith("text/event-stream"):
             raise not_openai(self._url)
+        if headers.get("x-pedcxr-film") == "none":
+            raise NotReport("the server received no film, so its text is not a report; check the proxy in between")
+        self._parser.response_started(headers)
 
     def add(self, event: object) -> str:
         """Record one event and return its text, "" if it has none. Raise TimedOut if the deadline has passed."""
@@ -97,7 +109,7 @@ class ReportCall:
             finish_reason=self._parser.finish_reason,
             model=self._parser.model or self._model.name,
             model_revision=self._model.revision,
-            demo=self._demo,
+            demo=self._demo or self._model.demo,
             age=self._prepared.age,
             sex=self._prepared.sex,
             view=self._prepared.view,
@@ -108,7 +120,7 @@ class ReportCall:
             indication_sha256=prompt.indication_sha256,
             image_sha256=self._prepared.image.sha256,
             image_how=self._prepared.image.how,
-            image_profile=self._request.preparation.profile,
+            image_profile=self._prepared.image.preparation,
             checks=self._prepared.checks,
             max_tokens=self._request.max_tokens,
             usage=self._parser.usage,
@@ -129,11 +141,15 @@ class ReportCall:
         """Return the error for a response that was interrupted; the caller chains it to its cause."""
         return self.retries.expired() if self.retries.seconds_left <= 0 else sdk_errors.during_response(error)
 
-    def fail(self, error: BaseException | None) -> None:
-        """End the call without a report and add the text and the timing to the error. Later calls have no effect."""
+    def fail(self, error: BaseException | None, *, in_block: bool = False) -> None:
+        """End the call without a report and add the text and the timing to the error. Later calls have no effect.
+
+        ``in_block`` tells that the error was raised by the caller's code inside the ``with`` statement.
+        """
         if self.is_over:
             return
-        self._end(error.outcome if isinstance(error, PedcxrError) else "cancelled")
+        is_failure = isinstance(error, PedcxrError) or (isinstance(error, Exception) and not in_block)
+        self._end(getattr(error, "outcome", PedcxrError.outcome) if is_failure else "cancelled")
         if isinstance(error, RequestError):
             error.request_id = error.request_id or self._request_id
             error.text, error.timing = self._parser.text, self._timing()

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
-import ssl
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, TypeVarTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, Unpack
 
-import httpx2
 import openai
 
-from pedcxr_client.errors import ConfigurationError, TimedOut
+from pedcxr_client.errors import ConfigurationError, ConnectionFailed, PedcxrError, TimedOut
 from pedcxr_client.films.geometry import is_size
-from pedcxr_client.request import sdk_errors
+from pedcxr_client.request import sdk_client, sdk_errors
 from pedcxr_client.request.stream_parser import not_openai, printable
 from pedcxr_client.types import ServedModel
 
@@ -29,39 +28,89 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
-_NO_KEY = "none"  # the SDK requires a key; a server without tenants ignores it
 _END = object()
+_CLOSED = "client: is closed; create a new one"
+
+
+class _Pool:
+    """The open connections of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.sdk = sdk_client.asynchronous(settings)
+        self.streams: weakref.WeakSet[openai.AsyncStream[object]] = weakref.WeakSet()
+        self.loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        # One request for the model list at a time. A call that waited for a request that failed shares its error.
+        self.listing = asyncio.Lock()
+        self.listings = 0
+        self.failure: PedcxrError | None = None
 
 
 class Connection:
-    """The connection of one client. Its coroutines run on one event loop."""
+    """The connection of one client. Its coroutines run on one event loop in each process.
+
+    A process that was forked must not read from the connections of its parent, since it would take the parent's
+    responses. It therefore opens its own when the client is next used there, and leaves those of the parent untouched.
+    """
 
     def __init__(self, settings: Settings, hook: Hook) -> None:
         self.settings, self.hook = settings, hook
-        self.sdk = openai.AsyncOpenAI(
-            **_sdk_options(settings), http_client=openai.DefaultAsyncHttpxClient(**_http_options(settings))
-        )
+        self._pools = {os.getpid(): _Pool(settings)}  # by process id
+        self._closed = False
         self._model: ServedModel | None = None
-        self._streams: weakref.WeakSet[openai.AsyncStream[object]] = weakref.WeakSet()
+
+    @property
+    def sdk(self) -> openai.AsyncOpenAI:
+        """The SDK's client of this process. Raise ConfigurationError if the client is closed."""
+        return self._pool().sdk
+
+    def enter(self) -> None:
+        """Raise ConfigurationError if the client is closed, or was used on another event loop."""
+        pool, loop = self._pool(), asyncio.get_running_loop()
+        if pool.loop is None:
+            pool.loop = weakref.ref(loop)
+        elif pool.loop() is not loop:
+            raise ConfigurationError("client: was used on another event loop; create one AsyncClient for each")
 
     async def close(self) -> None:
-        """Cancel the responses that were not read to their end, and close all connections."""
-        for events in list(self._streams):
-            await events.close()
-        await self.sdk.close()
+        """Cancel the responses that were not read to their end, and close all connections of this process."""
+        self._closed = True
+        if (pool := self._pools.get(os.getpid())) is not None:
+            for events in list(pool.streams):
+                await events.close()
+            await pool.sdk.close()
 
     def forget_model(self) -> None:
         """Ask the server for its model again when the next call needs it."""
         self._model = None
 
     async def described_model(self, retries: RetryState) -> ServedModel:
-        """Return the model as the server describes it, requested once; see `choose_model`."""
+        """Return the model as the server describes it, requested once for all calls; see `choose_model`."""
+        pool = self._pool()
+        listings = pool.listings
         if self._model is None:
-            listing = await self._with_retries(
-                retries, lambda: self.sdk.get("/models", cast_to=object, options={"timeout": retries.timeout()})
-            )
-            self._model = choose_model(listing, self.settings.url, self.settings.model)
+            await _before_deadline(retries, pool.listing.acquire)
+            try:
+                if self._model is None and pool.listings > listings and pool.failure is not None:
+                    raise copy.copy(pool.failure) from pool.failure
+                self._model = self._model or await self._request_model(pool, retries)
+            finally:
+                pool.listing.release()
         return self._model
+
+    async def _request_model(self, pool: _Pool, retries: RetryState) -> ServedModel:
+        pool.failure = None
+        try:
+            listing = await self._with_retries(
+                retries, lambda: self.sdk.get("/models", cast_to=object, options=_request_options(retries))
+            )
+            return choose_model(listing, self.settings.url, self.settings.model)
+        except TimedOut:  # the deadline of one call is not that of another
+            raise
+        except PedcxrError as error:
+            pool.failure = error
+            raise
+        finally:
+            pool.listings += 1
 
     async def model(self, retries: RetryState) -> ServedModel:
         """Return the model for a request: the configured name alone is enough."""
@@ -82,24 +131,42 @@ class Connection:
                 "/chat/completions",
                 content=call.body(model),
                 cast_to=object,
-                options={"timeout": call.retries.timeout(), "headers": call.headers},
+                options={**_request_options(call.retries), "headers": call.headers()},
                 stream=True,
                 stream_cls=openai.AsyncStream[object],
             ),
         )
-        self._streams.add(events)
+        self._pool().streams.add(events)
         return events
 
-    async def next_event(self, events: openai.AsyncStream[object], retries: RetryState) -> object | None:
-        """Return the next event, or None after the last one. Raise TimedOut if the deadline passes first."""
-        event = await _before_deadline(retries, lambda: anext(events, _END))
+    async def next_event(self, events: openai.AsyncStream[object], call: ReportCall) -> object | None:
+        """Return the next event, or None after the last one. Raise RequestError if none arrives in time."""
+        try:
+            event = await _before_deadline(call.retries, lambda: anext(events, _END))
+        except PedcxrError:
+            raise
+        except Exception as error:
+            raise call.broken(error) from error
         return None if event is _END else event
+
+    def _pool(self) -> _Pool:
+        process = os.getpid()
+        if process not in self._pools and self.settings.http_client is not None:
+            raise ConfigurationError(
+                "client: its http_client belongs to the parent process; create one in each process"
+            )
+        pool = self._pools.get(process) or self._pools.setdefault(process, _Pool(self.settings))
+        if self._closed or pool.sdk.is_closed():
+            raise ConfigurationError(_CLOSED)
+        return pool
 
     async def _with_retries(self, retries: RetryState, send: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
                 return await _before_deadline(retries, send)
-            except (openai.OpenAIError, ValueError) as error:
+            except PedcxrError:
+                raise
+            except Exception as error:  # the SDK lets errors of httpx through, for example from the body of an error
                 failure = sdk_errors.before_response(error, self.settings.url)
                 if isinstance(failure, TimedOut) and retries.seconds_left <= 0:
                     failure = retries.expired()
@@ -109,8 +176,24 @@ class Connection:
             await asyncio.sleep(wait)
 
 
+def check_process(process: int) -> None:
+    """Raise ConfigurationError if a call that this process started continues in a forked one."""
+    if process != os.getpid():
+        raise ConfigurationError("client: the parent process started this call; start it again in this process")
+
+
+class _Thread:
+    """The event loop's thread of one process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.thread: threading.Thread | None = None
+        self.loop: asyncio.AbstractEventLoop
+        self.stop_event: asyncio.Event
+
+
 class LoopThread:
-    """Runs coroutines on an event loop in a daemon thread, which the first call starts.
+    """Runs coroutines on an event loop in a daemon thread, which the first call in each process starts.
 
     When the loop stops, it cancels all running coroutines and then awaits ``at_end``.
 
@@ -120,36 +203,34 @@ class LoopThread:
 
     def __init__(self, at_end: Callable[[], Awaitable[None]]) -> None:
         self._at_end = at_end
-        self._lock = threading.Lock()
-        self._process: int | None = None
-        self._thread: threading.Thread | None = None
+        self._threads: dict[int, _Thread] = {}  # by process id: a forked process has no thread of its parent
         self.stopped = False
 
     def start(self) -> None:
-        """Start the thread unless it is running. Raise RuntimeError after `stop`.
+        """Start the thread unless it is running.
 
-        Raise ConfigurationError in a process that was forked after the start: the thread exists in the parent only.
+        Raise ConfigurationError after `stop`, and ConnectionFailed if the system has no thread or file descriptor left.
         """
-        self._check_process()
-        with self._lock:
-            self._start()
+        own = self._own()
+        with own.lock:
+            self._start(own)
 
     def run(self, function: Callable[[Unpack[Arguments]], Coroutine[Any, Any, T]], *arguments: *Arguments) -> T:
         """Run a coroutine function on the loop and wait for its result.
 
         An exception in the waiting thread, such as KeyboardInterrupt, cancels the coroutine and propagates at once.
         """
-        self._check_process()
-        if threading.current_thread() is self._thread:
+        own = self._own()
+        if threading.current_thread() is own.thread:
             raise RuntimeError("the client cannot be used in its own thread, such as from a metrics hook")
         future: Future[T] | None = None
         try:
-            with self._lock:
-                self._start()
-                future = asyncio.run_coroutine_threadsafe(function(*arguments), self._loop)
+            with own.lock:
+                self._start(own)
+                future = asyncio.run_coroutine_threadsafe(function(*arguments), own.loop)
             return future.result()
         except CancelledError:
-            raise RuntimeError("the client was closed during the call") from None
+            raise ConfigurationError("client: was closed during the call; create a new one") from None
         finally:
             if future is not None:
                 future.cancel()
@@ -157,29 +238,32 @@ class LoopThread:
 
     def stop(self, timeout: float | None = None) -> None:
         """Cancel all running coroutines and end the thread. Wait for its end, at most ``timeout`` seconds."""
-        if self._process not in (None, os.getpid()):
-            return
-        with self._lock:
-            thread = self._thread
+        own = self._own()
+        with own.lock:
+            thread = own.thread
             if thread is not None and not self.stopped:
-                self._loop.call_soon_threadsafe(self._stop_event.set)
+                own.loop.call_soon_threadsafe(own.stop_event.set)
             self.stopped = True
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
-    def _check_process(self) -> None:
-        if self._process not in (None, os.getpid()):
-            raise ConfigurationError("client: is in use by the parent process; create one client in each process")
+    def _own(self) -> _Thread:
+        return self._threads.setdefault(os.getpid(), _Thread())
 
-    def _start(self) -> None:
+    def _start(self, own: _Thread) -> None:
         if self.stopped:
-            raise RuntimeError("the client is closed")
-        if self._thread is None:
+            raise ConfigurationError(_CLOSED)
+        if own.thread is None:
             ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
             thread = threading.Thread(target=_serve, args=(ready, self._at_end), name="pedcxr-client", daemon=True)
-            thread.start()
-            self._loop, self._stop_event = ready.result()
-            self._thread, self._process = thread, os.getpid()
+            try:
+                thread.start()
+                own.loop, own.stop_event = ready.result()
+            except (OSError, RuntimeError) as error:
+                raise ConnectionFailed(
+                    f"the client's thread cannot start: {printable(error)}; free some resources, or raise the limit"
+                ) from error
+            own.thread = thread
 
 
 def _serve(
@@ -246,51 +330,5 @@ async def _before_deadline(retries: RetryState, start: Callable[[], Awaitable[T]
         raise retries.expired() from error
 
 
-def blocking_sdk(settings: Settings) -> openai.OpenAI:
-    """Return a synchronous client of the openai SDK with the same settings."""
-    return openai.OpenAI(**_sdk_options(settings), http_client=openai.DefaultHttpxClient(**_http_options(settings)))
-
-
-class _SdkOptions(TypedDict):
-    base_url: str
-    api_key: str
-    max_retries: int
-    default_headers: dict[str, str]
-
-
-def _sdk_options(settings: Settings) -> _SdkOptions:
-    # Without these, the SDK would send OPENAI_ORG_ID and other settings of OpenAI's own service to this server.
-    omit = cast("str", openai.Omit())
-    return {
-        "base_url": settings.url,
-        "api_key": settings.api_key or _NO_KEY,
-        "max_retries": 0,
-        "default_headers": {
-            "Authorization": f"Bearer {settings.api_key or _NO_KEY}",
-            "OpenAI-Organization": omit,
-            "OpenAI-Project": omit,
-        },
-    }
-
-
-def _http_options(settings: Settings) -> dict[str, Any]:
-    return {
-        "follow_redirects": False,  # films go to the configured address only
-        "trust_env": not settings.is_loopback,  # no proxy for a server on this machine
-        "verify": _trusted_certificates(settings.url),
-        # The caller's concurrency limits the connections. The SDK's default keeps 100 and reopens the rest per film.
-        "limits": httpx2.Limits(max_connections=None, max_keepalive_connections=None),
-    }
-
-
-def _trusted_certificates(url: str) -> ssl.SSLContext | bool:
-    # SSL_CERT_FILE or SSL_CERT_DIR, also on loopback, or else the certificates of the system.
-    if url.startswith("http://"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; loading the system's certificates takes 30 ms
-    file, folder = os.environ.get("SSL_CERT_FILE") or None, os.environ.get("SSL_CERT_DIR") or None
-    if file is None and folder is None:
-        return True
-    try:
-        return ssl.create_default_context(cafile=file, capath=folder)
-    except OSError as error:
-        raise ConfigurationError("SSL_CERT_FILE: must be a readable PEM file of trusted certificates") from error
+def _request_options(retries: RetryState) -> openai._types.RequestOptions:
+    return {"timeout": retries.timeout(), "follow_redirects": False}  # films go to the configured address only

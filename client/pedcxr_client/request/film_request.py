@@ -13,6 +13,7 @@ from pedcxr_client.films.film import FilmSource
 from pedcxr_client.films.geometry import DISPLAY, Preparation
 from pedcxr_client.reports.report import Report
 from pedcxr_client.request.prompts import CARD, Profile
+from pedcxr_client.request.settings import Timeouts, check_timeouts
 from pedcxr_client.types import Sex, Views
 
 
@@ -24,7 +25,8 @@ class FilmRequest:
     of that film and does not end a run over many films.
 
     Args:
-        film: DICOM or an image: a path, bytes, an open file, a Pillow image, an array, or an EncodedImage.
+        film: DICOM or an image: a path, bytes, an open file, a pydicom Dataset, a Pillow image, an array, or an
+            EncodedImage. An array has no header, so that the ``pixel_array`` of a MONOCHROME1 film is a negative.
         age: the age at the time of the film, as an Age or a text such as ``"5y"``. None uses the DICOM header. An age
             that contradicts the header blocks the film; see the check ``age``.
         sex: ``"M"`` or ``"F"``. None uses the DICOM header. A sex that contradicts the header blocks the film. The
@@ -35,15 +37,17 @@ class FilmRequest:
         max_tokens: maximum length of the report, 1 or more. A report that does not fit raises an error.
         assume_chest: treat the film as a chest film if its header does not name a body part.
         allow: names of checks that must not block; see `pedcxr_client.checks.rules`. The report records them.
-        preparation: how the pixels are prepared. An EncodedImage is sent unchanged.
+        preparation: how the pixels are prepared. An EncodedImage is sent unchanged; another preparation is an error.
         prompt_profile: the form of the prompt; see `pedcxr_client.request.prompts`.
         indication: the reason for the examination, up to 200 characters on one line, appended to the prompt. The
             server receives it unchanged, so it must not contain names, dates or patient numbers. Reports store only
             its digest.
+        timeouts: limits of this call, instead of the client's.
         key: any value of the caller's; it is not sent and comes back with the result.
 
     Raises:
-        ConfigurationError: if ``max_tokens`` is below 1, or ``prompt_profile`` is not a Profile.
+        ConfigurationError: if ``max_tokens`` is not an integer of 1 or more, ``prompt_profile`` is not a Profile, or
+            ``timeouts`` is not a Timeouts.
     """
 
     film: FilmSource
@@ -59,11 +63,14 @@ class FilmRequest:
     preparation: Preparation = DISPLAY
     prompt_profile: Profile = CARD
     indication: str | None = None
+    timeouts: Timeouts | None = None
     key: Hashable = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigurationError(f"max_tokens: {self.max_tokens} must be 1 or more")
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise ConfigurationError(f"max_tokens: {self.max_tokens!r} must be an integer, 1 or more")
+        if self.timeouts is not None:
+            check_timeouts(self.timeouts)
         if not isinstance(self.prompt_profile, Profile):
             raise ConfigurationError("prompt_profile: pass prompts.CARD or the result of prompts.read_training(path)")
 
@@ -95,6 +102,7 @@ class FilmOptions(TypedDict, total=False):
     preparation: Preparation
     prompt_profile: Profile
     indication: str | None
+    timeouts: Timeouts | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False, eq=False)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pedcxr_client.checks import rules
+from pedcxr_client.errors import InputError
 from pedcxr_client.films.film import EncodedImage, encode, read
+from pedcxr_client.films.geometry import DISPLAY, MODEL_SIZE
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.prompts import Prompt, messages
 
@@ -44,7 +46,7 @@ def prepare(request: FilmRequest, size: tuple[int, int] | None = None) -> Prepar
     """
     facts_of_caller = request.caller_facts()
     if isinstance(request.film, EncodedImage):
-        image = request.film
+        image = _check_preparation(request.film, request.preparation.sized(size))
     else:
         image = _encode_film(request.film, facts_of_caller, request.preparation.sized(size))
     checks = rules.check(image.facts, facts_of_caller, image.stats)
@@ -95,8 +97,16 @@ def body(model: str, prompt: Prompt, image: EncodedImage, max_tokens: int, *, st
     return b"".join((head, b'"url":"data:', image.mime.encode(), b";base64,", image.base64, b'"', tail))
 
 
+def _check_preparation(image: EncodedImage, preparation: Preparation) -> EncodedImage:
+    if preparation != DISPLAY and preparation.sized(MODEL_SIZE).tag != image.preparation:
+        raise InputError(
+            f"preparation: the EncodedImage was prepared as {image.preparation}; omit it, or pass the film"
+        )
+    return image
+
+
 def _encode_film(source: FilmSource, facts_of_caller: CallerFacts, preparation: Preparation) -> EncodedImage:
-    undecoded = read(source)  # type: ignore[arg-type]  # an EncodedImage does not come here
+    undecoded = read(source)
     rules.enforce(rules.check(undecoded.facts, facts_of_caller))
     film = undecoded.render(preparation)
     rules.enforce(rules.check(film.facts, facts_of_caller, film.stats))

@@ -13,7 +13,7 @@ from pedcxr_client.metrics.hooks import Hook
 if TYPE_CHECKING:
     import openai
 
-    from pedcxr_client.request.settings import Settings
+    from pedcxr_client.request.settings import Settings, Timeouts
 
 Clock = Callable[[], float]
 
@@ -24,15 +24,18 @@ _LONGEST_WAIT = 8.0
 class RetryState:
     """The attempts of one call, the current one included, and its deadline, which runs from its creation."""
 
-    def __init__(self, settings: Settings, hook: Hook, clock: Clock = time.perf_counter) -> None:
+    def __init__(
+        self, settings: Settings, hook: Hook, clock: Clock = time.perf_counter, timeouts: Timeouts | None = None
+    ) -> None:
         self._settings, self._hook, self._clock = settings, hook, clock
+        self._timeouts = timeouts or settings.timeouts
         self._start = clock()
         self.count = 1
 
     @property
     def seconds_left(self) -> float:
         """Seconds to the deadline; negative after it."""
-        return self._start + self._settings.timeouts.total - self._clock()
+        return self._start + self._timeouts.total - self._clock()
 
     def remaining(self) -> float:
         """Return the seconds to the deadline. Raise TimedOut if it has passed."""
@@ -45,7 +48,7 @@ class RetryState:
         """Return the timeouts of the next attempt. No phase extends past the deadline."""
         import openai
 
-        seconds, limits = self.remaining(), self._settings.timeouts
+        seconds, limits = self.remaining(), self._timeouts
         return openai.Timeout(
             connect=min(limits.connect, seconds),
             write=min(limits.write, seconds),
@@ -55,9 +58,7 @@ class RetryState:
 
     def expired(self) -> TimedOut:
         """Return the error for a passed deadline."""
-        return TimedOut(
-            f"no report within {self._settings.timeouts.total:g} s; raise the total timeout, or try again later"
-        )
+        return TimedOut(f"no report within {self._timeouts.total:g} s; raise the total timeout, or try again later")
 
     def wait_after(self, failure: RequestError) -> float | None:
         """Count a failed attempt and return the seconds to wait before the next one; None to give up."""
@@ -85,10 +86,10 @@ def wait_before_retry(
 ) -> float | None:
     """Return the seconds to wait before the next attempt, or None to give up.
 
-    Only a failed connection, 429 and 503 are retried, and nothing is retried if ``retries`` is 0. A Retry-After header
-    is obeyed until the deadline, because a starting server may send it many times. Without one, ``retries`` limits the
-    number of attempts. No wait extends past the deadline, which is ``remaining`` seconds away. For ``attempt`` and
-    ``jitter`` see `back_off`.
+    Only `ConnectionFailed`, `RateLimited` and `Unavailable` are retried, and nothing is if ``retries`` is 0. A
+    Retry-After header is obeyed until the deadline, because a starting server may send it many times. Without one,
+    ``retries`` limits the number of attempts. No wait extends past the deadline, which is ``remaining`` seconds away.
+    For ``attempt`` and ``jitter`` see `back_off`.
     """
     if not isinstance(error, (ConnectionFailed, RateLimited, Unavailable)) or retries == 0:
         return None

@@ -64,7 +64,14 @@ def reject_environment(env: Mapping[str, str]) -> None:
     Raises:
         ConfigError: For ``VLLM_USE_RUST_FRONTEND``, with which vLLM 0.32 (``entrypoints/cli/serve.py``) starts the
             vllm-rs binary, which loads no plugin. For ``VLLM_API_KEY``, with which the engine rejects the gateway.
+            For a ``VLLM_PORT`` that is no number, which Kubernetes sets in every pod if a Service is named ``vllm``.
     """
+    port = env.get("VLLM_PORT", "")
+    if port and not port.isdecimal():
+        raise ConfigError(
+            f"environment: VLLM_PORT = {port!r} is not a port: a Kubernetes Service named vllm sets it. Rename the "
+            "Service, or set enableServiceLinks: false in the pod."
+        )
     rust = env.get("VLLM_USE_RUST_FRONTEND", "0").strip()
     if rust not in ("", "0"):
         raise ConfigError(

@@ -130,5 +130,15 @@ or from any language, for example with curl:
     printf '{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,%s"}}}}, ' "$(base64 -w0 {film})"
     printf '{{"type": "text", "text": "Generate a radiology report for this chest X-ray of a 6-year-old male."}}]}}]}}'
   }} | curl -s http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d @-
+or with an OpenAI client, for example in Python:
+  {here}/python - <<'END'
+  import base64, openai
+  film = base64.b64encode(open("{film}", "rb").read()).decode()
+  content = [{{"type": "image_url", "image_url": {{"url": "data:image/png;base64," + film}}}},
+             {{"type": "text", "text": "Generate a radiology report for this chest X-ray of a 6-year-old male."}}]
+  client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+  answer = client.chat.completions.create(model="pedcxr-demo", messages=[{{"role": "user", "content": content}}])
+  print(answer.choices[0].message.content)
+  END
 
 The demo model was trained on drawings only. Every report of any model is a draft for a professional to review."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Literal
 
 import aiohttp
 
@@ -14,19 +15,33 @@ from pedcxr_serve.demo.findings import Case
 from pedcxr_serve.errors import EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
+_HEALTH_TIMEOUT_S = 2.0
 _SEED = 1
 # A grey PNG of 1 x 1 pixels with 16 bits, which vLLM alone would turn white.
 _DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
 _MAX_TOKENS = 16  # enough to run the vision tower, a prefill and decode steps; the text itself is not checked
 
 
-async def is_healthy(engine: aiohttp.ClientSession) -> bool:
-    """Return whether the engine answers ``/health`` with 200 within 2 s; it does not while it loads."""
+Health = Literal["healthy", "dead", "silent"]
+
+
+async def check(engine: aiohttp.ClientSession) -> Health:
+    """Return ``healthy`` if the engine answers ``/health`` with 200 within 2 s, ``silent`` if it does not answer.
+
+    It is ``dead`` if it answers another status, as vLLM does after a failure, or accepts no connection.
+    """
     try:
-        async with engine.get("/health", timeout=aiohttp.ClientTimeout(total=2)) as response:
-            return response.status == 200
+        async with engine.get("/health", timeout=aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)) as response:
+            return "healthy" if response.status == 200 else "dead"
+    except aiohttp.ClientConnectorError:
+        return "dead"
     except (aiohttp.ClientError, TimeoutError):
-        return False
+        return "silent"
+
+
+async def is_healthy(engine: aiohttp.ClientSession) -> bool:
+    """Return whether `check` finds the engine healthy, which it is not while it loads."""
+    return await check(engine) == "healthy"
 
 
 async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:

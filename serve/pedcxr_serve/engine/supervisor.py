@@ -35,6 +35,7 @@ _POLL_S = 0.2
 _STOP_GRACE_S = 30.0  # a graceful shutdown of vLLM takes about 7 s
 _URGENT_GRACE_S = 2.0  # after a second signal; half of the time that the user is promised
 _KILL_GRACE_S = 0.0  # for an engine that is dead or hangs
+_SILENT_CHECKS = 3
 _LOG_LINES = 15
 _STABLE_S = 600.0  # an engine that was ready this long resets the back-off
 
@@ -170,10 +171,11 @@ class Supervisor:
             await asyncio.sleep(wait)
             # A process that was killed leaves its sockets behind, and the next could not bind to them.
             remove_sockets(self._state.socket.parent)
-            self._engine = self._launch()
             try:
+                self._engine = self._launch()
                 await self.start()
-            except EngineError as error:
+            except (EngineError, OSError) as problem:  # such as no space for the engine's temporary files
+                error = problem if isinstance(problem, EngineError) else _not_started(problem)
                 await self._engine.stop(_KILL_GRACE_S)
                 self._print_error(error)
                 cause, wait = error, self._backoff.failed()
@@ -226,13 +228,22 @@ class Supervisor:
                 async with asyncio.timeout(max(_POLL_S, config.probe_every_s - heartbeat.age)):
                     await heartbeat.suspicion.wait()
             if heartbeat.suspicion.is_set():
-                if not await health.is_healthy(self._session):
+                if await self._is_dead():
                     message = "engine reports that it is dead; see its last log lines"
                     return "ended", EngineDied(message, tail=self._tail)
                 heartbeat.clear()
             elif heartbeat.age >= config.probe_every_s and not await self._responds():
                 message = f"engine hangs: no output for {heartbeat.age:.0f} s, and no answer to the one-token probe"
                 return "hung", EngineDied(message, tail=self._tail)
+
+    async def _is_dead(self) -> bool:
+        """Return whether the engine has failed. A busy one may miss an answer, so that silence counts after three."""
+        start = time.monotonic()
+        for _ in range(_SILENT_CHECKS):
+            answer = await health.check(self._session)
+            if answer != "silent" or self._state.heartbeat.last > start:
+                return answer == "dead"
+        return True
 
     async def _responds(self) -> bool:
         """Return whether the engine generates a token in time, for the probe or for any request."""
@@ -263,6 +274,10 @@ async def _cancel(*tasks: asyncio.Task[object]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _not_started(problem: OSError) -> EngineDied:
+    return EngineDied(f"the engine could not be started: {problem.strerror or problem}")
 
 
 def _describe_status(status: int) -> str:

@@ -65,7 +65,13 @@ def event(body: bytes) -> bytes:
 def error(
     status: int, message: str, code: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Return a response with an error; for the arguments see `error_body`."""
+    """Return a response with an error; for the arguments see `error_body`.
+
+    Clients of OpenAI repeat a request after any 5xx, unless ``x-should-retry`` forbids it. After 502 the film itself
+    may be the cause.
+    """
+    if status >= 500:
+        headers = {"X-Should-Retry": "true" if status == 503 else "false"} | dict(headers or {})
     return Response(error_body(status, message, code, param), status, headers, media_type="application/json")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -104,11 +104,10 @@ class Upstream:
             "Content-Length": str(sum(map(len, parts))),
             "X-Request-Id": record.request_id,
         }
-        start = monotonic()
+        start, data = monotonic(), _chunks(parts, context.release)
+        del parts
         try:
-            async with self._engine.post("/v1/chat/completions", data=_chunks(parts), headers=headers) as answer:
-                del parts
-                context.release()
+            async with self._engine.post("/v1/chat/completions", data=data, headers=headers) as answer:
                 record.stages["engine"] = monotonic() - start
                 record.status = answer.status
                 content_type = answer.headers.get("Content-Type", "application/json")
@@ -384,10 +383,12 @@ def _engine_restarting() -> AdmissionRefused:
     return AdmissionRefused(503, "engine_restarting", message, _RESTART_S)
 
 
-async def _chunks(parts: tuple[bytes | memoryview, ...]) -> AsyncIterator[bytes | memoryview]:
+async def _chunks(parts: tuple[bytes | memoryview, ...], sent: Callable[[], None]) -> AsyncIterator[bytes | memoryview]:
+    """Yield the parts of a body and call ``sent`` at its end: the answer of an unstreamed request comes much later."""
     for part in parts:
         if part:
             yield part
+    sent()
 
 
 def _engine_refusal(status: int, data: bytes) -> Response:

@@ -32,6 +32,14 @@ class WatchedFiles:
         self._last_checked = stamps
         return changed
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether a file was replaced in a way that is not visible here.
+
+        A single file that is mounted into a container stays the old one after the host has replaced it.
+        """
+        return any(_is_orphaned(path) for path in self._paths)
+
     def _stamps(self) -> tuple[_Stamp, ...]:
         return tuple(map(_stamp, self._paths))
 
@@ -42,3 +50,10 @@ def _stamp(path: Path) -> _Stamp:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _is_orphaned(path: Path) -> bool:
+    try:
+        return os.stat(path).st_nlink == 0
+    except OSError:
+        return False

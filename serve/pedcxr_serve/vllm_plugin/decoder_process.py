@@ -23,7 +23,7 @@ from typing import IO, Any
 from PIL import Image
 
 from pedcxr_client import InputError
-from pedcxr_client.films import film
+from pedcxr_client.films import decoders, film
 from pedcxr_client.films.geometry import PixelStats
 
 DEADLINE = 20.0
@@ -128,8 +128,8 @@ def work(*, deadline: float = DEADLINE, memory: int = MEMORY) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the film
     films, output = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # text that a decoder prints must not get into the output
-    with contextlib.suppress(ImportError):
-        import pydicom.pixels  # before the first film's time limit starts  # noqa: F401
+    with contextlib.suppress(ImportError, InputError):  # each film reports them
+        decoders.import_packages()  # before the first film's time limit starts
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             _, data = _read(films)

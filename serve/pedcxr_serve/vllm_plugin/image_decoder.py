@@ -16,6 +16,7 @@ from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 """The accepted formats of Pillow's 37; a short list keeps the attack surface small."""
 
+_PHONE_JPEG = "MPO"  # a JPEG followed by previews or gain maps; its first picture is the film, as in the client
 _MORE_THAN_8_BITS = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _RESEND = "apply a window to 8-bit grey and send PNG or JPEG"
 
@@ -24,7 +25,8 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     """Decode one film.
 
     Args:
-        data: an encoded image of one frame, or a DICOM film (see `dicom_decoder.decode`).
+        data: an encoded image of one frame, or a DICOM film (see `dicom_decoder.decode`). Of a phone's JPEG with
+            several pictures (MPO), the first is decoded.
         max_pixels: limit on width x height, applied to the header before any pixel is decoded.
 
     Returns:
@@ -58,7 +60,7 @@ def _require_usable(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise FilmRefused(_too_large(f"{width} x {height} ", max_pixels))
-    if getattr(image, "n_frames", 1) != 1:
+    if getattr(image, "n_frames", 1) != 1 and image.format != _PHONE_JPEG:
         raise FilmRefused("the image has several frames; send one frame")
     if image.mode in _MORE_THAN_8_BITS:
         raise FilmRefused(

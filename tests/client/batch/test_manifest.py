@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pedcxr_client import InputError
+from pedcxr_client import Age, InputError
 from pedcxr_client.batch import folder, manifest
 from pedcxr_client.batch.manifest import Entry, SkippedFile
 from pedcxr_client.cli.main import main
@@ -35,14 +35,38 @@ PLAIN = "path,id,age,sex\na.png,1,5y,M\nb/c.png,2,,\n"
         PLAIN.replace("\n", "\n\n,,,\n"),
         PLAIN.rstrip("\n"),
         PLAIN.replace("a.png", '"a.png"'),
+        PLAIN.replace("5y", "05Y"),
+        PLAIN.replace(",", ";"),
+        PLAIN.replace(",", "\t"),
+        "sep=,\n" + PLAIN,
+        "\ufeffSEP=;\r\n" + PLAIN.replace(",", ";"),
+        '"sep=\t"\n' + PLAIN.replace(",", "\t"),
+        b"\xff\xfe" + PLAIN.encode("utf-16-le"),
+        b"\xfe\xff" + PLAIN.replace(",", "\t").replace("\n", "\r\n").encode("utf-16-be"),
     ],
-    ids=["plain", "crlf", "bom", "header", "blank", "end", "quoted"],
+    ids=[
+        "plain",
+        "crlf",
+        "bom",
+        "header",
+        "blank",
+        "end",
+        "quoted",
+        "05Y",
+        "semicolon",
+        "tab",
+        "sep-comma",
+        "sep-semicolon",
+        "sep-tab",
+        "utf-16-le",
+        "utf-16-be",
+    ],
 )
 def test_csv_dialects_give_the_same_films(write, tmp_path, data):
     path = write(data)
     assert manifest.check(path) == 2
     first, second = manifest.read(path)
-    assert (first.id, first.path, first.age, first.sex) == ("1", str(tmp_path / "a.png"), "5y", "M")
+    assert (first.id, first.path, first.age, first.sex) == ("1", str(tmp_path / "a.png"), Age(5, "Y"), "M")
     assert (second.id, second.path, second.age, second.sex) == ("2", str(tmp_path / "b/c.png"), None, None)
 
 
@@ -51,12 +75,27 @@ def test_every_column_is_read_and_the_path_is_the_default_id(write):
     assert (entry.id, entry.assume_chest, entry.allow) == ("x.dcm", True, ("age", "quality"))
 
 
+@pytest.mark.parametrize(("yes", "no"), [("TRUE", "FALSE"), ("WAHR", "FALSCH"), ("VRAI", "FAUX"), ("ADEVĂRAT", "FALS")])
+def test_truth_values_of_excel_in_four_languages(write, yes, no):
+    entries = manifest.read(write(f"path;assume_chest\na.png;{yes}\nb.png;{no}\nc.png;\n"))
+    assert [entry.assume_chest for entry in entries] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ("", '"path" is missing'),
         ("id,age\n1,5y\n", '"path" is missing'),
-        ("path;age\na.png;5y\n", "not separated by commas"),
+        ("path|age\na.png|5y\n", "unknown column 1"),
+        ("path,age;sex\na.png,5y;M\n", "unknown column 2"),
+        ("sep=|\npath|age\na.png|5y\n", "line 1: sep= must name a comma"),
+        ("sep=;\npath;id\na.png;7\nb.png;7\n", "line 4: id is already used on line 3"),
+        ("path,id,age\na.png,1,5y\nb.png,2,Popescu Ana\n", "line 3: age must be a number and one of d, w, m, y"),
+        ("path,age\na.png,0y\n", "line 2: age must be"),
+        ("path,age\na.png,62\n", "line 2: age must be"),
+        ("path,sex\na.png,Popescu\n", "line 2: sex must be M or F"),
+        ("path,allow\na.png,age Popescu\n", "line 2: allow must name checks, separated by spaces: modality,"),
+        ("path,age\n" + "a.png,Popescu\n" * 12, "and 2 more"),
         ("path,gender\na.png,M\n", "unknown column 2; rename or remove it"),
         ("path,age,AGE\na.png,5y,5y\n", '"age" appears twice'),
         ("path\n", "lists no film"),
@@ -74,6 +113,10 @@ def test_every_column_is_read_and_the_path_is_the_default_id(write):
         ("path,id\na.png," + "Popescu" * 1_500_000 + "\n", "line 2: a cell is longer than 131072"),
         ('path,id\na.png,"Popescu\nb.png,2\n', "not valid CSV"),
         (b"path\n\xff\xfe.png\n", "not UTF-8"),
+        ("path\nBăiat.png\n".encode("cp1250"), "save it as CSV UTF-8"),
+        ("path\na.png\n".encode("utf-16")[:-1], "not UTF-8"),
+        ("path\na.png\n".encode("utf-16-le"), "unknown column 1"),
+        ("path\na.png\n".encode("utf-32"), "unknown column 1"),
         ("path\n" + "../Popescu.png\n" * 15, "and 5 more"),
     ],
 )

@@ -23,51 +23,10 @@ import pytest
 from PIL import Image
 
 from pedcxr_client.batch import outage
-from pedcxr_client.cli.main import main
 from pedcxr_client.errors import Unavailable
 from pedcxr_client.evaluation import runs
+from tests.client.batch.helpers import IDS, batch, lines, reported
 from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
-
-
-@pytest.fixture
-def engine() -> Iterator[FakeEngine]:
-    """An engine for one test: a shared engine could still receive requests that an earlier test cancelled."""
-    with FakeEngine() as engine:
-        yield engine
-
-
-@pytest.fixture
-def films(tmp_path) -> Path:
-    """A folder of 12 different films, with a manifest next to it."""
-    folder = tmp_path / "films"
-    folder.mkdir()
-    for number in range(12):
-        Image.linear_gradient("L").rotate(number).save(folder / f"Popescu-{number}.png")
-    rows = [f"films/Popescu-{number}.png,case {number},{number + 1}y,F" for number in range(12)]
-    (tmp_path / "manifest.csv").write_text("\n".join(["path,id,age,sex", *rows]))
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "out.jsonl"
-
-
-def batch(source: Path, out: Path, url: str, *more: str) -> int:
-    return main(["batch", str(source), "-o", str(out), "--url", url, "--concurrency", "3", *more])
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    data = out.read_bytes()
-    assert data.endswith(b"\n") or not data
-    return [json.loads(line) for line in data.splitlines()]
-
-
-def reported(out: Path) -> Counter[str]:
-    return Counter(line["id"] for line in lines(out) if "text" in line)
-
-
-IDS = Counter(f"case {number}" for number in range(12))
 
 
 def test_manifest_gives_one_line_per_film(engine, films, out, capsys):
@@ -148,7 +107,7 @@ def test_changes_that_need_a_new_report(engine, films, out, tmp_path, change, co
     engine.reset()
     more: list[str] = []
     if change == "revision":
-        engine.details = {"revision": "rev-2"}
+        engine.details, more = {"revision": "rev-2"}, ["--redo"]
     elif change == "words":
         (tmp_path / "system.txt").write_text("You are a radiologist.")
         more = ["--prompt-profile", "training", "--system-file", str(tmp_path / "system.txt")]
@@ -179,7 +138,6 @@ def test_invalid_films_get_error_lines_and_do_not_affect_others(engine, films, o
     (films / "broken.png").write_bytes(b"\x89PNG nothing more")
     manifest = tmp_path / "manifest.csv"
     rows = "\nfilms/missing.png,gone,5y,F\nfilms/broken.png,broken,5y,F\nfilms/Popescu-1.png,adult,30y,F"
-    rows += "\nfilms/Popescu-1.png,age,62,F\nfilms/Popescu-1.png,sex,5y,Q"
     manifest.write_text(manifest.read_text() + rows)
     assert batch(manifest, out, engine.url) == 3
     assert reported(out) == IDS
@@ -188,11 +146,9 @@ def test_invalid_films_get_error_lines_and_do_not_affect_others(engine, films, o
         "gone": ("refused", "input"),
         "broken": ("refused", "input"),
         "adult": ("refused", "blocked"),
-        "age": ("refused", "input"),
-        "sex": ("refused", "input"),
     }
     assert "No such file" in errors["gone"]["message"]
-    assert "5 refused" in capsys.readouterr().err
+    assert "3 refused" in capsys.readouterr().err
     assert "Popescu" not in out.read_text() and "missing.png" not in out.read_text()
     before = out.read_bytes()
     assert batch(manifest, out, engine.url) == 3, "some films still have no report"

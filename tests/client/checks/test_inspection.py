@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
+import typing
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from pedcxr_client import DISCLAIMER, BlockedFilm, InputError, Preparation
+import pedcxr_client
+from pedcxr_client import DISCLAIMER, BlockedFilm, ConfigurationError, InputError, Preparation
+from pedcxr_client.batch import manifest
 from pedcxr_client.checks import rules
 from pedcxr_client.cli.main import main
 from pedcxr_client.films.film import load, prepare
+from tests.support.paths import ROOT
 from tests.support.servers.fake_engine import TEXT
 
 pytest.importorskip("pydicom")
 
+from tests.support.films.dicom_maker import dataset, ramp
 from tests.support.films.dicom_maker import film as dicom_film
-from tests.support.films.dicom_maker import ramp
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 SHEET = """\
@@ -295,5 +302,140 @@ def test_sent_image_uses_the_profile(engine, twin, dicom):
 
 
 def test_unsupported_type_raises(dicom):
-    with pytest.raises(InputError, match="not a path, bytes, a file, a Pillow image or an array"):
+    with pytest.raises(InputError, match="not a path, bytes, a file, a Dataset, a Pillow image or an array"):
         load({"a": 1})  # type: ignore[arg-type]
+
+
+# pedcxr_client.inspect, and the programs of docs/examples that need no server.
+
+
+def kinds(folder: os.PathLike[str]) -> dict[str, object]:
+    """Return one film as every kind of `FilmSource`."""
+    data = dicom_film(**WINDOW)
+    path = folder / "film.dcm"
+    path.write_bytes(data)
+    png = base64.b64decode(prepare(data).base64)
+    return {
+        "path": path, "str": str(path), "bytes": data, "bytearray": bytearray(data), "memoryview": memoryview(data),
+        "open file": io.BytesIO(data), "dataset": dataset(**WINDOW), "encoded": prepare(data),
+        "image": Image.open(io.BytesIO(png)), "array": np.asarray(Image.open(io.BytesIO(png))),
+    }  # fmt: skip
+
+
+KINDS = (
+    "path", "str", "bytes", "bytearray", "memoryview", "open file", "dataset", "encoded", "image", "array",
+)  # fmt: skip
+
+
+@pytest.fixture
+def no_socket(monkeypatch):
+    def refuse(*_: object) -> None:
+        pytest.fail("a socket was created")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspect_takes_every_kind_of_film(kind, tmp_path, no_socket):
+    inspection = pedcxr_client.inspect(kinds(tmp_path)[kind], age="5y", sex="F", allow=["quality"])
+    assert (inspection.verdict, inspection.error, inspection.blocked) == ("would be sent", None, False)
+    assert inspection.file == (str(tmp_path / "film.dcm") if kind in ("path", "str") else None)
+    assert inspection.facts.kind == ("image" if kind in ("image", "array") else "dicom")
+    assert tuple(check.name for check in inspection.checks) == rules.NAMES
+    assert inspection.pixels.mode == "L"
+    assert inspection.pixels.tobytes() == load(dicom_film(**WINDOW)).pixels.tobytes()
+    assert inspection.prompt.recorded.endswith("of a 5-year-old female.")
+    assert json.loads(json.dumps(inspection.as_dict()))["file"] == inspection.file
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspect_shows_what_a_report_sends(kind, tmp_path, engine, twin):
+    options = {"age": "5y", "sex": "F"}
+    if kind != "encoded":  # an EncodedImage is prepared already
+        options["preparation"] = Preparation(pad_square=True, resize="model")
+    inspection = pedcxr_client.inspect(kinds(tmp_path)[kind], **options)
+    twin.report(engine.url, kinds(tmp_path)[kind], **options)
+    image, text = engine.chats[-1].json["messages"][0]["content"]
+    assert image["image_url"]["url"] == inspection.image.data_url
+    assert text["text"] == inspection.prompt.user
+
+
+def test_inspect_returns_the_error_of_a_film_and_raises_that_of_an_option(dicom):
+    blocked = pedcxr_client.inspect(dicom(PatientAge="045Y", BodyPartExamined="HAND"))
+    assert (blocked.verdict, blocked.blocked) == ("blocked by body-part, age", True)
+    assert blocked.image is not None
+    for film in (b"", b"no film", "missing.dcm", np.zeros((9, 9)), object()):
+        inspection = pedcxr_client.inspect(film)
+        assert (inspection.verdict, inspection.pixels) == ("cannot be sent", None)
+        assert inspection.error
+    for options, error in (({"age": "62"}, InputError), ({"allow": ["chest"]}, ConfigurationError)):
+        with pytest.raises(error):
+            pedcxr_client.inspect(dicom(), **options)
+
+
+def test_types_of_the_public_functions_resolve():
+    for function in (pedcxr_client.inspect, pedcxr_client.Client.report, pedcxr_client.AsyncClient.stream):
+        assert {"film", "options", "return"} <= typing.get_type_hints(function).keys()
+
+
+def run_example(name: str, *arguments: str, folder: os.PathLike[str]) -> str:
+    command = [sys.executable, str(ROOT / "docs/examples" / name), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "client")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_inspect_example(dicom, tmp_path):
+    out = run_example("inspect_film.py", dicom(), folder=tmp_path)
+    assert out.startswith("would be sent\nok modality ")
+    assert out.endswith("of a 5-year-old female.\n")
+    assert Image.open(tmp_path / "sent.png").tobytes() == load(dicom()).pixels.tobytes()
+
+
+# The column names are those of the data sets; the rows are made up.
+NIH = """\
+Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],\
+OriginalImagePixelSpacing[x,y]
+90000001_000.png,No Finding,0,90000001,7,F,PA,2682,2749,0.143,0.143
+90000001_001.png,Mass|Nodule,1,90000001,0,M,AP,2682,2749,0.143,0.143
+90000002_000.png,Effusion,0,90000002,18,M,PA,2682,2749,0.143,0.143
+"""
+PADCHEST = """\
+,ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,ViewPosition_DICOM,Projection,\
+MethodProjection,Pediatric,Modality_DICOM
+0,1_a.png,3,20140915,1,2,2008.0,F,POSTEROANTERIOR,PA,made up,No,CR
+1,2_b.png,54,20140915,1,2,2010.0,O,ANTEROPOSTERIOR,AP_horizontal,made up,PED,DX
+2,3_c.png,54,20140915,1,2,2010.0,M,LATERAL,L,made up,PED,DX
+3,4_d.png,54,20140915,1,2,1950.0,M,POSTEROANTERIOR,PA,made up,No,DX
+4,5_e.png,54,20140915,1,2,,M,POSTEROANTERIOR,PA,made up,No,DX
+"""
+MIMIC = """\
+dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,\
+ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning
+0a-1b,19000001,59000001,CHEST (PA AND LAT),PA,3056,2544,21800506,213014.531,CHEST (PA AND LAT),postero-anterior,Erect
+0a-2c,19000001,59000001,CHEST (PA AND LAT),LATERAL,3056,2544,21800506,213014.531,CHEST (PA AND LAT),lateral,Erect
+"""
+MANIFESTS = {
+    "nih": (NIH, [("images/90000001_000.png", "7y", "F"), ("images/90000001_001.png", None, "M")]),
+    "padchest": (PADCHEST, [("3/1_a.png", "6y", "F"), ("54/2_b.png", "4y", None)]),
+    "mimic": (MIMIC, [("files/p19/p19000001/s59000001/0a-1b.jpg", None, None)]),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz"])
+def test_dataset_manifest_example(name, suffix, tmp_path):
+    text, expected = MANIFESTS[name]
+    (tmp_path / f"in.{suffix}").write_bytes(gzip.compress(text.encode()) if suffix == "csv.gz" else text.encode())
+    path = tmp_path / "manifest.csv"
+    path.write_text(run_example("dataset_manifest.py", name, f"in.{suffix}", folder=tmp_path), newline="")
+    entries = [*manifest.read(str(path))]
+    assert [
+        (os.path.relpath(entry.path, tmp_path), entry.age and str(entry.age), entry.sex) for entry in entries
+    ] == expected
+    assert all(entry.assume_chest for entry in entries)
+    assert manifest.check(str(path)) == len(expected)
+
+
+def test_the_page_shows_each_data_set():
+    page = (ROOT / "docs/films.md").read_text()
+    assert all(f"`python dataset_manifest.py {name} " in page for name in MANIFESTS)

@@ -7,7 +7,7 @@ import pytest
 from pedcxr_client import Age, BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.films.film import load, read
+from pedcxr_client.films.film import read
 from pedcxr_client.films.geometry import PixelStats
 from pedcxr_client.films.header import PLAIN
 from pedcxr_client.types import Check
@@ -17,7 +17,7 @@ pytest.importorskip("pydicom")
 from tests.support.films.dicom_maker import film, sequence
 
 NO_FACTS = CallerFacts()
-GOOD = PixelStats(1000, 1000, flat=False, dark_middle=False)
+GOOD = PixelStats(1000, 1000, spread=200, levels=200)
 
 
 def check(name: str, caller: CallerFacts = NO_FACTS, stats: PixelStats | None = GOOD, **elements: object) -> Check:
@@ -131,15 +131,22 @@ def test_code_sequences_are_read_if_texts_are_absent():
 @pytest.mark.parametrize(
     ("stats", "status"),
     [
-        (PixelStats(256, 9000, flat=False, dark_middle=False), "ok"),
-        (PixelStats(255, 9000, flat=False, dark_middle=False), "block"),
-        (PixelStats(1000, 1000, flat=True, dark_middle=False), "block"),
-        (PixelStats(1000, 1000, flat=False, dark_middle=True), "warn"),
+        (PixelStats(256, 9000, spread=64, levels=48), "ok"),
+        (PixelStats(255, 9000, spread=64, levels=48), "block"),
+        (PixelStats(1000, 1000, spread=63, levels=200), "block"),
+        (PixelStats(1000, 1000, spread=200, levels=47), "block"),
+        (PixelStats(1000, 1000, spread=200, levels=200, dark_middle=True), "warn"),
+        (PixelStats(1000, 1000, spread=200, levels=200, turned=180), "warn"),
         (None, "warn"),
     ],
 )
 def test_quality_check_uses_the_pixel_stats(stats, status):
     assert check("quality", stats=stats).status == status
+
+
+def test_quality_check_names_the_steps_that_left_few_grey_levels():
+    stats = PixelStats(1000, 1000, spread=14, levels=15, steps="window 8191.5/16383 (LINEAR)")
+    assert "too few grey levels: 15 with a spread of 14 after window 8191.5/16383" in check("quality", stats=stats).why
 
 
 @pytest.mark.parametrize(
@@ -209,13 +216,3 @@ def test_plain_image_warns_and_blocks_only_on_known_facts():
     }
     assert statuses["age"] == statuses["sex"] == statuses["body-part"] == "ok"
     assert {one.name for one in rules.check(PLAIN, CallerFacts(age=Age(45, "Y")), GOOD) if one.blocks} == {"age"}
-
-
-def test_dark_middle_detects_inverted_films(films):
-    from PIL import Image, ImageOps
-
-    plain = [Image.open(path).convert("L") for path in sorted(films.glob("*_png/*.png"))]
-    assert not any(load(one).stats.dark_middle for one in plain)
-    assert sum(load(ImageOps.invert(one)).stats.dark_middle for one in plain) >= len(plain) - 1
-    assert not any(load(one).stats.flat for one in plain)
-    assert load(Image.new("L", (300, 300), 7)).stats.flat

@@ -69,6 +69,25 @@ def test_sr_without_and_with_the_identity_of_the_film(engine, dicom, tmp_path, c
     assert all(b"Popescu" not in chat.body and b"1.2.3.5" not in chat.body for chat in engine.chats)
 
 
+def test_pdf_as_dicom_and_bare(engine, dicom, tmp_path, capsys):
+    target, bare = tmp_path / "pdf.dcm", tmp_path / "report.pdf"
+    report(engine, capsys, dicom, "--format", "pdf", "-o", str(target), "--copy-identity", "--patient-name", "Ion^Ana")
+    document = pydicom.dcmread(target)
+    assert (document.PatientName, document.StudyInstanceUID) == ("Ion^Ana", "1.2.3.5")
+    assert document.EncapsulatedDocument.startswith(b"%PDF-1.4")
+    report(engine, capsys, dicom, "--format", "pdf", "-o", str(bare))
+    assert bare.read_bytes().startswith(b"%PDF-1.4")
+
+
+def test_csv_for_excel_and_fhir_with_the_study_of_the_film(engine, dicom, capsys):
+    assert report(engine, capsys, dicom, "--format", "csv", "--excel").startswith("\ufeffid,")
+    arguments = ["--format", "fhir", "--copy-identity", "--based-on", "ServiceRequest/4"]
+    resource = json.loads(report(engine, capsys, dicom, *arguments))
+    assert resource["imagingStudy"][0]["identifier"]["value"] == "urn:oid:1.2.3.5"
+    assert resource["basedOn"][0] == {"reference": "ServiceRequest/4"}
+    assert "Popescu" not in json.dumps(resource)
+
+
 def test_existing_file_is_replaced_only_with_force(engine, path, tmp_path, capsys):
     target = tmp_path / "out.txt"
     target.write_text("mine")
@@ -109,14 +128,21 @@ def test_report_is_printed_if_its_file_cannot_be_written(engine, path, tmp_path,
     ("arguments", "code", "message"),
     [
         (["--format", "sr"], 2, "give a file to write: -o OUT.dcm"),
-        (["--format", "pdf"], 2, "invalid choice"),
+        (["--format", "pdf"], 2, "give a file to write: -o OUT.dcm"),
+        (["--format", "docx"], 2, "invalid choice"),
+        (["--format", "pdf", "-o", "TMP/x.pdf", "--new"], 2, "name the file OUT.dcm"),
+        (["--format", "sr", "-o", "TMP/x", "--patient-name", "A^B"], 2, "valid only with --copy-identity"),
+        (["--json", "--excel"], 2, "valid only with --format csv"),
+        (["--format", "text", "--new"], 2, "valid only with --format sr, pdf"),
+        (["--format", "fhir", "--accession", "A\\B"], 2, "FHIR accession must be"),
+        (["--format", "fhir", "--copy-identity"], 3, "not a readable DICOM file"),
         (["--format", "json", "--json"], 2, "not allowed with"),
         (["--stream", "--format", "csv"], 2, "not allowed with"),
         (["--stream", "-o", "TMP/x"], 2, "cannot be combined with --stream"),
         (["--force"], 2, "valid only with -o"),
         (["--subject", "Patient/7"], 2, "valid only with --format fhir"),
         (["--json", "--preliminary"], 2, "valid only with --format fhir"),
-        (["--format", "fhir", "--copy-identity"], 2, "valid only with --format sr"),
+        (["--format", "csv", "--copy-identity"], 2, "valid only with --format sr, pdf, fhir"),
         (["--format", "fhir", "--subject", "Popescu"], 2, "must be Patient/ID"),
         (["--format", "sr", "-o", "TMP/x", "--copy-identity"], 3, "not a readable DICOM file"),
         (["-o", "TMP/absent/x"], 2, "its folder does not exist"),
@@ -145,7 +171,7 @@ def test_sr_without_pydicom_gives_the_install_command(path, tmp_path):
     command = [sys.executable, "-c", code, "report", path, "--format", "sr", "-o", str(tmp_path / "x.dcm")]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 2
-    assert 'DICOM SR requires pydicom: pip install "pedcxr[dicom]"' in process.stderr
+    assert 'DICOM documents require pydicom: pip install "pedcxr[dicom]"' in process.stderr
 
 
 def test_streamed_control_characters_are_replaced(engine, path, capsys):

@@ -61,11 +61,11 @@ def test_demo_model_adds_its_notice(engine, path, capsys):
 
 
 def test_characters_outside_the_terminal_encoding_are_escaped(engine, path):
-    engine.answer = Answer(pieces=("Lungs: caf\u00e9.",))
+    engine.answer = Answer(pieces=("Lungs clear: caf\u00e9.",))
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "--url", engine.url]
     process = subprocess.run(command, capture_output=True, env=environment, check=True)
-    assert process.stdout == b"Lungs: caf\\xe9.\n"
+    assert process.stdout == b"Lungs clear: caf\\xe9.\n"
 
 
 @pytest.mark.parametrize(

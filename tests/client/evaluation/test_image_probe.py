@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -127,7 +128,7 @@ def test_model_that_ignores_the_image_exits_5(server, films, capsys, model, prob
     code, out = probe(capsys, server, films, "--json")
     result = json.loads(out)
     assert code == 5 and len(result["failings"]) == len(probes)
-    assert result["probes"]["again"] == {"changed": 0, "asked": 3}
+    assert result["probes"]["again"] == {"changed": 0, "asked": 3, "again": 0}
     assert all(film["changed"]["mirrored"] is False for film in result["films"])
 
 
@@ -144,6 +145,36 @@ def test_mirrored_probe_counts_only_reports_with_a_side(server, films, capsys):
     code, out = probe(capsys, server, films)
     assert out.splitlines()[-2].split() == ["changed", "0", "of", "3", "3", "of", "3", "0", "of", "0", "3", "of", "3"]
     assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "compared"),
+    [
+        ("The right and left lungs are clear.", 0),
+        ("The right lung is clear. No left effusion.", 0),
+        ("A chest tube on the right.", 0),
+        ("Bilateral effusions.", 0),
+        ("Effusion on the right.", 3),
+        ("Possible pneumonia in the left lower lobe.", 3),
+    ],
+)
+def test_mirrored_probe_counts_only_sides_of_abnormal_findings(server, films, capsys, text, compared):
+    server.model = lambda film, words: f"{text} {hashlib.sha256(film).hexdigest()}"
+    code, out = probe(capsys, server, films, "--json")
+    assert code == 0 and json.loads(out)["probes"]["mirrored"]["asked"] == compared
+
+
+def test_each_probe_is_compared_with_the_control_of_the_same_films(server, films, capsys):
+    """Two reports without a side are not reproducible. That is no reason to fail the mirrored third film."""
+    numbers = iter(range(1000))
+    unstable = [view.tobytes() for seed in (0, 1) for view in (picture(seed), ImageOps.mirror(picture(seed)))]
+    server.model = lambda film, words: f"Clear, {next(numbers)}." if film in unstable else sees(film, words)
+    code, out = probe(capsys, server, films, "--json")
+    assert json.loads(out)["probes"]["again"] == {"changed": 2, "asked": 3, "again": 2}
+    assert json.loads(out)["probes"]["mirrored"] == {"changed": 1, "asked": 1, "again": 0}
+    assert code == 0
+    code, out = probe(capsys, server, films)
+    assert re.search(r"^again, same films +2 +2 +0 +2$", out, re.M)
 
 
 def test_rejected_text_counts_as_a_changed_report(server, films, capsys):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,9 +18,18 @@ from pedcxr_client import InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films.film import encode, load, prepare, read
-from tests.support.paths import REAL_FILMS
+from pedcxr_client.films.header import silence_pydicom
+from tests.support.paths import REAL_FILMS, ROOT
 
 pytest.importorskip("pydicom")
+
+import pydicom
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+
+from tests.support.films import unusual_films
+from tests.support.films.dicom_maker import dataset, sequence, to_bytes
+from tests.support.films.dicom_maker import film as dicom_film
 
 FILMS = REAL_FILMS
 MANIFEST = FILMS / "MANIFEST.tsv"
@@ -37,7 +50,7 @@ BLOCKED = {
     "dicom_other/highdicom_sr_document.dcm": "modality body-part age",
     "dicom_other/waveform_ecg.dcm": "modality body-part age",
     "dicom_other/JPEG2000.dcm": "modality body-part age burned-in-text",
-    "dicom_other/mlut_18.dcm": "modality body-part age burned-in-text",
+    "dicom_other/mlut_18.dcm": "modality body-part age burned-in-text quality",  # a test pattern of few levels
     "dicom_other/RG3_JPLL.dcm": "body-part orientation age",
     "dicom_other/RG3_JPLY.dcm": "body-part orientation age",
     "dicom_derived/d21_sc_rgb_screenshot.dcm": "modality burned-in-text",
@@ -64,7 +77,7 @@ REFUSED = {
 WARNED = {
     "dicom_derived/m11_view_LL.dcm": "view",
     "dicom_derived/m12_view_missing.dcm": "view",
-    "dicom_other/mlut_18.dcm": "view orientation quality",
+    "dicom_other/mlut_18.dcm": "view orientation",
     "dicom_derived/d20_dx_multiframe_2.dcm": "quality",  # its pixels were not measured
     "dicom_derived/d24_dx_truncated.dcm": "quality",
 }
@@ -205,3 +218,189 @@ def test_decoding_in_threads_gives_the_same_results(films):
     with ThreadPoolExecutor(8) as pool:
         in_threads = [encoded.sha256 for encoded in pool.map(prepare, paths * 3)]
     assert in_threads == sequential * 3
+
+
+# Forms of one film that devices and archives write, and films that are damaged.
+
+
+@pytest.mark.parametrize("name", unusual_films.accepted())
+def test_unusual_form_shows_the_same_picture_and_is_noted(name):
+    data, note = unusual_films.accepted()[name]
+    film = load(data)
+    assert np.array_equal(np.asarray(film.pixels), np.asarray(load(unusual_films.accepted()["native"][0]).pixels))
+    assert len(film.how) == (3 if note else 2)
+    assert note in " ".join(film.how)
+    assert read(data).facts.modality.value == "DX"
+
+
+@pytest.mark.parametrize("name", unusual_films.refused())
+def test_damaged_film_raises_the_reason(name):
+    data, message = unusual_films.refused()[name]
+    with pytest.raises(InputError, match=message):
+        load(data)
+
+
+@pytest.mark.parametrize("name", [name for name in unusual_films.refused() if "file cut" in name])
+def test_header_of_a_film_cut_in_its_pixels_is_read(name):
+    facts = read(unusual_films.refused()[name][0]).facts
+    assert (facts.modality.value, facts.body.value, str(facts.age)) == ("DX", "chest", "5y")
+
+
+def test_rendering_twice_gives_the_same_film():
+    undecoded = read(unusual_films.accepted()["2 bytes after JPEG 2000"][0])
+    first, second = undecoded.render(), undecoded.render()
+    assert first.how == second.how
+    assert first.pixels.tobytes() == second.pixels.tobytes()
+
+
+def test_odd_number_of_8_bit_pixels_with_and_without_its_pad_byte():
+    pixels = (np.arange(257 * 255) % 251).astype(np.uint8).reshape(257, 255)
+    padded = dicom_film(pixels, bits=8, WindowCenter=128, WindowWidth=256)
+    length = pixels.size.to_bytes(4, "little")
+    at = padded.rindex((pixels.size + 1).to_bytes(4, "little"))
+    unpadded = padded[:at] + length + padded[at + 4 : -1]
+    assert np.array_equal(np.asarray(load(padded).pixels), pixels)
+    assert np.array_equal(np.asarray(load(unpadded).pixels), pixels)
+
+
+@pytest.mark.parametrize("charset", [b"ISO_IR 999", b"ISO_IR 192", b"\\", b"\\GB18030", b"x" * 10, b"\x1b$B\xff"])
+@pytest.mark.parametrize("text", [b"\xff\xfe\x1b$", b"\x1b$B\x80\x1b\\", bytes(range(128, 160))], ids=len)
+def test_undecodable_charset_does_not_change_the_film(charset, text):
+    filler = "X" * len(text)
+    names = dict.fromkeys(["StudyDescription", "SeriesDescription", "PatientName", "ProtocolName"], filler)
+    codes = sequence(CodeMeaning=filler)
+    data = dicom_film(SpecificCharacterSet="ISO_IR 100", ProcedureCodeSequence=codes, ViewCodeSequence=codes, **names)
+    data = data.replace(filler.encode(), text).replace(b"ISO_IR 100", charset.ljust(10))
+    assert load(data).pixels.tobytes() == load(dicom_film()).pixels.tobytes()
+    with silence_pydicom():
+        ds = pydicom.dcmread(io.BytesIO(data))
+    assert read(ds).facts == read(data).facts
+
+
+# A film as a pydicom.Dataset, and as bytes of other types.
+
+SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRBigEndian, JPEG2000Lossless, RLELossless)
+
+
+def with_syntax(syntax: str) -> bytes:
+    elements = {"PhotometricInterpretation": "MONOCHROME1", "ViewCodeSequence": sequence(CodeValue="x")}
+    if syntax in SYNTAXES[:2]:
+        return dicom_film(syntax=syntax, **elements)
+    ds = dataset(**elements)
+    ds.compress(syntax, generate_instance_uid=False)
+    return to_bytes(ds)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_dataset_gives_the_film_of_its_file_and_is_not_changed(syntax, tmp_path):
+    data = with_syntax(syntax)
+    (tmp_path / "film.dcm").write_bytes(data)
+    expected = load(data)
+    decoded, deferred = pydicom.dcmread(io.BytesIO(data)), pydicom.dcmread(tmp_path / "film.dcm", defer_size=100)
+    decoded.decode()
+    decoded.pixel_array  # pydicom keeps the array  # noqa: B018
+    for ds in (pydicom.dcmread(io.BytesIO(data)), decoded, deferred):
+        before, meta = dict(zip(ds.keys(), map(ds.get_item, ds.keys()), strict=True)), ds.file_meta.to_json()
+        film = load(ds)
+        assert (film.facts, film.how, film.pixels.tobytes()) == (
+            expected.facts,
+            expected.how,
+            expected.pixels.tobytes(),
+        )
+        assert all(ds.get_item(tag) is element for tag, element in before.items())
+        assert (len(ds), ds.file_meta.to_json()) == (len(before), meta)
+
+
+def test_changes_of_a_dataset_after_it_was_read_have_no_effect():
+    ds = dataset(PhotometricInterpretation="MONOCHROME1")
+    undecoded = read(ds)
+    ds.PixelData, ds.PhotometricInterpretation = bytes(len(ds.PixelData)), "MONOCHROME2"
+    ds.file_meta.TransferSyntaxUID = JPEG2000Lossless
+    assert (
+        undecoded.render().pixels.tobytes()
+        == load(dicom_film(PhotometricInterpretation="MONOCHROME1")).pixels.tobytes()
+    )
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_dataset_without_file_meta(syntax):
+    ds = pydicom.dcmread(io.BytesIO(with_syntax(syntax)))
+    del ds.file_meta
+    if syntax in SYNTAXES[:2]:
+        assert load(ds).pixels.tobytes() == load(with_syntax(syntax)).pixels.tobytes()
+    else:
+        with pytest.raises(InputError, match=r"compressed, but TransferSyntaxUID \(0002,0010\) is absent"):
+            load(ds)
+
+
+def test_dataset_made_by_a_program():
+    made = Dataset()
+    made.update({element.tag: element for element in dataset()})
+    assert load(made).pixels.tobytes() == load(dicom_film()).pixels.tobytes()
+    with pytest.raises(InputError, match="holds no pixels"):
+        load(Dataset())
+    made.PixelData = io.BytesIO(made.PixelData)
+    with pytest.raises(InputError, match="are not bytes"):
+        load(made)
+
+
+def test_pixel_array_of_a_monochrome1_film_is_a_negative():
+    """The documented limit: an array has no header."""
+    ds = dataset(PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=4096)
+    film, array = np.asarray(load(ds).pixels).astype(int), np.asarray(load(ds.pixel_array).pixels).astype(int)
+    assert abs(film + array - 255).max() <= 4
+
+
+@pytest.mark.parametrize("make", [bytearray, memoryview, lambda data: memoryview(b"".join(zip_zero(data)))[::2]])
+def test_bytes_of_other_types(make):
+    data = dicom_film()
+    assert load(make(data)).pixels.tobytes() == load(data).pixels.tobytes()
+    with pytest.raises(InputError, match="is empty"):
+        load(make(b""))
+
+
+def zip_zero(data: bytes) -> list[bytes]:
+    return [bytes((byte, 0)) for byte in data]
+
+
+def test_released_memoryview_raises():
+    view = memoryview(dicom_film())
+    view.release()
+    with pytest.raises(InputError, match="memoryview is released"):
+        load(view)
+
+
+# Names beside the user's script that packages import.
+
+SCRIPT = """
+import sys
+sys.path[1:1] = [{client!r}]
+import pedcxr_client
+from pedcxr_client.films.film import load
+try:
+    print(load(sys.argv[1]).how[0])
+except pedcxr_client.InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        (("dl/train.py", "DLFCN/train.py", "jpeg_ls/train.py", "rle/train.py"), "rendered as 8-bit grey"),
+        (("gdcm.py",), "the import of gdcm raised ZeroDivisionError; a file or folder beside the script"),
+        pytest.param(("dl.py",), "rendered as 8-bit grey", marks=pytest.mark.slow),
+        pytest.param(("openjpeg.py",), "the import of openjpeg raised ZeroDivisionError", marks=pytest.mark.slow),
+    ],
+)
+def test_module_beside_the_script_does_not_break_the_decoders(files, line, tmp_path):
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("1 / 0" if file in ("gdcm.py", "openjpeg.py") else "")
+    (tmp_path / "script.py").write_text(SCRIPT.format(client=str(ROOT / "client")))
+    (tmp_path / "film.dcm").write_bytes(to_bytes(unusual_films.encoded(unusual_films.JPEGLosslessSV1)))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "script.py", "film.dcm"]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert line in process.stdout

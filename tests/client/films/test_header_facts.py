@@ -14,9 +14,9 @@ from pedcxr_client import Age, BlockedFilm, Client, ConfigurationError, FilmRequ
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.cli.main import main
-from pedcxr_client.films import views
 from pedcxr_client.films.film import load, read
 from pedcxr_client.films.header import PLAIN, Facts
+from pedcxr_client.films.terms import views
 from pedcxr_client.request.payload import write_prompt
 from pedcxr_client.types import Check
 from tests.support.paths import ROOT

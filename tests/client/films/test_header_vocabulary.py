@@ -20,8 +20,9 @@ from pydicom.dataset import FileMetaDataset
 
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.films import header, vocabulary
+from pedcxr_client.films import header
 from pedcxr_client.films.film import read
+from pedcxr_client.films.terms import vocabulary
 from pedcxr_client.types import Check
 from tests.support.films.dicom_maker import DX, dataset, film, sequence
 from tests.support.paths import ROOT
@@ -481,4 +482,4 @@ def test_docs_list_the_elements_in_their_order():
         ["AcquisitionDeviceProcessingDescription"],
     ]
     elements = [*vocabulary.SITE_ELEMENTS, *vocabulary.EXAMINATION_ELEMENTS]
-    assert not [keyword for keyword in elements if keyword not in header._TAGS]
+    assert not [keyword for keyword in elements if keyword not in vocabulary.TAGS]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pedcxr_client import InputError
-from pedcxr_client.films import decoders
+from pedcxr_client.films import codestreams
 from pedcxr_client.films.film import load
 
 pytest.importorskip("pydicom")
@@ -100,12 +100,12 @@ def test_headers_that_exceed_the_limits_raise(name):
 
 
 def test_number_of_tile_parts_is_limited():
-    stream = decoders.jpeg2000_codestream(jp2())
+    stream = codestreams.jpeg2000_codestream(jp2())
     at = stream.index(SOT)
     part = SOT + b"\0\x0a\0\0\0\0\0\x0e\0\1" + b"\xff\x93"
-    assert decoders.is_bounded_jpeg2000(stream[:at] + part * 50 + stream[at:])
+    assert codestreams.is_bounded_jpeg2000(stream[:at] + part * 50 + stream[at:])
     start = time.process_time()
-    assert not decoders.is_bounded_jpeg2000(stream[:at] + part * 2_000_000 + stream[at:])
+    assert not codestreams.is_bounded_jpeg2000(stream[:at] + part * 2_000_000 + stream[at:])
     assert time.process_time() - start < 2
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import io
 from functools import cache
+from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pedcxr_client import ConfigurationError, Preparation
+from pedcxr_client.checks import rules
+from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films.film import load, prepare
+from pedcxr_client.films.geometry import MIN_LEVELS, MIN_SPREAD, measure
 
 
 @cache  # effect_noise is not deterministic
@@ -78,6 +82,56 @@ def test_ped_train_profile_of_plain_images():
 def test_invalid_value_is_named(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         Preparation(**arguments)
+
+
+@cache
+def chest_films(folder: Path) -> tuple[Image.Image, ...]:
+    """Return the chest films that can be rendered, as 8-bit grey."""
+    pytest.importorskip("pydicom")
+    paths = [*folder.glob("*_png/*.png"), *folder.glob("dicom_chest/*"), *folder.glob("dicom_derived/d*")]
+    unreadable = ("chrJap", "RG1_J2KR", "d20_", "d21_", "d24_")  # RG1_J2KR has the pixels of RG1_JLSN
+    return tuple(load(path).pixels.convert("L") for path in sorted(paths) if not path.name.startswith(unreadable))
+
+
+@pytest.mark.parametrize(
+    "side", [256, 512, *(pytest.param(one, marks=pytest.mark.slow) for one in (384, 768, 1024, None))]
+)
+def test_films_that_appear_inverted_or_turned(films, side):
+    """The rates of docs/films.md; run with ``-s`` to print them."""
+    rotations = {
+        90: Image.Transpose.ROTATE_270,
+        180: Image.Transpose.ROTATE_180,
+        270: Image.Transpose.ROTATE_90,
+    }
+    recognised = dict.fromkeys(["inverted", *rotations], 0)
+    originals = chest_films(films)
+    for original in originals:
+        scale = 1 if side is None else side / max(original.size)
+        film = original.resize(
+            (round(original.width * scale), round(original.height * scale)), Image.Resampling.BILINEAR
+        )
+        stats = measure(film)
+        assert not stats.dark_middle and not stats.turned
+        assert stats.spread >= 2 * MIN_SPREAD and stats.levels >= 2 * MIN_LEVELS
+        recognised["inverted"] += measure(ImageOps.invert(film)).dark_middle
+        for angle, transpose in rotations.items():
+            recognised[angle] += measure(film.transpose(transpose)).turned == angle
+    print(f"\n{side or 'original'}: of {len(originals)}: {recognised}")
+    assert recognised.pop(180) >= len(originals) - 1
+    assert set(recognised.values()) == {len(originals)}
+
+
+@pytest.mark.parametrize("profile", ["display", "ped-train"])
+@pytest.mark.parametrize("levels", [1, 2, 16, 40])
+def test_plain_image_of_few_grey_levels_blocks(profile, levels):
+    pixels = tall().point([level * levels // 256 * (15 // levels or 1) for level in range(256)])
+    for form in ("PNG", "TIFF"):
+        buffer = io.BytesIO()
+        pixels.save(buffer, form)
+        film = load(buffer.getvalue(), Preparation(profile=profile))
+        [check] = [one for one in rules.check(film.facts, CallerFacts(), film.stats) if one.name == "quality"]
+        assert check.status == "block"
+        assert ("ped-train: percentiles" in check.why) == (profile == "ped-train")
 
 
 @pytest.mark.slow

@@ -57,7 +57,8 @@ def test_pushgateway_accepts_and_deletes_a_group(registry_of_one: CollectorRegis
         target = export.Pushgateway(url=url, instance="here:1")
         target.push(registry_of_one)
         page = httpx.get(f"{url}/metrics").text
-        assert f'{E2E}_count{{error_type="",gen_ai_operation_name="chat",gen_ai_request_model="fake"' in page
+        labels = 'error_type="",gen_ai_operation_name="chat",gen_ai_provider_name="pedcxr",gen_ai_request_model="fake"'
+        assert f"{E2E}_count{{{labels}" in page
         assert 'instance="here:1",job="pedcxr"' in page
         target.delete()
         assert E2E not in httpx.get(f"{url}/metrics").text

@@ -16,7 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from pedcxr_client import DISCLAIMER, Age, Check, ConfigurationError, Report, Timing, Usage
-from pedcxr_client.reports import COLUMNS, to_csv, to_fhir, to_json, to_jsonl, to_sr, to_text
+from pedcxr_client.reports import (
+    COLUMNS,
+    Context,
+    Identity,
+    context_of,
+    to_csv,
+    to_fhir,
+    to_json,
+    to_jsonl,
+    to_pdf,
+    to_sr,
+    to_text,
+)
+from pedcxr_client.reports.provenance import PRIOR
 from pedcxr_client.reports.report import DEMO_NOTICE
 from pedcxr_client.request.prompts import CARD
 
@@ -65,6 +78,7 @@ def everything(report: Report) -> dict[str, str]:
         "json": json.dumps(json.loads(to_json(report)), ensure_ascii=False),
         "jsonl": json.dumps(json.loads(to_jsonl(report)), ensure_ascii=False),
         "csv": to_csv(report),
+        "pdf": to_pdf(report).decode("latin-1").replace(") Tj T*\n(", " ").replace("\\226", "\u2013"),
         "fhir": json.dumps(fhir, ensure_ascii=False) + b64decode(fhir["presentedForm"][0]["data"]).decode(),
         "sr": values,
     }
@@ -84,8 +98,23 @@ def test_each_format_contains_the_notices_and_the_provenance(report):
         assert "Clear lungs" in content or "The lungs are clear." in content, name
 
 
-def test_each_format_contains_an_overridden_check():
-    assert all("it is CT" in content for content in everything(REPORT).values())
+def test_each_format_contains_the_overridden_checks_and_the_warnings_of_the_header():
+    plain = Check("human", "warn", "a plain image has no header", from_header=False)
+    for name, content in everything(replace(REPORT, checks=(*REPORT.checks, plain))).items():
+        assert "it is CT" in content, name
+        assert "lateral" in content, name
+        assert ("has no header" in content) is (name in ("json", "jsonl", "csv")), name
+
+
+def test_each_format_flags_a_comparison_with_an_earlier_film():
+    prior = everything(replace(UNKNOWN, text="The effusion is unchanged."))
+    none = everything(UNKNOWN)
+    for name in ("text", "fhir", "sr", "pdf"):
+        assert PRIOR in prior[name] and PRIOR not in none[name], name
+    for name in ("json", "jsonl"):
+        assert json.loads(prior[name])["mentions_prior"] is True
+        assert json.loads(none[name])["mentions_prior"] is False
+    assert [rows(table["csv"])[1][COLUMNS.index("mentions_prior")] for table in (prior, none)] == ["true", "false"]
 
 
 def test_each_format_contains_the_digest_of_the_indication():
@@ -98,7 +127,8 @@ def test_each_format_contains_the_digest_of_the_indication():
 
 def test_text_format_contains_the_text_byte_for_byte():
     assert f"\n{TEXT}\n" in to_text(REPORT)
-    assert to_text(DEMO).startswith(f"{DEMO_NOTICE}\n{DISCLAIMER}\n---")
+    assert to_text(DEMO).startswith(f"{DEMO_NOTICE}\n{DISCLAIMER}\nwarning: view: lateral\n")
+    assert to_text(UNKNOWN).startswith(f"{DISCLAIMER}\n---")
 
 
 # JSON
@@ -107,9 +137,9 @@ def test_text_format_contains_the_text_byte_for_byte():
 def test_json_keys():
     record = json.loads(to_json(REPORT, film_id="film 7"))
     assert list(record) == [
-        "schema", "id", "text", "findings", "impression", "disclaimer", "demo", "notices", "model", "model_revision",
-        "created", "finish_reason", "request_id", "age", "sex", "view", "prompt", "image", "checks", "parameters",
-        "usage", "attempts", "timing",
+        "schema", "id", "text", "findings", "impression", "language", "mentions_prior", "disclaimer", "demo", "notices",
+        "model", "model_revision", "created", "finish_reason", "request_id", "age", "sex", "view", "prompt", "image",
+        "checks", "parameters", "usage", "attempts", "timing",
     ]  # fmt: skip
     assert (record["schema"], record["id"], record["age"]) == ("pedcxr-report/1", "film 7", "5y")
     assert set(record["prompt"]) == {
@@ -157,6 +187,11 @@ def test_csv_columns():
     assert to_csv(REPORT, header=False) == to_csv(REPORT).partition("\r\n")[2]
 
 
+def test_csv_for_excel_starts_with_a_byte_order_mark():
+    assert to_csv(REPORT, excel=True) == "\ufeff" + to_csv(REPORT)
+    assert to_csv(REPORT, excel=True, header=False) == to_csv(REPORT, header=False)
+
+
 @given(some.text(some.characters(exclude_categories=["Cs"]), max_size=40))
 def test_csv_restores_any_text(text):
     cells = dict(zip(COLUMNS, rows(to_csv(replace(REPORT, text=text), film_id=text))[1], strict=True))
@@ -202,7 +237,10 @@ def test_fhir_content():
     assert resource["code"]["coding"][0] == {
         "system": "http://loinc.org", "code": "18748-4", "display": "Diagnostic imaging study",
     }  # fmt: skip
-    assert "Not for diagnosis" in resource["code"]["text"]
+    assert "text" not in resource["code"], "a title would change what the code means"
+    assert "Not for diagnosis" in resource["presentedForm"][0]["title"]
+    assert resource["language"] == resource["presentedForm"][0]["language"] == "en"
+    assert not resource.keys() & {"subject", "basedOn", "imagingStudy", "effectiveDateTime"}
     assert resource["conclusion"] == "Normal chest."
     assert b64decode(resource["presentedForm"][0]["data"]).decode() == to_text(REPORT)
     assert "subject" not in resource
@@ -226,7 +264,7 @@ def test_fhir_status_is_preliminary_on_request_and_never_final():
 
 def test_fhir_security_labels_mark_a_demo():
     codes = [label["code"] for label in json.loads(to_fhir(DEMO))["meta"]["security"]]
-    assert codes == ["HRESCH", "HTEST"]
+    assert codes == ["AIAST", "HRESCH", "HTEST"]
     assert "HTEST" not in to_fhir(REPORT)
 
 
@@ -244,6 +282,76 @@ def test_fhir_rejects_an_invalid_subject(subject):
     with pytest.raises(ConfigurationError, match="must be Patient/ID") as caught:
         to_fhir(REPORT, subject=subject)
     assert not subject or subject not in str(caught.value).replace("Patient/ID", "")
+
+
+def test_fhir_identifier_is_that_of_the_report():
+    def identifier(report: Report) -> str:
+        return json.loads(to_fhir(report))["identifier"][0]["value"]
+
+    assert identifier(REPORT) == identifier(replace(REPORT))
+    assert identifier(REPORT).startswith("urn:uuid:")
+    others = [replace(REPORT, text="Clear."), replace(REPORT, image_sha256="cd" * 32), replace(REPORT, model="other")]
+    assert len({identifier(report) for report in (REPORT, *others)}) == 4
+
+
+def test_fhir_context():
+    context = Context(
+        subject="Patient/7", based_on="ServiceRequest/3", imaging_study="1.2.840.3", accession="A-1",
+        effective="2026-11-24T01:02:03+02:00",
+    )  # fmt: skip
+    resource = json.loads(to_fhir(REPORT, context=context))
+    DiagnosticReport.model_validate(resource)
+    order, accession = resource["basedOn"]
+    assert order == {"reference": "ServiceRequest/3"}
+    assert (accession["identifier"]["value"], accession["identifier"]["type"]["coding"][0]["code"]) == ("A-1", "ACSN")
+    assert resource["imagingStudy"][0]["identifier"] == {"system": "urn:dicom:uid", "value": "urn:oid:1.2.840.3"}
+    assert resource["effectiveDateTime"] == resource["contained"][1]["effectiveDateTime"] == context.effective
+    resource = json.loads(to_fhir(REPORT, context=Context(imaging_study="https://ehr.example/ImagingStudy/9")))
+    assert resource["imagingStudy"] == [{"reference": "https://ehr.example/ImagingStudy/9"}]
+    assert "A-1" not in repr(context)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"based_on": "Patient/7"},
+        {"based_on": "ServiceRequest/ "},
+        {"imaging_study": "1.2.x"},
+        {"imaging_study": "1." * 33 + "1"},
+        {"accession": ""},
+        {"accession": "A\\B"},
+        {"accession": "1234567890ABCDEFG"},
+        {"effective": "24.11.2026"},
+        {"effective": "2026-13-01"},
+        {"effective": "2026-11-24T01:02:09"},
+    ],
+)
+def test_fhir_rejects_an_invalid_context(values):
+    (value,) = values.values()
+    with pytest.raises(ConfigurationError, match="FHIR") as caught:
+        Context(**values)
+    assert not value or value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "effective"),
+    [
+        (
+            {"StudyDate": "20240102", "StudyTime": "101112.5", "TimezoneOffsetFromUTC": "-0330"},
+            "2024-01-02T10:11:12-03:30",
+        ),
+        ({"StudyDate": "20240102", "StudyTime": "101112"}, "2024-01-02"),
+        ({"StudyDate": "20249902"}, None),
+        ({"StudyDate": "2024"}, None),
+        ({}, None),
+    ],
+)
+def test_fhir_context_of_a_film(header, effective):
+    identity = Identity({"StudyInstanceUID": "1.2.3", "AccessionNumber": "A-1", **header})
+    context = context_of(identity)
+    assert (context.imaging_study, context.accession, context.effective) == ("1.2.3", "A-1", effective)
+    assert context_of(identity, Context(accession="B", effective="2020")).effective == "2020"
+    assert context_of(Identity({"StudyInstanceUID": "1.2.3", "AccessionNumber": "x" * 17})).accession is None
 
 
 @given(some.text(some.characters(exclude_categories=["Cs"]), max_size=60))

@@ -17,11 +17,13 @@ from pedcxr_client import (
     Client,
     ConfigurationError,
     InputError,
+    NotReport,
     RequestError,
     ServerFailed,
     Timing,
 )
 from pedcxr_client.films.film import prepare
+from pedcxr_client.films.geometry import Preparation
 from tests.support.servers.fake_engine import REPORT, TEXT, Answer
 
 
@@ -116,6 +118,13 @@ def test_demo_header_sets_demo(engine, film, twin):
     assert twin.report(engine.url, film).demo
 
 
+def test_text_that_was_written_without_the_film_is_no_report(engine, film, twin):
+    """A proxy may remove the image; the server then says that it received none."""
+    engine.answer = Answer(headers={"x-pedcxr-film": "none"})
+    with pytest.raises(NotReport, match="received no film"):
+        twin.report(engine.url, film)
+
+
 def test_closing_a_stream_early_closes_the_request(engine, film, twin):
     engine.answer = Answer(stall_after=2)
     pieces, _ = twin.stream(engine.url, film, stop_after=2)
@@ -164,6 +173,39 @@ def test_film_may_be_a_path_bytes_or_an_image(engine, film, form, tmp_path):
     data = base64.b64decode(url.partition(",")[2])
     assert report.image_sha256 == hashlib.sha256(data).hexdigest()
     assert Image.open(io.BytesIO(data)).tobytes() == Image.open(io.BytesIO(film)).tobytes()
+
+
+TRAINED = Preparation(profile="ped-train")
+SQUARE = Preparation(pad_square=True, resize="model")
+
+
+@pytest.mark.parametrize(
+    ("of_the_image", "of_the_request", "profile"),
+    [
+        (None, SQUARE, "display+square+896x896"),
+        (None, TRAINED, "ped-train"),
+        (SQUARE, None, "display+square+896x896"),
+        (TRAINED, None, "ped-train"),
+        (TRAINED, TRAINED, "ped-train"),
+        (SQUARE, SQUARE, "display+square+896x896"),
+        (TRAINED, SQUARE, None),
+        (Preparation(), TRAINED, None),
+    ],
+)
+def test_image_profile_is_that_of_the_sent_image(engine, film, twin, of_the_image, of_the_request, profile):
+    source = film if of_the_image is None else prepare(film, of_the_image)
+    options = {} if of_the_request is None else {"preparation": of_the_request}
+    if profile is None:
+        with pytest.raises(InputError, match="preparation: the EncodedImage was prepared as"):
+            twin.report(engine.url, source, **options)
+        assert not engine.chats
+    else:
+        assert twin.report(engine.url, source, **options).image_profile == profile
+
+
+def test_model_list_sets_demo(engine, film, twin):
+    engine.details = {"demo": True, "revision": "rev-1"}
+    assert twin.report(engine.url, film).demo
 
 
 def test_film_is_read_off_the_event_loop(engine, tmp_path):

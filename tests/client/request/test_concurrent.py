@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import aclosing, closing
 
 import pytest
 
-from pedcxr_client import AsyncClient, BadRequest, Client, ConfigurationError, FilmRequest, InputError, TruncatedReport
+from pedcxr_client import (
+    AsyncClient,
+    BadRequest,
+    Client,
+    ConfigurationError,
+    FilmRequest,
+    InputError,
+    PedcxrError,
+    TimedOut,
+    Timeouts,
+    TruncatedReport,
+    Unavailable,
+)
+from pedcxr_client.request.concurrent import as_they_finish
 from tests.support.servers.fake_engine import TEXT, Answer
 
 
@@ -162,7 +179,7 @@ def test_an_error_of_the_iterable_propagates(engine, film, twin):
         twin.reports(engine.url, broken(), concurrency=2)
 
 
-@pytest.mark.parametrize(("requests", "concurrency"), [(["film.png"], 2), ([], 0)])
+@pytest.mark.parametrize(("requests", "concurrency"), [(["film.png"], 2), ([], 0), ([], "8"), ([], 1.5)])
 def test_invalid_arguments_raise(engine, twin, requests, concurrency):
     with pytest.raises(ConfigurationError, match=r"FilmRequest\(film\)|1 or more"):
         twin.reports(engine.url, requests, concurrency=concurrency)
@@ -191,3 +208,167 @@ def test_sync_reports_work_inside_an_event_loop(engine, film):
 def test_result_repr_contains_no_film_data(engine, twin):
     [result] = twin.reports(engine.url, [FilmRequest("Popescu.png", key="Popescu")])
     assert "Popescu" not in repr(result) + repr(result.request)
+
+
+def test_a_result_is_yielded_while_the_iterable_blocks(engine, film):
+    go = threading.Event()
+    name = contextvars.ContextVar("name", default="")
+    name.set("the caller's")
+    readers = []
+
+    def slow():
+        for key in range(3):
+            readers.append((threading.current_thread().name, name.get()))
+            yield FilmRequest(film, key=key)
+            assert go.wait(30)
+            go.clear()
+
+    keys = []
+    with Client(engine.url) as client:
+        for result in client.reports(slow(), concurrency=4):
+            keys.append(result.request.key)
+            go.set()
+    assert keys == [0, 1, 2]
+    assert readers == [("pedcxr-requests", "the caller's")] * 3
+
+
+def test_an_async_iterable_may_wait(engine, film):
+    async def run() -> list[object]:
+        go, keys = asyncio.Event(), []
+
+        async def slow():
+            for key in range(3):
+                yield FilmRequest(film, key=key)
+                await go.wait()
+                go.clear()
+
+        async with AsyncClient(engine.url) as client:
+            async for result in client.reports(slow(), concurrency=4):
+                keys.append(result.request.key)
+                go.set()
+        return keys
+
+    assert asyncio.run(run()) == [0, 1, 2]
+
+
+def test_leaving_early_closes_the_iterable_and_does_not_wait_for_it(engine, film):
+    go, closed = threading.Event(), threading.Event()
+
+    def blocked():
+        try:
+            yield FilmRequest(film)
+            assert go.wait(30)
+            yield FilmRequest(film)
+        finally:
+            closed.set()
+
+    with Client(engine.url) as client:
+        with closing(client.reports(blocked())) as results:
+            assert next(results).report is not None
+        assert not closed.is_set(), "the iterable still blocks"
+        go.set()
+        assert closed.wait(30)
+        closed.clear()
+        go.set()
+        with closing(client.reports(blocked(), concurrency=1)) as results:
+            next(results)
+        assert closed.wait(30)
+    assert len(engine.chats) <= 3
+
+
+def test_a_film_that_raises_any_error_does_not_stop_the_others(engine, film, twin):
+    class CloudError(Exception):
+        pass
+
+    class Body:
+        def read(self, _size: int = -1) -> bytes:
+            raise CloudError("connection reset by peer")
+
+    requests = [FilmRequest(film), FilmRequest(Body(), key="cloud"), FilmRequest(film)]
+    results = twin.reports(engine.url, requests, concurrency=1)
+    assert [type(result.error) for result in results] == [type(None), InputError, type(None)]
+    assert isinstance(results[1].error.__cause__, CloudError)
+
+
+def test_an_unforeseen_error_is_the_result_of_its_film():
+    async def write(request):
+        raise ZeroDivisionError(request.key)
+
+    async def run():
+        return [result async for result in as_they_finish(write, [FilmRequest(b"", key=key) for key in "ab"], 1)]
+
+    errors = [result.error for result in asyncio.run(run())]
+    assert [(type(error), type(error.__cause__)) for error in errors] == [(PedcxrError, ZeroDivisionError)] * 2
+
+
+def listings(engine) -> int:
+    return [request.path for request in engine.requests].count("/v1/models")
+
+
+def test_the_model_list_is_requested_once(engine, film, twin):
+    engine.models_answer = Answer(first=0.05, raw=b'{"data": [{"id": "fake"}]}', content_type="application/json")
+    results = twin.reports(engine.url, [FilmRequest(film) for _ in range(40)], concurrency=32)
+    assert len([result for result in results if result.report is not None]) == 40
+    assert listings(engine) == 1
+
+
+def test_calls_that_wait_for_the_model_list_share_its_failure(engine, film, twin):
+    engine.models_answer = Answer(first=0.2, status=503, error={"message": "loading", "code": "not_ready"})
+    results = twin.reports(engine.url, [FilmRequest(film) for _ in range(16)], concurrency=16, retries=0)
+    assert {(type(result.error), result.error.code) for result in results} == {(Unavailable, "not_ready")}
+    assert len({id(result.error) for result in results}) == 16, "each call has an error of its own"
+    assert listings(engine) < 16
+
+
+def test_the_deadline_of_one_call_is_not_that_of_another(engine, film, twin):
+    engine.models_answer = Answer(first=0.5, raw=b'{"data": [{"id": "fake"}]}', content_type="application/json")
+    requests = [FilmRequest(film, timeouts=Timeouts(total=0.3), key="short"), FilmRequest(film, key="long")]
+    results = {result.request.key: result for result in twin.reports(engine.url, requests)}
+    assert isinstance(results["short"].error, TimedOut)
+    assert results["long"].report is not None
+
+
+def test_a_closed_client_and_one_of_another_loop_are_errors(engine, film):
+    client = AsyncClient(engine.url)
+
+    async def report():
+        return await client.report(film)
+
+    assert asyncio.run(report()).text == TEXT
+    with pytest.raises(ConfigurationError, match="another event loop"):
+        asyncio.run(report())
+
+    async def closed():
+        async with AsyncClient(engine.url) as other:
+            await other.report(film)
+        with pytest.raises(ConfigurationError, match="is closed"):
+            await other.report(film)
+        with pytest.raises(ConfigurationError, match="is closed"):
+            await other.model()
+        return [type(result.error) async for result in other.reports([FilmRequest(film)])]
+
+    assert asyncio.run(closed()) == [ConfigurationError]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
+@pytest.mark.parametrize("first", ["", "client.report(film)"], ids=["unused", "used"])
+def test_without_a_free_file_descriptor_reports_end_with_typed_errors(engine, path, first):
+    code = f"""
+import os, resource, sys
+from pedcxr_client import Client, FilmRequest, PedcxrError
+film = open(sys.argv[2], "rb").read()
+client = Client(sys.argv[1], retries=0)
+Client(sys.argv[1]).report(film)  # imports everything
+{first}
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, most))
+try:
+    errors = [result.error for result in client.reports([FilmRequest(film)] * 9) if result.error]
+except PedcxrError as error:
+    errors = [error]
+print(*{{type(error).__name__ for error in errors}})
+"""
+    command = [sys.executable, "-c", code, engine.url, path]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (process.returncode, process.stdout) == (0, "ConnectionFailed\n"), process.stderr

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from pedcxr_client import Client, RequestError
+from pedcxr_client import Client, FilmRequest, InputError, RequestError
 from pedcxr_client.films.film import prepare
 from tests.support.servers.fake_engine import Answer
 
@@ -42,3 +42,14 @@ def test_reprs_contain_no_patient_data(engine, film):
         for value in (*values, stream._stream, stream._stream._request, call, call._prepared):
             assert not any(secret in repr(value) for secret in SECRETS)
             assert "lungs" not in repr(value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no film", b"\0" * 128 + b"DICM", b"\x89PNG\r\n\x1a\n"])
+def test_errors_of_films_contain_no_path(engine, twin, tmp_path, content):
+    path = tmp_path / "Popescu_1840312.dcm"
+    if content is not None:
+        path.write_bytes(content)
+    [result] = twin.reports(engine.url, [FilmRequest(path)])
+    assert isinstance(result.error, InputError)
+    assert str(result.error).startswith("the film")
+    assert not any(word in repr(result.error) for word in ("Popescu", "1840312", str(tmp_path)))

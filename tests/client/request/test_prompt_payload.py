@@ -111,10 +111,10 @@ def test_indication_is_sent_and_only_its_digest_recorded(engine, film, twin):
 
 
 def test_echo_of_the_system_text_raises(engine, film, twin):
-    engine.answer = Answer(pieces=("You are an expert who reads", " films of chests."))
+    engine.answer = Answer(pieces=("You are an expert who reads", " films of chests. Normal."))
     with pytest.raises(PromptEcho):
         twin.report(engine.url, film, prompt_profile=training(SYSTEM))
-    engine.answer = Answer(pieces=("You are an expert who reads", " films of chests."))
+    engine.answer = Answer(pieces=("You are an expert who reads", " films of chests. Normal."))
     assert twin.report(engine.url, film).findings, "this request had no system text"
 
 

@@ -189,8 +189,13 @@ def test_vllm_api_key_is_rejected_and_not_printed() -> None:
     assert "s3cret" not in str(caught.value)
 
 
+def test_port_of_a_kubernetes_service_is_rejected() -> None:
+    with pytest.raises(ConfigError, match=r"VLLM_PORT.*Service named vllm"):
+        load.reject_environment({"VLLM_PORT": "tcp://10.0.0.1:8000"})
+
+
 def test_ordinary_environment_is_accepted() -> None:
-    load.reject_environment({"VLLM_USE_RUST_FRONTEND": "0", "HOME": "/"})
+    load.reject_environment({"VLLM_USE_RUST_FRONTEND": "0", "VLLM_PORT": "9000", "HOME": "/"})
 
 
 def test_options_are_unique_and_the_reference_is_valid_toml() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import re
@@ -49,6 +50,7 @@ class Running:
     client: httpx.AsyncClient
     out: io.StringIO
     urgent: asyncio.Event
+    watcher: Supervisor
 
     def signal(self, number: int) -> None:
         pid = self.engines[-1].pid
@@ -104,7 +106,7 @@ async def supervised(
                 await watcher.start()
                 keep = asyncio.create_task(watcher.keep())
                 try:
-                    yield Running(state, engines, keep, client, out, urgent)
+                    yield Running(state, engines, keep, client, out, urgent, watcher)
                 finally:  # in a failed test too, or a restarted engine would outlive it
                     keep.cancel()
                     await asyncio.gather(keep, return_exceptions=True)
@@ -301,3 +303,57 @@ def test_engine_without_the_plugin_is_not_ready(tmp_path: Path, answer: Answer) 
         with pytest.raises(EngineNotReady, match="plugin of pedcxr is not loaded"):
             asyncio.run(check())
     assert "iVBORw0KGgo" in engine.chats[0].body.decode()
+
+
+def test_silent_health_route_is_no_failure_until_the_third_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy engine may miss an answer; stopping it would lose every request."""
+    monkeypatch.setattr(health, "_HEALTH_TIMEOUT_S", 0.05)
+
+    async def check(answers: int, *, beat: bool) -> tuple[bool, int]:
+        handlers: list[asyncio.Task[None] | None] = []
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            handlers.append(asyncio.current_task())
+            await reader.readuntil(b"\r\n\r\n")
+            if beat:
+                state.heartbeat.beat()
+            if len(handlers) > answers:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+        path = tmp_path / f"{answers}{beat}.sock"
+        state, console = State(path, demo=True, body_limit=1), Console(0, io.StringIO())
+        engine = Engine(["true"], {}, lambda _: None)
+        async with await asyncio.start_unix_server(silent, path):
+            async with app.engine_session(state) as session:
+                watcher = Supervisor(lambda: engine, state, session, GatewayConfig(), "m", console)
+                is_dead = await watcher._is_dead()
+            await asyncio.gather(*filter(None, handlers))
+        return is_dead, len(handlers)
+
+    assert asyncio.run(check(2, beat=False)) == (False, 3)
+    assert asyncio.run(check(99, beat=False)) == (True, 3)
+    assert asyncio.run(check(99, beat=True)) == (False, 1), "a request received output meanwhile"
+
+
+def test_restart_goes_on_after_an_error_of_the_system(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with supervised(tmp_path) as running:
+            launch, failures = running.watcher._launch, iter([OSError(errno.ENOSPC, "No space left on device")])
+
+            def fail_once() -> Engine:
+                for failure in failures:
+                    raise failure
+                return launch()
+
+            running.watcher._launch = fail_once
+            running.signal(signal.SIGKILL)
+            await running.ready(False)
+            await running.ready()
+            assert "could not be started: No space left on device" in running.out.getvalue()
+
+    run(work())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -270,3 +271,28 @@ def test_limits_of_the_tenant_are_in_the_headers(engine: FakeEngine, tmp_path: P
             spent = client.post(CHAT, json=BODY)
     assert_openai_error(spent, 429, "budget_spent")
     assert spent.headers["x-should-retry"] == ("true" if int(spent.headers["retry-after"]) <= 60 else "false")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_failure_of_the_engine_forbids_a_retry(gateway: Gateway, stream: bool) -> None:
+    """The film may be the cause, and each retry would stop the engine again."""
+    gateway.engine.answer = Answer(status=500)
+    sdk = openai.OpenAI(base_url=gateway.listeners.url, api_key="none", max_retries=2)
+    with sdk, pytest.raises(openai.InternalServerError):
+        sdk.chat.completions.create(model="pedcxr-demo", messages=BODY["messages"], stream=stream)
+    assert len(gateway.engine.chats) == 1
+
+
+def test_memory_of_a_body_is_free_while_the_report_is_written(gateway: Gateway) -> None:
+    gateway.engine.answer = Answer(first=60)
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=gateway.root, timeout=60, trust_env=False) as client:
+            request = asyncio.create_task(client.post(CHAT, json=BODY))
+            await asyncio.to_thread(eventually, lambda: len(gateway.engine.chats) == 1)
+            await asyncio.to_thread(eventually, lambda: gateway.state.bodies.in_use == 0)
+            assert not request.done()
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+
+    asyncio.run(ask())

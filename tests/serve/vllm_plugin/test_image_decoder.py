@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pedcxr_client.films import film
 from pedcxr_serve.vllm_plugin import image_decoder
 from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
@@ -56,6 +58,15 @@ def test_exif_rotation_is_applied() -> None:
     exif[0x0112] = 6
     decoded = image_decoder.decode(encoded(ramp(), "JPEG", exif=exif, quality=95), max_pixels=CAP)
     assert decoded.size == (30, 40)
+
+
+def test_first_picture_of_a_phone_jpeg_is_decoded_as_the_client_sends_it() -> None:
+    """A phone writes previews and gain maps after the picture."""
+    data = encoded(ramp(), "MPO", save_all=True, append_images=[ramp(size=(20, 15))], quality=95)
+    decoded = image_decoder.decode(data, max_pixels=CAP)
+    assert decoded.size == (40, 30)
+    sent = image_decoder.decode(base64.b64decode(film.prepare(data).base64), max_pixels=CAP)
+    assert np.array_equal(np.asarray(decoded), np.asarray(sent))
 
 
 def transparent() -> Image.Image:

@@ -25,8 +25,9 @@ from pydicom.uid import (
 
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
-from pedcxr_client.films import header
 from pedcxr_client.films.film import encode, read
+from pedcxr_client.films.terms import vocabulary
+from tests.support.films import unusual_films
 from tests.support.films.dicom_maker import dataset, film, ramp, table, to_bytes
 from tests.support.paths import REAL_FILMS
 
@@ -40,6 +41,7 @@ WORDS = st.sampled_from(
 )
 SMALL = st.integers(0, 40) | st.sampled_from([255, 256, 4095, 32767, 65535])
 NUMBERS = st.sampled_from(["0", "-1", "1e308", "-1e308", "1e-300", "0.5", "2048", "1\\2\\3", "", "nan"])
+PLACES = st.sampled_from(["0", "-9", "9", "2000000000", "4\\9", "1\\1\\1\\20\\20\\20", "", "x", "9.5"])
 DATES = st.sampled_from(["20240102", "20240230", "00000000", "2024", "", "20060102", "99991231"])
 ELEMENTS = {
     **dict.fromkeys(["Modality", "BodyPartExamined", "ViewPosition", "PatientSex", "BurnedInAnnotation"], WORDS),
@@ -50,6 +52,9 @@ ELEMENTS = {
     **dict.fromkeys(["WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "PixelSpacing"], NUMBERS),
     **dict.fromkeys(["NumberOfFrames", "PixelAspectRatio"], st.sampled_from(["0", "1", "2", "-3", "2\\1", "x", ""])),
     **dict.fromkeys(["StudyDate", "PatientBirthDate"], DATES),
+    "ShutterShape": st.sampled_from([SECRET, "CIRCULAR", "POLYGONAL", "RECTANGULAR", "RECTANGULAR\\CIRCULAR"]),
+    **dict.fromkeys(["VerticesOfThePolygonalShutter", "CenterOfCircularShutter", "RadiusOfCircularShutter"], PLACES),
+    **dict.fromkeys([f"Shutter{side}Edge" for side in ("LeftVertical", "RightVertical", "UpperHorizontal")], PLACES),
     "PatientAge": st.sampled_from(["005Y", "000Y", "999W", "062", "5Y", "-01Y", "", "００５Y"]),
 }
 DESCRIPTIONS = st.sampled_from(
@@ -145,7 +150,11 @@ def _header(charset: str, values: list[tuple[str, str | bytes]], inner: list[tup
     return buffer.getvalue()
 
 
-_ELEMENTS = [*(keyword for keyword in header._TAGS if keyword != "MediaStorageSOPClassUID"), "StudyDate", "CodeValue"]
+_ELEMENTS = [
+    *(keyword for keyword in vocabulary.TAGS if keyword != "MediaStorageSOPClassUID"),
+    "StudyDate",
+    "CodeValue",
+]
 _VALUES = st.lists(
     st.tuples(
         st.sampled_from([*_ELEMENTS, "PatientBirthDate"]),
@@ -170,8 +179,9 @@ def tables(draw: st.DrawFn) -> bytes:
 
 @functools.cache
 def corpus() -> dict[str, bytes]:
-    """Return small films of every format and syntax that can be written, and small films of the film set if present."""
-    ds = _images() | _dicoms()
+    """Return small films of every format, syntax and unusual form, and small films of the film set if present."""
+    unusual = unusual_films.accepted() | unusual_films.refused()
+    ds = _images() | _dicoms() | {name: data for name, (data, _) in unusual.items() if len(data) <= _SMALL_FILE}
     if FILMS.is_dir():
         paths = sorted(FILMS.glob("dicom_*/*"))
         ds |= {path.name: path.read_bytes() for path in paths if path.stat().st_size <= _SMALL_FILE}
@@ -193,6 +203,7 @@ def _images() -> dict[str, bytes]:
         "PNG P": _saved(noise.convert("P"), "PNG"),
         "JPEG progressive": _saved(noise.convert("RGB"), "JPEG", progressive=True),
         "JPEG CMYK": _saved(noise.convert("CMYK"), "JPEG"),
+        "MPO": _saved(noise, "MPO", save_all=True, append_images=[second]),
         "APNG": _saved(noise, "PNG", save_all=True, append_images=[second]),
         "GIF animated": _saved(noise, "GIF", save_all=True, append_images=[second]),
     }
@@ -238,6 +249,27 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data[: draw(st.just(len(data)) | st.integers(0, len(data)))]
 
 
+@st.composite
+def encapsulated(draw: st.DrawFn) -> bytes:
+    """Draw compressed films whose fragments, offset tables, trailing bytes and delimiters are damaged."""
+    names = sorted(name for name, (data, _) in unusual_films.accepted().items() if unusual_films.DELIMITER in data)
+    data = unusual_films.accepted()[draw(st.sampled_from(names))][0]
+    at, end = data.index(b"\xe0\x7f\x10\x00"), data.rindex(unusual_films.DELIMITER)
+    pixels = data[at + 12 : end]
+    item = st.binary(max_size=40).map(lambda value: b"\xfe\xff\x00\xe0" + len(value).to_bytes(4, "little") + value)
+    pieces = st.sampled_from([pixels, pixels[: len(pixels) // 2], pixels[8:], b"\xff\xd9", b"\xff\xd8\xff", b""])
+    parts = draw(st.lists(pieces | item | st.binary(max_size=9), min_size=1, max_size=4))
+    tail = draw(st.sampled_from([data[end:], data[end : end + 4], b"", b"\xfe\xff", data[end:] * 2]))
+    return data[: at + 12] + b"".join(parts) + tail
+
+
 TAILS = st.binary(max_size=400).map(lambda tail: bytes(128) + b"DICM" + tail)
-KINDS = {"headers": headers(), "described": described, "tables": tables(), "damaged": damaged(), "tails": TAILS}
+KINDS = {
+    "headers": headers(),
+    "described": described,
+    "tables": tables(),
+    "damaged": damaged(),
+    "encapsulated": encapsulated(),
+    "tails": TAILS,
+}
 """The strategies by name."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +50,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     raw: bytes | None = None  # send this body instead
     content_type: str = "text/event-stream; charset=utf-8"
+    like_vllm: bool = False  # send the role first, and derive ids from X-Request-Id
+    echo_age: bool = False  # begin the text with the age of the prompt
 
 
 @dataclass
@@ -121,7 +124,13 @@ class FakeEngine:
             self._socket.bind(str(self.uds))
         self._socket.listen(512)  # from here on, the kernel queues connections until the thread serves
         config = uvicorn.Config(
-            self, log_config=None, lifespan="off", ws="none", loop="asyncio", timeout_graceful_shutdown=1
+            self,
+            log_config=None,
+            lifespan="off",
+            ws="none",
+            loop="asyncio",
+            timeout_graceful_shutdown=1,
+            timeout_keep_alive=60,  # on a busy machine, a client may use a connection again after more than 5 s
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
@@ -173,7 +182,7 @@ class FakeEngine:
         if answer.raw is not None or answer.status != 200:
             await _send_raw_or_error(answer, reply)
         elif request.json.get("stream"):
-            await _stream(answer, request.json, reply)
+            await _stream(_of_request(answer, request), request.json, reply)
         else:
             await reply.pause(answer.gap * len(answer.pieces))
             await reply.json(200, _completion(answer, request.json), answer.headers)
@@ -231,8 +240,22 @@ async def _send_raw_or_error(answer: Answer, reply: _Reply) -> None:
         await reply.json(answer.status, {"error": answer.error}, answer.headers)
 
 
+def _of_request(answer: Answer, request: RecordedRequest) -> Answer:
+    """Return the answer with what it takes from the request."""
+    if answer.echo_age:
+        (age,) = set(re.findall(r"\w+-(?:year|month|week|day)-old", request.body.decode()))
+        answer = replace(answer, pieces=("FINDINGS: A ", age, *answer.pieces[1:]))
+    if answer.like_vllm:
+        answer = replace(answer, headers={"x-request-id": request.headers["x-request-id"], **answer.headers})
+    return answer
+
+
 async def _stream(answer: Answer, request: dict[str, Any], reply: _Reply) -> None:
     await reply.start(200, answer.content_type, answer.headers)
+    if answer.like_vllm:
+        request = request | {"id": f"chatcmpl-{answer.headers['x-request-id']}"}
+        role = {"role": "assistant", "content": ""}
+        await reply.event(_chunk(request, {"index": 0, "delta": role, "finish_reason": None}))
     for count, piece in enumerate((*answer.pieces, None)):
         if count == answer.cut_after:
             raise _Disconnect
@@ -263,7 +286,7 @@ def _last_events(answer: Answer, request: dict[str, Any]) -> Iterator[dict[str, 
 
 def _chunk(request: dict[str, Any], *choices: dict[str, Any]) -> dict[str, Any]:
     return {
-        "id": "chatcmpl-fake",
+        "id": request.get("id", "chatcmpl-fake"),
         "object": "chat.completion.chunk",
         "created": 0,
         "model": request.get("model"),

@@ -7,6 +7,7 @@ chain cannot show that lines are missing at the end; compare ``seq`` of the last
 
 from __future__ import annotations
 
+import fcntl
 import hmac
 import json
 import logging
@@ -71,8 +72,7 @@ class AuditLog:
         try:
             if self._size and self._size + len(data) > self._max_bytes:
                 self._rotate()
-            if os.write(self._file, data) != len(data):
-                raise OSError("the line was written in part; check for a full disk")
+            self._append(data)
         except OSError as error:
             self.failures += 1
             _log.error("audit line %d not written: %s", self._seq, error)
@@ -84,15 +84,38 @@ class AuditLog:
         """Close the file."""
         os.close(self._file)
 
+    def _append(self, data: bytes) -> None:
+        try:
+            if os.write(self._file, data) != len(data):
+                raise OSError("the line was written in part; check for a full disk")
+        except OSError:
+            os.ftruncate(self._file, self._size)  # half a line would break the chain
+            raise
+
     def _open(self) -> None:
-        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size = os.fstat(self._file).st_size
+        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise OSError("another server writes it; give each server a file of its own") from None
+        except OSError:
+            pass  # a file system without locks
+        self._file = file
+        self._size = os.fstat(file).st_size
 
     def _rotate(self) -> None:
-        os.rename(self._path, self._path.with_name(f"{self._path.name}.{self._first_seq:012d}"))
-        os.close(self._file)
+        """Continue in a new file, or in the old one while a new one cannot be opened."""
+        full, old_name = self._file, self._path.with_name(f"{self._path.name}.{self._first_seq:012d}")
+        os.rename(self._path, old_name)
+        try:
+            self._open()
+        except OSError as error:
+            os.rename(old_name, self._path)
+            _log.error("audit log not rotated: %s", error)
+            return
+        os.close(full)
         self._first_seq = self._seq
-        self._open()
 
 
 def verify(path: Path, key: bytes) -> str:

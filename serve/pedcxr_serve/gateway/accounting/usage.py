@@ -67,7 +67,7 @@ class UsageStore:
         path: the SQLite file, created if absent. None keeps the sums in memory only.
 
     Attributes:
-        failures: number of failed writes; the usage of a failed write is missing from the file.
+        failures: number of failed writes. The next write, or `close`, tries again.
 
     Raises:
         ConfigError: the file cannot be opened, or is not a database of usage.
@@ -119,15 +119,20 @@ class UsageStore:
             self._writer = None
 
     def _write(self, database: sqlite3.Connection) -> None:
+        unwritten: dict[tuple[str, str], UsageTotals] = {}
         with contextlib.closing(database):
             for rows in self._batches():
+                for day, tenant, *counts in rows:
+                    unwritten[day, tenant] = unwritten.get((day, tenant), UsageTotals()) + UsageTotals(*counts)
                 try:
                     database.execute("BEGIN")
-                    database.executemany(_ADD, rows)
+                    database.executemany(_ADD, [(*key, *astuple(totals)) for key, totals in unwritten.items()])
                     database.execute("COMMIT")
+                    unwritten.clear()
                 except sqlite3.Error as error:
                     self.failures += 1
-                    _log.error("usage of %d requests not written: %s", len(rows), error)
+                    requests = sum(totals.requests for totals in unwritten.values())
+                    _log.error("usage of %d requests not written, to be tried again: %s", requests, error)
                     with contextlib.suppress(sqlite3.Error):
                         database.execute("ROLLBACK")
 
@@ -141,3 +146,4 @@ class UsageStore:
                     return
                 rows.append(following)
             yield rows
+        yield []  # what was not written before

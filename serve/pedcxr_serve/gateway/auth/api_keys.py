@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
+import stat
 import tempfile
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -113,6 +115,7 @@ def _write(path: Path, text: str) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # has mode 0600
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
+                _copy_owner(path, handle)
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -121,4 +124,14 @@ def _write(path: Path, text: str) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}.") from error
+        remedy = " Mount its folder instead of the file." if error.errno == errno.EBUSY else ""
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}.{remedy}") from error
+
+
+def _copy_owner(path: Path, file: int) -> None:
+    # With sudo, a file that only root can read would lock the server out.
+    if path.exists():
+        status = path.stat()
+        os.fchmod(file, stat.S_IMODE(status.st_mode))
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(file, status.st_uid, status.st_gid)

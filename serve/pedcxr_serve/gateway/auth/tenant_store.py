@@ -47,6 +47,9 @@ class TenantStore:
         _log.warning("tenants reloaded from %s: %s", self._path, ", ".join(self.current.all) or "none")
 
     def reload_if_changed(self) -> None:
-        """Reload the file if it has changed since it was last read."""
+        """Reload the file if it has changed since it was last read; report one that was replaced out of sight."""
         if self._files.changed():
             self.reload()
+        if self.broken is None and self._files.orphaned:
+            self.broken = f"{self._path} was replaced outside of this mount: mount its folder instead of the file"
+            _log.error("tenants unchanged: %s", self.broken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -64,3 +65,43 @@ def test_short_write_is_counted_and_logged(
     log.close()
     assert log.failures == 1
     assert "audit line 1 not written" in caplog.text
+
+
+def test_log_is_intact_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = audit.AuditLog(path, SECRET)
+    log.write({"request_id": "0"})
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, data: write(file, data[:40]))
+        log.write({"request_id": "lost"})
+    log.write({"request_id": "1"})
+    log.close()
+    assert "lines 0 to 1 are intact" in audit.verify(path, SECRET)
+    assert log.failures == 1
+
+
+def test_failed_rotation_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = audit.AuditLog(path, SECRET, max_bytes=600)
+    opened = os.open
+
+    def refuse(name: Path, *arguments: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for number in range(9):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse if number < 6 else opened)
+            log.write({"request_id": str(number)})
+    log.close()
+    assert log.failures == 0
+    assert "lines 0 to 8 are intact" in audit.verify(path, SECRET)
+    assert list(tmp_path.glob("audit.jsonl.*")), "rotated once it is possible"
+
+
+def test_second_server_on_one_log_is_refused(tmp_path: Path) -> None:
+    log = audit.AuditLog(tmp_path / "audit.jsonl", SECRET)
+    with pytest.raises(ConfigError, match="another server writes it"):
+        audit.AuditLog(tmp_path / "audit.jsonl", SECRET)
+    log.close()
+    audit.AuditLog(tmp_path / "audit.jsonl", SECRET).close()

@@ -202,3 +202,30 @@ def test_store_without_a_file_never_reloads() -> None:
 def test_reference_contains_every_setting() -> None:
     page = tenants.SCHEMA.markdown("key")
     assert all(f"`{name}`" in page for name in ("weight", "max_concurrent", "models", "may_stream", "tokens_per_day"))
+
+
+def test_file_that_was_replaced_outside_of_its_mount_is_reported(tmp_path: Path) -> None:
+    """A container that mounts the file alone keeps the old one: a key that the host revokes stays valid."""
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenant.ward]\n")
+    with path.open() as mounted:  # as with a mount, this path leads to the old file after the replacement
+        store = TenantStore(Path(f"/proc/self/fd/{mounted.fileno()}"))
+        store.reload_if_changed()
+        assert store.broken is None
+        path.with_suffix(".new").write_text("")
+        path.with_suffix(".new").rename(path)
+        store.reload_if_changed()
+    assert store.broken is not None and "mount its folder" in store.broken
+
+
+def test_new_key_keeps_the_owner_and_the_mode_of_the_file(tmp_path: Path) -> None:
+    """With sudo, the server could not read the file any more."""
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenant.ward]\n")
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 12345, 12346)
+    before = path.stat()
+    api_keys.new(path, "ward")
+    after = path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)

@@ -243,3 +243,48 @@ CHEST_WORDS, PARTIAL_WORDS, OTHER_WORDS, VETERINARY_WORDS, ANIMAL_WORDS = (
     for table in (CHEST, PARTIAL, OTHER_PARTS, VETERINARY, ANIMALS)
 )
 """The patterns of the tables above. The number of the group that matched is that of the table's row."""
+
+# PS3.6 section 6: the elements that are read, with the tags that messages quote.
+TAGS = {
+    "SOPClassUID": "0008,0016",
+    "MediaStorageSOPClassUID": "0002,0002",
+    "Modality": "0008,0060",
+    "PresentationIntentType": "0008,0068",
+    "BodyPartExamined": "0018,0015",
+    "AnatomicRegionSequence": "0008,2218",
+    "StudyDescription": "0008,1030",
+    "SeriesDescription": "0008,103E",
+    "ProtocolName": "0018,1030",
+    "ViewPosition": "0018,5101",
+    "ViewCodeSequence": "0054,0220",
+    "PatientOrientation": "0020,0020",
+    "FieldOfViewHorizontalFlip": "0018,7034",
+    "FieldOfViewRotation": "0018,7032",
+    "PatientAge": "0010,1010",
+    "PatientSex": "0010,0040",
+    "BurnedInAnnotation": "0028,0301",
+    "QualityControlImage": "0028,0300",
+    "InstitutionName": "0008,0080",
+    "InstitutionalDepartmentName": "0008,1040",
+    "StationName": "0008,1010",
+    "Manufacturer": "0008,0070",
+    "ManufacturerModelName": "0008,1090",
+    "DetectorDescription": "0018,7006",
+    "AcquisitionDeviceProcessingDescription": "0018,1400",
+    "PerformedProcedureStepDescription": "0040,0254",
+    "RequestedProcedureDescription": "0032,1060",
+    "ProcedureCodeSequence": "0008,1032",
+    "RequestedProcedureCodeSequence": "0032,1064",
+    "PerformedProtocolCodeSequence": "0040,0260",
+    "RequestAttributesSequence": "0040,0275",
+    "PatientSpeciesDescription": "0010,2201",
+    "PatientSpeciesCodeSequence": "0010,2202",
+    "PatientSexNeutered": "0010,2203",
+    "PatientBreedDescription": "0010,2292",
+    "PatientBreedCodeSequence": "0010,2293",
+    "BreedRegistrationSequence": "0010,2294",
+    "ResponsiblePerson": "0010,2297",
+    "ResponsiblePersonRole": "0010,2298",
+    "ResponsibleOrganization": "0010,2299",
+}
+"""Keyword -> tag of each element that is read."""

@@ -1,0 +1,1 @@
+"""Words and codes that headers use for body parts, species and views. Data only."""
