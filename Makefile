@@ -3,13 +3,15 @@ PYTHON ?= python3
 UV     := .venv/bin/uv
 RUN    := .venv/bin/python
 READY  := .venv/.ready
+CLIENTS := .venv/clients/.ready
+TESTERS := .venv/loadtest/.ready
 PYTEST ?=
 WORKERS ?= 3
 # Many tests wait rather than compute, so more processes than cores are faster. The tests of a file share its servers.
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -34,7 +36,7 @@ demo: $(READY)  ## start vLLM on the demo checkpoint and write reports of three 
 
 # PYTEST may select tests of one kind only; pytest then exits with 5 for the other.
 NONE_OK = $(if $(PYTEST),|| [ $$? -eq 5 ])
-test: test-fast  ## run every test, real vLLM included
+test: test-fast $(CLIENTS)  ## run every test, real vLLM included
 	@$(RUN) -m pytest -m slow $(PYTEST) $(NONE_OK)
 
 test-fast: $(READY)  ## run the tests that need no vLLM
@@ -61,6 +63,12 @@ $(DOCS): $(UV) locks/docs.txt
 docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs --quiet build --strict
 
+# Other clients and load testers have environments of their own too: they ask for other versions of openai and pydantic.
+$(CLIENTS) $(TESTERS): .venv/%/.ready: $(UV) locks/%.txt
+	@$(PYTHON) -m venv .venv/$*
+	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
+	@touch $@
+
 bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers
 	@$(RUN) -m tests.benchmarks.throughput
 
@@ -85,6 +93,9 @@ bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real rep
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
 	@$(RUN) -m tests.drills.kill_engine
 
+loadtest: $(READY) $(TESTERS)  ## short runs of guidellm, aiperf and vllm bench at the gateway (6 GB of packages more)
+	@$(RUN) -m tests.drills.load_testers
+
 lint: $(READY)  ## ruff and mypy --strict
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
@@ -96,6 +107,8 @@ lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
+	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
+	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)

@@ -19,11 +19,17 @@ _INSTALL_S = 120
 
 def installed(folder: Path) -> Path:
     """Install the package beside the script; skip the test if node, npm or the package is not available."""
+    install(JS, folder, "client.mjs")
+    return folder / "client.mjs"
+
+
+def install(source: Path, folder: Path, *scripts: str) -> None:
+    """Copy the scripts and install the locked packages; skip the test if node, npm or a package is not available."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
-    for name in ("package.json", "package-lock.json", "client.mjs"):
-        shutil.copy(JS / name, folder)
-    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    for name in ("package.json", "package-lock.json", *scripts):
+        shutil.copy(source / name, folder)
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error", "--prefer-offline"]
     try:
         completed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_INSTALL_S, check=False)
     except subprocess.TimeoutExpired:
@@ -33,7 +39,6 @@ def installed(folder: Path) -> Path:
         if "EINTEGRITY" in completed.stderr or "EUSAGE" in completed.stderr:
             pytest.fail("\n".join(lines))
         pytest.skip(f"npm ci cannot install: {lines[0] if lines else 'no message'}")
-    return folder / "client.mjs"
 
 
 def javascript(script: Path, scenario: str, url: str, key: str) -> Any:

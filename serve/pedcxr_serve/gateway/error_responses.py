@@ -50,7 +50,16 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
 def error_event(code: str) -> bytes:
     """Return an error of the table as an event of a stream that has already started."""
     status, message, _ = _ERRORS[code]
-    return b"\n\ndata: " + error_body(status, message, code) + b"\n\n"
+    return event(error_body(status, message, code))
+
+
+def event(body: bytes) -> bytes:
+    """Return the body of an error as an event.
+
+    Clients of OpenAI's API look for ``error`` in the data, others (aiperf) for the name of the event. The leading blank
+    line ends an event that the engine did not finish.
+    """
+    return b"\n\nevent: error\ndata: " + body + b"\n\n"
 
 
 def error(

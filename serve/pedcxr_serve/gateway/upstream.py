@@ -355,7 +355,7 @@ class _ClientAnswer:
     async def refuse(self, response: Response) -> None:
         """Send an error response, or its body as the last event of a stream that has started."""
         if self._started:
-            await self.write(b"\n\ndata: " + bytes(response.body) + b"\n\n", more=False)
+            await self.write(error_responses.event(bytes(response.body)), more=False)
         else:
             await response(self._scope, self._receive, self._send)
 

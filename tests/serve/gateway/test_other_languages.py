@@ -95,6 +95,25 @@ def test_python_closes_a_stream(gateway: Gateway, keys: dict[str, str]) -> None:
         assert client.chat.completions.create(model=MODEL, messages=BODY["messages"]).choices[0].message.content == TEXT
 
 
+def test_python_raises_the_error_event_of_a_stream(gateway: Gateway, keys: dict[str, str]) -> None:
+    gateway.engine.answer = Answer(error_after=2)
+    with python(gateway, keys["one"]) as client:
+        stream = client.chat.completions.create(model=MODEL, messages=BODY["messages"], stream=True)
+        with pytest.raises(openai.APIError) as failed:
+            list(stream)
+    assert failed.value.code == "engine_lost"
+
+
+def test_error_event_has_a_name(gateway: Gateway, keys: dict[str, str]) -> None:
+    """Clients that parse no JSON of an error, such as aiperf, recognise it by the name."""
+    gateway.engine.answer = Answer(error_after=2)
+    with gateway.client(keys["one"]) as client:
+        *_, end = client.post(CHAT, json=BODY | {"stream": True}).text.strip().split("\n\n")
+    name, data = end.split("\n")
+    assert name == "event: error"
+    assert json.loads(data.removeprefix("data: "))["error"]["code"] == "engine_lost"
+
+
 def test_python_errors(gateway: Gateway) -> None:
     with python(gateway, "wrong") as client, pytest.raises(openai.AuthenticationError) as refused:
         client.chat.completions.create(model=MODEL, messages=BODY["messages"])

@@ -269,7 +269,9 @@ async def _stream(answer: Answer, request: dict[str, Any], reply: _Reply) -> Non
             return await reply.write(b"data: [DONE]\n\n", more=False)
         if piece is not None:
             await reply.pause(answer.gap)
-            await reply.event(_chunk(request, {"index": 0, "delta": {"content": piece}, "finish_reason": None}))
+            role = {} if count else {"role": "assistant"}  # once, as vLLM does; openai for Node.js requires it
+            delta = role | {"content": piece}
+            await reply.event(_chunk(request, {"index": 0, "delta": delta, "finish_reason": None}))
     for event in _last_events(answer, request):
         await reply.event(event)
     return await reply.write(b"data: [DONE]\n\n" if answer.done else b"", more=False)
