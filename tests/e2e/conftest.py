@@ -50,6 +50,7 @@ TEAMS = """
 [tenant.ward]
 [tenant.clinic]
 may_sample = true
+may_omit_film = true
 [tenant.narrow]
 models = ["another"]
 [tenant.small]
