@@ -317,6 +317,7 @@ def test_folder_of_a_new_output_is_synced_before_the_first_line(engine, films, o
     assert folder_syncs == [0]
 
 
+@pytest.mark.slow
 def test_server_restart_causes_no_errors(films, out, capsys):
     manifest = films.parent / "manifest.csv"
     with FakeEngine() as engine:

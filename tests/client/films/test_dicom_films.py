@@ -191,6 +191,7 @@ def test_near_lossless_and_lossless_films_agree(films):
     assert lossless.shape == (1955, 1841)
 
 
+@pytest.mark.slow
 def test_independent_reader_agrees(films):
     """radreader (Apache-2.0) implements PS3.3 C.11 independently; without a window it uses the full range instead."""
     radreader = pytest.importorskip("radreader")

@@ -50,6 +50,7 @@ def test_outcome_describes_films_and_errors():
     assert sum(outcome(data).startswith("Facts(") for data in corpus().values()) > 15, "most inputs are films"
 
 
+@pytest.mark.slow
 def test_one_gibibyte_of_memory_suffices():
     """Run ``make fuzz`` briefly; its child process is limited to 1 GiB."""
     command = [

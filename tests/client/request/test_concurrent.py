@@ -189,6 +189,7 @@ def test_no_requests_give_no_results(engine, twin):
     assert twin.reports(engine.url, []) == []
 
 
+@pytest.mark.slow
 def test_connections_are_limited_by_concurrency_and_reused(engine, film, twin):
     engine.answer = Answer(first=0.01)
     twin.reports(engine.url, (FilmRequest(film) for _ in range(400)), concurrency=120, model="fake")

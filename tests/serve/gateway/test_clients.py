@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import threading
@@ -285,14 +284,10 @@ def test_failure_of_the_engine_forbids_a_retry(gateway: Gateway, stream: bool) -
 
 def test_memory_of_a_body_is_free_while_the_report_is_written(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(first=60)
-
-    async def ask() -> None:
-        async with httpx.AsyncClient(base_url=gateway.root, timeout=60, trust_env=False) as client:
-            request = asyncio.create_task(client.post(CHAT, json=BODY))
-            await asyncio.to_thread(eventually, lambda: len(gateway.engine.chats) == 1)
-            await asyncio.to_thread(eventually, lambda: gateway.state.bodies.in_use == 0)
-            assert not request.done()
-            request.cancel()
-            await asyncio.gather(request, return_exceptions=True)
-
-    asyncio.run(ask())
+    data = json.dumps(BODY).encode()
+    with socket.create_connection(gateway.address, timeout=10) as plug:
+        plug.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(data), data))
+        eventually(lambda: len(gateway.engine.chats) == 1)
+        eventually(lambda: gateway.state.bodies.in_use == 0)
+        assert not gateway.engine.chats[0].answered.is_set()
+    eventually(lambda: gateway.state.in_flight == 0)

@@ -141,6 +141,7 @@ def test_refusal_of_the_engine_gets_a_retry_after(gateway: Gateway, status: int,
     assert (answer.status_code, answer.headers["retry-after"]) == (status, "2")
 
 
+@pytest.mark.slow
 def test_unstreamed_report_is_charged_before_its_answer(gateway: Gateway) -> None:
     """First half of `max_tokens`, later the tenant's mean output; the engine's count corrects both."""
     queue = gateway.state.scheduler.queue

@@ -101,6 +101,7 @@ def test_tls_1_2_or_later_and_http_1_1_only(engine: FakeEngine, files: Files) ->
                 assert plug.version() == "TLSv1.2"
 
 
+@pytest.mark.slow
 def test_renewed_pair_is_served_while_an_old_stream_continues(engine: FakeEngine, files: Files, tmp_path: Path) -> None:
     with secured(engine, files) as gateway, client(gateway, files) as ours:
         before = served_serial(gateway)

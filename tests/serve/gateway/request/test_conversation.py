@@ -215,7 +215,7 @@ def _requests(draw: st.DrawFn) -> tuple[dict[str, Any], bytes, list[str]]:
     return {"messages": turns, "metadata": {}, "store": draw(st.booleans())}, film, words
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(_requests(), st.booleans())
 def test_generated_forms_keep_the_film_and_the_texts(
     case: tuple[dict[str, Any], bytes, list[str]], ascii_only: bool
