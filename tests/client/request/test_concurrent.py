@@ -330,6 +330,7 @@ def test_the_deadline_of_one_call_is_not_that_of_another(engine, film, twin):
 
 
 def test_a_closed_client_and_one_of_another_loop_are_errors(engine, film):
+    engine.answer = Answer(headers={"connection": "close"})  # no connection outlives its event loop
     client = AsyncClient(engine.url)
 
     async def report():
