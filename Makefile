@@ -48,7 +48,7 @@ test-wheel: $(READY)  ## run the tests that need no vLLM on the built wheel
 test-pythons: $(READY)  ## run the client's tests on Python 3.12 and 3.13, where installed
 	@$(RUN) -m tests.support.installed_wheel interpreters
 
-COVERAGE_FLOOR ?= 80
+COVERAGE_FLOOR ?= 90
 coverage: $(READY)  ## line coverage of the tests that need no vLLM, with a floor
 	@$(RUN) -m pytest $(FAST) --cov=client/pedcxr_client --cov=serve/pedcxr_serve --cov-report=term:skip-covered \
 	    --cov-fail-under=$(COVERAGE_FLOOR) $(PYTEST)
