@@ -30,8 +30,7 @@ _MAX_BLOCKS = 1 << 17  # OpenJPEG allocates 4.6 KiB per block; 18 million pixels
 def split(frame: bytes) -> tuple[bytes, bytes] | None:
     """Return a stream up to its end marker, and the bytes after it, or None if the stream is cut short.
 
-    The boxes around a JPEG 2000 codestream are removed. pydicom 3.0.2 (``pixels.utils.get_j2k_parameters``) loops
-    endlessly on a box of length 0.
+    The boxes around a JPEG 2000 codestream are removed.
     """
     if stream := jpeg2000_codestream(frame):
         end = _jpeg2000_end(stream)

@@ -250,12 +250,6 @@ def _tag(keyword: str) -> str:
     return f"{keyword} ({vocabulary.TAGS[keyword]})"
 
 
-def _meaning(header: Any, keyword: str) -> str | None:
-    """Return the CodeMeaning of a code sequence's first item, or None if the sequence is absent or empty."""
-    item = first_item(header, keyword)
-    return None if item is None else text(item, "CodeMeaning")
-
-
 def _code_or_hidden(value: str) -> str:
     return value if not value or _CODE.fullmatch(value) else "(not shown)"
 
@@ -331,12 +325,13 @@ def _region(header: Any) -> _Part:
     codes = {text(item, "CodeValue").upper() for item in _items(header, "AnatomicRegionSequence")} - {""}
     if wide := [other for code, other in vocabulary.WIDE_CODES.items() if code in codes]:
         return _Part(True, wide[0], tag)
-    part = _part(_texts(header, "AnatomicRegionSequence"), tag)
+    meanings = _texts(header, "AnatomicRegionSequence")
+    part = _part(meanings, tag)
     if codes.intersection(vocabulary.CHEST_CODES):
         return _Part(True, part.other, tag)
     if part.chest or part.other:
         return part
-    return _Part(False, "(another part)" if codes or _texts(header, "AnatomicRegionSequence") else "", tag)
+    return _Part(False, "(another part)" if codes or meanings else "", tag)
 
 
 def _examined(header: Any) -> _Part:

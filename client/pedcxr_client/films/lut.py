@@ -56,10 +56,10 @@ def read(item: Any, keyword: str, *, inputs: tuple[float, float], bits_stored: i
     """
     try:
         entries, first, bits = (int(value) for value in item["LUTDescriptor"].value[:3])
-        data = _entries(item, entries % 65536 or 65536, bits)
+        length = entries % 65536 or 65536  # 16 bits cannot hold 65,536, which is stored as 0 (C.11.1.1.1)
+        data = _entries(item, length, bits)
     except Exception:  # pydicom converts a value on access, which raises many exception types
         raise InputError(f"{keyword}: the table is damaged; export the film again") from None
-    length = entries % 65536 or 65536  # 16 bits cannot hold 65,536, which is stored as 0 (C.11.1.1.1)
     if not 1 <= bits <= 16 or not len(data):
         raise InputError(f"{keyword}: the table is damaged; export the film again")
     if len(data) < length:

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID, uuid4, uuid5
 
 from pedcxr_client.errors import ConfigurationError, InputError
@@ -29,6 +29,17 @@ from pedcxr_client.types import __version__
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+class Code(NamedTuple):
+    """A coded concept (PS3.3 section 8.8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+DOCUMENT_TITLE = Code("18748-4", "LN", "Diagnostic Imaging Report")  # TID 2000
 
 _PATIENT = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex")
 _STUDY = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
@@ -190,6 +201,15 @@ def film_reference(identity: Identity) -> Dataset:
     film.ReferencedSOPClassUID = identity.values["SOPClassUID"]
     film.ReferencedSOPInstanceUID = identity.values["SOPInstanceUID"]
     return film
+
+
+def code_item(concept: Code) -> Dataset:
+    """Return an item of a code sequence."""
+    from pydicom import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = concept
+    return item
 
 
 def notice(report: Report) -> str:

@@ -22,17 +22,12 @@ def to_dicom_pdf(report: Report, *, identity: Identity | None = None, new: bool 
         InputError: a value of the identity cannot be encoded.
     """
     dicom_header.require_pydicom()
-    from pydicom import Dataset
-
     document = dicom_header.document(report, identity, ENCAPSULATED_PDF, "DOC", new=new)
     document.ConversionType = "WSD"  # workstation
     document.BurnedInAnnotation = "YES"  # a reader must assume that text identifies the patient
     document.AcquisitionDateTime = ""
     document.DocumentTitle = dicom_header.notice(report)
-    title = Dataset()
-    title.CodeValue, title.CodingSchemeDesignator = "18748-4", "LN"
-    title.CodeMeaning = "Diagnostic Imaging Report"
-    document.ConceptNameCodeSequence = [title]
+    document.ConceptNameCodeSequence = [dicom_header.code_item(dicom_header.DOCUMENT_TITLE)]
     document.VerificationFlag = "UNVERIFIED"
     if identity is not None:
         document.SourceInstanceSequence = [dicom_header.film_reference(identity)]

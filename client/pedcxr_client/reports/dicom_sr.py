@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pedcxr_client.reports import dicom_header, provenance
-from pedcxr_client.reports.dicom_header import Identity
+from pedcxr_client.reports.dicom_header import DOCUMENT_TITLE, Code, Identity, code_item
 from pedcxr_client.reports.report import Report
 from pedcxr_client.reports.sections import preface
 from pedcxr_client.reports.vocabulary import LANGUAGE_NAMES
@@ -18,27 +18,18 @@ if TYPE_CHECKING:
 BASIC_TEXT_SR = "1.2.840.10008.5.1.4.1.1.88.11"  # SOP class UID of the document
 
 
-class _Code(NamedTuple):
-    """A coded concept (PS3.3 section 8.8)."""
-
-    value: str
-    scheme: str
-    meaning: str
-
-
-_DOCUMENT_TITLE = _Code("18748-4", "LN", "Diagnostic Imaging Report")  # TID 2000
-_LANGUAGE = _Code("121049", "DCM", "Language of Content Item and Descendants")  # TID 1204
-_OBSERVER_TYPE = _Code("121005", "DCM", "Observer Type")  # TID 1002
-_DEVICE = _Code("121007", "DCM", "Device")
-_OBSERVER_UID = _Code("121012", "DCM", "Device Observer UID")  # TID 1004
-_OBSERVER_NAME = _Code("121013", "DCM", "Device Observer Name")
-_OBSERVER_MODEL = _Code("121015", "DCM", "Device Observer Model Name")
-_FINDINGS = _Code("59776-5", "LN", "Findings")  # section headings, CID 7001
-_IMPRESSIONS = _Code("19005-8", "LN", "Impressions")
-_SUMMARY = _Code("55112-7", "LN", "Summary")
-_FINDING = _Code("121071", "DCM", "Finding")  # section contents, CID 7002
-_IMPRESSION = _Code("121073", "DCM", "Impression")
-_COMMENT = _Code("121106", "DCM", "Comment")
+_LANGUAGE = Code("121049", "DCM", "Language of Content Item and Descendants")  # TID 1204
+_OBSERVER_TYPE = Code("121005", "DCM", "Observer Type")  # TID 1002
+_DEVICE = Code("121007", "DCM", "Device")
+_OBSERVER_UID = Code("121012", "DCM", "Device Observer UID")  # TID 1004
+_OBSERVER_NAME = Code("121013", "DCM", "Device Observer Name")
+_OBSERVER_MODEL = Code("121015", "DCM", "Device Observer Model Name")
+_FINDINGS = Code("59776-5", "LN", "Findings")  # section headings, CID 7001
+_IMPRESSIONS = Code("19005-8", "LN", "Impressions")
+_SUMMARY = Code("55112-7", "LN", "Summary")
+_FINDING = Code("121071", "DCM", "Finding")  # section contents, CID 7002
+_IMPRESSION = Code("121073", "DCM", "Impression")
+_COMMENT = Code("121106", "DCM", "Comment")
 
 _UNSUPPORTED_BREAK = re.compile("[\v\x85]")  # PS3.5 section 6.1.3 allows TAB, LF, FF and CR only
 
@@ -64,7 +55,7 @@ def to_sr(report: Report, *, identity: Identity | None = None, new: bool = False
     if identity is not None:
         document.CurrentRequestedProcedureEvidenceSequence = [_evidence(identity)]
     document.ValueType, document.ContinuityOfContent = "CONTAINER", "SEPARATE"
-    document.ConceptNameCodeSequence = [_code_item(_DOCUMENT_TITLE)]
+    document.ConceptNameCodeSequence = [code_item(DOCUMENT_TITLE)]
     document.ContentSequence = _content(report, identity)
     return dicom_header.to_bytes(document, has_identity=identity is not None)
 
@@ -102,25 +93,17 @@ def _content(report: Report, identity: Identity | None) -> list[Dataset]:
     return [*context, *content, _text_item(_COMMENT, origin)]
 
 
-def _code_item(concept: _Code) -> Dataset:
-    from pydicom import Dataset
-
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = concept
-    return item
-
-
 def _model_and_revision(report: Report) -> str:
     return report.model if report.model_revision is None else f"{report.model}, revision {report.model_revision}"
 
 
-def _item(relation: str, kind: str, concept: _Code, value: str | _Code | Iterable[Dataset]) -> Dataset:
+def _item(relation: str, kind: str, concept: Code, value: str | Code | Iterable[Dataset]) -> Dataset:
     from pydicom import Dataset
 
     item = Dataset()
-    item.RelationshipType, item.ValueType, item.ConceptNameCodeSequence = relation, kind, [_code_item(concept)]
-    if isinstance(value, _Code):
-        item.ConceptCodeSequence = [_code_item(value)]
+    item.RelationshipType, item.ValueType, item.ConceptNameCodeSequence = relation, kind, [code_item(concept)]
+    if isinstance(value, Code):
+        item.ConceptCodeSequence = [code_item(value)]
     elif kind == "UIDREF":
         item.UID = value
     elif isinstance(value, str):
@@ -130,11 +113,11 @@ def _item(relation: str, kind: str, concept: _Code, value: str | _Code | Iterabl
     return item
 
 
-def _text_item(concept: _Code, text: str) -> Dataset:
+def _text_item(concept: Code, text: str) -> Dataset:
     return _item("CONTAINS", "TEXT", concept, text)
 
 
-def _section_item(heading: _Code, element: _Code, text: str) -> Dataset:
+def _section_item(heading: Code, element: Code, text: str) -> Dataset:
     return _item("CONTAINS", "CONTAINER", heading, [_text_item(element, text)])
 
 
@@ -147,6 +130,6 @@ def _image_item(identity: Identity) -> Dataset:
     return item
 
 
-def _language(report: Report) -> _Code:
+def _language(report: Report) -> Code:
     tag = report.language
-    return _Code(tag, "RFC5646", LANGUAGE_NAMES.get(tag, "Undetermined"))
+    return Code(tag, "RFC5646", LANGUAGE_NAMES.get(tag, "Undetermined"))

@@ -178,4 +178,4 @@ async def _limit_headers(state: State, tenant: Tenant) -> list[tuple[bytes, byte
 
 def _refuse_admission(record: RequestRecord, error: AdmissionRefused) -> Response:
     record.refuse(error.code, error.status)
-    return error_responses.admission_refused(error.status, str(error), error.code, error.retry_after)
+    return error_responses.admission_refused(error)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
+from pedcxr_serve.gateway.scheduler import AdmissionRefused
+
 RETRY_AFTER_S = 2
 _RETRY = {"Retry-After": str(RETRY_AFTER_S)}
 _CLOSE = {"Connection": "close"}  # the rest of the body may still arrive
@@ -75,14 +77,14 @@ def error(
     return Response(error_body(status, message, code, param), status, headers, media_type="application/json")
 
 
-def admission_refused(status: int, message: str, code: str, retry_after: int) -> Response:
-    """Return the response for a request that may be sent again after ``retry_after`` seconds.
+def admission_refused(refusal: AdmissionRefused) -> Response:
+    """Return the response for a request that may be sent again after ``refusal.retry_after`` seconds.
 
     OpenAI's clients retry at once after a longer Retry-After than a minute, unless ``x-should-retry`` forbids it.
     """
-    message = f"{message}; retry after {retry_after} s"
-    headers = {"Retry-After": str(retry_after), "X-Should-Retry": "true" if retry_after <= 60 else "false"}
-    return error(status, message, code, headers=headers)
+    wait = refusal.retry_after
+    headers = {"Retry-After": str(wait), "X-Should-Retry": "true" if wait <= 60 else "false"}
+    return error(refusal.status, f"{refusal}; retry after {wait} s", refusal.code, headers=headers)
 
 
 def response(code: str, **values: object) -> Response:

@@ -50,7 +50,7 @@ class Upstream:
         self._mean_output: dict[str, float] = {}  # output tokens per unstreamed answer, by tenant
 
     async def __call__(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one request, or raise `AdmissionRefused` if the queue refuses it or the engine restarts."""
+        """Forward one request, or answer why the queue refuses it or the engine cannot take it."""
         record, scheduler = context.record, self._state.scheduler
         client = _ClientAnswer(scope, receive, send, context.response_headers)
         try:
@@ -66,9 +66,7 @@ class Upstream:
             await self._exchange(context, client)
         except AdmissionRefused as error:
             record.refuse(error.code, error.status)
-            await client.refuse(
-                error_responses.admission_refused(error.status, str(error), error.code, error.retry_after)
-            )
+            await client.refuse(error_responses.admission_refused(error))
         except TimeoutError:
             record.reason = "client_stalled"  # without a last message uvicorn closes the connection
         finally:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.client.batch.helpers import write_films
 from tests.support.servers.fake_engine import FakeEngine
 
 
@@ -21,10 +21,7 @@ def engine() -> Iterator[FakeEngine]:
 @pytest.fixture
 def films(tmp_path) -> Path:
     """A folder of 12 different films, with a manifest next to it."""
-    folder = tmp_path / "films"
-    folder.mkdir()
-    for number in range(12):
-        Image.linear_gradient("L").rotate(number).save(folder / f"Popescu-{number}.png")
+    folder = write_films(tmp_path / "films", 12, "Popescu-")
     rows = [f"films/Popescu-{number}.png,case {number},{number + 1}y,F" for number in range(12)]
     (tmp_path / "manifest.csv").write_text("\n".join(["path,id,age,sex", *rows]))
     return folder

@@ -15,7 +15,7 @@ from PIL import Image
 from pedcxr_client.batch import outage, runner
 from pedcxr_client.checks import rules
 from pedcxr_client.errors import RateLimited
-from tests.client.batch.helpers import IDS, batch, lines, reported
+from tests.client.batch.helpers import IDS, batch, lines, reported, write_films
 from tests.support.films import dicom_maker
 from tests.support.servers.fake_engine import Answer
 
@@ -23,11 +23,7 @@ from tests.support.servers.fake_engine import Answer
 @pytest.fixture
 def three(tmp_path) -> Path:
     """A folder of three different films."""
-    folder = tmp_path / "three"
-    folder.mkdir()
-    for number in range(3):
-        Image.linear_gradient("L").rotate(number).save(folder / f"{number}.png")
-    return folder
+    return write_films(tmp_path / "three", 3)
 
 
 @pytest.fixture

@@ -24,18 +24,6 @@ STREAM = BODY | {"stream": True}
 ORIGIN = "https://reading.example"
 
 
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[FakeEngine]:
-    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
-        yield engine
-
-
-@pytest.fixture
-def gateway(engine: FakeEngine) -> Iterator[Gateway]:
-    with running(engine) as gateway:
-        yield gateway
-
-
 def test_request_without_a_film_is_refused_except_for_a_connection_test(gateway: Gateway) -> None:
     with gateway.client() as client:
         refusal = client.post(CHAT, json=WORDS)

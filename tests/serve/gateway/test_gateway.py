@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import openai
@@ -25,18 +23,6 @@ from tests.support.servers.gateway_server import (
     running,
     sent_messages,
 )
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[FakeEngine]:
-    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
-        yield engine
-
-
-@pytest.fixture
-def gateway(engine: FakeEngine) -> Iterator[Gateway]:
-    with running(engine) as gateway:
-        yield gateway
 
 
 def test_report_is_forwarded(gateway: Gateway) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,12 +60,6 @@ class Teams:
 @pytest.fixture
 def teams(tmp_path: Path) -> Teams:
     return Teams(tmp_path)
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[FakeEngine]:
-    with FakeEngine(uds=tmp_path / "engine.sock") as engine:
-        yield engine
 
 
 def serving(engine: FakeEngine, teams: Teams, *, slots: int = 8, **more: Any) -> Any:
