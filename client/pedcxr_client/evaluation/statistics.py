@@ -278,7 +278,7 @@ def sign_flip(differences: Sequence[int]) -> float:
     sums = np.zeros(2 * reach + 1)  # the probability of each sum from -reach to reach
     sums[reach] = 1.0
     for step in steps:
-        sums = (np.roll(sums, step) + np.roll(sums, -step)) / 2  # never wraps: the sums so far end `step` before the edge
+        sums = (np.roll(sums, step) + np.roll(sums, -step)) / 2  # sums so far end before the edge: no wrap
     observed = abs(sum(differences))
     tail = sums[reach + observed :].sum()
     return min(1.0, float(2 * tail))
