@@ -16,9 +16,10 @@ from pedcxr_serve.errors import EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
 _HEALTH_TIMEOUT_S = 2.0
+_TOKEN_COUNTERS = (b"vllm:prompt_tokens_total{", b"vllm:generation_tokens_total{")
 _SEED = 1
-# A grey PNG of 1 x 1 pixels with 16 bits, which vLLM alone would turn white.
-_DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
+DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
+"""A grey PNG of 1 x 1 pixels with 16 bits, in base64. vLLM alone would turn it white."""
 _MAX_TOKENS = 16  # enough to run the vision tower, a prefill and decode steps; the text itself is not checked
 
 
@@ -42,6 +43,18 @@ async def check(engine: aiohttp.ClientSession) -> Health:
 async def is_healthy(engine: aiohttp.ClientSession) -> bool:
     """Return whether `check` finds the engine healthy, which it is not while it loads."""
     return await check(engine) == "healthy"
+
+
+async def tokens(engine: aiohttp.ClientSession) -> float | None:
+    """Return how many tokens the engine has processed so far, prompts included; None if it does not say."""
+    timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
+    try:
+        async with engine.get("/metrics", timeout=timeout) as response:
+            page = await response.read() if response.status == 200 else b""
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+    values = [float(line.rpartition(b" ")[2]) for line in page.splitlines() if line.startswith(_TOKEN_COUNTERS)]
+    return sum(values) if values else None
 
 
 async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:
@@ -89,7 +102,7 @@ async def check_plugin(engine: aiohttp.ClientSession, model: str) -> None:
     Raises:
         EngineNotReady: the engine accepted the film, or refused it for another reason.
     """
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_DEEP_PNG}"}}
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DEEP_PNG}"}}
     body = {"model": model, "messages": [{"role": "user", "content": [image]}], "max_tokens": 1, "temperature": 0}
     async with engine.post("/v1/chat/completions", json=body) as response:
         data = await response.read()
