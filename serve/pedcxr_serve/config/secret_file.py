@@ -1,0 +1,56 @@
+"""Files that hold one secret: the key of an engine, of the admin port, or of the caches."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from pedcxr_serve.errors import ConfigError
+
+MIN_CHARS = 32
+_MAX_BYTES = 4096
+
+
+def read(path: Path) -> str:
+    """Return the secret without the white space around it.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not one line of 32 to 4,096 printable ASCII characters.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1).strip()
+    except OSError as error:
+        raise ConfigError(f"{path}: the secret cannot be read ({error.strerror})") from error
+    text = data.decode("ascii", "replace")
+    if not MIN_CHARS <= len(data) <= _MAX_BYTES or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigError(
+            f"{path}: must hold one secret of at least {MIN_CHARS} printable ASCII characters without blanks, "
+            "for example from `openssl rand -hex 32`"
+        )
+    return text
+
+
+def read_or_create(path: Path) -> str:
+    """Return the secret of a file; create the file with a random secret and mode 0600 if it does not exist.
+
+    Two processes that create it at once get the same secret.
+
+    Raises:
+        ConfigError: as `read`, or the file cannot be created.
+    """
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(file, "w") as out:
+                out.write(secrets.token_hex(32) + "\n")
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)  # unlike a rename, it does not replace the file of another process
+        except OSError as error:
+            raise ConfigError(f"{path}: the secret cannot be created ({error.strerror})") from error
+        finally:
+            draft.unlink(missing_ok=True)
+    return read(path)
