@@ -37,6 +37,7 @@ FOLDER_VARIABLE = "PEDCXR_ENGINE_FOLDER"
 """Environment variable of vLLM with the folder that `prepare` has filled."""
 _KEY_VARIABLE = "PEDCXR_ENGINE_KEY_FILE"
 _DESCRIPTION, _STOPPING, _IN_FLIGHT = "engine.json", "stopping", "in-flight"
+_STOPPING_CODE = "engine_stopping"
 _PROBED = "/health"  # probes of orchestrators cannot send a key; the route tells nothing but the health
 _POLL_S = 0.05
 _RETRY_AFTER_S = 2
@@ -119,6 +120,11 @@ def prepare(folder: Path, engine: EngineDescription, key_file: Path | None) -> d
     return {FOLDER_VARIABLE: str(folder)} | ({_KEY_VARIABLE: str(key_file)} if key_file else {})
 
 
+def is_stopping(answer: bytes) -> bool:
+    """Return whether the body of a 503 says that the engine stops, and thus has not begun the request."""
+    return f'"code": "{_STOPPING_CODE}"'.encode() in answer
+
+
 async def drain(folder: Path) -> None:
     """Refuse further requests from now on, and wait until no request is in flight."""
     (folder / _STOPPING).touch(mode=0o600)
@@ -162,7 +168,7 @@ class _SharedLock:
 
 
 async def _stopping(send: Send) -> None:
-    await _answer(send, 503, "the engine is stopping", "engine_stopping", {"retry-after": str(_RETRY_AFTER_S)})
+    await _answer(send, 503, "the engine is stopping", _STOPPING_CODE, {"retry-after": str(_RETRY_AFTER_S)})
 
 
 async def _answer(send: Send, status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> None:

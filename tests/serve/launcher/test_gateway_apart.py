@@ -19,6 +19,7 @@ import pytest
 
 from pedcxr_serve import cli
 from pedcxr_serve.config import secret_file
+from pedcxr_serve.engine import access
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.http.listeners import Listeners
 from pedcxr_serve.launcher import start
@@ -30,6 +31,7 @@ from tests.support.servers.gateway_server import BODY, CHAT, assert_openai_error
 from tests.support.servers.local_server import LocalServer, server
 
 CLIENTS = 6
+CODES = ("engine_restarting", "not_ready")
 
 
 @pytest.fixture
@@ -157,6 +159,27 @@ def test_engine_goes_away_and_comes_back_as_another(folder: Path, printed: list[
     first.enter_context(engine_apart(folder))
     with first:
         with_gateway(f"unix:{folder}/engine.sock", check)
+
+
+def test_engine_that_stops_completes_its_reports_and_gets_no_others(folder: Path) -> None:
+    def check(root: str, _: str) -> None:
+        with ThreadPoolExecutor() as pool:
+            report = pool.submit(ask, root, stream=True)
+            eventually(lambda: reports(engine), 30)
+            draining = pool.submit(asyncio.run, access.drain(folder))
+            eventually((folder / "stopping").exists, 30)
+            # The gateway notices within a second; until then the engine refuses, and the request may be sent again.
+            refused = ask(root)
+            assert (refused.status_code, refused.json()["error"]["code"] in CODES) == (503, True), refused.text
+            assert refused.headers["retry-after"] and refused.headers["x-should-retry"] == "true"
+            assert report.result().text.endswith("data: [DONE]\n\n")
+            draining.result()
+        eventually(lambda: not is_ready(root), 30)
+
+    with engine_apart(folder) as engine:
+        engine.answer = Answer(gap=0.3)
+        with_gateway(f"unix:{folder}/engine.sock", check)
+        assert len(reports(engine)) == 1
 
 
 def test_engine_at_a_tcp_address_with_a_key(folder: Path, tmp_path: Path, printed: list[str]) -> None:
