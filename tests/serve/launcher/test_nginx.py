@@ -46,19 +46,14 @@ def nginx(folder: Path, ports: dict[str, int]) -> Iterator[str]:
             process.terminate()
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx not found; install the Debian package nginx")
 def test_rolling_restart_behind_nginx_loses_no_report(tmp_path: Path) -> None:
     """nginx sends what a stopping gateway refuses to the other one, so that clients see no refusal at all."""
-    balancer, *ports = free_ports(3)
     folder = tmp_path / "run"
     with engine_apart(folder) as engine, ExitStack() as stack:
         engine.answer = Answer(gap=0.05)
@@ -67,10 +62,10 @@ def test_rolling_restart_behind_nginx_loses_no_report(tmp_path: Path) -> None:
             flags = ("--engine", f"unix:{folder}/engine.sock", "--slots", "16", "--port", str(port))
             return stack.enter_context(server(*flags, command="gateway"))
 
-        servers = [start(port) for port in ports]
-        root = stack.enter_context(
-            nginx(tmp_path, dict(zip(("8000", "8010", "8080"), [*ports, balancer], strict=True)))
-        )
+        servers = [start(0), start(0)]
+        ports = [int(one.root.rpartition(":")[2]) for one in servers]
+        written = ("8000", "8010", "8080")
+        root = stack.enter_context(nginx(tmp_path, dict(zip(written, [*ports, free_port()], strict=True))))
         eventually(lambda: is_ready(root), 30)
         load = Load([root], lambda number: BODY | {"stream": bool(number % 2)})
         with running(load, CLIENTS):
