@@ -171,7 +171,11 @@ class Engine:
             for raw in lines:
                 line = parse(raw.decode(errors="replace"), level)
                 level = line.level
-                self._record(line)
+                # The engine blocks once nobody reads its log, so no failure to show a line may end this loop.
+                try:
+                    self._record(line)
+                except Exception as error:
+                    self.tail.append(f"(a log line could not be shown: {error!r})")
 
     def _record(self, line: LogLine) -> None:
         if not line.text:

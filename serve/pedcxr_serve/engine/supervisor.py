@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -266,8 +267,8 @@ class Supervisor:
 
     def _print_error(self, error: EngineError) -> None:
         for line in error.tail[-_LOG_LINES:]:
-            self._console.print_line(f"engine | {line}")
-        self._console.print_line(str(error))
+            self._console.print_engine_text(line)
+        self._console.print_line(str(error), logging.ERROR)
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:

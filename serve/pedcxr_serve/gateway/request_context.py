@@ -86,6 +86,8 @@ class RequestContext:
         return {
             "request_id": record.request_id,
             "tenant": record.tenant.name,
+            "key": record.key,
+            "address": record.address,
             "outcome": record.outcome,
             "reason": record.reason or None,
             "status": record.status,

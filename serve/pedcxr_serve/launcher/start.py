@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 
 import uvloop
@@ -35,9 +36,12 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
     machine = devices.detect(settings.engine.device)
     _require_kind(machine)
     _require_libnuma(machine)
-    terminal = console.Console(console.level(settings.engine.log_level))
-    terminal.attach_logger("pedcxr.gateway")
+    engine_level = console.level(settings.engine.log_level)
+    gateway_level = settings.gateway.log_level
+    terminal = console.Console(engine_level, json_lines=settings.gateway.log_format == "json")
     with contextlib.ExitStack() as stack:
+        level = console.level(gateway_level) if gateway_level else min(engine_level, logging.WARNING)
+        stack.enter_context(terminal.attached("pedcxr.gateway", level))
         listeners = stack.enter_context(listen(settings.gateway))
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket)

@@ -168,7 +168,7 @@ def test_hanging_engine_is_replaced(tmp_path: Path) -> None:
             await running.ready()
             assert (await running.ask()).status_code == 200
             assert (running.restarts("hung"), running.restarts("ended")) == (1, 0)
-            assert "no answer to the one-token probe" in running.out.getvalue()
+            await eventually(lambda: "no answer to the one-token probe" in running.out.getvalue())
 
     run(work())
 
@@ -230,7 +230,7 @@ def test_failed_starts_are_repeated(tmp_path: Path) -> None:
             await running.ready(False)
             await running.ready()
             assert len(running.engines) == 4
-            assert "no memory left" in running.out.getvalue()
+            await eventually(lambda: "no memory left" in running.out.getvalue())
 
     run(work())
 
@@ -354,6 +354,6 @@ def test_restart_goes_on_after_an_error_of_the_system(tmp_path: Path) -> None:
             running.signal(signal.SIGKILL)
             await running.ready(False)
             await running.ready()
-            assert "could not be started: No space left on device" in running.out.getvalue()
+            await eventually(lambda: "could not be started: No space left on device" in running.out.getvalue())
 
     run(work())

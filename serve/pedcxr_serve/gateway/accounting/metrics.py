@@ -38,8 +38,11 @@ class RequestRecord:
     """Measurements of one request, filled in while it is served. Times are those of `time.monotonic`.
 
     Attributes:
-        outcome: ``ok`` (the model ended the report), ``length``, ``aborted``, ``engine_refused``, ``engine_lost``,
-            ``client_left``, or ``refused``, for which ``reason`` holds the error code.
+        key: first 12 digits of the API key's digest, or None on a server without keys.
+        address: the client's IP address, or None over a Unix socket.
+        outcome: ``ok`` (the model ended the report), ``length``, ``incomplete`` (any other finish reason, or none),
+            ``aborted``, ``engine_refused``, ``engine_lost``, ``client_left``, ``failed`` (an error of the gateway), or
+            ``refused``, for which ``reason`` holds the error code.
         image_tokens: tokens of the prompt that stand for the image.
         stages: seconds in ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
     """
@@ -47,7 +50,9 @@ class RequestRecord:
     tenant: Tenant
     request_id: str
     note: ClientMetadata = field(default_factory=ClientMetadata)
-    outcome: str = "client_left"
+    key: str | None = None
+    address: str | None = None
+    outcome: str = "failed"
     reason: str = ""
     status: int = 0
     finish_reason: str | None = None
@@ -140,8 +145,9 @@ class TenantMetrics:
             self._stage.labels(name, stage).observe(seconds)
         if "queue" in record.stages:
             self._queue.labels(name).observe(record.stages["queue"])
-        if record.usage is not None:
+        if record.usage is not None or record.outcome != "refused":
             self.store.add(_today(), name, totals)
+        if record.usage is not None:
             for kind, tokens in (
                 ("prompt", totals.prompt_tokens),
                 ("image", totals.image_tokens),

@@ -90,6 +90,7 @@ class Connection(HttpToolsProtocol):
     _header_bytes = 0
     _refused = False
     _in_body = False  # the parser is between the headers and the end of the current request
+    _pipelined = False  # a request came before the answer to the one before it; the connection ends with that answer
 
     def __init__(self, *args: Any, limiter: ConnectionLimiter, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -110,13 +111,15 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self._pipelined:
             return
         self._unset_keepalive_if_required()
         try:
             while data:
                 data = self._parse(data)
         except httptools.HttpParserError as error:
+            if self._pipelined:
+                return
             if isinstance(error.__context__, _HeadersTooLarge):
                 self._refuse(431, "the request's headers are too large", "headers_too_large")
             else:
@@ -131,6 +134,8 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            if self._pipelined:
+                return b""
             if self.parser.get_method() == b"CONNECT":
                 raise httptools.HttpParserError("CONNECT is not supported") from None
             version = self.parser.get_http_version().encode()
@@ -150,16 +155,25 @@ class Connection(HttpToolsProtocol):
             self._cancel_write_timer()
 
     def on_message_begin(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Pipelined requests are not read: uvicorn would stop reading until it has answered, and would not see that
+            # the client leaves. A client sends an unanswered request again (RFC 9112, 9.3.2).
+            self._pipelined, self.cycle.keep_alive = True, False
+            return
         super().on_message_begin()
         self.scope["extensions"] = {_EXTENSION: {"flow": self.flow}}
         self._header_bytes, self._in_body = 0, False
         self._start_headers_timer()
 
     def on_url(self, url: bytes) -> None:
+        if self._pipelined:
+            return
         self._count_header_bytes(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._pipelined:
+            return
         self._count_header_bytes(name + value)
         if self._in_body:
             return  # a trailer field, which could pose as an Authorization header (RFC 9110, 6.5.1)
@@ -173,15 +187,19 @@ class Connection(HttpToolsProtocol):
             raise _AmbiguousHeaders
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
+        if self._pipelined or self.parser.should_upgrade():
             return  # _parse starts again
         self._cancel_headers_timer()
         self._limiter.mark_busy(self.transport)
         self._in_body = True
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        if not self._pipelined:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():
+        if self._pipelined or self.parser.should_upgrade():
             return
         self._in_body = False
         if self.cycle.response_complete:
