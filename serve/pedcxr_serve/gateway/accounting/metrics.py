@@ -31,6 +31,16 @@ class GatewayMetrics:
         self.in_flight = Gauge("pedcxr_requests_in_flight", "Requests queued or sent to the engine.", registry=registry)
         self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
         self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
+        self._refused_connections = Counter(
+            "pedcxr_connections_refused",
+            "Connections closed before a request, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+
+    def count_refused_connection(self, reason: str) -> None:
+        """Count a connection that was closed before the app saw a request, or for an invalid one."""
+        self._refused_connections.labels(reason).inc()
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -27,7 +28,8 @@ WRITE_TIMEOUT_S = 90.0
 """Seconds that the client may leave an answer unread before the connection is aborted."""
 
 _EXTENSION = "pedcxr"
-_OTHER_FILES = 256  # open files that are not connections
+_OTHER_FILES = 256  # open files that are neither connections nor handshakes
+_MAX_HANDSHAKES = 1024
 _SINGLE_HEADERS = (b"host", b"authorization", b"content-encoding")  # two parsers could pick different values
 _REASONS = {
     400: b"Bad Request",
@@ -72,11 +74,16 @@ def connection_limiter() -> ConnectionLimiter:
     Every client connection may need a second file, for its connection to the engine.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = 2 * MAX_CONNECTIONS + _OTHER_FILES
+    files = 2 * MAX_CONNECTIONS + _MAX_HANDSHAKES + _OTHER_FILES
     if soft < files:
         soft = min(files, hard) if hard != resource.RLIM_INFINITY else files
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return ConnectionLimiter(max(16, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 2)))
+    return ConnectionLimiter(max(16, min(MAX_CONNECTIONS, (soft - max_handshakes() - _OTHER_FILES) // 2)))
+
+
+def max_handshakes() -> int:
+    """Return the maximum number of TLS handshakes at a time: a sixteenth of the open files, at most 1,024."""
+    return max(16, min(_MAX_HANDSHAKES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
 
 
 class Connection(HttpToolsProtocol):
@@ -92,15 +99,17 @@ class Connection(HttpToolsProtocol):
     _in_body = False  # the parser is between the headers and the end of the current request
     _pipelined = False  # a request came before the answer to the one before it; the connection ends with that answer
 
-    def __init__(self, *args: Any, limiter: ConnectionLimiter, **options: Any) -> None:
+    def __init__(self, *args: Any, limiter: ConnectionLimiter, refused: Callable[[str], None], **options: Any) -> None:
         super().__init__(*args, **options)
-        self._limiter = limiter
+        self._limiter, self._count_refused = limiter, refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limiter.limit and not self._limiter.evict_oldest():
-            self._refuse(503, "too many connections; try again in a moment", "too_many_connections")
-            return
+        if len(self.connections) > self._limiter.limit:
+            if not self._limiter.evict_oldest():
+                self._refuse(503, "too many connections; try again in a moment", "too_many_connections")
+                return
+            self._count_refused("idle_evicted")
         self._limiter.mark_idle(self.transport)
         self._start_headers_timer()
 
@@ -235,6 +244,7 @@ class Connection(HttpToolsProtocol):
 
     def _headers_timed_out(self) -> None:
         self._headers_timer = None
+        self._count_refused("headers_too_slow")
         self.close()
 
     def _cancel_write_timer(self) -> None:
@@ -245,6 +255,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Send an error and close. No error is sent if another answer has started or is due first."""
         self._refused = True
+        self._count_refused(code)
         self._cancel_headers_timer()
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (self._in_body and not cycle.response_started):

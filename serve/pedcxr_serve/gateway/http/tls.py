@@ -16,9 +16,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.watched_file import WatchedFiles
 
-HANDSHAKE_TIMEOUT_S = 10.0
-"""Seconds that a TLS handshake may take; meanwhile the client holds a connection and nothing else."""
-
 _log = logging.getLogger("pedcxr.gateway")
 
 
