@@ -173,6 +173,18 @@ def test_hanging_engine_is_replaced(tmp_path: Path) -> None:
     run(work())
 
 
+def test_slow_engine_that_makes_progress_is_kept(tmp_path: Path) -> None:
+    """An answer in one piece and the probe both take longer than the time limit, but the engine's counters advance."""
+
+    async def work() -> None:
+        async with supervised(tmp_path, gap=0.6, probe_every_s=1.0, probe_timeout_s=2.0) as running:
+            answer = await running.ask()
+            assert answer.status_code == 200
+            assert len(running.engines) == 1
+
+    run(work())
+
+
 def test_engine_that_reports_it_is_dead_is_replaced(tmp_path: Path) -> None:
     """vLLM's HTTP server outlives its EngineCore by some seconds and answers 500."""
 
