@@ -7,7 +7,8 @@
 
 A busy engine is not probed: its output is a sufficient sign of life. An engine that is silent for ``probe_every_s`` is
 asked for one token, because its HTTP server answers ``/health`` with 200 even while a step hangs (vLLM 0.32). The probe
-may wait behind a full batch, so an engine whose own counters advance meanwhile is kept. When a request loses its connection to the engine, the supervisor checks ``/health`` immediately.
+may wait behind a full batch, so an engine whose own counters advance meanwhile is kept. When a request loses its
+connection to the engine, the supervisor checks ``/health`` immediately.
 """
 
 from __future__ import annotations

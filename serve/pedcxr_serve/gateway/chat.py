@@ -77,7 +77,7 @@ class ChatCompletions:
                 state.tenant_metrics.count(record)
             return
         context = RequestContext(record, ticket, body.Body(state.bodies, record.tenant.name))
-        context.response_headers += await _limit_headers(state, record.tenant)
+        context.response_headers += _limit_headers(state, record.tenant)
         try:
             yield context
         except Exception:
@@ -180,11 +180,11 @@ def _bearer_key(headers: Headers) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-async def _limit_headers(state: State, tenant: Tenant) -> list[tuple[bytes, bytes]]:
+def _limit_headers(state: State, tenant: Tenant) -> list[tuple[bytes, bytes]]:
     """Return the headers with a tenant's limits and what is left of them, named as OpenAI names them."""
     headers = []
     if tenant.requests_per_minute is not None:
-        remaining = await state.rate_limiter.remaining(tenant)
+        remaining = state.rate_limiter.remaining(tenant)
         headers += [
             (b"x-ratelimit-limit-requests", b"%d" % tenant.requests_per_minute),
             (b"x-ratelimit-remaining-requests", b"%d" % remaining),

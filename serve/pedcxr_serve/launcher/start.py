@@ -14,7 +14,7 @@ from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.demo import walkthrough
 from pedcxr_serve.engine.process import Engine, vllm
-from pedcxr_serve.engine.socket_dir import socket_folder
+from pedcxr_serve.engine.socket_dir import remove_stale_folders, socket_folder
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.gateway.state import open_state
@@ -43,6 +43,7 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
         level = console.level(gateway_level) if gateway_level else min(engine_level, logging.WARNING)
         stack.enter_context(terminal.attached("pedcxr.gateway", level))
         listeners = stack.enter_context(listen(settings.gateway))
+        remove_stale_folders()
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket)
         # The processor uses the same size: `inspect` refuses a checkpoint in which the two differ.

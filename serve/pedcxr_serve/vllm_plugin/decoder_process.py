@@ -33,7 +33,8 @@ MEMORY = 2 << 30
 """Address space of a worker in bytes; the largest film needs half of it."""
 
 _LENGTHS = struct.Struct("<II")  # of the JSON header, and of the pixels
-_COMMAND = (sys.executable, "-m", __name__)
+# -P: a file in the working directory that is named like a module must not be imported.
+_COMMAND = (sys.executable, "-P", "-m", __name__)
 
 
 class DecoderPool:

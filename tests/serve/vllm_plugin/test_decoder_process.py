@@ -140,3 +140,11 @@ def test_worker_does_not_import_vllm() -> None:
         f"import sys, {decoder_process.__name__}\nprint([name for name in ('torch', 'vllm') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True, timeout=60).strip() == "[]"
+
+
+def test_worker_imports_nothing_from_the_working_folder(
+    pool: DecoderPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PIL.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert pool.decode(JPEG)[0].size == PICTURE.size
