@@ -55,6 +55,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
         Meta(description='origins of web pages that may call the API (CORS), such as "https://x.org"; "*" = all'),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Meta(description='host names of a proxy in front that clients may use without tenants; "*" = all'),
+    ] = ()
     limits_url: Annotated[
         str,
         Meta(

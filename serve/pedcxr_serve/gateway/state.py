@@ -22,6 +22,7 @@ from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
+from pedcxr_serve.gateway.served_models import ServedModels
 
 _MIB = 1 << 20
 
@@ -47,6 +48,7 @@ class State:
             comments.
         keep_alive_s: time that an idle connection stays open.
         allowed_origins: origins of web pages that may send requests (CORS); ``*`` allows all.
+        allowed_hosts: names other than loopback that the Host header may have on a server without API keys.
         in_flight: number of requests queued or sent to the engine.
         started: start time of the server, of `time.monotonic`.
     """
@@ -60,6 +62,7 @@ class State:
         default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    models: ServedModels = field(default_factory=ServedModels)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
@@ -75,6 +78,7 @@ class State:
     comment_every_s: float = 15.0
     keep_alive_s: float = 75.0
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
@@ -159,6 +163,7 @@ def open_state(
             revision=revision,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
+            allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
 
 

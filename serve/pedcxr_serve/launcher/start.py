@@ -21,6 +21,7 @@ from pedcxr_serve.gateway.state import open_state
 from pedcxr_serve.launcher import console
 from pedcxr_serve.launcher.server import Server
 from pedcxr_serve.planner import devices, plan
+from pedcxr_serve.vllm_plugin import sandbox
 
 
 def start(settings: ServeConfig, *, demo: bool = False) -> None:
@@ -30,6 +31,7 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
         ServeError: see `pedcxr_serve.errors`; no process is left running.
     """
     load.reject_environment(os.environ)
+    sandbox.hide_process()  # the audit key is in its environment
     folder = download.resolve(settings.model, settings.revision)
     checkpoint = inspect.inspect(folder)
     inspect.require_ready(checkpoint)

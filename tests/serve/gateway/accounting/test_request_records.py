@@ -68,7 +68,7 @@ def test_client_that_leaves_is_audited_as_such(engine: FakeEngine, tmp_path: Pat
     body = json.dumps(BODY | {"stream": point == "stream"}).encode()
     with running(engine, audit=log, scheduler=scheduler) as gateway:
         with socket.create_connection(gateway.address) as plug:
-            plug.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+            plug.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode())
             plug.sendall(body[:9] if point == "body" else body)
             if point == "stream":
                 while b"The lungs" not in plug.recv(65536):

@@ -23,7 +23,7 @@ from pedcxr_serve.gateway.request.body import BodyMemory
 from tests.support.servers.fake_engine import Answer, FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
-CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def read_all(plug: socket.socket) -> bytes:
 
 
 def head(length: object, *headers: str) -> bytes:
-    lines = [f"POST {CHAT} HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *headers, "", ""]
     return "\r\n".join(lines).encode()
 
 
@@ -196,7 +196,7 @@ HEADER_BOMBS = {
 
 
 def request_with(headers: bytes) -> bytes:
-    return b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+    return b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n"
 
 
 @pytest.mark.parametrize("headers", HEADERS_OVER_A_LIMIT.values(), ids=HEADERS_OVER_A_LIMIT)
@@ -228,7 +228,7 @@ def test_header_bombs_are_cut_off(gateway: Gateway, headers: bytes) -> None:
 
 def test_long_url_is_431(gateway: Gateway) -> None:
     with connected(gateway) as plug:
-        plug.sendall(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        plug.sendall(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 431 " in read_all(plug)
 
 
@@ -296,9 +296,9 @@ def test_bytes_that_are_not_http_are_400(gateway: Gateway, noise: bytes) -> None
 
 
 PIPELINED = {
-    "request": b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 20,
-    "upgrade": b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
-    "headers over the limit": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
+    "request": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20,
+    "upgrade": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "headers over the limit": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
     "garbage": b"\x00garbage\r\n\r\n",
 }
 
