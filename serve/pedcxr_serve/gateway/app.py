@@ -102,9 +102,11 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
     async def metrics(_: Request) -> Response:
         unaudited = 0 if state.audit is None else state.audit.failures
-        state.tenant_metrics.update_gauges(
-            state.scheduler.queue, broken=state.tenants.broken is not None, unaudited=unaudited
-        )
+        state.metrics.runtime.count_write_failures("audit", unaudited)
+        state.metrics.runtime.count_write_failures("usage", state.usage.failures)
+        tenants = state.tenants.current.all.values()
+        broken = state.tenants.broken is not None
+        state.tenant_metrics.update_gauges(state.scheduler.queue, tenants, broken=broken, unaudited=unaudited)
         return PlainTextResponse(
             generate_latest(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",

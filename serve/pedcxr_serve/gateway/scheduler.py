@@ -247,6 +247,11 @@ class FairQueue:
         share = tenant.weight / sum(weights.values())
         return (len(account.waiting) + 1) * self._run_s(account) / (self._slots * share)
 
+    @property
+    def slots(self) -> int:
+        """Maximum number of running requests, the reserved ones included."""
+        return self._slots + self._spare
+
     def service(self) -> dict[str, float]:
         """Return the cost charged so far, by tenant."""
         return {name: account.service for name, account in self._accounts.items()}

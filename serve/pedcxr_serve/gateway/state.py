@@ -87,8 +87,16 @@ class State:
     def __post_init__(self) -> None:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
         self.rate_limiter.register(self.metrics.registry)
-        if self.tls is not None:
-            self.tls.register(self.metrics.registry)
+        runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
+        runtime.slots.set(self.scheduler.queue.slots)
+        runtime.body_bytes.set_function(lambda: self.bodies.in_use)
+        if log is not None:
+            runtime.audit_next_seq.set_function(lambda: log.next_seq)
+        if not tenants.current.is_anonymous:
+            runtime.follow_reloads("tenants", lambda: tenants.broken is None, lambda: tenants.read_at)
+        if tls is not None:
+            tls.register(self.metrics.registry)
+            runtime.follow_reloads("certificate", lambda: not tls.broken, lambda: tls.read_at)
 
     def set_ready(self, ready: bool, stage: str) -> None:
         """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""

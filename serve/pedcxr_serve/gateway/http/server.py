@@ -44,7 +44,10 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
         (_Server(_uvicorn(app.admin(state, engine), state.keep_alive_s), refused), listeners.admin),
     ]
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
-    watch = asyncio.create_task(_watch(state))
+    public, runtime = servers[0][0], state.metrics.runtime
+    runtime.connections.set_function(lambda: len(public.server_state.connections))
+    runtime.handshakes.set_function(lambda: public.handshakes)
+    watch = asyncio.gather(_watch(state), runtime.measure_loop_lag())
     try:
         yield
     finally:
@@ -78,6 +81,11 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._tls, self._refused = tls, refused
+
+    @property
+    def handshakes(self) -> int:
+        """Number of TLS handshakes in progress."""
+        return sum(len(server) for server in getattr(self, "servers", ()) if isinstance(server, HandshakeServer))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
