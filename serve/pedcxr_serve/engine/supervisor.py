@@ -139,6 +139,7 @@ class Supervisor:
             self._state.heartbeat.clear()
             self._state.set_ready(False, "restarting the engine")
             self._state.metrics.restarts.labels(reason).inc()
+            self._state.quarantine.engine_died()
             await self._engine.stop(_KILL_GRACE_S)
             self._print_error(error)
             await self._restart(error)

@@ -121,7 +121,10 @@ class ChatCompletions:
                     waits=expect.lower() == "100-continue",
                 )
             with record.stage("policy"):
-                context.accept(validation.apply(data, record.tenant, state.rules), state)
+                accepted = validation.apply(data, record.tenant, state.rules)
+                context.accept(accepted, state)
+                state.quarantine.check(record.tenant.name, accepted.film)
+                del accepted  # its parts hold the body
             del data
             if state.ready:
                 return None
@@ -151,18 +154,19 @@ class ChatCompletions:
         state.metrics.in_flight.inc()
         forward = asyncio.create_task(self._upstream(context, scope, receive, send))
         disconnect = asyncio.create_task(body.until_disconnect(receive))
-        try:
-            await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
-            if forward.done():
-                forward.result()
-            elif context.record.outcome == "failed":  # no outcome so far
-                context.record.outcome = "client_left"
-        finally:
-            for task in (forward, disconnect):
-                task.cancel()
-            await asyncio.gather(forward, disconnect, return_exceptions=True)
-            state.in_flight -= 1
-            state.metrics.in_flight.dec()
+        with state.quarantine.observed(context.film, context.ticket, context.record):
+            try:
+                await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
+                if forward.done():
+                    forward.result()
+                elif context.record.outcome == "failed":  # no outcome so far
+                    context.record.outcome = "client_left"
+            finally:
+                for task in (forward, disconnect):
+                    task.cancel()
+                await asyncio.gather(forward, disconnect, return_exceptions=True)
+                state.in_flight -= 1
+                state.metrics.in_flight.dec()
 
 
 def authenticate(state: State, headers: Headers) -> Tenant | None:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
+from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
+from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
@@ -22,7 +24,6 @@ from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
-from pedcxr_serve.gateway.served_models import ServedModels
 
 _MIB = 1 << 20
 
@@ -63,6 +64,7 @@ class State:
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     models: ServedModels = field(default_factory=ServedModels)
+    quarantine: FilmQuarantine = field(default_factory=FilmQuarantine)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None

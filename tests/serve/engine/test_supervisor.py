@@ -235,6 +235,23 @@ def test_queued_request_is_told_to_retry_when_the_engine_exits(tmp_path: Path) -
     run(work())
 
 
+def test_film_is_refused_after_two_deaths_of_the_engine(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with supervised(tmp_path, gap=30.0) as running:
+            for count in (1, 2):
+                asked = asyncio.create_task(running.ask())
+                await eventually(lambda: running.state.scheduler.queue.running == 1)
+                running.signal(signal.SIGKILL)
+                assert_typed(await asked)
+                await eventually(lambda count=count: running.restarts("ended") == count)
+                await running.ready()
+            refused = await running.ask()
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, "film_quarantined")
+            assert refused.headers.get("x-should-retry") != "true"
+
+    run(work())
+
+
 def test_failed_starts_are_repeated(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, fail=2) as running:
