@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from pedcxr_serve.errors import ConfigError
@@ -42,15 +43,13 @@ def read_or_create(path: Path) -> str:
         ConfigError: as `read`, or the file cannot be created.
     """
     if not path.exists():
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(file, "w") as out:
-                out.write(secrets.token_hex(32) + "\n")
-            with contextlib.suppress(FileExistsError):
-                os.link(draft, path)  # unlike a rename, it does not replace the file of another process
+            # mkstemp creates it with mode 0600 under a name of its own.
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as draft:
+                draft.write(secrets.token_hex(32) + "\n")
+                draft.flush()
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft.name, path)  # unlike a rename, it does not replace the file of another process
         except OSError as error:
             raise ConfigError(f"{path}: the secret cannot be created ({error.strerror})") from error
-        finally:
-            draft.unlink(missing_ok=True)
     return read(path)

@@ -12,28 +12,33 @@ from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.demo.findings import Case
+from pedcxr_serve.engine import access
 from pedcxr_serve.errors import EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
 _HEALTH_TIMEOUT_S = 2.0
-_TOKEN_COUNTERS = (b"vllm:prompt_tokens_total{", b"vllm:generation_tokens_total{")
+_PROGRESS_TIMEOUT_S = 5.0
+_PROGRESS_COUNTERS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")
 _SEED = 1
 DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
 """A grey PNG of 1 x 1 pixels with 16 bits, in base64. vLLM alone would turn it white."""
 _MAX_TOKENS = 16  # enough to run the vision tower, a prefill and decode steps; the text itself is not checked
 
 
-Health = Literal["healthy", "dead", "silent"]
+Health = Literal["healthy", "dead", "silent", "stopping"]
 
 
 async def check(engine: aiohttp.ClientSession) -> Health:
     """Return ``healthy`` if the engine answers ``/health`` with 200 within 2 s, ``silent`` if it does not answer.
 
-    It is ``dead`` if it answers another status, as vLLM does after a failure, or accepts no connection.
+    It is ``stopping`` if it says so (`pedcxr_serve.engine.access`), and ``dead`` if it answers another status, as vLLM
+    does after a failure, or accepts no connection.
     """
     try:
         async with engine.get("/health", timeout=aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)) as response:
-            return "healthy" if response.status == 200 else "dead"
+            if response.status == 200:
+                return "healthy"
+            return "stopping" if access.is_stopping(await response.read()) else "dead"
     except aiohttp.ClientConnectorError:
         return "dead"
     except (aiohttp.ClientError, TimeoutError):
@@ -43,18 +48,6 @@ async def check(engine: aiohttp.ClientSession) -> Health:
 async def is_healthy(engine: aiohttp.ClientSession) -> bool:
     """Return whether `check` finds the engine healthy, which it is not while it loads."""
     return await check(engine) == "healthy"
-
-
-async def tokens(engine: aiohttp.ClientSession) -> float | None:
-    """Return how many tokens the engine has processed so far, prompts included; None if it does not say."""
-    timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
-    try:
-        async with engine.get("/metrics", timeout=timeout) as response:
-            page = await response.read() if response.status == 200 else b""
-    except (aiohttp.ClientError, TimeoutError):
-        return None
-    values = [float(line.rpartition(b" ")[2]) for line in page.splitlines() if line.startswith(_TOKEN_COUNTERS)]
-    return sum(values) if values else None
 
 
 async def model_names(engine: aiohttp.ClientSession) -> frozenset[str]:
@@ -76,6 +69,20 @@ async def probe(engine: aiohttp.ClientSession, model: str) -> None:
         await response.read()
     if response.status != 200:
         raise EngineNotReady(f"the engine answered the one-token probe with status {response.status}")
+
+
+async def progress(engine: aiohttp.ClientSession) -> float | None:
+    """Return the number of tokens and steps that the engine has counted, or None if it does not answer within 5 s.
+
+    The counters are on vLLM's ``/metrics`` (0.32, ``v1/metrics/loggers.py``). They stand still while a step hangs.
+    """
+    try:
+        async with engine.get("/metrics", timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S)) as response:
+            page = await response.text()
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+    values = [float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(_PROGRESS_COUNTERS)]
+    return sum(values) if values else None
 
 
 async def warm_up(engine: aiohttp.ClientSession, model: str) -> str:

@@ -123,9 +123,9 @@ class RemoteEngine:
             self._state.engine_up = False
             self._state.heartbeat.clear()
             self._state.set_ready(False, "waiting for the engine")
-            self._state.count_restart(failure.reason)
-            problem = "the engine stops or has ended" if failure.reason == "ended" else failure.message
-            self._print(f"{problem}; waiting until it is back")
+            if failure.reason != "stopping":
+                self._state.engine_died(failure.reason)
+            self._print(f"{failure.message}; waiting until it is back")
             await self._reconnect()
             self._print("the engine is back; ready again")
 

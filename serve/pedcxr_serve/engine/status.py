@@ -30,8 +30,8 @@ class EngineStatus(Protocol):
     def set_models(self, names: frozenset[str]) -> None:
         """Take over the names of the engine's models."""
 
-    def count_restart(self, reason: str) -> None:
-        """Count that the engine was replaced, ``ended`` or ``hung``."""
+    def engine_died(self, reason: str) -> None:
+        """Record that the engine ended or hung (``ended``, ``hung``) without a request to stop."""
 
 
 @dataclass(slots=True)
@@ -50,5 +50,5 @@ class StandaloneStatus:
     def set_models(self, names: frozenset[str]) -> None:
         """Do nothing: the gateways ask the engine."""
 
-    def count_restart(self, reason: str) -> None:
-        """Do nothing: the gateways count."""
+    def engine_died(self, reason: str) -> None:
+        """Do nothing: the gateways notice it too."""

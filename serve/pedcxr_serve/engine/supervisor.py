@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -133,7 +134,7 @@ class Supervisor:
             self._state.engine_up = False
             self._state.heartbeat.clear()
             self._state.set_ready(False, "restarting the engine")
-            self._state.count_restart(reason)
+            self._state.engine_died(reason)
             await self._engine.stop(_KILL_GRACE_S)
             self._print_error(error)
             await self._restart(error)
@@ -231,8 +232,8 @@ class Supervisor:
 
     def _print_error(self, error: EngineError) -> None:
         for line in error.tail[-_LOG_LINES:]:
-            self._console.print_line(f"engine | {line}")
-        self._console.print_line(str(error))
+            self._console.print_engine_text(line)
+        self._console.print_line(str(error), logging.ERROR)
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:

@@ -1,9 +1,9 @@
 """Notice that an engine which was ready has failed: it says so, accepts no connection, or makes no progress.
 
-The output of requests is a sufficient sign of life. After ``probe_every_s`` without output, the engine's counters of
-tokens are compared, since other gateways may use the engine too, and reports in one piece show no progress. If the
-counters stand still, the engine is asked for one token: its HTTP server answers ``/health`` with 200 even while a step
-hangs (vLLM 0.32). When a request loses its connection to the engine, ``/health`` is checked immediately.
+A busy engine is not probed: its output is a sufficient sign of life. An engine that is silent for ``probe_every_s`` is
+asked for one token, because its HTTP server answers ``/health`` with 200 even while a step hangs (vLLM 0.32). The probe
+may wait behind a full batch, also of other gateways, so an engine whose own counters advance meanwhile is kept. When a
+request loses its connection to the engine, ``/health`` is checked immediately.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 from pedcxr_serve.errors import EngineNotReady
 
 _SHORTEST_WAIT_S = 0.2
+_PROGRESS_POLL_S = 1.0
 _SILENT_CHECKS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an engine counts as failed; ``reason`` is the label of the restart metric."""
+    """Why an engine takes no more requests; ``ended`` and ``hung`` are labels of the restart metric."""
 
-    reason: Literal["ended", "hung"]
+    reason: Literal["ended", "hung", "stopping"]
     message: str
 
 
@@ -55,7 +56,6 @@ class EngineWatch:
     ) -> None:
         self._session, self._heartbeat, self._config, self._model = session, heartbeat, config, model
         self._health_every_s = health_every_s
-        self._tokens: float | None = None
 
     async def failure(self) -> Failure:
         """Wait until the engine has failed."""
@@ -69,40 +69,45 @@ class EngineWatch:
                     await heartbeat.suspicion.wait()
             suspected = heartbeat.suspicion.is_set()
             if suspected or self._health_every_s is not None:
-                if await self.is_dead():
+                answer = await self.health()
+                if answer == "stopping":
+                    return Failure("stopping", "engine stops")
+                if answer == "dead":
                     return Failure("ended", "engine reports that it is dead")
                 if suspected:
                     heartbeat.clear()
-            if not suspected and heartbeat.age >= config.probe_every_s:
-                if await self._made_progress():
-                    heartbeat.beat()
-                elif not await self._responds():
-                    age = f"{heartbeat.age:.0f} s"
-                    return Failure("hung", f"engine hangs: no output for {age}, and no answer to the one-token probe")
+            if not suspected and heartbeat.age >= config.probe_every_s and not await self._responds():
+                age = f"{heartbeat.age:.0f} s"
+                return Failure("hung", f"engine hangs: no output for {age}, and no answer to the one-token probe")
 
-    async def is_dead(self) -> bool:
-        """Return whether the engine has failed. A busy one may miss an answer, so that silence counts after three."""
+    async def health(self) -> Literal["healthy", "dead", "stopping"]:
+        """Return the engine's health. A busy engine may miss an answer, so that silence counts after three."""
         start = time.monotonic()
         for _ in range(_SILENT_CHECKS):
             answer = await health.check(self._session)
-            if answer != "silent" or self._heartbeat.last > start:
-                return answer == "dead"
-        return True
-
-    async def _made_progress(self) -> bool:
-        """Return whether the engine's counters have grown since the last call."""
-        tokens = await health.tokens(self._session)
-        before, self._tokens = self._tokens, tokens
-        return tokens is not None and before is not None and tokens > before
+            if answer != "silent":
+                return answer
+            if self._heartbeat.last > start:
+                return "healthy"
+        return "dead"
 
     async def _responds(self) -> bool:
-        """Return whether the engine generates a token in time, for the probe or for any request."""
+        """Return whether the engine makes progress in time: for the probe, for any request, or by its own counters."""
         heartbeat, start = self._heartbeat, time.monotonic()
+        probe = asyncio.create_task(health.probe(self._session, self._model))
         try:
             async with asyncio.timeout(self._config.probe_timeout_s):
-                await health.probe(self._session, self._model)
+                before = await health.progress(self._session)
+                while heartbeat.last <= start:
+                    await asyncio.wait((probe,), timeout=_PROGRESS_POLL_S)
+                    if probe.done():
+                        probe.result()
+                        heartbeat.beat()
+                    elif before is not None and await health.progress(self._session) not in (None, before):
+                        heartbeat.beat()
         except (TimeoutError, aiohttp.ClientError, EngineNotReady):
-            if heartbeat.last <= start and not await self._made_progress():
-                return False
-        heartbeat.beat()
+            return heartbeat.last > start
+        finally:
+            probe.cancel()
+            await asyncio.gather(probe, return_exceptions=True)
         return True

@@ -16,9 +16,11 @@ from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
+from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
+from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
@@ -54,6 +56,7 @@ class State:
             comments.
         keep_alive_s: time that an idle connection stays open.
         allowed_origins: origins of web pages that may send requests (CORS); ``*`` allows all.
+        allowed_hosts: names other than loopback that the Host header may have on a server without API keys.
         in_flight: number of requests queued or sent to the engine.
         started: start time of the server, of `time.monotonic`.
     """
@@ -67,6 +70,8 @@ class State:
         default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    models: ServedModels = field(default_factory=ServedModels)
+    quarantine: FilmQuarantine = field(default_factory=FilmQuarantine)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
@@ -84,6 +89,7 @@ class State:
     comment_every_s: float = 15.0
     keep_alive_s: float = 75.0
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
@@ -92,8 +98,16 @@ class State:
     def __post_init__(self) -> None:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
         self.rate_limiter.register(self.metrics.registry)
-        if self.tls is not None:
-            self.tls.register(self.metrics.registry)
+        runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
+        runtime.slots.set(self.scheduler.queue.slots)
+        runtime.body_bytes.set_function(lambda: self.bodies.in_use)
+        if log is not None:
+            runtime.audit_next_seq.set_function(lambda: log.next_seq)
+        if not tenants.current.is_anonymous:
+            runtime.follow_reloads("tenants", lambda: tenants.broken is None, lambda: tenants.read_at)
+        if tls is not None:
+            tls.register(self.metrics.registry)
+            runtime.follow_reloads("certificate", lambda: not tls.broken, lambda: tls.read_at)
 
     def set_ready(self, ready: bool, stage: str) -> None:
         """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""
@@ -104,9 +118,10 @@ class State:
         """Take over the names of all models of the engine, adapters included."""
         self.rules = dataclasses.replace(self.rules, served=names)
 
-    def count_restart(self, reason: str) -> None:
-        """Count that the engine was replaced, ``ended`` or ``hung``."""
+    def engine_died(self, reason: str) -> None:
+        """Record that the engine ended or hung (``ended``, ``hung``) without a request to stop."""
         self.metrics.restarts.labels(reason).inc()
+        self.quarantine.engine_died()
 
     def use_engine(self, engine: EngineDescription, gateway: GatewayConfig) -> None:
         """Take over what an engine that runs apart tells about itself; requests in flight are not touched."""
@@ -114,6 +129,7 @@ class State:
         self.image_tokens, self.image_size = engine.image_tokens, engine.image_size
         self.rules = dataclasses.replace(self.rules, model=engine.model, max_new_tokens=engine.max_new_tokens)
         self.scheduler.queue.resize(**_queue_limits(gateway, *engine.share(gateway)))
+        self.metrics.runtime.slots.set(self.scheduler.queue.slots)
 
     def reload(self) -> None:
         """Read tenants and certificate again, as on SIGHUP. An invalid file leaves the current values in use."""
@@ -156,7 +172,7 @@ def open_state(
     tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
     tenants = TenantStore(tenants_path)
     with contextlib.ExitStack() as stack:
-        usage = UsageStore(usage_path(gateway))
+        usage = UsageStore(usage_path(gateway, env))
         stack.callback(usage.close)
         log = None
         if gateway.audit_log:
@@ -188,6 +204,7 @@ def open_state(
             revision=revision,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
+            allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
 
 
@@ -212,8 +229,12 @@ def _admin_token(gateway: GatewayConfig) -> str:
     return secret_file.read(Path(gateway.admin_token_file).expanduser()) if gateway.admin_token_file else ""
 
 
-def usage_path(gateway: GatewayConfig) -> Path | None:
+def usage_path(gateway: GatewayConfig, env: Mapping[str, str]) -> Path | None:
     """Return the path of the usage database, or None if usage is kept in memory only."""
     if gateway.usage_db:
         return Path(gateway.usage_db).expanduser()
-    return Path(gateway.tenants).expanduser().with_name("usage.sqlite") if gateway.tenants else None
+    if not gateway.tenants:
+        return None
+    # systemd sets it for units with StateDirectory=, to which /etc is usually read-only.
+    state_folder = env.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(state_folder or Path(gateway.tenants).expanduser().parent, "usage.sqlite")

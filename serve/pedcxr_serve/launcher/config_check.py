@@ -61,7 +61,7 @@ def _checks(config: ServeConfig, env: Mapping[str, str]) -> Iterator[tuple[str, 
         yield "gateway.tls_cert", lambda: _certificate(_path(gateway.tls_cert), _path(gateway.tls_key))
     if gateway.audit_log:
         yield "gateway.audit_log", lambda: _audit(_path(gateway.audit_log), env)
-    if (usage := usage_path(gateway)) is not None:
+    if (usage := usage_path(gateway, env)) is not None:
         yield "gateway.usage_db", lambda: _usage(usage)
     if url := rate_limit.url_from(gateway.limits_url, env):
         yield "gateway.limits_url", lambda: _redis(url)

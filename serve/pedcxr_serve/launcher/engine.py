@@ -16,7 +16,7 @@ from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine import access, address
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.process import Engine, vllm
-from pedcxr_serve.engine.socket_dir import socket_folder
+from pedcxr_serve.engine.socket_dir import remove_stale_folders, socket_folder
 from pedcxr_serve.engine.status import StandaloneStatus
 from pedcxr_serve.engine.supervisor import Supervisor
 from pedcxr_serve.errors import ConfigError
@@ -35,8 +35,11 @@ def serve(settings: ServeConfig) -> None:
     listen, key_file = _listen(settings), _key_file(settings)
     preparation = prepare(settings)
     key = secret_file.read_or_create(key_file) if key_file else ""
-    terminal = console.Console(console.level(settings.engine.log_level))
+    json_lines = settings.gateway.log_format == "json"
+    terminal = console.Console(console.level(settings.engine.log_level), json_lines=json_lines)
     with contextlib.ExitStack() as stack:
+        stack.callback(terminal.close)
+        remove_stale_folders()
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         folder, where = socket.parent, listen or socket
         engine_plan = preparation.plan(where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from pedcxr_serve.engine import address
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.process import Engine, vllm
 from pedcxr_serve.engine.remote import RemoteEngine
-from pedcxr_serve.engine.socket_dir import engine_socket, socket_folder
+from pedcxr_serve.engine.socket_dir import engine_socket, remove_stale_folders, socket_folder
 from pedcxr_serve.engine.supervisor import Supervisor
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.http.listeners import Listeners, listen
@@ -27,6 +28,7 @@ from pedcxr_serve.launcher import console
 from pedcxr_serve.launcher.console import Console
 from pedcxr_serve.launcher.preparation import prepare
 from pedcxr_serve.launcher.server import EngineKeeper, Server
+from pedcxr_serve.vllm_plugin import sandbox
 
 
 def start(settings: ServeConfig, *, demo: bool = False) -> None:
@@ -35,10 +37,12 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
     Raises:
         ServeError: see `pedcxr_serve.errors`; no process is left running.
     """
+    sandbox.hide_process()  # the audit key is in its environment
     preparation = prepare(settings)
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(gateway_console(settings))
         listeners = stack.enter_context(listen(settings.gateway))
+        remove_stale_folders()
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         engine_plan = preparation.plan(socket)
         engine = preparation.describe(engine_plan)
@@ -80,6 +84,7 @@ def gateway(settings: ServeConfig, work: Callable[[Listeners], Awaitable[None]] 
         ServeError: see `pedcxr_serve.errors`.
     """
     where = engine_address(settings)
+    sandbox.hide_process()  # the audit key is in its environment
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(gateway_console(settings))
         listeners = stack.enter_context(listen(settings.gateway))
@@ -122,11 +127,13 @@ def engine_address(settings: ServeConfig) -> EngineAddress:
 @contextlib.contextmanager
 def gateway_console(settings: ServeConfig) -> Iterator[Console]:
     """Yield a console that prints the gateway's log too; warn if keys and films would cross the network unencrypted."""
-    terminal = console.Console(console.level(settings.engine.log_level))
-    terminal.attach_logger("pedcxr.gateway")
-    if not settings.gateway.tls_cert and not load.is_loopback(settings.gateway.host):
-        terminal.print_line(
-            "warning: API keys and films cross the network unencrypted; set gateway.tls_cert and gateway.tls_key, "
-            "or terminate TLS in a reverse proxy"
-        )
-    yield terminal
+    engine_level, gateway_level = console.level(settings.engine.log_level), settings.gateway.log_level
+    terminal = console.Console(engine_level, json_lines=settings.gateway.log_format == "json")
+    level = console.level(gateway_level) if gateway_level else min(engine_level, logging.WARNING)
+    with terminal.attached("pedcxr.gateway", level):
+        if not settings.gateway.tls_cert and not load.is_loopback(settings.gateway.host):
+            terminal.print_line(
+                "warning: API keys and films cross the network unencrypted; set gateway.tls_cert and gateway.tls_key, "
+                "or terminate TLS in a reverse proxy"
+            )
+        yield terminal
