@@ -2,7 +2,8 @@
 
 Assumptions. They reproduce the limits of the 4B model in ``tests/serve/planner/test_plan.py``:
 
-- A report has 300 prompt tokens (image and text) and 500 new tokens, and reserves KV cache for 800 while it runs.
+- A report has 44 text tokens besides those of its image (300 together with the published model) and 500 new tokens. It
+  reserves KV cache for all of them while it runs.
 - The KV cache holds a key and a value per token, layer and KV head. Layers with a sliding window are counted fully,
   like vLLM's worst-case estimate. That is exact up to the window length (1,024 tokens).
 - Vision and prefill run at 50 % of peak arithmetic, one report at a time, without overlap.
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.planner.devices import Device
 
-PROMPT_TOKENS = 300
+TEXT_TOKENS = 44
 COMPUTE_EFFICIENCY = 0.5
 REAL_BANDWIDTH = 0.6
 BEST_IN_FLIGHT = 528
@@ -49,6 +50,11 @@ class Throughput:
     bound_by: str
 
 
+def prompt_tokens(shape: Shape) -> int:
+    """Return the tokens of a prompt, image and text."""
+    return shape.image_tokens + TEXT_TOKENS
+
+
 def kv_bytes_per_token(shape: Shape, dtype_bytes: int) -> int:
     """Return the KV cache size of one token in all layers, in bytes."""
     return shape.layers * 2 * shape.kv_heads * shape.head_dim * dtype_bytes
@@ -69,18 +75,24 @@ def prefill_flop(shape: Shape, tokens: int) -> float:
     return 2.0 * tokens * shape.layers * shape.layer_parameters + attention
 
 
+def prompt_s(shape: Shape, device: Device) -> float:
+    """Return the seconds of vision tower and prefill for one report."""
+    flop = vision_flop(shape) + prefill_flop(shape, prompt_tokens(shape))
+    return flop / (COMPUTE_EFFICIENCY * device.peak_flops)
+
+
 def decode_step_s(
     shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int, bandwidth: float = 1.0
 ) -> float:
     """Return the seconds of one decode step of `in_flight` reports, at the fraction `bandwidth` of full bandwidth."""
-    kv = in_flight * (PROMPT_TOKENS + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
+    kv = in_flight * (prompt_tokens(shape) + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
     reading = (shape.text_parameters * dtype_bytes + kv) / (device.bandwidth_bytes_s * bandwidth)
     return max(reading, 2.0 * shape.text_parameters * in_flight / device.peak_flops)
 
 
 def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int) -> Throughput:
     """Return the upper bound on throughput with `in_flight` concurrent reports."""
-    prefill_s = (vision_flop(shape) + prefill_flop(shape, PROMPT_TOKENS)) / (COMPUTE_EFFICIENCY * device.peak_flops)
+    prefill_s = prompt_s(shape, device)
     step, step_at_60 = (
         decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, bandwidth=share)
         for share in (1.0, REAL_BANDWIDTH)
@@ -97,7 +109,7 @@ def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int
 def reports_within(shape: Shape, device: Device, seconds: float, *, dtype_bytes: int, new_tokens: int) -> int:
     """Return how many reports can decode together with steps of at most `seconds`; 0 if one report takes longer."""
     weights = shape.text_parameters * dtype_bytes
-    kv = (PROMPT_TOKENS + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
+    kv = (prompt_tokens(shape) + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
     by_bandwidth = (seconds * device.bandwidth_bytes_s - weights) / kv
     by_arithmetic = seconds * device.peak_flops / (2.0 * shape.text_parameters)
     return max(0, math.floor(min(by_bandwidth, by_arithmetic)))
