@@ -24,7 +24,6 @@ CPU_MAX_NUM_SEQS = 64
 CPU_SEQS_PER_CORE = 16
 # Of a machine's memory, for weights and KV cache together; the engine's processes and the request bodies need the rest.
 CPU_MEMORY_SHARE = 0.75
-FILMS_PER_API_PROCESS = 45  # films per second that one API process preprocesses, measured with an 896 px processor
 MAX_SOCKET_PATH_BYTES = 107  # of a Unix socket (sockaddr_un.sun_path without the final NUL)
 
 
@@ -43,6 +42,7 @@ class EnginePlan:
         tokens_per_report: Prompt and report tokens assumed per report.
         reports_at_once: Number of such reports that fit into the KV cache.
         limited_by: What limits `max_num_seqs`.
+        stream_interval: Tokens per event of a stream.
         max_preparing: Multi-tenant only: maximum number of requests in image preprocessing. Large enough to keep the
             engine busy, small enough to keep the wait of the next request short.
         max_starting: Multi-tenant only: maximum number of requests without a first token, `max_preparing` included.
@@ -65,6 +65,7 @@ class EnginePlan:
     limited_by: str
     max_num_batched_tokens: int
     api_server_count: int
+    stream_interval: int
     max_preparing: int
     max_starting: int
     upper_bound: Throughput
@@ -126,6 +127,7 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
         limited_by=limit,
         max_num_batched_tokens=batched,
         api_server_count=servers,
+        stream_interval=vllm_args.stream_interval(device, config),
         max_preparing=preparing,
         max_starting=starting,
         upper_bound=upper_bound,
@@ -133,8 +135,8 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     )
 
 
-def render(plan: EnginePlan) -> str:
-    """Return the plan as a text table, followed by the shell command."""
+def render(plan: EnginePlan, *more: tuple[str, str]) -> str:
+    """Return the plan and ``more`` rows as a text table, followed by the shell command."""
     device, upper_bound, expected = plan.device, plan.upper_bound, plan.expected
     gb, tera = 1e9, 1e12
     figures = f"{device.memory_bytes / gb:.0f} GB, {device.bandwidth_bytes_s / gb:,.0f} GB/s"
@@ -152,6 +154,7 @@ def render(plan: EnginePlan) -> str:
         ("at best", f"{_rate(upper_bound)}; bound by {upper_bound.bound_by}"),
         ("as planned", _rate(expected)),
         ("counted with", f"{plan.prompt_tokens} prompt and {plan.new_tokens} new tokens a report"),
+        *more,
     )
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
@@ -258,5 +261,5 @@ def _api_servers(device: Device, upper_bound: Throughput) -> int:
     """Return enough API processes for twice the GPU's throughput, at most 4 and at most a quarter of the cores."""
     if device.kind == "cpu":
         return 1
-    count = min(4, math.ceil(2 * upper_bound.reports_per_s / FILMS_PER_API_PROCESS))
+    count = min(4, math.ceil(2 * upper_bound.reports_per_s / roofline.FILMS_PER_API_PROCESS))
     return min(count, max(1, device.cores // 4)) if device.cores else count

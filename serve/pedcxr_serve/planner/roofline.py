@@ -13,6 +13,9 @@ Assumptions. They reproduce the limits of the 4B model in ``tests/serve/planner/
   it is about a thousandth.
 - Up to 528 reports decode together. More reports increase throughput little (H200 with 1,060: 42 instead of 41 per
   second) and increase the time between tokens. Any number from 520 to 537 reproduces the table.
+- The processes beside the GPU: an API process preprocesses 45 films of 896 pixels per second and spends 0.11 ms on each
+  event of a stream. The gateway, one process, spends 0.063 ms on an event and 3 ms on a request. These are processor
+  times on the machine of docs/benchmarks.md.
 - vLLM uses the share `gpu_memory_utilization` of a GPU's memory. Activations, CUDA graphs and the CUDA context take
   2.5 GB of it.
 """
@@ -21,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.planner.devices import Device
@@ -30,6 +34,9 @@ COMPUTE_EFFICIENCY = 0.5
 REAL_BANDWIDTH = 0.6
 BEST_IN_FLIGHT = 528
 GPU_OVERHEAD_BYTES = 2_500_000_000
+FILMS_PER_API_PROCESS = 45
+API_EVENT_S, GATEWAY_EVENT_S, GATEWAY_REQUEST_S = 110e-6, 63e-6, 3e-3
+GPU_STEP_S = 0.0  # of a step besides reading and arithmetic, such as the launch of kernels: no GPU was measured yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +82,38 @@ def prefill_flop(shape: Shape, tokens: int) -> float:
     return 2.0 * tokens * shape.layers * shape.layer_parameters + attention
 
 
-def prompt_s(shape: Shape, device: Device) -> float:
-    """Return the seconds of vision tower and prefill for one report."""
-    flop = vision_flop(shape) + prefill_flop(shape, prompt_tokens(shape))
+def prompt_s(shape: Shape, device: Device, prompt: int | None = None) -> float:
+    """Return the seconds of vision tower and prefill for one report of `prompt` tokens, or of `prompt_tokens`."""
+    flop = vision_flop(shape) + prefill_flop(shape, prompt or prompt_tokens(shape))
     return flop / (COMPUTE_EFFICIENCY * device.peak_flops)
 
 
 def decode_step_s(
-    shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int, bandwidth: float = 1.0
+    shape: Shape,
+    device: Device,
+    in_flight: int,
+    *,
+    dtype_bytes: int,
+    new_tokens: int,
+    prompt: int | None = None,
+    bandwidth: float = 1.0,
 ) -> float:
     """Return the seconds of one decode step of `in_flight` reports, at the fraction `bandwidth` of full bandwidth."""
-    kv = in_flight * (prompt_tokens(shape) + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
+    tokens = (prompt or prompt_tokens(shape)) + new_tokens / 2
+    kv = in_flight * tokens * kv_bytes_per_token(shape, dtype_bytes)
     reading = (shape.text_parameters * dtype_bytes + kv) / (device.bandwidth_bytes_s * bandwidth)
     return max(reading, 2.0 * shape.text_parameters * in_flight / device.peak_flops)
 
 
-def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int) -> Throughput:
-    """Return the upper bound on throughput with `in_flight` concurrent reports."""
-    prefill_s = prompt_s(shape, device)
-    step, step_at_60 = (
-        decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, bandwidth=share)
-        for share in (1.0, REAL_BANDWIDTH)
+def throughput(
+    shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int, prompt: int | None = None
+) -> Throughput:
+    """Return the upper bound on throughput with `in_flight` concurrent reports; `prompt` is that of `prompt_s`."""
+    prefill_s = prompt_s(shape, device, prompt)
+    step_s = partial(
+        decode_step_s, shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, prompt=prompt
     )
+    step, step_at_60 = step_s(), step_s(bandwidth=REAL_BANDWIDTH)
     full, less = (1 / (prefill_s + new_tokens * seconds / in_flight) for seconds in (step, step_at_60))
     arithmetic = 2.0 * shape.text_parameters * in_flight / device.peak_flops
     if prefill_s > new_tokens * step / in_flight:
