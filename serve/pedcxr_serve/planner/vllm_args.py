@@ -88,7 +88,7 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(kv_bytes // 2**30),
             # Three processes share the cores: a thread that spins at a barrier delays the threads it waits for.
-            # On 2 cores, `make bench` wrote 8.4 reports per second with the demo model, one at a time. Without vLLM's
+            # On 2 cores, `make bench-overhead` wrote 8.4 reports per second with the demo model, one at a time. Without vLLM's
             # default of one reserved core it wrote 6.9, and with spinning threads 2.9.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
