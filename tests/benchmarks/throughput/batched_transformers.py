@@ -67,15 +67,15 @@ def serve(folder: str, dtype: str, prompt: str, tokens: int) -> None:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            padding=True,
+            processor_kwargs={"padding": True},
         ).to(dtype=getattr(torch, dtype))
         with torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False, top_k=None, top_p=None)
-        texts = [processor.decode(row[inputs["input_ids"].shape[1] :], skip_special_tokens=True) for row in out]
+        rows = out[:, inputs["input_ids"].shape[1] :]
+        texts = [processor.decode(row, skip_special_tokens=True) for row in rows]
         seconds = time.perf_counter() - start
-        ends = [row[inputs["input_ids"].shape[1] :] for row in out]
         assert all(texts)
-        print(json.dumps({"seconds": seconds, "tokens": [len(row) for row in ends]}), flush=True)
+        print(json.dumps({"seconds": seconds, "tokens": [len(row) for row in rows]}), flush=True)
 
 
 if __name__ == "__main__":
