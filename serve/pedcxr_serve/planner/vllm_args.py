@@ -88,13 +88,17 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(kv_bytes // 2**30),
             # Three processes share the cores: a thread that spins at a barrier delays the threads it waits for.
-            # On 2 cores, `make bench-overhead` wrote 8.4 reports per second with the demo model, one at a time. Without vLLM's
-            # default of one reserved core it wrote 6.9, and with spinning threads 2.9.
+            # On 2 cores, `make bench-overhead` wrote 8.4 reports per second with the demo model, one at a time. Without
+            # vLLM's default of one reserved core it wrote 6.9, and with spinning threads 2.9.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
     elif dtype == "float32":
         # Triton multiplies float32 as TF32 by default, which has 10 bits of mantissa (vLLM's attention is in Triton).
         variables["TRITON_F32_DEFAULT"] = "ieee"
+    if device.kind == "cpu" and config.engine.enforce_eager is not False:
+        # vLLM compiles the ranks of log-probabilities even with --enforce-eager. The first request with `logprobs` then
+        # stopped all requests for 24 s on a busy 2-core machine; without the compiler it took 3 s.
+        variables["TORCHDYNAMO_DISABLE"] = "1"
     return tuple(variables.items())
 
 

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -33,18 +32,14 @@ from pedcxr_client.errors import ReportError
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
-from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.engine import health
-from tests.benchmarks.throughput import batched_transformers, windows
+from tests.benchmarks.throughput import batched_transformers, unique_films, windows
 from tests.benchmarks.throughput.windows import Span, Window
 from tests.support.servers.local_server import server
 
 _NAME = "midsize"
 _AGE, _SEX = "6Y", "F"
-_PHANTOMS = 8
-_FIRST_SEED = 8_000_000  # training draws from lower seeds
 _START_S = 600.0
-_PNG_HEAD = 33  # bytes of a PNG's signature and IHDR
 
 Film = bytes
 Send = Callable[[Film], Awaitable[None]]
@@ -74,7 +69,7 @@ def main() -> None:
 
 
 async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
-    films = _films((args.size[0], args.size[1]))
+    films = unique_films.films((args.size[0], args.size[1]))
     prompt = prompts.card(Age.parse(_AGE), _SEX)
     with ExitStack() as stack:
         dtype = ("--dtype", args.dtype)
@@ -193,17 +188,6 @@ def _client(client: AsyncClient, tokens: int) -> Send:
             _require(False, "pedcxr wrote fewer tokens than it should")
 
     return send
-
-
-def _films(size: tuple[int, int]) -> Iterator[Film]:
-    """Yield films without end. Each is a phantom with a PNG chunk that no other has, so that no cache has it."""
-    bases = [drawing.encode_png(drawing.render(sample(seed), seed, size=size)) for seed in
-             range(_FIRST_SEED, _FIRST_SEED + _PHANTOMS)]  # fmt: skip
-    for number in count(time.time_ns()):
-        film = bases[number % _PHANTOMS]
-        note = b"tEXtComment\0%d" % number
-        chunk = (len(note) - 4).to_bytes(4) + note + zlib.crc32(note).to_bytes(4)
-        yield film[:_PNG_HEAD] + chunk + film[_PNG_HEAD:]
 
 
 @contextmanager

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from pedcxr_client.films.age import Age
+from pedcxr_client.request import prompts
 from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.config import load
+from pedcxr_serve.config.settings import DEMO_NAME
 from pedcxr_serve.demo import CHECKPOINT
 from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
-from tests.benchmarks.load_generator import Films
+from tests.benchmarks.throughput.unique_films import films
 from tests.benchmarks.throughput.windows import Span, steady_rate
 from tests.support.servers.local_server import LocalServer
 
@@ -38,10 +43,17 @@ class Report:
     tokens: int
 
 
-async def write(session: aiohttp.ClientSession, films: Films) -> Report:
+def body(film: bytes) -> bytes:
+    url = "data:image/png;base64," + base64.b64encode(film).decode()
+    messages = prompts.messages(prompts.card(Age(6, "Y"), "F"), url)
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps({"model": DEMO_NAME, "messages": messages, "max_tokens": 500, **options}).encode()
+
+
+async def write(session: aiohttp.ClientSession, source: Iterator[bytes]) -> Report:
     data, first, start = b"", 0.0, time.perf_counter()
     headers = {"Content-Type": "application/json"}
-    async with session.post("/v1/chat/completions", data=films.body(500), headers=headers) as answer:
+    async with session.post("/v1/chat/completions", data=body(next(source)), headers=headers) as answer:
         async for chunk in answer.content.iter_any():
             data += chunk
             if not first and _WORD.search(data):
@@ -52,26 +64,26 @@ async def write(session: aiohttp.ClientSession, films: Films) -> Report:
     return Report(Span(start, end), first, prompt_tokens, tokens)
 
 
-async def window(session: aiohttp.ClientSession, films: Films, in_flight: int) -> list[Report]:
+async def window(session: aiohttp.ClientSession, source: Iterator[bytes], in_flight: int) -> list[Report]:
     reports: list[Report] = []
 
     async def lane() -> None:
         for _ in range(WAVES):
-            reports.append(await write(session, films))
+            reports.append(await write(session, source))
 
     await asyncio.gather(*(lane() for _ in range(in_flight)))
     return reports
 
 
-async def measured(root: str, films: Films) -> dict[int, dict[str, object]]:
+async def measured(root: str, source: Iterator[bytes]) -> dict[int, dict[str, object]]:
     """Return an object for each load, as `vllm bench serve` writes it; each value is the median of the rounds."""
     connector = aiohttp.TCPConnector(limit=0)
     windows: dict[int, list[list[Report]]] = {in_flight: [] for in_flight in LOADS}
     async with aiohttp.ClientSession(root, connector=connector) as session:
-        await window(session, films, max(LOADS))  # the first requests at a batch size are slower
+        await window(session, source, max(LOADS))  # the first requests at a batch size are slower
         for number in range(ROUNDS):  # in turns, so that a change of the machine reaches all loads
             for in_flight in LOADS if number % 2 else reversed(LOADS):
-                windows[in_flight].append(await window(session, films, in_flight))
+                windows[in_flight].append(await window(session, source, in_flight))
     return {in_flight: _stage(in_flight, parts) for in_flight, parts in windows.items()}
 
 
@@ -94,8 +106,7 @@ def _stage(in_flight: int, parts: list[list[Report]]) -> dict[str, object]:
 
 
 def test_prediction_between_two_measured_loads(running: LocalServer, tmp_path: Path) -> None:
-    films = Films(range(8_100_000, 8_100_032))
-    stages = asyncio.run(measured(running.root, films))
+    stages = asyncio.run(measured(running.root, films()))
     file = tmp_path / "bench.json"
     file.write_text(json.dumps({"stages": [stages[8], stages[32]]}))
     checkpoint = inspect.inspect(CHECKPOINT)
