@@ -18,7 +18,7 @@ from pedcxr_serve.planner.measurement import Load, Measurement
 from pedcxr_serve.planner.plan import DTYPE_BYTES, EnginePlan
 from pedcxr_serve.planner.simulate import Outcome, Replica
 
-_REPORTS = 3000  # of the simulation of the planned load
+_REPORTS = 2000  # of each simulation
 _SATURATED = 0.8  # a part that is busier than that limits a replica; below, the objectives do
 
 
@@ -111,7 +111,7 @@ def size(plan: EnginePlan, shape: Shape, part: Replica, objectives: Objectives) 
     Raises:
         ConfigError: not even a request alone meets them.
     """
-    highest = simulate.highest_rate(part, ttft=objectives.ttft, e2e=objectives.e2e)
+    highest = simulate.highest_rate(part, ttft=objectives.ttft, e2e=objectives.e2e, reports=_REPORTS)
     if not highest:
         alone = simulate.simulate(part, in_flight=1, reports=10)
         raise ConfigError(
