@@ -32,8 +32,10 @@ _RESTART_S = 10.0  # Retry-After while the engine restarts
 
 _FINISH_REASON = re.compile(rb'"finish_reason": ?"(\w+)"')
 _USAGE = re.compile(rb'"usage": ?\{')
-# The count in an event with text, after the list of choices. An event without choices, the last one, does not match.
-_COUNT = re.compile(rb'(?<=\}\]), ?"usage": ?\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}')
+# The count in an event with text, after the list of choices. The last event has no choices and does not match.
+_COUNT = re.compile(
+    rb'\}\](, ?"usage": ?\{(?:"\w+": ?\d+, ?)*?"completion_tokens": ?(\d+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\})'
+)
 _EVENT_END = b"\n\n"
 _WAITING = b": waiting\n\n"
 _NULLABLE = ("content", "refusal", "finish_reason", "logprobs", "usage")  # of OpenAI's API
@@ -253,20 +255,30 @@ class SSEReader:
             return b""
         block, self._rest = data[:cut], data[cut:]
         self.events += block.count(b"\ndata: {") + block.startswith(b"data: {")
+        if b'"usage"' in block:
+            block = self._take_counts(block)
         if finish := _FINISH_REASON.search(block):
             self.finish_reason = finish[1].decode()
             if self.finish_reason == "abort":
                 self.aborted = True
-                block = block[: _event_start(block, finish.start())]
-                return block if self.forward_counts else _COUNT.sub(b"", block)
-        if matches := list(_USAGE.finditer(block)):  # the last count of the block is the newest
+                return block[: _event_start(block, finish.start())]
+        if b'"usage"' in block and (matches := list(_USAGE.finditer(block))):
             block = self._take_usage(block, matches[-1].start())
-            block = block if self.forward_counts else _COUNT.sub(b"", block)
         if (failure := block.find(b'data: {"error"')) >= 0:
             self.failed = True
             return block[:failure]
         if b"\ndata: [DONE]" in block or block.startswith(b"data: [DONE]"):
             self.complete = True
+        return block
+
+    def _take_counts(self, block: bytes) -> bytes:
+        counts = list(_COUNT.finditer(block))
+        if counts:
+            self.output_tokens = int(counts[-1][2])
+        if self.forward_counts:
+            return block
+        for count in reversed(counts):
+            block = block[: count.start(1)] + block[count.end(1) :]
         return block
 
     def _take_usage(self, block: bytes, at: int) -> bytes:
@@ -275,10 +287,9 @@ class SSEReader:
         event = _parse(block[start:end].partition(b"data:")[2])
         if event is None or event.usage is None:
             return block
-        self.output_tokens = event.usage.output
         if event.choices:
             return block
-        self.usage = event.usage
+        self.usage, self.output_tokens = event.usage, event.usage.output
         if self.forward_usage:
             return block
         self.events -= 1
