@@ -11,7 +11,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,8 +69,11 @@ $(CLIENTS) $(TESTERS): .venv/%/.ready: $(UV) locks/%.txt
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
 
-bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers
+bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers, vllm serve, pedcxr (15 minutes)
 	@$(RUN) -m tests.benchmarks.throughput
+
+bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start
+	@$(RUN) -m tests.benchmarks.throughput.overhead
 
 bench-fairness: $(READY)  ## shares of two tenants on real vLLM, and the wait of a light tenant under a flood
 	@$(RUN) -m tests.benchmarks.fairness
