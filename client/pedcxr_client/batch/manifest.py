@@ -116,9 +116,7 @@ def _table(
         raise InputError(f"the manifest: {error.strerror or 'cannot be opened'}; check the path") from error
 
 
-def _objects(
-    path: str, folder: _Folder, columns: tuple[str, ...]
-) -> Iterator[tuple[int, Entry | str, dict[str, str]]]:
+def _objects(path: str, folder: _Folder, columns: tuple[str, ...]) -> Iterator[tuple[int, Entry | str, dict[str, str]]]:
     try:
         with open(path, encoding="utf-8-sig") as file:
             for line, text in enumerate(file, 1):
@@ -148,9 +146,7 @@ def _object(text: str, folder: _Folder, columns: tuple[str, ...]) -> tuple[Entry
     return _entry(cells, folder), {name: cell for name, cell in cells.items() if name not in COLUMNS}
 
 
-def _rows(
-    file: TextIO, folder: _Folder, columns: tuple[str, ...]
-) -> Iterator[tuple[int, Entry | str, dict[str, str]]]:
+def _rows(file: TextIO, folder: _Folder, columns: tuple[str, ...]) -> Iterator[tuple[int, Entry | str, dict[str, str]]]:
     first, offset = file.readline(), 0
     separator = _stated_separator(first)
     if separator is not None:

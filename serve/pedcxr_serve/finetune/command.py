@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -65,9 +66,7 @@ def add_finetune_options(command: argparse.ArgumentParser) -> None:
         group.add_argument(name, type=kind, metavar="N", help=text)
     group.add_argument("--dropout", type=_share, metavar="N", help="dropout of LoRA, 0 to 1")
     group.add_argument("--schedule", choices=("linear", "cosine", "constant"), help="course of the learning rate")
-    group.add_argument(
-        "--modules", type=_modules, metavar="NAME,...", help=f"what is trained: {', '.join(MODULES)}"
-    )
+    group.add_argument("--modules", type=_modules, metavar="NAME,...", help=f"what is trained: {', '.join(MODULES)}")
     group.add_argument("--precision", choices=("auto", "bf16", "float32"), help="of the computation")
     group.add_argument(
         "--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=None,
@@ -86,9 +85,7 @@ def add_finetune_options(command: argparse.ArgumentParser) -> None:
     film_options.add_prompt_options(data)  # type: ignore[arg-type]
     data.add_argument("--allow-outside", action="store_true", help="allow films outside the manifest's folder")
     data.add_argument("--skip-blocked", action="store_true", help="leave out films that a check blocks")
-    data.add_argument(
-        "--allow-identifiers", action="store_true", help="accept DICOM headers that identify a patient"
-    )
+    data.add_argument("--allow-identifiers", action="store_true", help="accept DICOM headers that identify a patient")
     command.add_argument("--dry-run", action="store_true", help="check data and base, print the counts and stop")
 
 
@@ -133,23 +130,15 @@ def finetune(args: argparse.Namespace) -> int:
         request = _request(args)
         rows = table.read(args.data, allow_outside=args.allow_outside)
         if args.dry_run:
-            films = args.out / "films"
-            _dry_run(args, rows, recipe, request, films)
+            with tempfile.TemporaryDirectory() as folder:
+                data = _prepare(args, rows, recipe, request, Path(folder))
+            print(f"{model_card.summary(data)}\nserving: {recipe.serving}")
             return 0
         _require_packages()
         with run_folder.opened(args.out):
             return _train(args, base, rows, recipe, request)
     except PedcxrError as error:
         raise DataError(str(error)) from error
-
-
-def _dry_run(args: argparse.Namespace, rows: list[Row], recipe: Recipe, request: Any, films: Path) -> None:
-    import tempfile
-
-    del films
-    with tempfile.TemporaryDirectory() as folder:
-        print(model_card.summary(_prepare(args, rows, recipe, request, Path(folder))))
-    print(f"serving: {recipe.serving}")
 
 
 def _train(args: argparse.Namespace, base: Path, rows: list[Row], recipe: Recipe, request: Any) -> int:

@@ -87,7 +87,7 @@ def prepare(
     seed: int,
     skip_blocked: bool = False,
     allow_identifiers: bool = False,
-    on_film: Callable[[], None] = lambda: None,
+    on_film: Callable[[], object] = lambda: None,
 ) -> Dataset:
     """Check and prepare every film, write the images into the folder ``films``, and split the examples.
 
@@ -148,12 +148,11 @@ def _prepare(row: Row, request: FilmRequest, films: Path, *, allow_identifiers: 
     patient = row.patient
     if result.facts is not None and result.facts.kind != "image":
         elements = _identity(row.entry.path)
-        if not allow_identifiers and (identifying := [name for name in elements if name != "removed"]):
-            if "removed" not in elements:
-                return _Refusal(
-                    f"{row.where}: the header identifies a patient ({', '.join(identifying)}); de-identify the film "
-                    "(PatientIdentityRemoved YES), or use --allow-identifiers"
-                )
+        if elements and "removed" not in elements and not allow_identifiers:
+            return _Refusal(
+                f"{row.where}: the header identifies a patient ({', '.join(elements)}); de-identify the film "
+                "(PatientIdentityRemoved YES), or use --allow-identifiers"
+            )
         if _names_patient(row.report, elements.get("PatientName", "")):
             return _Refusal(f"{row.where}: the report contains the PatientName of the film; remove it")
         patient = patient or elements.get("PatientID", "")
@@ -201,12 +200,14 @@ def _write(path: Path, data: bytes) -> None:
 
 def _split_problems(examples: Iterable[Example]) -> Iterator[str]:
     """Describe every patient and every film that is in more than one split."""
-    for what, key in (("patient", lambda e: e.patient), ("film (equal pixels)", lambda e: e.pixels)):
+    examples = [example for example in examples if example.split is not None]
+    for what, keys in (
+        ("patient", [example.patient for example in examples]),
+        ("film (equal pixels)", [example.pixels for example in examples]),
+    ):
         first: dict[str, Example] = {}
-        for example in examples:
-            if example.split is None or not key(example):
-                continue
-            other = first.setdefault(key(example), example)
+        for key, example in zip(keys, examples, strict=True):
+            other = first.setdefault(key, example) if key else example
             if other.split != example.split:
                 yield (
                     f"{example.where}: the same {what} is in {example.split} and, on {other.where}, in {other.split}; "
@@ -232,7 +233,7 @@ def _group(example: Example) -> str:
 
 
 def _assign(examples: list[Example], share: float, seed: int) -> list[Example]:
-    """Split by patient, with equal films in one split. The split of a patient depends on the seed and the share only.
+    """Split by patient, with equal films in one split. The order of the examples has no influence.
 
     At least one patient is left for training, and one for validation if there are two and the share is not zero.
     """

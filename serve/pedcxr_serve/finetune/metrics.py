@@ -57,7 +57,7 @@ class MetricsFile:
         if self._start is None:
             self._start = step, now
         first, start = self._start
-        if step == first or step == steps:
+        if step in (first, steps):
             return ""
         seconds = (now - start) / (step - first) * (steps - step)
         return f"  {seconds / 60:.0f} min left" if seconds >= 60 else f"  {seconds:.0f} s left"

@@ -9,6 +9,11 @@ from typing import Any
 from pedcxr_serve.finetune.dataset import Dataset
 from pedcxr_serve.finetune.recipes import Recipe
 
+_NOTICE = (
+    "**Research use only. Not for diagnosis.** Every report is a draft for a qualified professional to review. A loss "
+    "says nothing of the quality of reports: without a study by readers, it is unknown."
+)
+
 
 def summary(data: Dataset) -> str:
     """Return the counts of a data set and its notes, for a person."""
@@ -63,8 +68,7 @@ def card(record: dict[str, Any]) -> str:
         "",
         "# Draft reports of paediatric chest films",
         "",
-        "**Research use only. Not for diagnosis.** Every report is a draft for a qualified professional to review. A "
-        "loss says nothing of the quality of reports: without a study by readers, it is unknown.",
+        _NOTICE,
         "",
         "The licence and the terms of the base model apply to this model.",
     ]

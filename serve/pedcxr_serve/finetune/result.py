@@ -38,7 +38,7 @@ def publish(folder: Path, base: Path, run: dict[str, Any], trained: Result) -> N
             for config in trained.model.peft_config.values():
                 config.base_model_name_or_path = run["base"]["model"]
                 config.revision = run["base"]["revision"]  # `checkpoint.adapter` compares it with the served base
-            trained.model.save_pretrained(staged)
+            trained.model.save_pretrained(staged, save_embedding_layers=False)
         (staged / "README.md").write_text(model_card.card(record), encoding="utf-8")
         run_folder.publish(folder, staged, record)
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -52,6 +52,8 @@ def opened(folder: Path) -> Iterator[None]:
             f"--out {folder}: another training is using this folder. Wait for it, or give another folder."
         ) from error
     try:
+        if (folder / RECORD).exists():  # written since the first look
+            raise ConfigError(f"--out {folder}: holds a finished training. Give another folder.")
         yield
     finally:
         os.close(lock)

@@ -129,6 +129,6 @@ def _folder_rows(path: Path, allow_outside: bool) -> Iterator[Row | str]:
         else:
             problem = _report_problem(text)
             patient = os.path.dirname(entry.id)
-            yield f"{entry.id}: {problem}" if problem else Row(
-                where=entry.id, entry=entry, report=text, patient=patient
+            yield (
+                f"{entry.id}: {problem}" if problem else Row(where=entry.id, entry=entry, report=text, patient=patient)
             )

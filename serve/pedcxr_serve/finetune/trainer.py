@@ -25,7 +25,8 @@ import torch
 from peft import LoraConfig
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoProcessor, Gemma3ForConditionalGeneration, TrainerCallback
+from transformers import AutoProcessor, Gemma3ForConditionalGeneration, PrinterCallback, TrainerCallback
+from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
 from pedcxr_client.request import prompts
@@ -81,9 +82,7 @@ def train(folder: Path, base: Path, dataset: Dataset, recipe: Recipe, *, save_ev
             raise KeyboardInterrupt
     losses = {name: values[-1] for name, values in metrics.losses.items() if values}
     total = sum(weight.numel() for weight in trainer.model.parameters())
-    return Result(
-        trainer.model, trainer.state.global_step, losses, trained, total, time.monotonic() - start, device
-    )
+    return Result(trainer.model, trainer.state.global_step, losses, trained, total, time.monotonic() - start, device)
 
 
 def _device(recipe: Recipe) -> str:
@@ -108,6 +107,7 @@ def _trainer(
     metrics: MetricsFile,
 ) -> _Trainer:
     films = folder / "films"
+    logging.disable_progress_bar()
     torch.manual_seed(recipe.seed)
     arguments = SFTConfig(
         output_dir=str(folder / "states"),
@@ -141,7 +141,7 @@ def _trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    return _Trainer(
+    trainer = _Trainer(
         model=_load(base, recipe, device),
         args=arguments,
         train_dataset=_rows(dataset.train, films),
@@ -150,6 +150,8 @@ def _trainer(
         peft_config=_lora(recipe) if recipe.method == "lora" else None,
         callbacks=[_Progress(metrics)],
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def _load(base: Path, recipe: Recipe, device: str) -> Any:
@@ -336,7 +338,7 @@ def _memory_advice(recipe: Recipe) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise TrainingError(f"out of memory: {'; or '.join(memory_advice(recipe))}. See docs/fine-tuning.md.") from error
+        raise TrainingError(f"out of memory. Use {', or '.join(memory_advice(recipe))}.") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
