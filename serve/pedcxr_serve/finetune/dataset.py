@@ -180,6 +180,7 @@ def _identity(path: str) -> dict[str, str]:
     with header.silence_pydicom():
         dataset = dcmread(path, force=True, stop_before_pixels=True)
         elements = {name: header.text(dataset, name) for name in IDENTIFYING}
+        elements["PatientName"] = header.attempt(lambda: str(dataset.get("PatientName") or ""), "PatientName: damaged")
         if header.text(dataset, "PatientIdentityRemoved").upper() == "YES":
             elements["removed"] = "YES"
     return {name: value for name, value in elements.items() if value}
