@@ -215,9 +215,9 @@ def require_base(folder: Path) -> None:
 
 
 def _require_packages() -> None:
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"finetune needs {', '.join(missing)}. Install the extra: {_INSTALL}")
+    names = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if names:
+        raise ConfigError(f"finetune needs {', '.join(names)}. Install the extra: {_INSTALL}")
 
 
 def _run(args: argparse.Namespace, base: Path, data: Dataset, recipe: Recipe) -> dict[str, Any]:

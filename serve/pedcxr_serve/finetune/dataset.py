@@ -118,16 +118,16 @@ def prepare(
     if any(example.split is None for example in examples):
         examples = _assign(examples, validation, seed)
     train = tuple(example for example in examples if example.split == "train")
-    held = tuple(example for example in examples if example.split == "validation")
+    validation_examples = tuple(example for example in examples if example.split == "validation")
     if not train:
         raise DataError(f"{path}: no film is left for training")
-    if not held:
+    if not validation_examples:
         notes.append("no film is left for validation: the loss on unseen patients is not measured")
     sample = request(rows[0])
     return Dataset(
         train=train,
-        validation=held,
-        test=len(examples) - len(train) - len(held),
+        validation=validation_examples,
+        test=len(examples) - len(train) - len(validation_examples),
         patients=len({_group(example) for example in examples}),
         skipped=dict(Counter(name for refusal in refusals for name in refusal.checks)),
         notes=tuple(notes),
@@ -255,8 +255,8 @@ def _assign(examples: list[Example], share: float, seed: int) -> list[Example]:
         key=lambda group: hashlib.sha256(f"{seed}\0{min(map(_group, group))}".encode()).digest(),
     )
     count = min(max(round(share * len(order)), share > 0), len(order) - 1)
-    held = {id(example) for group in order[:count] for example in group}
-    return [replace(example, split="validation" if id(example) in held else "train") for example in examples]
+    validation_ids = {id(example) for group in order[:count] for example in group}
+    return [replace(example, split="validation" if id(example) in validation_ids else "train") for example in examples]
 
 
 def _digest(examples: Iterable[Example]) -> str:

@@ -46,12 +46,12 @@ def merge(folder: Path, out: Path, *, base: str | None, revision: str | None, dt
         raise CheckpointError(f"{folder}: the merged model writes another report than the adapter; nothing was written")
     merged = merged.to(getattr(torch, dtype or stored.get("dtype") or stored.get("torch_dtype") or "bfloat16"))
     checkpoint_files.save(merged, base_folder, out)
-    written = Gemma3ForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
-    after = _tokens(written, inputs)
+    saved_model = Gemma3ForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    after = _tokens(saved_model, inputs)
     same = next((n for n, (one, two) in enumerate(zip(before, after, strict=False)) if one != two), len(before))
     if after == before:
         return f"the first {len(before)} tokens of a report are those of the adapter"
-    return f"note: rounded to {written.config.dtype}, a report differs from the adapter's after {same} tokens"
+    return f"note: rounded to {saved_model.config.dtype}, a report differs from the adapter's after {same} tokens"
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -81,11 +81,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _base(folder: Path, config: dict[str, Any], base: str | None, wanted: str | None) -> Path:
+def _base(folder: Path, config: dict[str, Any], base: str | None, revision_name: str | None) -> Path:
     name = base or config.get("base_model_name_or_path")
     if not name:
         raise ConfigError(f"{folder}: does not name its base model; add --base.")
-    base_folder = download.resolve(name, wanted)
+    base_folder = download.resolve(name, revision_name)
     require_base(base_folder)
     recorded, actual = config.get("revision"), revision.of(base_folder)
     if recorded and recorded != actual:
@@ -97,10 +97,9 @@ def _base(folder: Path, config: dict[str, Any], base: str | None, wanted: str | 
 
 
 def _load_adapter(model: Any, folder: Path) -> Any:
-    names: set[str] = set()
     try:
         adapted = PeftModel.from_pretrained(model, folder, use_safetensors=True)
-        names = {name for name, _ in adapted.named_parameters() if ".lora_" in name or ".modules_to_save." in name}
+        names = {name for name, _ in adapted.named_parameters(remove_duplicate=False)}  # tied layers have two names
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{folder}: does not fit the base ({str(error).splitlines()[0]}). Give the base that it was trained on."

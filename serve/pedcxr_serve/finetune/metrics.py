@@ -43,9 +43,9 @@ class MetricsFile:
         line = {"step": step, "epoch": round(epoch, 4), "time": round(time.time(), 3), **values}
         self._file.write(json.dumps(line) + "\n")
         self._note(line)
-        shown = "  ".join(f"{name} {values[name]:.4f}" for name in _LOSSES if name in values)
-        if shown:
-            print(f"step {step}/{steps}  {shown}{self._remaining(step, steps)}", file=sys.stderr, flush=True)
+        text = "  ".join(f"{name} {values[name]:.4f}" for name in _LOSSES if name in values)
+        if text:
+            print(f"step {step}/{steps}  {text}{self._remaining(step, steps)}", file=sys.stderr, flush=True)
 
     def _note(self, line: dict[str, Any]) -> None:
         for name in _LOSSES:

@@ -122,7 +122,7 @@ def keep_metrics_until(path: Path, step: int) -> None:
     """Remove the lines of steps that a continued training repeats."""
     if path.exists():
         lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+        text = "".join(line for line in lines if json.loads(line)["step"] <= step)
         temporary = path.with_name(path.name + ".new")
-        temporary.write_text(kept)
+        temporary.write_text(text)
         temporary.replace(path)

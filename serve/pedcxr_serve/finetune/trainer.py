@@ -132,6 +132,7 @@ def _trainer(
         packing=False,
         logging_steps=1 if recipe.steps and recipe.steps < 100 else 10,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it would hide a loss that is not finite behind the mean of the others
         save_strategy="steps" if save_every else "epoch",
         save_steps=save_every or 500,
         save_total_limit=_STATES_KEPT,
@@ -281,11 +282,11 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
 def saving_failed(error: Exception, folder: Path) -> TrainingError:
     """Return the error for a failed write into the folder."""
     state = run_folder.last_state(folder)
-    kept = f"the state after step {_step_of(state)} is kept" if state is not None else "no earlier state exists"
+    outcome = f"the state after step {_step_of(state)} is kept" if state is not None else "no earlier state exists"
     number = getattr(error, "errno", None)
     reason = os.strerror(number) if number in _DISK else str(error).splitlines()[0]
     return TrainingError(
-        f"--out {folder}: saving failed ({reason}); {kept}. Free some disk space and start the same command again."
+        f"--out {folder}: saving failed ({reason}); {outcome}. Free some disk space and start the same command again."
     )
 
 
@@ -314,6 +315,10 @@ def _stop_on_signal(trainer: _Trainer) -> Iterator[None]:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.stopped:
                 control.should_save = control.should_training_stop = True
+
+        def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if trainer.stopped:
+                control.should_evaluate = False  # the epoch did not end; a person waits
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if trainer.stopped:
