@@ -73,7 +73,7 @@ $(CLIENTS) $(TESTERS): .venv/%/.ready: $(UV) locks/%.txt
 # Fine-tuning needs no vLLM, and vLLM none of its packages. A virtual environment of its own holds pedcxr beside them.
 $(TRAIN): $(UV) pyproject.toml locks/train.txt
 	@$(PYTHON) -m venv .venv/train
-	@$(UV) pip sync --quiet --python .venv/train/bin/python --require-hashes --compile-bytecode locks/train.txt
+	@$(UV) pip sync --quiet --python .venv/train/bin/python --require-hashes locks/train.txt
 	@$(UV) pip install --python .venv/train/bin/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

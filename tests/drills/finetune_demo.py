@@ -67,15 +67,21 @@ def finetune(data: Path, out: Path, *options: str) -> None:
     _run("finetune", str(data), "--base", "demo", "--out", str(out), *options)
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of programs in .venv/train."""
+    # Two threads that wait by spinning slow each other down when other programs use the cores.
+    variables = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode, every start compiles torch and trl
+    return variables
+
+
 def merge(adapter: Path, out: Path, *options: str) -> None:
     """Run `pedcxr-serve merge` in .venv/train."""
     _run("merge", str(adapter), "--out", str(out), *options)
 
 
 def _run(*words: str) -> None:
-    # Two threads that wait by spinning slow each other down when other programs use the cores.
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    subprocess.run([TRAIN / "python", "-W", "ignore", "-m", "pedcxr_serve", *words], check=True, env=environment)
+    subprocess.run([TRAIN / "python", "-W", "ignore", "-m", "pedcxr_serve", *words], check=True, env=environment())
 
 
 def serve_beside_the_base(adapter: Path, folder: Path, count: int) -> dict[str, int]:

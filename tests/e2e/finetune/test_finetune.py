@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from pathlib import Path
 
@@ -39,8 +38,9 @@ def test_cases_that_need_trl() -> None:
     """Run `trainer_cases.py`; pytest's `filterwarnings` is reset, because other packages warn there."""
     options = ("-q", "--noconftest", "-o", "filterwarnings=")
     command = [PYTHON, "-m", "pytest", *options, "tests/e2e/finetune/trainer_cases.py"]
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    completed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    completed = subprocess.run(
+        command, cwd=ROOT, env=finetune_demo.environment(), capture_output=True, text=True, check=False
+    )
     assert completed.returncode == 0, completed.stdout[-5000:] + completed.stderr[-2000:]
     print(completed.stdout.splitlines()[-1])
 
