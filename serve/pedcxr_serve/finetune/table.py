@@ -5,13 +5,14 @@ Messages give line numbers, and never the contents of a cell: it may name a pers
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from pedcxr_client.batch import folder, manifest
+from pedcxr_client.batch import csv_rows, folder, manifest
 from pedcxr_client.batch.manifest import Entry
 from pedcxr_client.errors import InputError
 from pedcxr_client.request.prompts import MARKERS
@@ -80,10 +81,46 @@ def raise_problems(path: Path, problems: list[str]) -> None:
 
 
 def _manifest_rows(path: Path, allow_outside: bool) -> Iterator[Row | str]:
-    rows = manifest.read_table(str(path), (*COLUMNS, *_IN_PARTS), allow_outside=allow_outside)
-    for line, entry, cells in rows:
-        where = f"line {line}"
-        yield f"{where}: {entry}" if isinstance(entry, str) else _row(where, entry, cells)
+    columns = (*manifest.COLUMNS, *COLUMNS, *_IN_PARTS)
+    if path.suffix == ".jsonl":
+        rows = _json_rows(path, columns)
+    else:
+        rows = csv_rows.read(str(path), "the manifest", columns, required="path")
+    for line, cells in rows:
+        if isinstance(cells, str):
+            yield f"line {line}: {cells}"
+            continue
+        entry = manifest.entry(cells, str(path), allow_outside=allow_outside)
+        yield f"line {line}: {entry}" if isinstance(entry, str) else _row(f"line {line}", entry, cells)
+
+
+def _json_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str] | str]]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line, text in enumerate(file, 1):
+                if text.strip():
+                    yield line, _json_cells(text, columns)
+    except UnicodeError as error:
+        raise InputError("the manifest: is not UTF-8; save it as JSON lines in UTF-8") from error
+    except OSError as error:
+        raise InputError(f"the manifest: {error.strerror or 'cannot be opened'}; check the path") from error
+
+
+def _json_cells(text: str, columns: tuple[str, ...]) -> dict[str, str] | str:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return "is not valid JSON; write one object per line"
+    if not isinstance(value, dict):
+        return "is not a JSON object; write one object per line"
+    cells = {str(name).strip().lower(): "" if cell is None else cell for name, cell in value.items()}
+    if unknown := [number for number, name in enumerate(cells, 1) if name not in columns]:
+        return f"unknown key {unknown[0]}; rename or remove it. Allowed keys: {', '.join(columns)}"
+    if wrong := [name for name, cell in cells.items() if not isinstance(cell, str)]:
+        return f"{wrong[0]} must be a text in quotation marks"
+    if "path" not in cells:
+        return "path is missing"
+    return {name: cell.strip() for name, cell in cells.items()}
 
 
 def _row(where: str, entry: Entry, cells: dict[str, str]) -> Row | str:
