@@ -1,4 +1,4 @@
-"""Write a model as a folder that vLLM loads: weights, and every other file as in the base checkpoint."""
+"""The folder of a base checkpoint, and of a model that is written with every other file as in its base."""
 
 from __future__ import annotations
 
@@ -9,9 +9,28 @@ from typing import Any
 
 from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.checkpoint.download import FILES
+from pedcxr_serve.errors import ConfigError
 
 _SHARD = "5GB"
 _OF_WEIGHTS = ("adapter_config.json", "*.safetensors", "*.safetensors.index.json")
+
+
+def require_base(folder: Path) -> None:
+    """Raise unless the folder is a complete, unquantised checkpoint that vLLM serves.
+
+    Raises:
+        ConfigError: It is an adapter, or quantised.
+        CheckpointError: It cannot be served.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError(
+            f"--base {folder}: is a LoRA adapter, not a model. Merge it first (`pedcxr-serve merge`), and give the "
+            "merged folder."
+        )
+    checkpoint = inspect.inspect(folder)
+    inspect.require_ready(checkpoint)
+    if any(problem.where.endswith("quantization_config") for problem in checkpoint.problems):
+        raise ConfigError(f"--base {folder}: has quantised weights, which cannot be trained. Give the original model.")
 
 
 def save(model: Any, base: Path, folder: Path) -> None:

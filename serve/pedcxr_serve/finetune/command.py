@@ -24,7 +24,7 @@ from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.types import __version__
 from pedcxr_serve.checkpoint import download, inspect, revision
 from pedcxr_serve.errors import ConfigError, DataError, ServeError
-from pedcxr_serve.finetune import dataset, model_card, run_folder, table
+from pedcxr_serve.finetune import checkpoint_files, dataset, model_card, run_folder, table
 from pedcxr_serve.finetune.dataset import Dataset
 from pedcxr_serve.finetune.recipes import MODULES, RECIPES, Recipe
 from pedcxr_serve.finetune.table import Row
@@ -125,7 +125,7 @@ def finetune(args: argparse.Namespace) -> int:
     """Check the data, train, and write adapter or checkpoint, record and card; return the exit code."""
     recipe = recipe_of(args)
     base = download.resolve(args.base, args.revision)
-    require_base(base)
+    checkpoint_files.require_base(base)
     try:
         request = _request(args)
         rows = table.read(args.data, allow_outside=args.allow_outside)
@@ -194,24 +194,6 @@ def _request(args: argparse.Namespace) -> Any:
         )
 
     return request
-
-
-def require_base(folder: Path) -> None:
-    """Raise unless the folder is a complete, unquantised checkpoint that vLLM serves.
-
-    Raises:
-        ConfigError: It is an adapter, or quantised.
-        CheckpointError: It cannot be served.
-    """
-    if (folder / "adapter_config.json").exists():
-        raise ConfigError(
-            f"--base {folder}: is a LoRA adapter, not a model. Merge it first (`pedcxr-serve merge`), and give the "
-            "merged folder."
-        )
-    checkpoint = inspect.inspect(folder)
-    inspect.require_ready(checkpoint)
-    if any(problem.where.endswith("quantization_config") for problem in checkpoint.problems):
-        raise ConfigError(f"--base {folder}: has quantised weights, which cannot be trained. Give the original model.")
 
 
 def _require_packages() -> None:

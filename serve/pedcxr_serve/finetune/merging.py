@@ -19,7 +19,6 @@ from pedcxr_serve.demo import drawing
 from pedcxr_serve.demo.findings import Case
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from pedcxr_serve.finetune import checkpoint_files
-from pedcxr_serve.finetune.command import require_base
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PROOF_TOKENS = 64
@@ -86,7 +85,7 @@ def _base(folder: Path, config: dict[str, Any], base: str | None, revision_name:
     if not name:
         raise ConfigError(f"{folder}: does not name its base model; add --base.")
     base_folder = download.resolve(name, revision_name)
-    require_base(base_folder)
+    checkpoint_files.require_base(base_folder)
     recorded, actual = config.get("revision"), revision.of(base_folder)
     if recorded and recorded != actual:
         raise CheckpointError(
