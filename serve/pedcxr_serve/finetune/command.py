@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pedcxr_client.cli import options as film_options
-from pedcxr_client.errors import PedcxrError
+from pedcxr_client.errors import ConfigurationError, PedcxrError
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.types import __version__
 from pedcxr_serve.checkpoint import download, inspect, revision
@@ -137,6 +137,8 @@ def finetune(args: argparse.Namespace) -> int:
         _require_packages()
         with run_folder.opened(args.out):
             return _train(args, base, rows, recipe, request)
+    except ConfigurationError as error:
+        raise ConfigError(str(error)) from error
     except PedcxrError as error:
         raise DataError(str(error)) from error
 
@@ -199,7 +201,7 @@ def _request(args: argparse.Namespace) -> Any:
 def _require_packages() -> None:
     names = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if names:
-        raise ConfigError(f"finetune needs {', '.join(names)}. Install the extra: {_INSTALL}")
+        raise ConfigError(f"fine-tuning needs {', '.join(names)}. Install the extra: {_INSTALL}")
 
 
 def _run(args: argparse.Namespace, base: Path, data: Dataset, recipe: Recipe) -> dict[str, Any]:

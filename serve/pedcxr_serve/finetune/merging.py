@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoProcessor, Gemma3ForConditionalGeneration
+from transformers.utils import logging
 
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
@@ -33,6 +34,7 @@ def merge(folder: Path, out: Path, *, base: str | None, revision: str | None, dt
         ConfigError: The folder holds no adapter, or the base is missing.
         CheckpointError: The adapter does not belong to the base, or the merged model writes another report.
     """
+    logging.disable_progress_bar()
     config = _read_config(folder)
     base_folder = _base(folder, config, base, revision)
     model = Gemma3ForConditionalGeneration.from_pretrained(base_folder, dtype=torch.float32).eval()

@@ -66,6 +66,15 @@ def test_missing_packages_are_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_wrong_option_of_the_client_is_an_error_of_usage(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("finetune", str(data), "--base", "demo", "--out", str(tmp_path / "out"), "--dry-run")
+    assert main([*words, "--allow", "nothing"]) == 2
+    assert main([*words, "--prompt-profile", "training"]) == 2
+    assert "add --system-file" in capsys.readouterr().err
+
+
 def test_merge_does_not_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["merge", str(tmp_path), "--out", str(tmp_path)]) == 2
