@@ -22,10 +22,10 @@ from tests.support.paths import ROOT
 from tests.support.servers.local_server import server
 
 PYTHON = finetune_demo.TRAIN / "python"
-FILMS, UNSEEN = 160, 20
+FILMS, UNSEEN = 320, 20
 SHORT = (
-    *("--batch", "16", "--accumulate", "1", "--steps", "30", "--learning-rate", "4e-3", "--schedule", "cosine"),
-    *("--validation", "0.05", "--save-every", "30"),
+    *("--batch", "16", "--accumulate", "1", "--steps", "60", "--learning-rate", "4e-3", "--schedule", "cosine"),
+    *("--validation", "0.05", "--save-every", "60"),
 )
 
 pytestmark = [
