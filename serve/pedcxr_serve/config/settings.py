@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from pedcxr_serve.schema import Schema
+from pedcxr_serve.config.schema import Schema
 
 DEMO_NAME = "pedcxr-demo"
 
