@@ -23,7 +23,7 @@ FEWEST, FEWEST_P95 = 20, 100
 TOKENS_PER_S = 3000.0
 FASTER_THAN_ALONE = 0.5
 """A median TTFT below this share of the shortest one alone is a cached answer."""
-_SHORTEST_TTFT_S = 0.005  # below it, a time alone is too short to compare with
+_SHORTEST_TTFT_S = 0.02  # below it, a time alone is too short to compare with
 _FAILURES = ("connection", "timeout", "server", "cancelled", "authentication", "bad_request")
 
 
