@@ -76,10 +76,11 @@ def build(workload: Workload, model: ServedModel, progress: Callable[[Iterable[i
     requests = list(_requests(workload))
     if not requests:
         raise InputError(f"{workload.films.path}: contains no film; give a folder with DICOM, PNG or JPEG files")
-    return [_case(requests[number], model) for number in progress(range(len(requests)))]
+    return [case(requests[number], model) for number in progress(range(len(requests)))]
 
 
-def _case(request: FilmRequest, model: ServedModel) -> Case:
+def case(request: FilmRequest, model: ServedModel) -> Case:
+    """Return the case of one film. Raise InputError, which names the key of the request."""
     try:
         prepared = payload.prepare(request, model.image_size)
     except InputError as error:

@@ -15,7 +15,7 @@ from pedcxr_client.bench.figures import StageRun
 from pedcxr_client.bench.run import Record
 from pedcxr_client.bench.workload import Films, Workload
 from pedcxr_client.cli.main import main
-from tests.client.bench.helpers import closed, poisson, sample
+from tests.client.cli.bench.helpers import closed, poisson, sample
 
 
 def noisy(run: StageRun, factor: float, seed: int) -> StageRun:

@@ -19,7 +19,7 @@ from pedcxr_client.bench import watch
 from pedcxr_client.cli import output
 from pedcxr_client.cli.main import main
 from tests.client.batch.helpers import write_films
-from tests.client.bench.helpers import WORKLOAD, bench, files, reasons
+from tests.client.cli.bench.helpers import WORKLOAD, bench, files, reasons
 from tests.support.servers.fake_engine import Answer, FakeEngine
 
 

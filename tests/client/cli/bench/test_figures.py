@@ -9,7 +9,7 @@ import pytest
 
 from pedcxr_client.bench import figures
 from pedcxr_client.bench.workload import Objectives
-from tests.client.bench.helpers import closed, poisson, sample
+from tests.client.cli.bench.helpers import closed, poisson, sample
 
 
 def test_the_window_of_a_closed_loop_leaves_out_ramp_and_drain():

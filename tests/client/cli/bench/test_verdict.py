@@ -10,7 +10,7 @@ from pedcxr_client.bench.figures import StageRun
 from pedcxr_client.bench.verdict import judge
 from pedcxr_client.bench.watch import ClockCheck, Scrapes
 from pedcxr_client.bench.workload import Films, Reports, Workload
-from tests.client.bench.helpers import closed, poisson, sample
+from tests.client.cli.bench.helpers import closed, poisson, sample
 
 HITS, PREFIX = "vllm:mm_cache_hits_total", "vllm:prefix_cache_hits_total"
 ALONE = [sample(case=f"film {number}") for number in range(8)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pedcxr_client.request import prompts
-from tests.client.bench.helpers import WORKLOAD, bench, reasons
+from tests.client.cli.bench.helpers import WORKLOAD, bench, reasons
 from tests.support.servers.fake_engine import FakeEngine
 
 

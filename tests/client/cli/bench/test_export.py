@@ -9,7 +9,7 @@ from typing import Any
 
 from pedcxr_client.cli.main import main
 from tests.client.batch.helpers import write_films
-from tests.client.bench.helpers import WORKLOAD
+from tests.client.cli.bench.helpers import WORKLOAD
 from tests.support.servers.fake_engine import FakeEngine
 
 
