@@ -70,7 +70,7 @@ def build(workload: Workload, model: ServedModel, progress: Callable[[Iterable[i
         progress: wraps the numbers of the films, such as by a progress bar.
 
     Raises:
-        InputError: a film cannot be read or is blocked, or there is none.
+        InputError: a film cannot be read or is blocked, or the source has no film.
         ConfigurationError: phantoms need numpy, which is not installed.
     """
     requests = list(_requests(workload))
@@ -115,8 +115,8 @@ def _requests(workload: Workload) -> Iterator[FilmRequest]:
         return
     path = str(workload.path(films.path))
     entries = folder.walk(path) if films.source == "folder" else manifest.read(path)
-    found = (entry for entry in entries if isinstance(entry, manifest.Entry))
-    for entry in itertools.islice(found, films.count or None):
+    films_of_source = (entry for entry in entries if isinstance(entry, manifest.Entry))
+    for entry in itertools.islice(films_of_source, films.count or None):
         yield replace(
             request(entry.id, entry.path),
             age=entry.age, sex=entry.sex, assume_chest=entry.assume_chest, allow=entry.allow,
@@ -151,7 +151,7 @@ class Draw:
 
 
 class Supply:
-    """An endless supply of requests in a seeded order, or one that ends after each film was sent once."""
+    """Requests in a seeded order: without end, or until each film was sent once."""
 
     def __init__(self, workload: Workload, cases: list[Case], tenants: tuple[Tenant, ...]) -> None:
         self._films, self._cases, self._tenants = workload.films, cases, tenants
@@ -167,10 +167,12 @@ class Supply:
         return len(self._cases) if self._films.unique == "film" else None
 
     def alone(self, number: int) -> list[Draw]:
-        """Return requests for the first films, which do not count as sent."""
+        """Return requests for the first films, at least one of each tenant. They do not count as sent."""
+        count = max(min(number, len(self._cases)), len(self._tenants))
+        cases = [self._cases[at % len(self._cases)] for at in range(count)]
         return [
             Draw(self._tenants[at % len(self._tenants)], case, case.unique_body(next(self._numbers)))
-            for at, case in enumerate(self._cases[:number])
+            for at, case in enumerate(cases)
         ]
 
     def next(self, tenant: Tenant | None = None) -> Draw | None:

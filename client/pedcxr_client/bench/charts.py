@@ -23,11 +23,11 @@ class Series:
 
 def lines(series: Sequence[Series], x_label: str, y_label: str, limit: float | None = None) -> str:
     """Return a chart whose y axis starts at 0, with a dashed line at ``limit``; "" without points."""
-    drawn = [one for one in series if one.points]
-    if not drawn:
+    series = [one for one in series if one.points]
+    if not series:
         return ""
-    xs = [x for one in drawn for x, _ in one.points]
-    ys = [y for one in drawn for _, y in one.points] + ([limit] if limit else [])
+    xs = [x for one in series for x, _ in one.points]
+    ys = [y for one in series for _, y in one.points] + ([limit] if limit else [])
     low, high, top = min(xs), max(xs), _ceiling(max(ys))
     high = high if high > low else low + 1
 
@@ -51,7 +51,7 @@ def lines(series: Sequence[Series], x_label: str, y_label: str, limit: float | N
             f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#a40000" '
             f'stroke-dasharray="6 4"/>{_text(_WIDTH - _RIGHT + 6, y + 4, f"objective {limit:g}", colour="#a40000")}'
         )
-    for number, one in enumerate(drawn):
+    for number, one in enumerate(series):
         colour = _COLOURS[number % len(_COLOURS)]
         points = [at(x, y) for x, y in sorted(one.points)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
@@ -99,8 +99,8 @@ def _text(x: float, y: float, text: str, *, anchor: str = "start", colour: str =
 def _some(values: list[float]) -> list[float]:
     """Return at most nine of the values, the first and the last among them."""
     step = max(1, math.ceil(len(values) / 8))
-    kept = values[::step]
-    return kept if kept[-1] == values[-1] else [*kept[:8], values[-1]]
+    ticks = values[::step]
+    return ticks if ticks[-1] == values[-1] else [*ticks[:8], values[-1]]
 
 
 def _ceiling(value: float) -> float:

@@ -107,13 +107,13 @@ def _ratio(
     of: Callable[[Sequence[float]], float],
     better: bool,
 ) -> Ratio:
-    draw, drawn = random.Random(_SEED), []
+    draw, ratios = random.Random(_SEED), []
     for _ in range(RESAMPLES):
         old, new = (of(draw.choices(values, k=min(len(values), _MOST))) for values in (before, after))
         if old > 0:
-            drawn.append(new / old)
-    drawn.sort()
-    low, high = (drawn[int(share * len(drawn))] for share in (0.025, 0.975)) if drawn else (0.0, float("inf"))
+            ratios.append(new / old)
+    ratios.sort()
+    low, high = (ratios[int(share * len(ratios))] for share in (0.025, 0.975)) if ratios else (0.0, float("inf"))
     return Ratio(stage, name, of(before), of(after), of(after) / of(before), low, high, better)
 
 

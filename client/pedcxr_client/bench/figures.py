@@ -95,7 +95,7 @@ class Figures:
 
     Attributes:
         completed: requests of the window whose text passed the checks; ``failed``: the others.
-        rate: completed reports per second; ``goodput``: those that meet all objectives.
+        rate: reports that ended in the window, per second; ``goodput``: reports that meet all objectives.
         percentiles: by latency, then ``mean``, ``p50``, ``p90``, ``p95``, ``p99``; p95 and p99 need 100 requests.
         waterfall: mean seconds of each stage of a request, if the server states its own times.
         tenants: by tenant: completed, share of the completed, share of the tokens, p95 of E2E.
@@ -142,7 +142,7 @@ def figures(run: StageRun, slo: Objectives, alone: dict[str, str]) -> Figures:
         duration=length,
         completed=len(good),
         failed=len(samples) - len(good),
-        rate=interval(run.part_rates(lambda sample: sample.is_ok), statistics.fmean, len(good) / length),
+        rate=interval(run.part_rates(lambda sample: sample.is_ok), statistics.fmean),
         goodput=sum(meets(sample, slo) for sample in samples) / length,
         output_tokens=sum(sample.completion_tokens or 0 for sample in good) / length,
         percentiles={name: percentiles([getattr(sample, name) for sample in good]) for name in LATENCIES},
@@ -177,11 +177,11 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def percentiles(values: Sequence[float | None]) -> dict[str, float]:
     """Return mean and percentiles of the values that exist; p95 and p99 only of 100 or more."""
-    known = [value for value in values if value is not None]
-    if not known:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
         return {}
-    names = {"p50": 0.5, "p90": 0.9} | ({"p95": 0.95, "p99": 0.99} if len(known) >= 100 else {})
-    return {"mean": statistics.fmean(known)} | {name: quantile(known, share) for name, share in names.items()}
+    names = {"p50": 0.5, "p90": 0.9} | ({"p95": 0.95, "p99": 0.99} if len(numbers) >= 100 else {})
+    return {"mean": statistics.fmean(numbers)} | {name: quantile(numbers, share) for name, share in names.items()}
 
 
 def waterfall(samples: Sequence[Sample]) -> dict[str, float]:
@@ -199,14 +199,14 @@ def waterfall(samples: Sequence[Sample]) -> dict[str, float]:
     return dict(zip(STAGES, map(statistics.fmean, zip(*rows, strict=True)), strict=True)) if rows else {}
 
 
-def interval(values: Sequence[float], of: Callable[[Sequence[float]], float], value: float | None = None) -> Interval:
-    """Return a statistic of the values with the middle 95 % of its resampled values."""
+def interval(values: Sequence[float], of: Callable[[Sequence[float]], float]) -> Interval:
+    """Return a statistic of the values with the middle 95 % of its resampled values; 0 without values."""
     if not values:
-        return Interval(value or 0.0, value or 0.0, value or 0.0)
+        return Interval(0.0, 0.0, 0.0)
     draw = random.Random(_SEED)
-    drawn = sorted(of(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    low, high = drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES)]
-    return Interval(of(values) if value is None else value, low, high)
+    resampled = sorted(of(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    low, high = resampled[int(0.025 * RESAMPLES)], resampled[int(0.975 * RESAMPLES)]
+    return Interval(of(values), low, high)
 
 
 def knee(loads: Sequence[float], rates: Sequence[Sequence[float]]) -> float:
@@ -272,12 +272,12 @@ def _tenants(good: Sequence[Sample]) -> dict[str, dict[str, float]]:
 
 def _by_name(processes: Sequence[Process]) -> dict[str, Process]:
     counts: Counter[str] = Counter()
-    named = {}
+    by_name = {}
     for process in processes:
         counts[process.name] += 1
         number = counts[process.name]
-        named[process.name if number == 1 else f"{process.name} {number}"] = process
-    return named
+        by_name[process.name if number == 1 else f"{process.name} {number}"] = process
+    return by_name
 
 
 def _cpu_ms(run: StageRun) -> dict[str, float]:

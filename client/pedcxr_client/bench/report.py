@@ -30,12 +30,12 @@ def headline(result: Result) -> str:
     if best is None:
         parts.append("no report in any window")
     else:
-        name, share = ("p95", "p95") if "p95" in best.percentiles["e2e_user"] else ("p90", "p90")
-        latency = best.percentiles["e2e_user"].get(share, 0.0)
-        parts.append(f"{60 * best.rate.value:.3g} reports per minute at {name} <= {latency:.3g} s")
-    if result.knee is not None:
+        times = best.percentiles["e2e_user"]
+        share = "p95" if "p95" in times else "p90"  # fewer than 100 reports have no 95th percentile
+        parts.append(f"{60 * best.rate.value:.0f} reports per minute at {share} <= {times.get(share, 0.0):.3g} s")
+    if result.knee is not None and result.knee[0]:
         parts.append(f"the knee is at {result.knee[0]:.3g} in flight")
-        parts.append(f"bounded by {bound(result)}")
+        parts += [f"bounded by {stage}"] if (stage := bound(result)) else []
     if result.missed:
         parts.append(result.missed)
     text = f"{result.verdict.label}: {'; '.join(parts)}"
@@ -43,12 +43,15 @@ def headline(result: Result) -> str:
 
 
 def bound(result: Result) -> str:
-    """Return the stage of a request that grew most from the lightest load to the knee."""
-    loads = sorted(result.figures, key=lambda value: value.in_flight)
-    at = [value for value in loads if result.knee is not None and value.in_flight <= result.knee[0]]
-    if len(at) < 2:
-        return "an unknown stage (one load only)"
-    first, last = at[0], at[-1]
+    """Return the stage of a request that grew most from the lightest load to the knee; "" without a sweep."""
+    sweep = [
+        value
+        for run, value in zip(result.record.stages, result.figures, strict=True)
+        if not run.stage.is_open and result.knee is not None and value.in_flight <= result.knee[0] and value.completed
+    ]
+    if len(sweep) < 2:
+        return ""
+    first, last = sweep[0], sweep[-1]
     if first.waterfall and last.waterfall:
         growth = {name: last.waterfall[name] - first.waterfall[name] for name in STAGES}
         return max(growth, key=growth.__getitem__)
@@ -59,11 +62,11 @@ def bound(result: Result) -> str:
 
 
 def _best(result: Result) -> Figures | None:
-    """The stage that the headline describes: the knee, or the highest goodput."""
+    """The stage that the headline describes: the knee of a sweep, else the highest goodput."""
     values = [value for value in result.figures if value.completed]
-    if result.knee is not None:
+    if result.mode == "knee" and result.knee is not None:
         return next((value for value in values if value.in_flight == result.knee[0]), None)
-    return max(values, key=lambda value: value.goodput, default=None)
+    return max(values, key=lambda value: (value.goodput, value.rate.value), default=None)
 
 
 def tables(result: Result) -> list[Table]:
@@ -204,7 +207,9 @@ def _latency(value: Figures, name: str, at: str) -> str:
 
 
 def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1e3 * seconds:.3g} ms"
+    if seconds is None:
+        return "-"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def _hits(value: Figures) -> str:

@@ -135,12 +135,12 @@ def vllm_keys(run: StageRun, value: Figures, model: str) -> dict[str, Any]:
         "e2el": [sample.e2e for sample in good],
     }
     for name, values in series.items():
-        known = [1e3 * one for one in values if one is not None]
+        times_ms = [1e3 * one for one in values if one is not None]
         keys |= {
-            f"mean_{name}_ms": statistics.fmean(known) if known else None,
-            f"median_{name}_ms": statistics.median(known) if known else None,
-            f"std_{name}_ms": statistics.pstdev(known) if known else None,
-            f"p99_{name}_ms": figures.quantile(known, 0.99) if known else None,
+            f"mean_{name}_ms": statistics.fmean(times_ms) if times_ms else None,
+            f"median_{name}_ms": statistics.median(times_ms) if times_ms else None,
+            f"std_{name}_ms": statistics.pstdev(times_ms) if times_ms else None,
+            f"p99_{name}_ms": figures.quantile(times_ms, 0.99) if times_ms else None,
         }
     return keys
 

@@ -22,7 +22,7 @@ class Stage:
         in_flight: requests that are kept open (closed loop), or 0 for an open loop.
         times: scheduled times in seconds since the start of the stage (open loop).
         rate: mean rate of an open loop in requests per second, or 0.
-        seconds: length. A closed loop goes on until it has ``min_requests`` completions, at most ``max_seconds``.
+        seconds: length. A closed loop continues until it has ``min_requests`` completions, at most ``max_seconds``.
     """
 
     name: str

@@ -15,9 +15,10 @@ from pathlib import Path
 import aiohttp
 
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})? (\S+)", re.MULTILINE)
+_CACHE_CONFIG = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 _TICK_S = 0.02  # between two measurements of the loop's lag
 _LOOPS = 200_000
-COUNTERS = ("vllm:mm_cache_hits_total", "vllm:prefix_cache_hits_total", "pedcxr_engine_restarts_total")
 _STARTED = "process_start_time_seconds"
 _GAUGES = {
     "running": "vllm:num_requests_running",
@@ -79,15 +80,23 @@ class Metrics:
     def __init__(self, session: aiohttp.ClientSession, url: str | None) -> None:
         self._session, self.url = session, url
 
+    async def flags(self) -> dict[str, str]:
+        """Return vLLM's cache configuration, which its page shows as labels; {} without them."""
+        match = _CACHE_CONFIG.search(await self._text())
+        return dict(_LABEL.findall(match[1])) if match else {}
+
     async def page(self) -> dict[str, float]:
-        """Return the values of the page, or {} if there is none."""
+        """Return the values of the page, or {} without a page."""
+        return parse(await self._text())
+
+    async def _text(self) -> str:
         if self.url is None:
-            return {}
+            return ""
         try:
             async with self._session.get(self.url, timeout=aiohttp.ClientTimeout(total=5)) as response:
-                return parse(await response.text()) if response.status == 200 else {}
+                return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return {}
+            return ""
 
     async def counters(self) -> dict[str, float]:
         """Return the counters of the page."""
@@ -181,7 +190,18 @@ def _process(pid: int) -> Process | None:
     except (OSError, ValueError, IndexError):
         return None
     cpu = (int(fields[11]) + int(fields[12])) / ticks
-    return Process(pid, name, cpu, int(rss[1]) / 1024 if rss else 0.0, files)
+    return Process(pid, _program(folder, name), cpu, int(rss[1]) / 1024 if rss else 0.0, files)
+
+
+def _program(folder: Path, name: str) -> str:
+    """Return the module or the script that an interpreter runs, else the name of the process."""
+    try:
+        words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return name
+    if not name.startswith("python") or len(words) < 2:
+        return name
+    return words[2] if words[1] == "-m" else Path(words[1]).name if not words[1].startswith("-") else name
 
 
 def machine() -> dict[str, object]:

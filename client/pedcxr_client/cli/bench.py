@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pedcxr_client.cli import options as shared
 from pedcxr_client.cli import output
@@ -15,11 +15,13 @@ from pedcxr_client.errors import ConfigurationError, RequestError
 from pedcxr_client.request.settings import DEFAULT_URL
 
 if TYPE_CHECKING:
+    from pedcxr_client.bench.bodies import Supply
     from pedcxr_client.bench.results import Result
     from pedcxr_client.bench.run import Record, Runner
+    from pedcxr_client.bench.schedule import Stage
     from pedcxr_client.bench.workload import Workload
 
-    Plan = Callable[[Runner], Any]
+    Knee = tuple[float, float]  # requests in flight, and reports per second
 
 INVALID, _INTERRUPTED = 1, 130
 _SUMMARY = "load tests with unique films, raw timestamps and rules that make a figure count"
@@ -150,17 +152,17 @@ def run_mode(options: argparse.Namespace) -> int:
 
 
 def _run(
-    options: argparse.Namespace, load: Workload, supply: Any, keys: dict[str, str | None], stages: list[Any]
-) -> tuple[Record, tuple[float, float] | None]:
+    options: argparse.Namespace, load: Workload, supply: Supply, keys: dict[str, str | None], stages: list[Stage]
+) -> tuple[Record, Knee | None]:
     import uvloop
     from tqdm import tqdm
 
-    from pedcxr_client.bench import results, run
+    from pedcxr_client.bench import run
     from pedcxr_client.bench.send import Target
     from pedcxr_client.bench.watch import Metrics, describe
     from pedcxr_client.request.settings import Timeouts
 
-    record, knee = run.Record(), _knee_of(options, results)
+    record, knee = run.Record(), _knee_of(options)
     bar = tqdm(unit=" requests", disable=None, leave=False)
 
     def progress(count: int, stage: str) -> None:
@@ -177,6 +179,7 @@ def _run(
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
             record.server = await describe(session, options.url, headers)
             metrics = Metrics(session, options.metrics_url or f"{options.url.removesuffix('/v1')}/metrics")
+            record.server["cache_config"] = await metrics.flags()
             runner = run.Runner(
                 target, supply, record, metrics=metrics, server_pid=options.server_pid, progress=progress
             )
@@ -198,9 +201,7 @@ def _run(
     return record, knee
 
 
-async def _mode(
-    options: argparse.Namespace, runner: Runner, knee: tuple[float, float] | None, stages: list[Any], seed: int
-) -> None:
+async def _mode(options: argparse.Namespace, runner: Runner, knee: Knee | None, stages: list[Stage], seed: int) -> None:
     from pedcxr_client.bench import run, schedule
 
     if options.mode == "run":
@@ -218,7 +219,7 @@ def _finish(
     load: Workload,
     model: str,
     record: Record,
-    knee: tuple[float, float] | None,
+    knee: Knee | None,
     paths: dict[str, Path],
 ) -> int:
     from pedcxr_client.bench import report, results, verdict
@@ -272,18 +273,21 @@ def _with_options(load: Workload, options: argparse.Namespace) -> Workload:
     return replace(load, slo=replace(load.slo, **limits))
 
 
-def _knee_of(options: argparse.Namespace, results: Any) -> tuple[float, float] | None:
+def _knee_of(options: argparse.Namespace) -> Knee | None:
+    """Return the knee that the user states, or None to search for it."""
     if getattr(options, "rate", None) is not None:
         return 0.0, options.rate
     if getattr(options, "knee_file", None) is None:
         return None
+    from pedcxr_client.bench import results
+
     knee = results.read(options.knee_file).get("knee")
     if not knee:
         raise ConfigurationError(f"{options.knee_file}: holds no knee; give a result of pedcxr bench knee")
     return knee["in_flight"], knee["reports_per_second"]
 
 
-def _check_films(limit: int | None, stages: list[Any], options: argparse.Namespace) -> None:
+def _check_films(limit: int | None, stages: list[Stage], options: argparse.Namespace) -> None:
     """Refuse to start if each film is sent once and there are too few."""
     if limit is None:
         return

@@ -37,14 +37,14 @@ def write(path: Path, *runs: StageRun, **changes: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("run", [closed(400), poisson(400)], ids=["closed", "open"])
+@pytest.mark.parametrize("run", [closed(240), poisson(240)], ids=["closed", "open"])
 def test_equal_servers_show_no_regression(tmp_path: Path, capsys: Any, run: StageRun) -> None:
     before, after = (write(tmp_path / f"{seed}.json", noisy(run, 1, seed)) for seed in (1, 2))
     assert main(["bench", "compare", before, after]) == 0
     assert capsys.readouterr().out.startswith("0 regressions, 0 improvements beyond 5%\n")
 
 
-@pytest.mark.parametrize("run", [closed(400), poisson(400)], ids=["closed", "open"])
+@pytest.mark.parametrize("run", [closed(240), poisson(240)], ids=["closed", "open"])
 def test_a_slower_server_is_a_regression(tmp_path: Path, capsys: Any, run: StageRun) -> None:
     before, after = write(tmp_path / "a.json", noisy(run, 1, 1)), write(tmp_path / "b.json", noisy(run, 1.3, 2))
     assert main(["bench", "compare", before, after]) == 1

@@ -23,7 +23,7 @@ def test_the_window_of_a_closed_loop_leaves_out_ramp_and_drain():
 
 def test_the_window_of_an_open_loop_counts_scheduled_requests():
     values = figures.figures(poisson(count=200, rate=10), Objectives(), {})
-    assert values.rate.value == pytest.approx(10, rel=0.01)
+    assert values.rate.value == pytest.approx(10, rel=0.02)
     assert values.in_flight == pytest.approx(5, rel=0.01)  # Little's law: 10 per second, 0.5 s each
 
 

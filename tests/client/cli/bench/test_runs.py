@@ -20,6 +20,7 @@ def test_a_run_on_a_server_that_is_not_ours(engine: FakeEngine, tmp_path: Path, 
     out = capsys.readouterr().out
     assert out.startswith(f"{'VALID' if result['valid'] else 'INVALID'}: ")
     assert "reports per minute at p9" in out
+    assert result["server"]["cache_config"] == {"block_size": "32", "enable_prefix_caching": "True"}
     (stage,) = result["stages"]
     assert stage["completed"] >= 20
     assert stage["figures"]["cache_hits"] == {"mm": 0.0}
