@@ -48,10 +48,16 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The ratios, and why they may not count: an invalid run, another workload, other lengths of the reports."""
+    """The ratios.
+
+    Attributes:
+        faults: why they do not count: a run is invalid, or its reports have another length.
+        notes: what else to know: a machine whose speed varied.
+    """
 
     ratios: tuple[Ratio, ...]
-    doubts: tuple[str, ...]
+    faults: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def regressions(self, tolerance: float = TOLERANCE) -> list[Ratio]:
         """Return the ratios that are regressions."""
@@ -66,17 +72,17 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
     first, second = ({run.stage.name: run for run in results.stages(result)} for result in (before, after))
     if not (names := [name for name in first if name in second]):
         raise ConfigurationError("the runs have no stage in common; use the same mode and loads")
-    doubts = [
+    faults = [
         f"{label} is INVALID: {'; '.join(result['reasons']) or 'no reason is recorded'}"
         for label, result in (("A", before), ("B", after))
         if not result["valid"]
     ]
-    doubts += [f"{label}: {result['noisy']}" for label, result in (("A", before), ("B", after)) if result.get("noisy")]
+    notes = [f"{label}: {result['noisy']}" for label, result in (("A", before), ("B", after)) if result.get("noisy")]
     ratios = [ratio for name in names for ratio in _ratios(name, first[name], second[name])]
     for ratio in ratios:
         if ratio.name == "output tokens" and abs(ratio.value - 1) > TOLERANCE:
-            doubts.append(f"{ratio.stage}: reports of B have {ratio.value - 1:+.0%} tokens: times are not comparable")
-    return Comparison(tuple(ratio for ratio in ratios if ratio.name != "output tokens"), tuple(doubts))
+            faults.append(f"{ratio.stage}: reports of B have {ratio.value - 1:+.0%} tokens: times are not comparable")
+    return Comparison(tuple(ratio for ratio in ratios if ratio.name != "output tokens"), tuple(faults), tuple(notes))
 
 
 def _ratios(name: str, before: StageRun, after: StageRun) -> list[Ratio]:
@@ -124,7 +130,8 @@ def text(comparison: Comparison, tolerance: float = TOLERANCE) -> str:
         for judge in (Ratio.is_regression, Ratio.is_improvement)
     )
     head = f"{len(worse)} regressions, {len(better)} improvements beyond {tolerance:.0%}"
-    lines = [head, "", *(f"- {doubt}" for doubt in comparison.doubts), ""] if comparison.doubts else [head, ""]
+    remarks = [f"- {remark}" for remark in (*comparison.faults, *comparison.notes)]
+    lines = [head, "", *remarks, *([""] if remarks else [])]
     lines += ["| stage | figure | A | B | B / A (95 %) | |", "|---|---|---|---|---|---|"]
     for ratio in comparison.ratios:
         label = "regression" if ratio in worse else "improvement" if ratio in better else ""

@@ -24,6 +24,7 @@ from pedcxr_client.types import __version__
 SCHEMA = 1
 """Version of the file format. A file of another version is refused."""
 _DIGITS = 6
+_GOOD_SHARE = 0.95  # of the requests of a stage that meets the objectives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +185,31 @@ def assemble(
     verdict: Verdict,
     knee: tuple[float, float] | None = None,
 ) -> Result:
-    """Derive the figures of a record."""
+    """Derive the figures of a record, and whether they miss the objectives."""
     alone = digests(record.alone)
     values = tuple(figures.figures(run, workload.slo, alone) for run in record.stages)
     return Result(
-        mode=mode, model=model, workload=workload, record=record, verdict=verdict, figures=values, knee=knee
+        mode=mode, model=model, workload=workload, record=record, verdict=verdict, figures=values, knee=knee,
+        missed=_missed(mode, workload.slo, record, values),
     )  # fmt: skip
+
+
+def _missed(mode: str, slo: Objectives, record: Record, values: tuple[Figures, ...]) -> str:
+    """Return how the objectives are missed, or "". A search for the knee goes beyond them on purpose."""
+    words = slo.text()
+    if not words or record.interrupted:
+        return ""
+    if not record.stages:
+        fastest = min((sample.e2e or 0.0 for sample in record.alone), default=0.0)
+        return f"the objectives cannot be met: no film meets {words} even alone (the fastest took {fastest:.3g} s)"
+    shares = [
+        value.goodput * value.duration / max(1, value.completed + value.failed)
+        for run, value in zip(record.stages, values, strict=True)
+        if run.stage.is_open or mode == "run"
+    ]
+    if mode == "knee" or any(share >= _GOOD_SHARE for share in shares):
+        return ""
+    return f"no stage meets {words} for {_GOOD_SHARE:.0%} of its requests"
 
 
 def _rounded(value: Any) -> Any:

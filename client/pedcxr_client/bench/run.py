@@ -138,12 +138,12 @@ class Runner:
         stage = run.stage
         end, latest = run.begin + stage.seconds, run.begin + stage.max_seconds
 
-        def goes_on() -> bool:
+        def continues() -> bool:
             now = self._target.clock()
             return now < end or (now < latest and len(run.samples) < stage.min_requests + stage.in_flight)
 
         async def lane() -> None:
-            while goes_on() and (draw := self._next(run)) is not None:
+            while continues() and (draw := self._next(run)) is not None:
                 sample = await self._send(run, draw, self._target.clock())
                 if sample.outcome in REFUSED:
                     await asyncio.sleep(min(max(sample.retry_after or 0.0, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
@@ -240,9 +240,6 @@ def on_ctrl_c(runner: Runner) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-
-# The modes
 
 
 async def stages_of_load(runner: Runner, stages: list[Stage]) -> None:

@@ -64,6 +64,13 @@ def test_an_invalid_run_is_named(tmp_path: Path, capsys: Any) -> None:
     assert "B is INVALID: closed 4: this process used" in capsys.readouterr().out
 
 
+def test_a_noisy_machine_is_named_and_is_no_fault(tmp_path: Path, capsys: Any) -> None:
+    before = write(tmp_path / "a.json", closed(240))
+    after = write(tmp_path / "b.json", closed(240, calibration_s=[0.01, 0.013]))
+    assert main(["bench", "compare", before, after]) == 0
+    assert "- B: the machine's speed varied by" in capsys.readouterr().out
+
+
 def test_other_lengths_of_the_reports_are_named(tmp_path: Path, capsys: Any) -> None:
     run = closed(400)
     longer = replace(run, samples=[replace(one, completion_tokens=60) for one in run.samples])

@@ -53,7 +53,7 @@ def test_an_open_loop_describes_its_best_stage() -> None:
     line = report.headline(result("certify", poisson(200, 10), poisson(400, 20), knee=(4.0, 20.0), missed="none good"))
     assert line.startswith("VALID: 12")
     assert "; the knee is at 4 in flight; none good" in line
-    assert report.headline(result("run")) == "INVALID: no report in any window"
+    assert report.headline(result("run")).startswith("INVALID: no report in any window; the objectives cannot be met")
 
 
 def test_broken_rules_and_noise_are_in_the_report() -> None:
