@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from pedcxr_client.bench import export
 from tests.support.paths import ROOT
 
 ROW = re.compile(r"^\| `(\S+)` \((Python|npm)\) \| ([0-9., ]+) \|", re.MULTILINE)
@@ -50,3 +51,7 @@ def test_versions_of_load_testers_are_locked(package: str, lock: str) -> None:
 def test_both_npm_locks_have_the_same_openai() -> None:
     other = json.loads((ROOT / "tests/e2e/js/package.json").read_text())["dependencies"]
     assert npm_packages()["openai"] == other["openai"]
+
+
+def test_exported_commands_name_the_locked_version() -> None:
+    assert pinned("aiperf", "loadtest").startswith(f"{export.AIPERF_VERSION}.")
