@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 
 from pedcxr_client.cli import options as shared
 from pedcxr_client.cli import output
-from pedcxr_client.errors import ConfigurationError, RequestError
+from pedcxr_client.errors import ConfigurationError, NotFound, RequestError, ServerFailed
 from pedcxr_client.request.settings import DEFAULT_URL
+from pedcxr_client.types import ServedModel
 
 if TYPE_CHECKING:
     from pedcxr_client.bench.bodies import Supply
     from pedcxr_client.bench.run import Record, Runner
     from pedcxr_client.bench.schedule import Stage
     from pedcxr_client.bench.workload import Workload
+    from pedcxr_client.client import Client
 
     Knee = tuple[float, float]  # requests in flight, and reports per second
 
@@ -133,7 +135,7 @@ def run_mode(options: argparse.Namespace) -> int:
         retries=0,
         insecure_http=options.insecure_http,
     ) as client:
-        model = client.model()
+        model = _served_model(client, options.model)
     cases = bodies.build(load, model, _bar("films"))
     supply = bodies.Supply(load, cases, tenants)
     if options.export_aiperf is not None:
@@ -148,6 +150,16 @@ def run_mode(options: argparse.Namespace) -> int:
 
     record, knee = _run(options, load, supply, keys, stages)
     return _finish(options, load, model.name, record, knee, paths)
+
+
+def _served_model(client: Client, name: str | None) -> ServedModel:
+    """Return the model as the server describes it. A server whose list of models fails is fine if the user names one."""
+    try:
+        return client.model()
+    except (NotFound, ServerFailed):
+        if name is None:
+            raise
+        return ServedModel(name)
 
 
 def _run(

@@ -37,6 +37,14 @@ def test_absent_server(tmp_path: Path, capsys: Any, mode: str) -> None:
     assert "127.0.0.1:9" in capsys.readouterr().err
 
 
+def test_a_server_without_a_list_of_models_needs_a_name(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    engine.models_answer = Answer(status=500)
+    assert bench(tmp_path, engine.url, "run") == (4, {})
+    _, result = bench(tmp_path, engine.url, "run", "--model", "other")
+    assert reasons(result) == []
+    assert {request.json["model"] for request in engine.chats} == {"other"}
+
+
 def test_a_wrong_key_names_the_tenant(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
     error = {"message": "unknown key", "type": "x", "param": None, "code": "unauthorized"}
     engine.reply(Answer(status=401, error=error))
