@@ -153,7 +153,7 @@ def run_mode(options: argparse.Namespace) -> int:
 
 
 def _served_model(client: Client, name: str | None) -> ServedModel:
-    """Return the model as the server describes it. A server whose list of models fails is fine if the user names one."""
+    """Return the model as the server describes it. If the user names one, its list of models may fail."""
     try:
         return client.model()
     except (NotFound, ServerFailed):
