@@ -90,8 +90,8 @@ class UsageStore:
                 self._sums[day, tenant] = UsageTotals(*counts)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
-                f"{path}: cannot be used as usage database ({error}); see gateway.usage_db, or move a damaged file away: "
-                "the server then starts a new one, with all budgets unspent"
+                f"{path}: cannot be used as usage database ({error}); see gateway.usage_db, or move a damaged file "
+                "away: the server then starts a new one, with all budgets unspent"
             ) from error
         self._writer = threading.Thread(target=self._write, args=(database,), name="pedcxr-usage", daemon=True)
         self._writer.start()
