@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from pedcxr_serve.config import toml_file
+from pedcxr_serve.config.schema import Field
 from pedcxr_serve.config.settings import SCHEMA
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.schema import Field
 
 CONFIG_VARIABLE = "PEDCXR_CONFIG"
 """Names the TOML file, like ``--config``."""
