@@ -106,8 +106,9 @@ bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at
 bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real reports
 	@$(RUN) -m tests.client.evaluation.lexicon_accuracy
 
-drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
+drill: $(READY)  ## kill the engine under load ten times, and replace gateways and engine under load (about 15 minutes)
 	@$(RUN) -m tests.drills.kill_engine
+	@$(RUN) -m tests.drills.rolling_restart
 
 loadtest: $(READY) $(TESTERS) $(GUIDELLM)  ## short runs of guidellm, aiperf, locust and vllm bench at the gateway (6 GB of packages more)
 	@$(RUN) -m tests.drills.load_testers

@@ -105,8 +105,7 @@ class FairQueue:
         max_starting: float = math.inf,
         spare: int = 0,
     ) -> None:
-        self._slots, self._spare = slots, spare
-        self._max_preparing, self._max_starting = max_preparing, max_starting
+        self.resize(slots, max_preparing=max_preparing, max_starting=max_starting, spare=spare)
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
         self._last_counter = 0.0  # counter of the tenant that left the queue last
@@ -114,6 +113,11 @@ class FairQueue:
         self.preparing = 0
         self.starting = 0
         self.waiting = 0
+
+    def resize(self, slots: int, *, max_preparing: float, max_starting: float, spare: int) -> None:
+        """Set the limits of the engine, for example after it was replaced. Running requests may then exceed them."""
+        self._slots, self._spare = slots, spare
+        self._max_preparing, self._max_starting = max_preparing, max_starting
 
     def open(self, tenant: Tenant, now: float, *, tokens_left: float = math.inf, reset_s: float = 0) -> Ticket:
         """Admit a request before its body is read.
