@@ -36,6 +36,7 @@ _USAGE = re.compile(rb'"usage": ?\{')
 _COUNT = re.compile(
     rb'\}\](, ?"usage": ?\{(?:"\w+": ?\d+, ?)*?"completion_tokens": ?(\d+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\})'
 )
+_OUTCOMES: dict[str | None, str] = {"stop": "ok", "length": "length"}  # by finish reason
 _EVENT_END = b"\n\n"
 _WAITING = b": waiting\n\n"
 _NULLABLE = ("content", "refusal", "finish_reason", "logprobs", "usage")  # of OpenAI's API
@@ -72,7 +73,8 @@ class Upstream:
             record.refuse(error.code, error.status)
             await client.refuse(error_responses.admission_refused(error))
         except TimeoutError:
-            record.reason = "client_stalled"  # without a last message uvicorn closes the connection
+            # Without a last message uvicorn closes the connection.
+            record.outcome, record.reason = "client_left", "client_stalled"
         finally:
             if record.usage is not None:
                 scheduler.queue.charge(context.ticket, context.final_cost() - context.ticket.service)
@@ -120,7 +122,7 @@ class Upstream:
                         await self._forward_stream(context, answer, client)
                 else:
                     await self._forward_completion(context, answer, client)
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._state.heartbeat.suspect()
             raise _engine_restarting() from error
         except (aiohttp.ClientError, EventTooLarge):
@@ -154,7 +156,7 @@ class Upstream:
             record.outcome, record.status = "aborted", 502
             await client.refuse(error_responses.response("engine_aborted"))
             return
-        record.outcome = "length" if record.finish_reason == "length" else "ok"
+        record.outcome = _OUTCOMES.get(record.finish_reason, "incomplete")
         if record.usage is not None:
             self._update_mean_output(record.tenant.name, record.usage.output)
         data = without_nulls(data)
@@ -182,7 +184,7 @@ class Upstream:
                     charge(context.ticket, OUTPUT_COST * new)
                 record.finish_reason, record.usage = reader.finish_reason, reader.usage
                 if reader.complete:
-                    record.outcome = "length" if reader.finish_reason == "length" else "ok"
+                    record.outcome = _OUTCOMES.get(reader.finish_reason, "incomplete")
                 if block:
                     await client.write(block)
                 if reader.aborted or reader.failed:
