@@ -1,7 +1,7 @@
 """The command ``pedcxr-serve``.
 
-Exit codes: 0 success, 2 usage or configuration, 3 checkpoint or audit log rejected, 4 engine, 130 Ctrl-C before the
-server runs, 141 closed output.
+Exit codes: 0 success, 2 usage or configuration, 3 checkpoint, audit log or training data rejected, 4 engine or
+training, 130 Ctrl-C before the server runs or during a training, 141 closed output.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +29,17 @@ from pedcxr_serve.planner import capacity, devices, measurement, plan
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
 _CAPACITY = ("rate", "slo_ttft", "slo_e2e", "price", "tokens", "measured")  # options of `plan` that are no settings
+_TRAINING = {
+    "finetune": "train a model or an adapter on films and reports",
+    "merge": "merge an adapter into its base, as a checkpoint that vLLM loads",
+}
 _REFERENCE_HEADER = "# serve.toml: settings of pedcxr-serve at their defaults. Command-line options override them.\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Errors are printed without a traceback."""
     options, vllm_options = split(list(sys.argv[1:] if argv is None else argv))
-    args = _parser().parse_args(options)
+    args = _parser(options[:1]).parse_args(options)
     try:
         return _run(args, vllm_options)
     except EngineError as error:
@@ -80,6 +84,11 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
     if args.command == "audit":
         print(audit.verify(args.file, audit.key_from(os.environ)))
         return 0
+    if args.command in _TRAINING:
+        from pedcxr_serve.finetune import command
+
+        run: Callable[[argparse.Namespace], int] = getattr(command, args.command)
+        return run(args)
     config = _config(args, vllm_options)
     if args.command == "config":
         print(_REFERENCE_HEADER + SCHEMA.toml(), end="")
@@ -148,7 +157,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)  # as the running server ends on SIGTERM
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pedcxr-serve",
         description="Serve draft reports of paediatric chest films, each for a professional to review.",
@@ -170,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         if name != "check":
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
+    for name, text in _TRAINING.items():
+        command = commands.add_parser(name, help=text, description=text + ".")
+        if name in selected:  # the options of the client load its packages, which the other commands do not need
+            from pedcxr_serve.finetune import command as training
+
+            getattr(training, f"add_{name}_options")(command)
     _add_keys(commands)
     _add_audit(commands)
     return parser

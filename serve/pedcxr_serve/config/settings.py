@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from pedcxr_serve.schema import Schema
+from pedcxr_serve.config.schema import Schema
 
 DEMO_NAME = "pedcxr-demo"
 
@@ -95,7 +95,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     usage_db: Annotated[
         str,
         Meta(
-            description="SQLite file of token counts per tenant and day; empty = in $STATE_DIRECTORY, else beside the tenants file"
+            description="SQLite file of token counts per day; empty = in $STATE_DIRECTORY, else beside the tenants file"
         ),
     ] = ""
     audit_log: Annotated[

@@ -32,11 +32,11 @@ _RESTART_S = 10.0  # Retry-After while the engine restarts
 
 _FINISH_REASON = re.compile(rb'"finish_reason": ?"(\w+)"')
 _USAGE = re.compile(rb'"usage": ?\{')
+_OUTCOMES: dict[str | None, str] = {"stop": "ok", "length": "length"}  # by finish reason
 # The count in an event with text, after the list of choices. The last event has no choices and does not match.
 _COUNT = re.compile(
     rb'\}\](, ?"usage": ?\{(?:"\w+": ?\d+, ?)*?"completion_tokens": ?(\d+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\})'
 )
-_OUTCOMES: dict[str | None, str] = {"stop": "ok", "length": "length"}  # by finish reason
 _EVENT_END = b"\n\n"
 _WAITING = b": waiting\n\n"
 _NULLABLE = ("content", "refusal", "finish_reason", "logprobs", "usage")  # of OpenAI's API

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from pedcxr_serve.config.schema import FieldError, Schema
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import ignored_fields, image_splice
 from pedcxr_serve.gateway.request.conversation import Turn, turns
 from pedcxr_serve.gateway.request.image_splice import Film, refuse
-from pedcxr_serve.schema import FieldError, Schema
 
 _MAX_PATH = 200
 _INDEX = re.compile(r"\[\d+\]")
