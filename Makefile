@@ -5,13 +5,14 @@ RUN    := .venv/bin/python
 READY  := .venv/.ready
 CLIENTS := .venv/clients/.ready
 TESTERS := .venv/loadtest/.ready
+DEPLOYTOOLS := .venv/deploytools/.ready
 PYTEST ?=
 WORKERS ?= 3
 # Many tests wait rather than compute, so more processes than cores are faster. The tests of a file share its servers.
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,7 +40,7 @@ NONE_OK = $(if $(PYTEST),|| [ $$? -eq 5 ])
 test: test-fast $(CLIENTS)  ## run every test, real vLLM included
 	@$(RUN) -m pytest -m slow $(PYTEST) $(NONE_OK)
 
-test-fast: $(READY)  ## run the tests that need no vLLM
+test-fast: $(READY) $(DEPLOYTOOLS)  ## run the tests that need no vLLM
 	@$(RUN) -m pytest $(FAST) $(PYTEST) $(NONE_OK)
 
 test-wheel: $(READY)  ## run the tests that need no vLLM on the built wheel
@@ -63,8 +64,9 @@ $(DOCS): $(UV) locks/docs.txt
 docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs --quiet build --strict
 
-# Other clients and load testers have environments of their own too: they ask for other versions of openai and pydantic.
-$(CLIENTS) $(TESTERS): .venv/%/.ready: $(UV) locks/%.txt
+# Other clients, load testers and the tools that check deploy/ have environments of their own too: they ask for other versions of
+# openai and pydantic, or share nothing with the product.
+$(CLIENTS) $(TESTERS) $(DEPLOYTOOLS): .venv/%/.ready: $(UV) locks/%.txt
 	@$(PYTHON) -m venv .venv/$*
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
@@ -93,6 +95,12 @@ bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real rep
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
 	@$(RUN) -m tests.drills.kill_engine
 
+sbom: $(READY) $(DEPLOYTOOLS)  ## build/sbom/: CycloneDX of the installed packages with licences, and of each lock
+	@mkdir -p build/sbom
+	@.venv/deploytools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible -o build/sbom/environment.json
+	@for lock in cpu gpu; do .venv/deploytools/bin/cyclonedx-py requirements locks/$$lock.txt --pyproject pyproject.toml \
+	    --output-reproducible -o build/sbom/$$lock.json; done
+
 loadtest: $(READY) $(TESTERS)  ## short runs of guidellm, aiperf and vllm bench at the gateway (6 GB of packages more)
 	@$(RUN) -m tests.drills.load_testers
 
@@ -109,6 +117,7 @@ lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
+	@$(COMPILE) $(UPGRADE) locks/deploytools.in -o locks/deploytools.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)
