@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import aiohttp
@@ -20,6 +18,7 @@ import pytest
 
 from pedcxr_serve.config.settings import GatewayConfig
 from tests.support.paths import ROOT
+from tests.support.scripts import load_script
 from tests.support.servers.fleet_load import Load, Outcome, body, send, under_load
 from tests.support.servers.gateway_server import CHAT, ERROR_KEYS
 from tests.support.servers.replica import POISON
@@ -30,16 +29,7 @@ REPLICA = [sys.executable, "-m", "tests.support.servers.replica", "start"]
 LIMIT = GatewayConfig().body_limit_mib << 20
 
 
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-local_fleet = _module(FLEET / "local_fleet.py")
+local_fleet = load_script(FLEET / "local_fleet.py")
 
 
 def need(program: str) -> None:

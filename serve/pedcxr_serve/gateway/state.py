@@ -82,6 +82,7 @@ class State:
 
     def __post_init__(self) -> None:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
+        self.tenants.register(self.metrics.registry)
         self.rate_limiter.register(self.metrics.registry)
         if self.tls is not None:
             self.tls.register(self.metrics.registry)

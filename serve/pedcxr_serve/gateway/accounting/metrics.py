@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from time import monotonic
+from time import monotonic, time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -17,6 +17,7 @@ from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from pedcxr_serve.gateway.scheduler import FairQueue
 
 _REQUEST_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+_E2E_BUCKETS_S = (0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 60, 120, 300)
 _STAGE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 20, 60)
 _TOKEN_BUCKETS_S = (0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.033, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
@@ -31,6 +32,10 @@ class GatewayMetrics:
         self.in_flight = Gauge("pedcxr_requests_in_flight", "Requests queued or sent to the engine.", registry=registry)
         self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
         self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
+        clock = Gauge(
+            "pedcxr_clock_seconds", "Unix time of this machine, for an alert on wrong clocks.", registry=registry
+        )
+        clock.set_function(time)
 
 
 @dataclass(slots=True)
@@ -104,9 +109,7 @@ class TenantMetrics:
             "time_to_first_token", "Time from the arrival of a request to its first token.", _REQUEST_BUCKETS_S
         )
         self._gap = histogram("time_per_output_token", "Mean time between the tokens of a stream.", _TOKEN_BUCKETS_S)
-        self._whole = histogram(
-            "e2e", "Time from the arrival of a request to the end of its answer.", _REQUEST_BUCKETS_S
-        )
+        self._whole = histogram("e2e", "Time from the arrival of a request to the end of its answer.", _E2E_BUCKETS_S)
         self._stage = histogram("stage", "Time a request spent in a stage of the gateway.", _STAGE_BUCKETS_S, "stage")
         labels = ("tenant",)
         self.running = Gauge("pedcxr_tenant_in_flight", "Requests sent to the engine.", labels, registry=registry)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Gauge
 
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth import tenants
@@ -30,6 +33,14 @@ class TenantStore:
         self.broken: str | None = None
         """The error of the file as it is now; None if `current` comes from it."""
         self.reloads = 0
+        self._info: Gauge | None = None
+        self._digest = self._file_digest()
+
+    def register(self, registry: CollectorRegistry) -> None:
+        """Add a gauge that shows which version of the file is in use, so that replicas can be compared."""
+        text = "1; the label is the start of the SHA-256 of the tenants file in use."
+        self._info = Gauge("pedcxr_tenants_info", text, ("sha256",), registry=registry)
+        self._info.labels(self._digest).set(1)
 
     def reload(self) -> None:
         """Read the file again, changed or not. An invalid file is logged and recorded in `broken`."""
@@ -44,6 +55,10 @@ class TenantStore:
             return
         self.broken = None
         self.reloads += 1
+        self._digest = self._file_digest()
+        if self._info is not None:
+            self._info.clear()
+            self._info.labels(self._digest).set(1)
         _log.warning("tenants reloaded from %s: %s", self._path, ", ".join(self.current.all) or "none")
 
     def reload_if_changed(self) -> None:
@@ -53,3 +68,6 @@ class TenantStore:
         if self.broken is None and self._files.orphaned:
             self.broken = f"{self._path} was replaced outside of this mount: mount its folder instead of the file"
             _log.error("tenants unchanged: %s", self.broken)
+
+    def _file_digest(self) -> str:
+        return "" if self._path is None else hashlib.sha256(self._path.read_bytes()).hexdigest()[:12]
