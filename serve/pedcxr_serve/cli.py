@@ -20,7 +20,7 @@ from pedcxr_serve.checkpoint import download, inspect
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
 from pedcxr_serve.errors import EngineError, ServeError
-from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.accounting import audit, usage_report
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import devices, plan
 
@@ -74,7 +74,12 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
         print(_keys(args), end="")
         return 0
     if args.command == "audit":
-        print(audit.verify(args.file, audit.key_from(os.environ)))
+        key = audit.key_from(os.environ)
+        for file in args.files:
+            print(audit.verify(file, key))
+        return 0
+    if args.command == "usage":
+        print(usage_report.report(args.sources, since=args.since.isoformat() if args.since else ""), end="")
         return 0
     config = _config(args, vllm_options)
     if args.command == "config":
@@ -146,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
     _add_keys(commands)
     _add_audit(commands)
+    _add_usage(commands)
     return parser
 
 
@@ -194,4 +200,11 @@ def _add_audit(commands: Any) -> None:
     verify = actions.add_parser(
         "verify", help=f"report changed or removed lines; {audit.KEY_VARIABLE} holds the key of the log"
     )
-    verify.add_argument("file", type=Path)
+    verify.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the log of each server")
+
+
+def _add_usage(commands: Any) -> None:
+    command = commands.add_parser("usage", help="add up the usage of several servers, by day and tenant")
+    text = "a usage database, or the URL of an admin port, such as http://127.0.0.1:8001"
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help=text)
+    command.add_argument("--since", type=_date, metavar="YYYY-MM-DD", help="first day, UTC")

@@ -111,7 +111,8 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
     async def usage(request: Request) -> Response:
         # ?since=YYYY-MM-DD, a day in UTC
-        return JSONResponse({"days": state.usage.days(request.query_params.get("since", ""))})
+        days = state.usage.days(request.query_params.get("since", ""))
+        return JSONResponse({"replica": state.replica, "days": days})
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)

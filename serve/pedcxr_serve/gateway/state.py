@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket as socket_module
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +15,18 @@ from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
-from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
+from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics, today
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
+from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
+from pedcxr_serve.gateway.shared_limits import SharedLimits
 
+REPLICA_VARIABLE = "PEDCXR_REPLICA"
 _MIB = 1 << 20
 
 
@@ -38,6 +42,7 @@ class State:
         image_tokens: prompt tokens per image.
         image_size: width and height in pixels that the model's processor resizes an image to.
         revision: of the checkpoint (`pedcxr_serve.checkpoint.revision`), or None if unknown.
+        replica: name of this server among several, part of usage and audit.
         stage: description of the start-up or shutdown step for clients, ``ready`` in between. While it is ``stopping``,
             every answer closes its connection.
         ready: whether new requests for reports are accepted. ``/health/ready`` also requires the stage ``ready``.
@@ -60,6 +65,7 @@ class State:
         default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    shared_limits: SharedLimits = field(default_factory=SharedLimits)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
@@ -67,6 +73,7 @@ class State:
     image_tokens: int = 256
     image_size: tuple[int, int] = (896, 896)
     revision: str | None = None
+    replica: str = ""
     stage: str = "starting"
     ready: bool = False
     engine_up: bool = True
@@ -84,6 +91,7 @@ class State:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
         self.tenants.register(self.metrics.registry)
         self.rate_limiter.register(self.metrics.registry)
+        self.shared_limits.register(self.metrics.registry)
         if self.tls is not None:
             self.tls.register(self.metrics.registry)
 
@@ -91,6 +99,16 @@ class State:
         """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""
         self.ready, self.stage = ready, stage
         self.metrics.ready.set(int(ready))
+
+    def tokens_left(self, tenant: Tenant) -> float:
+        """Return the rest of the tenant's token budget of today, by all gateways that share limits."""
+        return min(self.tenant_metrics.tokens_left(tenant), self.shared_limits.tokens_left(tenant))
+
+    def share_tokens(self, tenant: Tenant) -> None:
+        """Tell the other gateways what this one has counted today for a tenant with a budget."""
+        if tenant.tokens_per_day is not None:
+            day = today()
+            self.shared_limits.set_tokens(day, tenant.name, self.usage.of(day, tenant.name).tokens)
 
     def reload(self) -> None:
         """Read tenants and certificate again, as on SIGHUP. An invalid file leaves the current values in use."""
@@ -140,6 +158,8 @@ def open_state(
             log = AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
             stack.callback(log.close)
         redis_url = rate_limit.url_from(gateway.limits_url, env)
+        redis = rate_limit.connection_pool(redis_url) if redis_url else None
+        replica = replica_name(gateway, env)
         tls = None
         if gateway.tls_cert:
             tls = CertificateStore(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser())
@@ -150,7 +170,8 @@ def open_state(
             rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
             tenants=tenants,
             scheduler=FairScheduler(_fair_queue(gateway, slots, max_preparing, max_starting)),
-            rate_limiter=RateLimiter(rate_limit.connection_pool(redis_url) if redis_url else None),
+            rate_limiter=RateLimiter(redis),
+            shared_limits=SharedLimits(redis, replica=replica, required=gateway.limits_required),
             bodies=BodyMemory(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,
@@ -158,9 +179,15 @@ def open_state(
             image_tokens=image_tokens,
             image_size=image_size,
             revision=revision,
+            replica=replica,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
         )
+
+
+def replica_name(gateway: GatewayConfig, env: Mapping[str, str]) -> str:
+    """Return the name of this server among several: of the setting, else of the environment, else host and port."""
+    return gateway.replica or env.get(REPLICA_VARIABLE, "") or f"{socket_module.gethostname()}:{gateway.port}"
 
 
 def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> FairQueue:
@@ -174,6 +201,7 @@ def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_st
         max_preparing=max_preparing if multi_tenant else math.inf,
         max_starting=max_starting if multi_tenant else math.inf,
         spare=spare,
+        multi_tenant=multi_tenant,
     )
 
 
