@@ -112,19 +112,21 @@ lint: $(READY)  ## ruff and mypy --strict
 COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url \
            --custom-compile-command 'make lock'
 lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
-	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
+	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu --extra redis pyproject.toml -o locks/cpu.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
 	@$(COMPILE) $(UPGRADE) locks/deploytools.in -o locks/deploytools.txt
-	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
+	@$(COMPILE) $(UPGRADE) --extra gpu --extra redis pyproject.toml -o locks/gpu.txt
+	@$(COMPILE) -c locks/gpu.txt --extra dicom --extra redis --extra serve pyproject.toml -o locks/gpu-image.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)
 	@$(RUN) -m demo_training.train --out serve/pedcxr_serve/demo/checkpoint
 
 MINUTES ?= 10
-fuzz: $(READY)  ## read damaged films for MINUTES=10 in a child process of 1 GiB
+fuzz: $(READY)  ## 5,000 generated conversations; damaged films for MINUTES=10 in a child process of 1 GiB
+	@EXAMPLES=5000 $(RUN) -m pytest -q -n0 tests/serve/gateway/request/test_conversation.py -k generated
 	@$(RUN) -m tests.drills.film_fuzz --minutes $(MINUTES)
 
 clean:  ## remove the environments, caches and build outputs

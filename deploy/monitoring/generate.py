@@ -38,7 +38,7 @@ def recording_rules() -> list[dict[str, object]]:
         rules.append(
             _record(f"pedcxr:failures:ratio{window}", f"({failed} or 0 * {all_requests}) / ({all_requests} > 0)")
         )
-        for name, metric, edge in (("ttft", "time_to_first_token", TTFT_S), ("e2e", "e2e", E2E_S)):
+        for name, metric, edge in (("ttft", "time_to_first_token", TTFT_S), ("e2e", "request_duration", E2E_S)):
             base = f"pedcxr_{metric}_seconds"
             fast = f'sum {BY} (rate({base}_bucket{{le="{edge:.1f}"}}[{window}]))'
             count = f"sum {BY} (rate({base}_count[{window}]))"
@@ -98,13 +98,14 @@ def state_alerts() -> list[dict[str, object]]:
         _alert("PedcxrTenantsDiffer", "count by (job) (count by (job, sha256) (pedcxr_tenants_info)) > 1", "2m", "ticket",
                "{{ $value }} versions of tenants.toml are in use"),
         _alert("PedcxrVersionsDiffer",
-               "count by (job) (count by (job, version, vllm_version, revision) (pedcxr_build_info)) > 1", "2h", "ticket",
-               "{{ $value }} combinations of pedcxr, vLLM and checkpoint are in use"),
+               "count by (job) (count by (job, version) (pedcxr_build_info)) > 1 or "
+               "count by (job) (count by (job, revision, vllm) (pedcxr_replica_info)) > 1", "2h", "ticket",
+               "{{ $value }} versions of pedcxr, of vLLM or of the checkpoint are in use"),
         _alert("PedcxrClockOff", "abs(pedcxr_clock_seconds - timestamp(pedcxr_clock_seconds)) > 30", "2m", "ticket",
                "the clock of {{ $labels.instance }} is {{ $value | humanizeDuration }} off"),
-        _alert("PedcxrWritesFailed", "pedcxr_writes_failed > 0", "0m", "ticket",
+        _alert("PedcxrWritesFailed", "increase(pedcxr_write_failures_total[15m]) > 0", "0m", "ticket",
                "{{ $labels.instance }} cannot write its {{ $labels.file }} file"),
-        _alert("PedcxrCertificateEnds", "pedcxr_tls_expiry_seconds - time() < 7 * 86400", "1h", "ticket",
+        _alert("PedcxrCertificateEnds", "pedcxr_tls_certificate_not_after_timestamp_seconds - time() < 7 * 86400", "1h", "ticket",
                "the certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}"),
         _alert("PedcxrFleetUneven", uneven, "5m", "ticket",
                "one replica has over twice the requests of the average: is the balancer counting connections?"),
@@ -155,7 +156,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ("Requests per second by outcome", "reqps", (("sum by (outcome) (rate(pedcxr_tenant_requests_total[5m]))", "{{outcome}}"),)),
             ("HTTP answers per second", "reqps", (("sum by (status) (rate(pedcxr_requests_total[5m]))", "{{status}}"),)),
             ("Time to first token", "s", _quantiles("pedcxr_time_to_first_token_seconds")),
-            ("Time to the whole report", "s", _quantiles("pedcxr_e2e_seconds")),
+            ("Time to the whole report", "s", _quantiles("pedcxr_request_duration_seconds")),
             ("Time between tokens", "s", _quantiles("pedcxr_time_per_output_token_seconds")),
             ("Time in the queue", "s", _quantiles("pedcxr_queue_wait_seconds")),
             ("Seconds per stage, mean", "s", (("sum by (stage) (rate(pedcxr_stage_seconds_sum[5m])) / sum by (stage) (rate(pedcxr_stage_seconds_count[5m]))", "{{stage}}"),)),
@@ -171,7 +172,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ("Share of the service", "percentunit", (("sum by (tenant) (rate(pedcxr_tenant_service_cost_total[1m])) / ignoring (tenant) group_left sum(rate(pedcxr_tenant_service_cost_total[1m]))", "{{tenant}}"),)),
             ("Waiting and running", "short", (("sum by (tenant) (pedcxr_tenant_waiting)", "{{tenant}} waiting"), ("sum by (tenant) (pedcxr_tenant_in_flight)", "{{tenant}} running"))),
             ("Time to first token, p95", "s", _quantiles("pedcxr_time_to_first_token_seconds", "tenant")),
-            ("Time to the whole report, p95", "s", _quantiles("pedcxr_e2e_seconds", "tenant")),
+            ("Time to the whole report, p95", "s", _quantiles("pedcxr_request_duration_seconds", "tenant")),
             ("Tokens today, by the clock of Prometheus", "short", (("sum by (tenant) (increase(pedcxr_tokens_total[1d]))", "{{tenant}}"),)),
         ),
     ),
@@ -193,7 +194,7 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ("Replicas ready", "short", (("sum by (job) (pedcxr_ready)", "ready"), ('count by (job) (up{job="pedcxr"})', "known"))),
             ("Requests in flight", "short", (("pedcxr_requests_in_flight", "{{instance}}"),)),
             ("Requests per second", "reqps", (("sum by (instance) (rate(pedcxr_tenant_requests_total[5m]))", "{{instance}}"),)),
-            ("Time to the whole report, p95", "s", _quantiles("pedcxr_e2e_seconds", "instance")),
+            ("Time to the whole report, p95", "s", _quantiles("pedcxr_request_duration_seconds", "instance")),
             ("Versions of tenants.toml", "short", (("count by (sha256) (pedcxr_tenants_info)", "{{sha256}}"),)),
             ("Balancer: answers per second", "reqps", (('sum by (code) (rate(haproxy_backend_http_responses_total{proxy="replicas"}[5m]))', "{{code}}"),)),
             ("Balancer: requests in flight per replica", "short", (('haproxy_server_current_sessions{proxy="replicas"}', "{{server}}"),)),

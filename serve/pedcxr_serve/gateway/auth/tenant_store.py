@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -33,6 +34,8 @@ class TenantStore:
         self.broken: str | None = None
         """The error of the file as it is now; None if `current` comes from it."""
         self.reloads = 0
+        self.read_at = time.time()
+        """Time of the last successful read, Unix time."""
         self._info: Gauge | None = None
         self._digest = self._file_digest()
 
@@ -54,6 +57,7 @@ class TenantStore:
             _log.error("tenants file rejected, tenants unchanged: %s", error)
             return
         self.broken = None
+        self.read_at = time.time()
         self.reloads += 1
         self._digest = self._file_digest()
         if self._info is not None:
