@@ -19,6 +19,7 @@ from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics, today
+from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
@@ -27,7 +28,6 @@ from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
-from pedcxr_serve.gateway.shared_limits import SharedLimits
 
 REPLICA_VARIABLE = "PEDCXR_REPLICA"
 _MIB = 1 << 20

@@ -1,15 +1,15 @@
-"""A discrete-event simulation of a fleet: ``python -m tests.drills.fleet.simulation`` prints the table of docs/fleet/scale-out.md.
+"""A discrete-event simulation of a fleet: ``python -m tests.drills.fleet.simulation`` prints a table of the documentation.
 
 A replica admits requests by the Virtual Token Counter of `pedcxr_serve.gateway.scheduler`, simplified, and runs them by
-continuous batching: a step of a batch of b takes ``step_s + step_per_request_s * b``. A request has a lognormal number of
-tokens (coefficient of variation 0.4). Clients are closed loops: each sends its next request when one has ended.
+continuous batching: a step of a batch of b takes ``step_s + step_per_request_s * b``. The length of a report is
+lognormal. Clients are closed loops: each sends its next request when one has ended.
 
-Balancers: ``requests`` sends a request to the replica with the fewest open ones, ties at random (of 24, if there are over 64); ``better-of-two`` compares
-two replicas; ``in-turn`` takes them in turn; ``connections`` sends each client's requests over one of 16 connections per
-tenant, each pinned to a replica, as a TCP balancer does.
+Balancers: ``requests`` sends a request to the replica with the fewest open ones, ties at random (of 24, if there are
+over 64 replicas); ``better-of-two`` compares two; ``in-turn`` takes them in turn; ``connections`` sends the requests of
+a tenant over 16 connections, each pinned to a replica, as a balancer of TCP connections does.
 
-`tests/deploy/test_fleet_simulation.py` compares it with real gateways before fake engines. Not simulated: preparation of
-films, prefill, network.
+`tests/deploy/test_fleet_simulation.py` compares it with real gateways before fake engines. Not simulated: preparation
+of films, prefill, network.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Fleet:
     def lose_replica(self) -> int:
         """End the first replica; return the number of requests that are lost. Their clients send the next ones."""
         lost = self._all[0].lose()
-        for request in lost:
+        for request in lost if any(one.up for one in self._all) else []:
             self._send(request.tenant)
         return len(lost)
 

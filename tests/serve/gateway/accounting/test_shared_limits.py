@@ -10,11 +10,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pedcxr_serve.gateway import rate_limit, shared_limits
+from pedcxr_serve.gateway import rate_limit
+from pedcxr_serve.gateway.accounting import shared_limits
+from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.scheduler import AdmissionRefused
-from pedcxr_serve.gateway.shared_limits import SharedLimits
 from tests.support.servers.fake_engine import Answer, FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, Gateway, assert_openai_error, eventually, running
 from tests.support.servers.redis_server import Redis, redis
