@@ -101,8 +101,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     usage_db: Annotated[
         str,
         Meta(
-            description="SQLite file of token counts per tenant and day; "
-            "empty = in $STATE_DIRECTORY, else beside the tenants file"
+            description="SQLite file of token counts per day; empty = in $STATE_DIRECTORY, else beside the tenants file"
         ),
     ] = ""
     audit_log: Annotated[

@@ -1,4 +1,4 @@
-"""A discrete-event simulation of a fleet: ``python -m tests.drills.fleet.simulation`` prints a table of the documentation.
+"""A discrete-event simulation of a fleet: ``python -m tests.drills.fleet.simulation`` prints a table.
 
 A replica admits requests by the Virtual Token Counter of `pedcxr_serve.gateway.scheduler`, simplified, and runs them by
 continuous batching: a step of a batch of b takes ``step_s + step_per_request_s * b``. The length of a report is

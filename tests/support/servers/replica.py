@@ -9,6 +9,8 @@ word ``poison``. Its page of metrics counts the reports that it began (``fake_ch
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -48,9 +50,10 @@ def serve(words: list[str]) -> None:
     settings = cli.parse(words)
     options = _parser().parse_args(engine_words)
     console = Console(0)
-    console.attach_logger("pedcxr.gateway")
     python_path = os.pathsep.join([str(ROOT), str(ROOT / "client"), str(ROOT / "serve")])
     with (
+        contextlib.closing(console),
+        console.attached("pedcxr.gateway", logging.WARNING),
         listen(settings.gateway) as listeners,
         socket_folder("") as socket,
         open_state(settings, socket, slots=options.slots, image_tokens=256, demo=True, env=os.environ) as state,
