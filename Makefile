@@ -6,13 +6,15 @@ READY  := .venv/.ready
 CLIENTS := .venv/clients/.ready
 TESTERS := .venv/loadtest/.ready
 DEPLOYTOOLS := .venv/deploytools/.ready
+TRAIN  := .venv/train/.ready
+GUIDELLM := .venv/guidellm/.ready
 PYTEST ?=
 WORKERS ?= 3
 # Many tests wait rather than compute, so more processes than cores are faster. The tests of a file share its servers.
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,7 +39,8 @@ demo: $(READY)  ## start vLLM on the demo checkpoint and write reports of three 
 
 # PYTEST may select tests of one kind only; pytest then exits with 5 for the other.
 NONE_OK = $(if $(PYTEST),|| [ $$? -eq 5 ])
-test: test-fast $(CLIENTS)  ## run every test, real vLLM included
+test: test-fast $(CLIENTS) $(TRAIN)  ## run every test, real vLLM included
+	@$(MAKE) --quiet $(TESTERS) || echo "the load testers cannot be installed; their tests are skipped"
 	@$(RUN) -m pytest -m slow $(PYTEST) $(NONE_OK)
 
 test-fast: $(READY) $(DEPLOYTOOLS)  ## run the tests that need no vLLM
@@ -66,13 +69,26 @@ docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 
 # Other clients, load testers and the tools that check deploy/ have environments of their own too: they ask for other versions of
 # openai and pydantic, or share nothing with the product.
-$(CLIENTS) $(TESTERS) $(DEPLOYTOOLS): .venv/%/.ready: $(UV) locks/%.txt
+$(CLIENTS) $(TESTERS) $(GUIDELLM) $(DEPLOYTOOLS): .venv/%/.ready: $(UV) locks/%.txt
 	@$(PYTHON) -m venv .venv/$*
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
 
-bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers
+# Fine-tuning needs no vLLM, and vLLM none of its packages. A virtual environment of its own holds pedcxr beside them.
+$(TRAIN): $(UV) pyproject.toml locks/train.txt
+	@$(PYTHON) -m venv .venv/train
+	@$(UV) pip sync --quiet --python .venv/train/bin/python --require-hashes locks/train.txt
+	@$(UV) pip install --python .venv/train/bin/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo-finetune: $(READY) $(TRAIN)  ## teach the demo checkpoint another wording, merge and serve it
+	@$(RUN) -m tests.drills.finetune_demo
+
+bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers, vllm serve, pedcxr (15 minutes)
 	@$(RUN) -m tests.benchmarks.throughput
+
+bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start
+	@$(RUN) -m tests.benchmarks.throughput.overhead
 
 bench-fairness: $(READY)  ## shares of two tenants on real vLLM, and the wait of a light tenant under a flood
 	@$(RUN) -m tests.benchmarks.fairness
@@ -101,7 +117,7 @@ sbom: $(READY) $(DEPLOYTOOLS)  ## build/sbom/: CycloneDX of the installed packag
 	@for lock in cpu gpu; do .venv/deploytools/bin/cyclonedx-py requirements locks/$$lock.txt --pyproject pyproject.toml \
 	    --output-reproducible -o build/sbom/$$lock.json; done
 
-loadtest: $(READY) $(TESTERS)  ## short runs of guidellm, aiperf and vllm bench at the gateway (6 GB of packages more)
+loadtest: $(READY) $(TESTERS) $(GUIDELLM)  ## short runs of guidellm, aiperf, locust and vllm bench at the gateway (6 GB of packages more)
 	@$(RUN) -m tests.drills.load_testers
 
 lint: $(READY)  ## ruff and mypy --strict
@@ -118,6 +134,8 @@ lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
 	@$(COMPILE) $(UPGRADE) locks/deploytools.in -o locks/deploytools.txt
+	@$(COMPILE) $(UPGRADE) locks/guidellm.in -o locks/guidellm.txt
+	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt -c locks/dev.txt --extra train pyproject.toml locks/train.in -o locks/train.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu --extra redis pyproject.toml -o locks/gpu.txt
 	@$(COMPILE) -c locks/gpu.txt --extra dicom --extra redis --extra serve pyproject.toml -o locks/gpu-image.txt
 

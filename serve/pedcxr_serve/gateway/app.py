@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pedcxr_serve.gateway.http.access_log import AccessLog
 from pedcxr_serve.gateway.http.host_check import HostCheck
 from pedcxr_serve.gateway.state import State
 
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
 
 
@@ -114,8 +116,10 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
     async def usage(request: Request) -> Response:
         # ?since=YYYY-MM-DD, a day in UTC
-        days = state.usage.days(request.query_params.get("since", ""))
-        return JSONResponse({"replica": state.replica, "days": days})
+        since = request.query_params.get("since", "")
+        if since and not _DAY.fullmatch(since):
+            return PlainTextResponse("since must be a day such as 2027-06-30\n", 400)
+        return JSONResponse({"replica": state.replica, "days": state.usage.days(since)})
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)

@@ -109,7 +109,7 @@ def test_body_without_end_is_cut_off(gateway: Gateway) -> None:
 
 def test_body_in_chunks_of_one_byte(gateway: Gateway) -> None:
     """A chunk per byte costs six bytes for one, and is still a valid request."""
-    body = json.dumps(BODY).encode() + b" " * 100_000
+    body = json.dumps(BODY).encode() + b" " * 20_000
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     with connected(gateway) as plug:
         plug.sendall(CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + chunks)
@@ -293,6 +293,15 @@ def test_bytes_that_are_not_http_are_400(gateway: Gateway, noise: bytes) -> None
         plug.sendall(noise)
         answer = read_all(plug)
     assert b" 400 " in answer and error_in(answer)["code"] == "invalid_http"
+
+
+def test_refused_connection_is_logged_with_its_address(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pedcxr.gateway")
+    with connected(gateway) as plug:
+        plug.sendall(b"\x00" * 100)
+        read_all(plug)
+    assert "connection from 127.0.0.1 refused: invalid_http" in caplog.text
+    assert 'pedcxr_connections_refused_total{reason="invalid_http"}' in gateway.metrics()
 
 
 PIPELINED = {
