@@ -23,7 +23,7 @@ from pedcxr_serve.config import load
 from pedcxr_serve.config.environment import CONFIG_VARIABLE
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
 from pedcxr_serve.errors import EngineError, ServeError
-from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.accounting import audit, usage_report
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import capacity, devices, measurement, plan
 
@@ -92,7 +92,12 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
         print(_keys(args), end="")
         return 0
     if args.command == "audit":
-        print(audit.verify(args.file, audit.key_from(os.environ)))
+        key = audit.key_from(os.environ)
+        for file in args.files:
+            print(audit.verify(file, key))
+        return 0
+    if args.command == "usage":
+        print(usage_report.report(args.sources, since=args.since.isoformat() if args.since else ""), end="")
         return 0
     if args.command in _TRAINING:
         from pedcxr_serve.finetune import command
@@ -219,6 +224,7 @@ def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
             getattr(training, f"add_{name}_options")(command)
     _add_keys(commands)
     _add_audit(commands)
+    _add_usage(commands)
     return parser
 
 
@@ -303,4 +309,11 @@ def _add_audit(commands: Any) -> None:
     verify = actions.add_parser(
         "verify", help=f"report changed or removed lines; {audit.KEY_VARIABLE} holds the key of the log"
     )
-    verify.add_argument("file", type=Path)
+    verify.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the log of each server")
+
+
+def _add_usage(commands: Any) -> None:
+    command = commands.add_parser("usage", help="add up the usage of several servers, by day and tenant")
+    text = "a usage database, or the URL of an admin port, such as http://127.0.0.1:8001"
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help=text)
+    command.add_argument("--since", type=_date, metavar="YYYY-MM-DD", help="first day, UTC")

@@ -94,6 +94,11 @@ def test_audit_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setenv("PEDCXR_AUDIT_KEY", "k" * 32)
     log.write_text("")
     assert main(["audit", "verify", str(log)]) == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text("")
+    capsys.readouterr()
+    assert main(["audit", "verify", str(log), str(other)]) == 0
+    assert capsys.readouterr().out == f"{log}: empty\n{other}: empty\n"
     log.write_text("{}\n")
     assert main(["audit", "verify", str(log)]) == 3
     assert "line 1" in capsys.readouterr().err

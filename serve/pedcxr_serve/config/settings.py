@@ -92,10 +92,16 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     limits_url: Annotated[
         str,
         Meta(
-            description="Redis that counts requests per minute for several gateways, or PEDCXR_LIMITS_URL; "
+            description="Redis that counts requests and tokens for several gateways, or PEDCXR_LIMITS_URL; "
             "empty = count in this process",
             extra={"secret": True},  # may contain a password
         ),
+    ] = ""
+    limits_required: Annotated[
+        bool, Meta(description="true: refuse requests (503) while Redis does not answer; false: count in this process")
+    ] = False
+    replica: Annotated[
+        str, Meta(description="name of this server among several, or PEDCXR_REPLICA; empty = host name and port")
     ] = ""
     max_waiting: Annotated[int, Meta(ge=0, le=1_000_000, description="maximum number of queued requests")] = 1024
     max_preparing: Annotated[

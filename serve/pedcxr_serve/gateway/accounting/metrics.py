@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from time import monotonic
+from time import monotonic, time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -17,7 +17,7 @@ from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from pedcxr_serve.gateway.scheduler import FairQueue
 
-_REQUEST_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+_REQUEST_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 60, 120)
 _STAGE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 20, 60)
 _TOKEN_BUCKETS_S = (0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.033, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 
@@ -33,6 +33,10 @@ class GatewayMetrics:
         self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
         self.runtime = RuntimeMetrics(registry)
         self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
+        clock = Gauge(
+            "pedcxr_clock_seconds", "Unix time of this machine, for an alert on wrong clocks.", registry=registry
+        )
+        clock.set_function(time)
         self._refused_connections = Counter(
             "pedcxr_connections_refused",
             "Connections closed before a request, by reason.",
@@ -160,7 +164,7 @@ class TenantMetrics:
         """Return the rest of the tenant's token budget of today (UTC), without requests in flight; may be negative."""
         if tenant.tokens_per_day is None:
             return math.inf
-        return tenant.tokens_per_day - self.store.of(_today(), tenant.name).tokens
+        return tenant.tokens_per_day - self.store.of(today(), tenant.name).tokens
 
     def count(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
@@ -173,7 +177,7 @@ class TenantMetrics:
         if "queue" in record.stages:
             self._queue.labels(name).observe(record.stages["queue"])
         if record.usage is not None or record.outcome != "refused":
-            self.store.add(_today(), name, totals)
+            self.store.add(today(), name, totals)
         if record.usage is not None:
             for kind, tokens in (
                 ("prompt", totals.prompt_tokens),
@@ -198,5 +202,6 @@ def seconds_until_midnight() -> float:
     return ((now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds()
 
 
-def _today() -> str:
+def today() -> str:
+    """Return the day of budgets and usage, YYYY-MM-DD in UTC."""
     return datetime.now(UTC).date().isoformat()
