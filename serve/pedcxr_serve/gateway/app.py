@@ -16,6 +16,7 @@ from starlette.routing import Route
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
+from pedcxr_serve.gateway.http.engine_client import EngineClient
 from pedcxr_serve.gateway.state import State
 
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
@@ -81,7 +82,7 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         middleware.insert(0, cors)  # a preflight request has no key
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(state, engine), methods=["POST"]),
+            Route("/v1/chat/completions", ChatCompletions(state, EngineClient(state.socket)), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health/live", live),

@@ -7,7 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-import aiohttp
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -15,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord, seconds_until_midnight
 from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.http.engine_client import EngineClient
 from pedcxr_serve.gateway.request import body, validation
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from pedcxr_serve.gateway.request.image_splice import RequestRefused
@@ -31,7 +31,7 @@ class ChatCompletions:
     request at once, whether its body is being read, it is in the queue, or the engine runs it.
     """
 
-    def __init__(self, state: State, engine: aiohttp.ClientSession) -> None:
+    def __init__(self, state: State, engine: EngineClient) -> None:
         self._state = state
         self._upstream = Upstream(state, engine)
 
