@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pedcxr_serve.gateway import error_responses
+from pedcxr_serve.gateway.accounting import metrics as metrics_page
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
 from pedcxr_serve.gateway.http.engine_client import EngineClient
 from pedcxr_serve.gateway.state import State
 
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
+
+_MODELS_FRESH_S = 1.0
+_MODELS_TIMEOUT_S = 2.0
 
 
 def engine_connector(socket: Path) -> aiohttp.UnixConnector:
@@ -42,6 +50,30 @@ def engine_session(state: State) -> aiohttp.ClientSession:
     )
 
 
+class ModelList:
+    """The engine's models by name, kept in memory for `_MODELS_FRESH_S`: clients ask for them without any limit."""
+
+    def __init__(self, engine: aiohttp.ClientSession, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine, self._clock = engine, clock
+        self._lock = asyncio.Lock()
+        self._models: dict[str, dict[str, Any]] | None = None
+        self._expires = -math.inf
+
+    async def get(self) -> Mapping[str, dict[str, Any]] | None:
+        """Return the models. An engine that does not answer keeps the last list; None if there has been none."""
+        async with self._lock:
+            if self._clock() >= self._expires:
+                timeout = aiohttp.ClientTimeout(total=_MODELS_TIMEOUT_S)
+                try:
+                    async with self._engine.get("/v1/models", timeout=timeout) as answer:
+                        answer.raise_for_status()
+                        self._models = {model["id"]: model for model in (await answer.json())["data"]}
+                except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+                    pass
+                self._expires = self._clock() + _MODELS_FRESH_S
+        return self._models
+
+
 def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
     """Return the app of the public port."""
 
@@ -56,11 +88,11 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         )
 
     async def models(request: Request) -> Response:
-        found = await _models(state, engine, request)
+        found = await _models(state, model_list, request)
         return found if isinstance(found, Response) else JSONResponse({"object": "list", "data": found}, headers=demo)
 
     async def model(request: Request) -> Response:
-        found = await _models(state, engine, request)
+        found = await _models(state, model_list, request)
         if isinstance(found, Response):
             return found
         chosen = [entry for entry in found if entry["id"] == request.path_params["name"]]
@@ -69,6 +101,7 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
     async def not_found(_request: Request, _error: Exception) -> Response:
         return error_responses.response("not_found")
 
+    model_list = ModelList(engine)
     demo = {"X-Pedcxr-Demo": "1"} if state.demo else None
     middleware = [Middleware(AccessLog, state=state)]
     if state.allowed_origins:
@@ -98,7 +131,6 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
 def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
     """Return the app of the admin port: ``/metrics``, of gateway and engine in one page, and ``/usage``."""
-    from prometheus_client import generate_latest
 
     async def metrics(_: Request) -> Response:
         unaudited = 0 if state.audit is None else state.audit.failures
@@ -106,7 +138,7 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
             state.scheduler.queue, broken=state.tenants.broken is not None, unaudited=unaudited
         )
         return PlainTextResponse(
-            generate_latest(state.metrics.registry) + await _engine_metrics(engine),
+            await metrics_page.render(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
         )
 
@@ -121,7 +153,7 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
     return Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
 
 
-async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> list[dict[str, Any]] | Response:
+async def _models(state: State, model_list: ModelList, request: Request) -> list[dict[str, Any]] | Response:
     """Return the models that the tenant may use, or the answer that refuses the request."""
     tenant = authenticate(state, request.headers)
     if tenant is None:
@@ -129,11 +161,8 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
         return error_responses.response("invalid_api_key")
     if not state.ready:
         return error_responses.response("not_ready", stage=state.stage)
-    try:
-        async with engine.get("/v1/models") as answer:
-            answer.raise_for_status()
-            models = {model["id"]: model for model in (await answer.json())["data"]}
-    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
+    models = await model_list.get()
+    if models is None:
         return error_responses.response("engine_lost")
     # Other fields are dropped: the engine's ``root`` is the path of the checkpoint folder.
     public_fields = ("id", "object", "created", "max_model_len")

@@ -1,8 +1,8 @@
 """Limits on requests per minute, counted in this process or, for several gateways together, in Redis.
 
-Both use the moving window of the `limits` package: at most N requests in any 60 seconds. A request waits at most 0.1 s
-for Redis. While Redis does not answer, each gateway counts by itself, and starts from the requests that it admitted
-within the last minute.
+Both use a moving window: at most N requests in any 60 seconds. Redis is asked through the `limits` package. A request
+waits at most 0.1 s for Redis. While Redis does not answer, each gateway counts by itself, and starts from the requests
+that it admitted within the last minute.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 from prometheus_client import CollectorRegistry, Gauge
 
 from pedcxr_serve.errors import ConfigError
@@ -24,13 +22,36 @@ from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.scheduler import AdmissionRefused
 
 if TYPE_CHECKING:
+    from limits.aio.strategies import MovingWindowRateLimiter
     from redis.asyncio import BlockingConnectionPool
 
 URL_VARIABLE = "PEDCXR_LIMITS_URL"
+_WINDOW_S = 60.0
 _TIMEOUT_S = 0.1
 _RETRY_S = 1.0  # until Redis is tried again
 _CONNECTIONS = 16
 _log = logging.getLogger("pedcxr.gateway")
+
+
+class _Window:
+    """The times of one tenant's requests within the last `_WINDOW_S` seconds."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+
+    def count(self, now: float) -> int:
+        """Return the number of requests in the window that ends at ``now``."""
+        while self._times and self._times[0] <= now - _WINDOW_S:
+            self._times.popleft()
+        return len(self._times)
+
+    def wait_s(self, limit: int, now: float) -> float:
+        """Return the seconds until a request may be added, 0 if it may be now."""
+        excess = self.count(now) - limit  # over 0 after the limit was lowered
+        return 0.0 if excess < 0 else self._times[excess] + _WINDOW_S - now
+
+    def add(self, now: float) -> None:
+        self._times.append(now)
 
 
 class RateLimiter:
@@ -38,7 +59,7 @@ class RateLimiter:
 
     Args:
         pool: connections to Redis, closed by `close`. None counts in this process only.
-        clock: seconds, monotonic; for the retries of Redis.
+        clock: seconds, monotonic.
 
     Attributes:
         redis_down: whether the last call to Redis failed.
@@ -48,17 +69,8 @@ class RateLimiter:
         self, pool: BlockingConnectionPool | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._pool, self._clock = pool, clock
-        self._memory = MemoryStorage()
-        self._local = MovingWindowRateLimiter(self._memory)
-        self._shared: MovingWindowRateLimiter | None = None
-        if pool is not None:
-            storage = RedisStorage(
-                "async+redis://",  # the address is that of the pool
-                implementation="redispy",
-                key_prefix="pedcxr",
-                connection_pool=pool,  # type: ignore[arg-type]  # limits accepts it among its options
-            )
-            self._shared = MovingWindowRateLimiter(storage)
+        self._windows: dict[str, _Window] = {}
+        self._shared = None if pool is None else _shared_limiter(pool)
         self._retry_at = -1.0
         self.redis_down = False
 
@@ -80,34 +92,32 @@ class RateLimiter:
         """
         if tenant.requests_per_minute is None:
             return
-        item = RateLimitItemPerMinute(tenant.requests_per_minute)
-        wait = await self._hit_shared(item, tenant.name)
+        window, now = self._windows.setdefault(tenant.name, _Window()), self._clock()
+        wait = await self._hit_shared(tenant.name, tenant.requests_per_minute)
         if wait is None:
-            wait = await _hit(self._local, item, tenant.name)
-        elif not wait:
-            await self._local.hit(item, tenant.name)
+            wait = window.wait_s(tenant.requests_per_minute, now)
+        if not wait:
+            window.add(now)
         if wait:
             message = f"the limit of {tenant.requests_per_minute} requests per minute is reached; slow down"
             raise AdmissionRefused(429, "rate_limited", message, wait)
 
-    async def remaining(self, tenant: Tenant) -> int:
+    def remaining(self, tenant: Tenant) -> int:
         """Return how many requests the tenant may send now, as this gateway counts them.
 
         ``tenant.requests_per_minute`` must not be None.
         """
         assert tenant.requests_per_minute is not None
-        item = RateLimitItemPerMinute(tenant.requests_per_minute)
-        return (await self._local.get_window_stats(item, tenant.name)).remaining
+        window = self._windows.get(tenant.name)
+        used = 0 if window is None else window.count(self._clock())
+        return max(0, tenant.requests_per_minute - used)
 
     async def close(self) -> None:
         """Close the connections to Redis."""
-        if (timer := self._memory.timer) is not None:
-            timer.cancel()
-            await asyncio.gather(timer, return_exceptions=True)
         if self._pool is not None:
             await self._pool.disconnect()
 
-    async def _hit_shared(self, item: RateLimitItemPerMinute, name: str) -> float | None:
+    async def _hit_shared(self, name: str, limit: int) -> float | None:
         """Count a request in Redis. Return the seconds to wait, or None if Redis does not answer in time."""
         if self._shared is None or self._clock() < self._retry_at:
             return None
@@ -115,7 +125,7 @@ class RateLimiter:
             self._retry_at = self._clock() + _RETRY_S  # this request tries Redis, the others do not wait
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                wait = await _hit(self._shared, item, name)
+                wait = await _hit(self._shared, name, limit)
         except Exception as error:  # no failure of Redis may fail a request
             self._retry_at = self._clock() + _RETRY_S
             if not self.redis_down:
@@ -130,8 +140,24 @@ class RateLimiter:
         return wait
 
 
-async def _hit(limiter: MovingWindowRateLimiter, item: RateLimitItemPerMinute, name: str) -> float:
+def _shared_limiter(pool: BlockingConnectionPool) -> MovingWindowRateLimiter:
+    from limits.aio.storage import RedisStorage
+    from limits.aio.strategies import MovingWindowRateLimiter
+
+    storage = RedisStorage(
+        "async+redis://",  # the address is that of the pool
+        implementation="redispy",
+        key_prefix="pedcxr",
+        connection_pool=pool,  # type: ignore[arg-type]  # limits accepts it among its options
+    )
+    return MovingWindowRateLimiter(storage)
+
+
+async def _hit(limiter: MovingWindowRateLimiter, name: str, limit: int) -> float:
     """Count a request. Return 0, or the seconds until the oldest request leaves the full window."""
+    from limits import RateLimitItemPerMinute
+
+    item = RateLimitItemPerMinute(limit)
     if await limiter.hit(item, name):
         return 0.0
     return max(0.001, (await limiter.get_window_stats(item, name)).reset_time - time.time())

@@ -61,7 +61,7 @@ async def refused(counter: RateLimiter, tenant: Tenant) -> int:
 @pytest.mark.parametrize("url", ["memory", "redis"])
 def test_limit_holds_in_any_minute(clock: Clock, url: str) -> None:
     async def scene(address: str | None) -> None:
-        counter = RateLimiter(rate_limit.connection_pool(address) if address else None)
+        counter = RateLimiter(rate_limit.connection_pool(address) if address else None, clock=clock)
         team, other = Tenant("team", requests_per_minute=3), Tenant("other", requests_per_minute=3)
         begin = clock.now
         for second in (0, 20, 50.5):

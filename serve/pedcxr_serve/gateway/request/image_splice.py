@@ -41,6 +41,8 @@ _MAGIC = (
     (b"MM\0*", b"image/tiff"),
 )
 _GENERIC = (b"", b"application/octet-stream", b"binary/octet-stream", b"application/dicom")
+_SHORT = 8192  # bytes of a body whose values need not be counted
+_MAX_VALUES = 8192  # commas and opening brackets; 64 messages of 16 parts have 3,400
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")  # RFC 4648 section 5
 
 
@@ -181,6 +183,7 @@ def _media_type(data: bytes) -> bytes | None:
 
 def parse(text: bytes) -> object:
     """Return the value of strict JSON (UTF-8, no duplicate field, no NaN), or raise `RequestRefused`."""
+    _require_few_values(text)
     try:
         return json.loads(text.decode(), object_pairs_hook=_object, parse_constant=_reject_constant)
     except UnicodeDecodeError:
@@ -190,6 +193,21 @@ def parse(text: bytes) -> object:
     except ValueError as error:
         where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         refuse(f"the body is not JSON{where}", None, "invalid_json")
+
+
+def _require_few_values(text: bytes) -> None:
+    """Refuse a body of very many values before it is parsed: 300 kB of ``{}`` would take 30 ms."""
+    if len(text) <= _SHORT:
+        return
+    unescaped = text.replace(b"\\\\", b"").replace(b'\\"', b"")  # the quotes that are left begin or end a string
+    structure = unescaped
+    if unescaped.count(b'"') <= 2 * _MAX_VALUES:
+        structure = b"".join(unescaped.split(b'"')[::2])
+        if sum(map(structure.count, (b",", b"{", b"["))) <= _MAX_VALUES:
+            return
+    if structure.count(b"{") > structure.count(b"}") or structure.count(b"[") > structure.count(b"]"):
+        refuse("the body is not JSON: a bracket is not closed", None, "invalid_json")
+    refuse("the body has too many values; shorten the conversation", "messages", "too_long")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST, FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State, open_state
@@ -159,13 +160,10 @@ def test_tenant_sees_and_uses_its_models_only(engine: FakeEngine, teams: Teams) 
         assert_openai_error(client.post(CHAT, json=BODY | {"model": "other"}), 404, "model_not_found")
 
 
-def test_exceeded_limits_return_429_with_retry_after(
-    engine: FakeEngine, teams: Teams, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exceeded_limits_return_429_with_retry_after(engine: FakeEngine, teams: Teams) -> None:
     teams.add("rate", "requests_per_minute = 2")
     teams.add("busy", "max_concurrent = 1")
-    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)  # the clock of the rate limit
-    with serving(engine, teams) as gateway:
+    with serving(engine, teams, rate_limiter=RateLimiter(clock=lambda: 0.0)) as gateway:
         with gateway.client(teams.keys["rate"]) as client:
             assert [client.post(CHAT, json=BODY).status_code for _ in range(2)] == [200, 200]
             answer = client.post(CHAT, json=BODY)
