@@ -1,8 +1,9 @@
 """Limits on requests per minute, counted in this process or, for several gateways together, in Redis.
 
-Both use a moving window: at most N requests in any 60 seconds. Redis is asked through the `limits` package. A request
-waits at most 0.1 s for Redis. While Redis does not answer, each gateway counts by itself, and starts from the requests
-that it admitted within the last minute.
+Both use a moving window: at most N requests in any 60 seconds. In this process its clock is monotonic, so that setting
+the clock of the machine changes nothing; in Redis it is the time of day. A request waits at most 0.1 s for Redis. While
+Redis does not answer, each gateway counts by itself, and starts from the requests that it admitted within the last
+minute.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
 from prometheus_client import CollectorRegistry, Gauge
 
 from pedcxr_serve.errors import ConfigError
@@ -22,36 +26,14 @@ from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.scheduler import AdmissionRefused
 
 if TYPE_CHECKING:
-    from limits.aio.strategies import MovingWindowRateLimiter
     from redis.asyncio import BlockingConnectionPool
 
 URL_VARIABLE = "PEDCXR_LIMITS_URL"
-_WINDOW_S = 60.0
 _TIMEOUT_S = 0.1
+_WINDOW_S = 60.0
 _RETRY_S = 1.0  # until Redis is tried again
 _CONNECTIONS = 16
 _log = logging.getLogger("pedcxr.gateway")
-
-
-class _Window:
-    """The times of one tenant's requests within the last `_WINDOW_S` seconds."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque()
-
-    def count(self, now: float) -> int:
-        """Return the number of requests in the window that ends at ``now``."""
-        while self._times and self._times[0] <= now - _WINDOW_S:
-            self._times.popleft()
-        return len(self._times)
-
-    def wait_s(self, limit: int, now: float) -> float:
-        """Return the seconds until a request may be added, 0 if it may be now."""
-        excess = self.count(now) - limit  # over 0 after the limit was lowered
-        return 0.0 if excess < 0 else self._times[excess] + _WINDOW_S - now
-
-    def add(self, now: float) -> None:
-        self._times.append(now)
 
 
 class RateLimiter:
@@ -69,8 +51,16 @@ class RateLimiter:
         self, pool: BlockingConnectionPool | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._pool, self._clock = pool, clock
-        self._windows: dict[str, _Window] = {}
-        self._shared = None if pool is None else _shared_limiter(pool)
+        self._local = _MovingWindow()
+        self._shared: MovingWindowRateLimiter | None = None
+        if pool is not None:
+            storage = RedisStorage(
+                "async+redis://",  # the address is that of the pool
+                implementation="redispy",
+                key_prefix="pedcxr",
+                connection_pool=pool,  # type: ignore[arg-type]  # limits accepts it among its options
+            )
+            self._shared = MovingWindowRateLimiter(storage)
         self._retry_at = -1.0
         self.redis_down = False
 
@@ -92,12 +82,12 @@ class RateLimiter:
         """
         if tenant.requests_per_minute is None:
             return
-        window, now = self._windows.setdefault(tenant.name, _Window()), self._clock()
-        wait = await self._hit_shared(tenant.name, tenant.requests_per_minute)
+        limit, now = tenant.requests_per_minute, self._clock()
+        wait = None if self._shared is None else await self._hit_shared(RateLimitItemPerMinute(limit), tenant.name)
         if wait is None:
-            wait = window.wait_s(tenant.requests_per_minute, now)
-        if not wait:
-            window.add(now)
+            wait = self._local.hit(tenant.name, limit, now)
+        elif not wait:
+            self._local.add(tenant.name, now)
         if wait:
             message = f"the limit of {tenant.requests_per_minute} requests per minute is reached; slow down"
             raise AdmissionRefused(429, "rate_limited", message, wait)
@@ -108,16 +98,14 @@ class RateLimiter:
         ``tenant.requests_per_minute`` must not be None.
         """
         assert tenant.requests_per_minute is not None
-        window = self._windows.get(tenant.name)
-        used = 0 if window is None else window.count(self._clock())
-        return max(0, tenant.requests_per_minute - used)
+        return max(0, tenant.requests_per_minute - self._local.count(tenant.name, self._clock()))
 
     async def close(self) -> None:
         """Close the connections to Redis."""
         if self._pool is not None:
             await self._pool.disconnect()
 
-    async def _hit_shared(self, name: str, limit: int) -> float | None:
+    async def _hit_shared(self, item: RateLimitItemPerMinute, name: str) -> float | None:
         """Count a request in Redis. Return the seconds to wait, or None if Redis does not answer in time."""
         if self._shared is None or self._clock() < self._retry_at:
             return None
@@ -125,7 +113,7 @@ class RateLimiter:
             self._retry_at = self._clock() + _RETRY_S  # this request tries Redis, the others do not wait
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                wait = await _hit(self._shared, name, limit)
+                wait = await _hit(self._shared, item, name)
         except Exception as error:  # no failure of Redis may fail a request
             self._retry_at = self._clock() + _RETRY_S
             if not self.redis_down:
@@ -140,24 +128,34 @@ class RateLimiter:
         return wait
 
 
-def _shared_limiter(pool: BlockingConnectionPool) -> MovingWindowRateLimiter:
-    from limits.aio.storage import RedisStorage
-    from limits.aio.strategies import MovingWindowRateLimiter
+class _MovingWindow:
+    """The times of the requests that were admitted in the last minute, by tenant."""
 
-    storage = RedisStorage(
-        "async+redis://",  # the address is that of the pool
-        implementation="redispy",
-        key_prefix="pedcxr",
-        connection_pool=pool,  # type: ignore[arg-type]  # limits accepts it among its options
-    )
-    return MovingWindowRateLimiter(storage)
+    def __init__(self) -> None:
+        self._times: dict[str, deque[float]] = {}
+
+    def hit(self, name: str, limit: int, now: float) -> float:
+        """Count a request. Return 0, or the seconds until the window has room for it; it is not counted then."""
+        over = self.count(name, now) - limit
+        if over < 0:
+            self.add(name, now)
+            return 0.0
+        return max(0.001, self._times[name][over] + _WINDOW_S - now)
+
+    def add(self, name: str, now: float) -> None:
+        """Count a request, whatever the limit."""
+        self._times.setdefault(name, deque()).append(now)
+
+    def count(self, name: str, now: float) -> int:
+        """Return the number of requests in the window."""
+        times = self._times.get(name, deque())
+        while times and times[0] <= now - _WINDOW_S:
+            times.popleft()
+        return len(times)
 
 
-async def _hit(limiter: MovingWindowRateLimiter, name: str, limit: int) -> float:
+async def _hit(limiter: MovingWindowRateLimiter, item: RateLimitItemPerMinute, name: str) -> float:
     """Count a request. Return 0, or the seconds until the oldest request leaves the full window."""
-    from limits import RateLimitItemPerMinute
-
-    item = RateLimitItemPerMinute(limit)
     if await limiter.hit(item, name):
         return 0.0
     return max(0.001, (await limiter.get_window_stats(item, name)).reset_time - time.time())

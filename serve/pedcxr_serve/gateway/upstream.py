@@ -73,7 +73,7 @@ class Upstream:
         A stream gets its headers and comments meanwhile: proxies close a connection that is silent for a minute.
         """
         state = self._state
-        my_turn = state.scheduler.wait_turn(context.ticket, context.prompt_tokens)
+        my_turn = state.scheduler.wait_turn(context.ticket, context.prompt_cost(context.prompt_tokens))
         if not context.stream:
             await my_turn
             return

@@ -82,6 +82,28 @@ def test_limit_holds_in_any_minute(clock: Clock, url: str) -> None:
         asyncio.run(scene(shared.url if isinstance(shared, Redis) else None))
 
 
+def test_clock_that_is_set_back_locks_no_tenant_out(clock: Clock) -> None:
+    async def scene() -> None:
+        counter, team = RateLimiter(), Tenant("team", requests_per_minute=2)
+        await counter.take(team)
+        await counter.take(team)
+        clock.now -= 3600
+        assert await refused(counter, team) <= 60
+
+    asyncio.run(scene())
+
+
+def test_limit_that_was_lowered_waits_for_all_requests_over_it() -> None:
+    async def scene() -> None:
+        counter = RateLimiter(clock=lambda: now)
+        for now in (0.0, 10.0, 20.0):  # the clock reads it
+            await counter.take(Tenant("team", requests_per_minute=3))
+        assert counter.remaining(Tenant("team", requests_per_minute=3)) == 0
+        assert await refused(counter, Tenant("team", requests_per_minute=1)) == 60
+
+    asyncio.run(scene())
+
+
 @pytest.mark.usefixtures("long_timeout")
 def test_concurrent_requests_are_counted_once_each() -> None:
     async def scene(address: str) -> None:

@@ -107,7 +107,9 @@ class TenantMetrics:
         self._requests = counter("tenant_requests", "Requests by outcome.", "outcome")
         self._rejections = counter("rejections", "Requests refused by the gateway, by reason.", "reason")
         self._tokens = counter("tokens", "Tokens by kind: prompt, image, output.", "kind")
-        self.service_cost = counter("tenant_service_cost", "Cost of service: image + prompt + 2 x output tokens.")
+        self.service_cost = counter(
+            "tenant_service_cost", "Cost of service: image + prompt + 2 x output tokens, and large images."
+        )
         self._queue = histogram("queue_wait", "Time a request spent in the scheduler queue.", _REQUEST_BUCKETS_S)
         self._first = histogram(
             "time_to_first_token", "Time from the arrival of a request to its first token.", _REQUEST_BUCKETS_S

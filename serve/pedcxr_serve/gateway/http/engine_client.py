@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import httptools
+from yarl import URL
 
 _CONNECT_TIMEOUT_S = 5.0
 _HIGH_WATER = 256 * 1024  # bytes that wait for a slow client before the engine's socket is no longer read
@@ -30,10 +31,17 @@ class EngineLost(Exception):
 
 
 class EngineClient:
-    """Sends requests to the engine's Unix socket."""
+    """Sends requests to one engine.
 
-    def __init__(self, socket: Path) -> None:
-        self._socket = str(socket)
+    Args:
+        address: path of the engine's Unix socket, or ``http://HOST:PORT`` or ``https://HOST:PORT``.
+        key: sent as ``Authorization: Bearer KEY``; empty = no such header.
+    """
+
+    def __init__(self, address: Path | URL, key: str = "") -> None:
+        self._address = address
+        self._headers = {"Host": "engine" if isinstance(address, Path) else address.authority}
+        self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
 
     @contextlib.asynccontextmanager
     async def post(
@@ -49,19 +57,28 @@ class EngineClient:
             EngineUnreachable: no connection within 5 seconds.
             EngineLost: the connection ended before the headers of the answer.
         """
-        request = [_head(path, sum(map(len, parts)), headers), *parts]
+        request = [_head(path, sum(map(len, parts)), self._headers | dict(headers)), *parts]
         answer = EngineAnswer(request, on_sent)
         del request, parts
         try:
             try:
                 async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                    await asyncio.get_running_loop().create_unix_connection(lambda: answer, self._socket)
+                    await self._connect(answer)
             except OSError as error:  # TimeoutError is one
                 raise EngineUnreachable from error
             await answer.started()
             yield answer
         finally:
             answer.close()
+
+    async def _connect(self, answer: EngineAnswer) -> None:
+        loop, address = asyncio.get_running_loop(), self._address
+        if isinstance(address, Path):
+            await loop.create_unix_connection(lambda: answer, str(address))
+        else:
+            assert address.host is not None and address.port is not None
+            tls = True if address.scheme == "https" else None
+            await loop.create_connection(lambda: answer, address.host, address.port, ssl=tls)
 
 
 class EngineAnswer(asyncio.Protocol):
@@ -204,7 +221,6 @@ class EngineAnswer(asyncio.Protocol):
 
 def _head(path: str, length: int, headers: Mapping[str, str]) -> bytes:
     fields = {
-        "Host": "engine",
         "Content-Type": "application/json",
         "Content-Length": str(length),
         "Connection": "close",

@@ -20,6 +20,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 import pybase64
 
+from pedcxr_serve.gateway.request.image_size import pixel_count
+
 NO_ADDRESS = (
     "send the film as data:image/png;base64,..., data:image/jpeg;base64,... or data:application/dicom;base64,...; "
     "addresses are not fetched"
@@ -68,10 +70,12 @@ class Film:
         url: its data URL in two parts: a header with the detected type, and padded base64 of the standard alphabet. The
             latter is a view of the client's body if the client wrote it in this form.
         sha256: digest of the decoded bytes.
+        pixels: their number by the head of the file, 0 if unknown.
     """
 
     url: tuple[bytes, bytes | memoryview]
     sha256: bytes
+    pixels: int
 
 
 def refuse(message: str, param: str | None, code: str, status: int = 400) -> NoReturn:
@@ -151,7 +155,7 @@ def _film(url: memoryview) -> Film:
     if detected is None and not declared.startswith(b"image/") and declared not in _GENERIC:
         refuse("is not an image; send a PNG, JPEG or DICOM file", IMAGE_URL, "invalid_image_url")
     media_type = detected or b"application/octet-stream"
-    return Film((b"data:" + media_type + b";base64,", text), hashlib.sha256(data).digest())
+    return Film((b"data:" + media_type + b";base64,", text), hashlib.sha256(data).digest(), pixel_count(data))
 
 
 def _decode(text: memoryview) -> tuple[bytes | memoryview, bytes]:

@@ -5,6 +5,7 @@ The Structs list every field that is served; `SCHEMA` checks them and prints the
 
 from __future__ import annotations
 
+import functools
 import hmac
 import json
 import re
@@ -154,6 +155,7 @@ class AcceptedRequest:
         include_usage: whether the client receives the event of a stream that counts tokens.
         max_tokens: maximum length of the report.
         film: SHA-256 of the film's bytes, or None.
+        pixels: of the film by its file, 0 if there is none or the number is unknown.
         words: all texts as the model sees them, for a digest and an estimate of their tokens; must not be logged.
         ignored: paths of the fields that had no effect.
     """
@@ -165,6 +167,7 @@ class AcceptedRequest:
     max_tokens: int
     temperature: float
     film: bytes | None
+    pixels: int
     words: str
     ignored: tuple[str, ...] = ()
 
@@ -215,11 +218,13 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
         max_tokens=payload["max_tokens"],
         temperature=float(payload["temperature"]),
         film=None if film is None else film.sha256,
+        pixels=0 if film is None else film.pixels,
         words=words,
         ignored=(*ignored, *sorted(without_effect)),
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def cache_salt(secret: bytes, tenant: str) -> str:
     """Return a hexadecimal salt that separates a tenant's cached prefixes from those of others."""
     return hmac.digest(secret, tenant.encode(), "sha256").hex()

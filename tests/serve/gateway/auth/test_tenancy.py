@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import stat
 import time
@@ -341,6 +342,20 @@ def test_stream_is_charged_while_it_runs(engine: FakeEngine) -> None:
                 next(lines)
             service = gateway.state.scheduler.queue.service()["anonymous"]
         assert service == BODY_TOKENS + OUTPUT_COST * 4
+
+
+def test_large_film_is_charged_by_its_pixels(engine: FakeEngine) -> None:
+    """The engine decodes and resizes all of them, for the same number of tokens."""
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (4 * 896).to_bytes(4) + (2 * 896).to_bytes(4)
+    url = "data:image/png;base64," + base64.b64encode(head).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    with running(engine) as gateway, gateway.client() as client:
+        queue = gateway.state.scheduler.queue
+        assert client.post(CHAT, json=BODY | {"stream": True}).status_code == 200
+        small = queue.service()["anonymous"]
+        large = BODY | {"stream": True, "messages": [{"role": "user", "content": content}]}
+        assert client.post(CHAT, json=large).status_code == 200
+        assert queue.service()["anonymous"] - 2 * small == 7 * 256
 
 
 def test_metrics_have_a_tenant_label(engine: FakeEngine, teams: Teams) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from yarl import URL
 
 from pedcxr_serve.gateway.http import engine_client
 from pedcxr_serve.gateway.http.engine_client import EngineAnswer, EngineClient, EngineLost, EngineUnreachable
@@ -88,6 +89,22 @@ def test_no_engine_raises(tmp_path: Path) -> None:
 
     with pytest.raises(EngineUnreachable):
         asyncio.run(main())
+
+
+def test_engine_at_a_tcp_address_receives_its_key() -> None:
+    async def main() -> None:
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"Authorization: Bearer secret\r\n" in head and f"Host: {host}\r\n".encode() in head
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+        async with asyncio.timeout(20), await asyncio.start_server(closing(handler), "127.0.0.1", 0) as server:
+            host = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            client = EngineClient(URL(f"http://{host}"), "secret")
+            async with client.post("/", (), {}, on_sent=lambda: None) as answer:
+                assert await answer.read() == b"ok"
+
+    asyncio.run(main())
 
 
 def test_events_are_taken_in_the_callback_of_the_socket_without_a_task(tmp_path: Path) -> None:
