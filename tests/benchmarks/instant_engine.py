@@ -1,7 +1,7 @@
 """An engine that answers immediately, to measure the gateway. Its hand-written HTTP takes little processor time.
 
-A word in the request's ``stop`` selects another answer: ``pace`` streams events at a fixed rate, ``idle`` streams an
-event every 10 s, and ``wait`` sends an unstreamed answer after 3 s.
+A word in the request's ``stop`` selects another answer: ``pace`` streams events at a fixed rate, ``brief`` is a stream
+without events, ``idle`` streams an event every 10 s, and ``wait`` sends an unstreamed answer after 3 s.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class _Instant(asyncio.Protocol):
         elif b'"pace"' in fields:
             self._transport.write(_OPEN)
             self._pace(PACED_EVENTS, 1 / PACE)
+        elif b'"brief"' in fields:
+            self._write(_OPEN + _END)
         elif b'"idle"' in fields:
             self._transport.write(_OPEN)
             self._pace(PACED_EVENTS, _IDLE_S)

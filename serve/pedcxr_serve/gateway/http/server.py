@@ -48,7 +48,7 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
     watch = asyncio.create_task(_watch(state))
     try:
-        with _short_pauses():
+        with short_pauses():
             yield
     finally:
         watch.cancel()
@@ -105,7 +105,7 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def _short_pauses() -> Iterator[None]:
+def short_pauses() -> Iterator[None]:
     """Keep the interpreter from stopping the event loop, and with it all streams, for longer than a few milliseconds.
 
     A thread that renders metrics or decodes a film gives the interpreter back after 1 instead of 5 ms, each time that
