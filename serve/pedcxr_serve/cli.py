@@ -1,6 +1,7 @@
 """The command ``pedcxr-serve``.
 
-Exit codes: 0 success, 2 usage or configuration, 3 checkpoint or audit log rejected, 4 engine.
+Exit codes: 0 success, 2 usage or configuration, 3 checkpoint or audit log rejected, 4 engine, 130 Ctrl-C before the
+server runs, 141 closed output.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pedcxr-serve: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 0
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         sys.stderr.close()
-        return 0
+        return 128 + signal.SIGPIPE
 
 
 def parse(words: Sequence[str]) -> ServeConfig:
@@ -121,7 +122,7 @@ def _start(config: ServeConfig, *, demo: bool) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise SystemExit(0)  # as the running server ends on SIGTERM
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -55,6 +55,8 @@ def load(path: Path | None, overrides: Mapping[str, object]) -> ServeConfig:
 
 def option_name(key: str) -> str:
     """Return the command-line option of a setting: ``--admin-port`` for ``gateway.admin_port``."""
+    if key == "gateway.log_level":  # --log-level is the engine's
+        return "--gateway-log-level"
     return "--" + key.rpartition(".")[2].replace("_", "-")
 
 

@@ -55,6 +55,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
         Meta(description='origins of web pages that may call the API (CORS), such as "https://x.org"; "*" = all'),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Meta(description='host names of a proxy in front that clients may use without tenants; "*" = all'),
+    ] = ()
     limits_url: Annotated[
         str,
         Meta(
@@ -81,6 +85,13 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     system_chars: Annotated[
         int, Meta(ge=0, le=1_000_000, description="maximum length of a request's system text, characters")
     ] = 8000
+    log_level: Annotated[
+        Literal["error", "warning", "info", "debug"] | None,
+        Meta(description="minimum log level of the gateway; info logs one line per request; default engine.log_level"),
+    ] = None
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="form of the log lines; json = one object per line, for log storage")
+    ] = "text"
     usage_db: Annotated[
         str, Meta(description="SQLite file of token counts per tenant and day; empty = beside the tenants file")
     ] = ""
@@ -134,7 +145,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = ""
     log_level: Annotated[
         Literal["error", "warning", "info", "debug"],
-        Meta(description="minimum log level of engine and gateway; info logs one line per request"),
+        Meta(description="minimum log level of the engine, and of the gateway without gateway.log_level"),
     ] = "error"
     extra_args: Annotated[tuple[str, ...], Meta(description="further options of `vllm serve`")] = ()
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import math
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +18,10 @@ from pedcxr_serve.gateway.accounting import metrics as metrics_page
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
 from pedcxr_serve.gateway.http.engine_client import EngineClient
+from pedcxr_serve.gateway.http.host_check import HostCheck
 from pedcxr_serve.gateway.state import State
 
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
-
-_MODELS_FRESH_S = 1.0
-_MODELS_TIMEOUT_S = 2.0
 
 
 def engine_connector(socket: Path) -> aiohttp.UnixConnector:
@@ -50,30 +44,6 @@ def engine_session(state: State) -> aiohttp.ClientSession:
     )
 
 
-class ModelList:
-    """The engine's models by name, kept in memory for `_MODELS_FRESH_S`: clients ask for them without any limit."""
-
-    def __init__(self, engine: aiohttp.ClientSession, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._engine, self._clock = engine, clock
-        self._lock = asyncio.Lock()
-        self._models: dict[str, dict[str, Any]] | None = None
-        self._expires = -math.inf
-
-    async def get(self) -> Mapping[str, dict[str, Any]] | None:
-        """Return the models. An engine that does not answer keeps the last list; None if there has been none."""
-        async with self._lock:
-            if self._clock() >= self._expires:
-                timeout = aiohttp.ClientTimeout(total=_MODELS_TIMEOUT_S)
-                try:
-                    async with self._engine.get("/v1/models", timeout=timeout) as answer:
-                        answer.raise_for_status()
-                        self._models = {model["id"]: model for model in (await answer.json())["data"]}
-                except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
-                    pass
-                self._expires = self._clock() + _MODELS_FRESH_S
-        return self._models
-
-
 def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
     """Return the app of the public port."""
 
@@ -88,11 +58,11 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         )
 
     async def models(request: Request) -> Response:
-        found = await _models(state, model_list, request)
+        found = await _models(state, engine, request)
         return found if isinstance(found, Response) else JSONResponse({"object": "list", "data": found}, headers=demo)
 
     async def model(request: Request) -> Response:
-        found = await _models(state, model_list, request)
+        found = await _models(state, engine, request)
         if isinstance(found, Response):
             return found
         chosen = [entry for entry in found if entry["id"] == request.path_params["name"]]
@@ -101,9 +71,8 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
     async def not_found(_request: Request, _error: Exception) -> Response:
         return error_responses.response("not_found")
 
-    model_list = ModelList(engine)
     demo = {"X-Pedcxr-Demo": "1"} if state.demo else None
-    middleware = [Middleware(AccessLog, state=state)]
+    middleware = [Middleware(AccessLog, state=state), Middleware(HostCheck, state=state)]
     if state.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -134,9 +103,11 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
     async def metrics(_: Request) -> Response:
         unaudited = 0 if state.audit is None else state.audit.failures
-        state.tenant_metrics.update_gauges(
-            state.scheduler.queue, broken=state.tenants.broken is not None, unaudited=unaudited
-        )
+        state.metrics.runtime.count_write_failures("audit", unaudited)
+        state.metrics.runtime.count_write_failures("usage", state.usage.failures)
+        tenants = state.tenants.current.all.values()
+        broken = state.tenants.broken is not None
+        state.tenant_metrics.update_gauges(state.scheduler.queue, tenants, broken=broken, unaudited=unaudited)
         return PlainTextResponse(
             await metrics_page.render(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
@@ -150,10 +121,11 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)
 
     routes = [Route("/metrics", metrics), Route("/usage", usage)]
-    return Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
+    middleware = [Middleware(HostCheck, state=state)]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={404: not_found, 405: not_found})
 
 
-async def _models(state: State, model_list: ModelList, request: Request) -> list[dict[str, Any]] | Response:
+async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> list[dict[str, Any]] | Response:
     """Return the models that the tenant may use, or the answer that refuses the request."""
     tenant = authenticate(state, request.headers)
     if tenant is None:
@@ -161,8 +133,9 @@ async def _models(state: State, model_list: ModelList, request: Request) -> list
         return error_responses.response("invalid_api_key")
     if not state.ready:
         return error_responses.response("not_ready", stage=state.stage)
-    models = await model_list.get()
-    if models is None:
+    try:
+        models = await state.models.get(engine)
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
         return error_responses.response("engine_lost")
     # Other fields are dropped: the engine's ``root`` is the path of the checkpoint folder.
     public_fields = ("id", "object", "created", "max_model_len")

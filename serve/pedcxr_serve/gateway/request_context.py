@@ -31,11 +31,12 @@ class RequestContext:
         self._audit_fields: dict[str, object] = {}
         self.stream = self.forward_usage = False
         self.max_tokens = 0
+        self.film: bytes | None = None  # SHA-256
         self.response_headers: list[tuple[bytes, bytes]] = []
 
     def accept(self, accepted: AcceptedRequest, state: State) -> None:
         """Take over the validated request and estimate its prompt tokens."""
-        self._accepted = accepted
+        self._accepted, self.film = accepted, accepted.film
         self.stream, self.forward_usage, self.max_tokens = accepted.stream, accepted.include_usage, accepted.max_tokens
         if state.demo:
             self.response_headers.append((b"x-pedcxr-demo", b"1"))
@@ -98,6 +99,8 @@ class RequestContext:
         return {
             "request_id": record.request_id,
             "tenant": record.tenant.name,
+            "key": record.key,
+            "address": record.address,
             "outcome": record.outcome,
             "reason": record.reason or None,
             "status": record.status,

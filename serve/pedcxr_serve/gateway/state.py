@@ -11,9 +11,11 @@ from pathlib import Path
 
 from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
+from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
+from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
@@ -47,6 +49,7 @@ class State:
             comments.
         keep_alive_s: time that an idle connection stays open.
         allowed_origins: origins of web pages that may send requests (CORS); ``*`` allows all.
+        allowed_hosts: names other than loopback that the Host header may have on a server without API keys.
         in_flight: number of requests queued or sent to the engine.
         started: start time of the server, of `time.monotonic`.
     """
@@ -60,6 +63,8 @@ class State:
         default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    models: ServedModels = field(default_factory=ServedModels)
+    quarantine: FilmQuarantine = field(default_factory=FilmQuarantine)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
@@ -75,6 +80,7 @@ class State:
     comment_every_s: float = 15.0
     keep_alive_s: float = 75.0
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
@@ -83,8 +89,16 @@ class State:
     def __post_init__(self) -> None:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
         self.rate_limiter.register(self.metrics.registry)
-        if self.tls is not None:
-            self.tls.register(self.metrics.registry)
+        runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
+        runtime.slots.set(self.scheduler.queue.slots)
+        runtime.body_bytes.set_function(lambda: self.bodies.in_use)
+        if log is not None:
+            runtime.audit_next_seq.set_function(lambda: log.next_seq)
+        if not tenants.current.is_anonymous:
+            runtime.follow_reloads("tenants", lambda: tenants.broken is None, lambda: tenants.read_at)
+        if tls is not None:
+            tls.register(self.metrics.registry)
+            runtime.follow_reloads("certificate", lambda: not tls.broken, lambda: tls.read_at)
 
     def set_ready(self, ready: bool, stage: str) -> None:
         """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""
@@ -159,6 +173,7 @@ def open_state(
             revision=revision,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
+            allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
 
 

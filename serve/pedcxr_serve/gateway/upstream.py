@@ -31,6 +31,7 @@ _RESTART_S = 10.0  # Retry-After while the engine restarts
 
 _FINISH_REASON = re.compile(rb'"finish_reason": ?"(\w+)"')
 _USAGE = re.compile(rb'"usage": ?\{')
+_OUTCOMES: dict[str | None, str] = {"stop": "ok", "length": "length"}  # by finish reason
 _EVENT_END = b"\n\n"
 _WAITING = b": waiting\n\n"
 _NULLABLE = ("content", "refusal", "finish_reason", "logprobs", "usage")  # of OpenAI's API
@@ -62,7 +63,8 @@ class Upstream:
             record.refuse(error.code, error.status)
             await client.refuse(error_responses.admission_refused(error))
         except TimeoutError:
-            record.reason = "client_stalled"  # without a last message uvicorn closes the connection
+            # Without a last message uvicorn closes the connection.
+            record.outcome, record.reason = "client_left", "client_stalled"
         finally:
             if record.usage is not None:
                 scheduler.queue.charge(context.ticket, context.final_cost() - context.ticket.service)
@@ -135,7 +137,7 @@ class Upstream:
             record.outcome, record.status = "aborted", 502
             await client.refuse(error_responses.response("engine_aborted"))
             return
-        record.outcome = "length" if record.finish_reason == "length" else "ok"
+        record.outcome = _OUTCOMES.get(record.finish_reason, "incomplete")
         if record.usage is not None:
             self._update_mean_output(record.tenant.name, record.usage.output)
         data = without_nulls(data)
@@ -162,7 +164,7 @@ class Upstream:
                 beat()
             record.finish_reason, record.usage = reader.finish_reason, reader.usage
             if reader.complete:
-                record.outcome = "length" if reader.finish_reason == "length" else "ok"
+                record.outcome = _OUTCOMES.get(reader.finish_reason, "incomplete")
             if block and not client.write_now(block):
                 blocked = block
             return not (blocked or reader.aborted or reader.failed)

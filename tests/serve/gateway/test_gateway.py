@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from pedcxr_serve.gateway import app
+from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.gateway.request import validation
 from pedcxr_serve.gateway.request.validation import AcceptedRequest
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST
@@ -207,6 +207,12 @@ def test_metrics_without_an_engine(gateway: Gateway) -> None:
     gateway.engine.__enter__()
 
 
+def test_engine_is_asked_for_its_models_once(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        assert {client.get("/v1/models").status_code for _ in range(50)} == {200}
+    assert len(gateway.engine.requests) == 1
+
+
 def test_internal_error_is_logged_by_request_id_and_place(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pedcxr.gateway")
     # A string has none of the attributes of Rules.
@@ -220,20 +226,11 @@ def test_internal_error_is_logged_by_request_id_and_place(engine: FakeEngine, ca
     assert len(lines) == 3 and "Doe" not in caplog.text
 
 
-def test_models_are_answered_from_memory(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_MODELS_FRESH_S", 3600.0)
-    with gateway.client() as client:
+def test_models_are_answered_from_memory(engine: FakeEngine) -> None:
+    with running(engine, models=ServedModels(clock=lambda: 0.0)) as gateway, gateway.client() as client:
         answers = {client.get("/v1/models").text for _ in range(50)}
     assert len(answers) == 1
-    assert [request.path for request in gateway.engine.requests].count("/v1/models") == 1
-
-
-def test_list_of_models_outlives_an_engine_that_fails(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_MODELS_FRESH_S", 0.0)
-    with gateway.client() as client:
-        models = client.get("/v1/models").json()
-        gateway.engine.models_answer = Answer(status=500)
-        assert client.get("/v1/models").json() == models
+    assert [request.path for request in engine.requests].count("/v1/models") == 1
 
 
 @pytest.mark.parametrize(("size", "in_a_thread"), [(1_000, False), (500_000, True)])

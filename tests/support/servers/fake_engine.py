@@ -97,6 +97,7 @@ class FakeEngine:
         self.details: Any = {"image_size": [896, 896], "revision": "rev-1", "demo": False}  # as pedcxr's gateway states
         self.models_answer: Answer | None = None  # instead of the listing: first, status, headers, error, raw
         self.health_status = 200
+        self.generated = 0  # pieces of unstreamed responses with a gap, as the engine's own metrics count them
         self._answers: deque[Answer] = deque()
 
     def reply(self, *answers: Answer) -> None:
@@ -172,6 +173,7 @@ class FakeEngine:
                 await reply.whole(self.health_status, b"", "text/plain")
             case "GET", "/metrics":
                 page = f"# TYPE fake_chat_requests_total counter\nfake_chat_requests_total {len(self.chats)}\n"
+                page += f'vllm:generation_tokens_total{{engine="0",model_name="fake"}} {self.generated}.0\n'
                 await reply.whole(200, page.encode(), "text/plain; version=0.0.4")
             case _:
                 await reply.json(404, {"error": {"message": "no such path", "type": "NotFound", "code": 404}})
@@ -184,7 +186,9 @@ class FakeEngine:
         elif request.json.get("stream"):
             await _stream(_of_request(answer, request), request.json, reply)
         else:
-            await reply.pause(answer.gap * len(answer.pieces))
+            for _ in answer.pieces if answer.gap else ():
+                await reply.pause(answer.gap)
+                self.generated += 1
             await reply.json(200, _completion(answer, request.json), answer.headers)
 
 
