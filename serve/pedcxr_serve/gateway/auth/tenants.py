@@ -118,8 +118,8 @@ class Tenants:
     def owner(self, key: str, now: datetime) -> Tenant | None:
         """Return the tenant of a key, or None for a wrong or expired one.
 
-        The lookup takes the same time for any number of keys. Its time may depend on the digest, from which nobody can
-        derive a key: to learn the digest of a key bit by bit, a client would have to choose digests, not keys.
+        The lookup takes the same time for any number of keys. Its time may depend on the digest of the key. That tells
+        a client nothing, because it can choose keys but not digests.
         """
         if self.is_anonymous:
             return ANONYMOUS

@@ -155,7 +155,7 @@ class AcceptedRequest:
         include_usage: whether the client receives the event of a stream that counts tokens.
         max_tokens: maximum length of the report.
         film: SHA-256 of the film's bytes, or None.
-        pixels: of the film by its file, 0 if there is none or the number is unknown.
+        pixels: of the film by the head of its file, 0 without a film or if unknown.
         words: all texts as the model sees them, for a digest and an estimate of their tokens; must not be logged.
         ignored: paths of the fields that had no effect.
     """
