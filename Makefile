@@ -104,12 +104,13 @@ lint: $(READY)  ## ruff and mypy --strict
 COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url \
            --custom-compile-command 'make lock'
 lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
-	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
+	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu --extra redis pyproject.toml -o locks/cpu.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
-	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
+	@$(COMPILE) $(UPGRADE) --extra gpu --extra redis pyproject.toml -o locks/gpu.txt
+	@$(COMPILE) -c locks/gpu.txt --extra dicom --extra redis --extra serve pyproject.toml -o locks/gpu-image.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)
 	@$(RUN) -m demo_training.train --out serve/pedcxr_serve/demo/checkpoint

@@ -93,7 +93,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Literal["text", "json"], Meta(description="form of the log lines; json = one object per line, for log storage")
     ] = "text"
     usage_db: Annotated[
-        str, Meta(description="SQLite file of token counts per tenant and day; empty = beside the tenants file")
+        str,
+        Meta(
+            description="SQLite file of token counts per tenant and day; empty = in $STATE_DIRECTORY, else beside the tenants file"
+        ),
     ] = ""
     audit_log: Annotated[
         str, Meta(description="file with one line per request, without content; needs PEDCXR_AUDIT_KEY; empty = off")

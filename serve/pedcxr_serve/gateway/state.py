@@ -146,7 +146,7 @@ def open_state(
     tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
     tenants = TenantStore(tenants_path)
     with contextlib.ExitStack() as stack:
-        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path))
+        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path, env))
         stack.callback(usage.close)
         log = None
         if gateway.audit_log:
@@ -191,7 +191,11 @@ def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_st
     )
 
 
-def _usage_path(setting: str, tenants: Path | None) -> Path | None:
+def _usage_path(setting: str, tenants: Path | None, env: Mapping[str, str]) -> Path | None:
     if setting:
         return Path(setting).expanduser()
-    return tenants.with_name("usage.sqlite") if tenants else None
+    if tenants is None:
+        return None
+    # systemd sets it for units with StateDirectory=, to which /etc is usually read-only.
+    state_folder = env.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(state_folder, "usage.sqlite") if state_folder else tenants.with_name("usage.sqlite")

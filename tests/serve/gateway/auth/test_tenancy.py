@@ -478,6 +478,9 @@ def test_state_follows_the_configuration(teams: Teams, tmp_path: Path) -> None:
     assert (state.body_limit, state.rules.max_new_tokens, state.rules.model) == (3 << 20, 77, "named")
     assert set(state.tenants.current.all) == {"a"} and state.image_tokens == 64
     assert (tmp_path / "usage.sqlite").exists()
+    (tmp_path / "state").mkdir()
+    state_for({audit.KEY_VARIABLE: "k" * 32, "STATE_DIRECTORY": f"{tmp_path / 'state'}:/other"})
+    assert (tmp_path / "state" / "usage.sqlite").exists()
     with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY"):
         state_for({})
     teams.path.unlink()
