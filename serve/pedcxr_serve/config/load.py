@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pedcxr_serve.config import toml_file
+from pedcxr_serve.config.schema import FieldError
 from pedcxr_serve.config.settings import DEMO_NAME, SCHEMA, ServeConfig
 from pedcxr_serve.config.vllm_flags import forbidden_reason
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.schema import FieldError
 
 _MAX_TEXT = 4096
 

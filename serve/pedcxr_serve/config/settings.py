@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from pedcxr_serve.schema import Schema
+from pedcxr_serve.config.schema import Schema
 
 DEMO_NAME = "pedcxr-demo"
 
@@ -95,7 +95,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     usage_db: Annotated[
         str,
         Meta(
-            description="SQLite file of token counts per tenant and day; empty = in $STATE_DIRECTORY, else beside the tenants file"
+            description="SQLite file of token counts per day; empty = in $STATE_DIRECTORY, else beside the tenants file"
         ),
     ] = ""
     audit_log: Annotated[
@@ -129,10 +129,17 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     api_server_count: Annotated[
         Annotated[int, Meta(ge=1, le=16)] | None, Meta(description="number of processes that decode images")
     ] = None
+    stream_interval: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(description="tokens per event of a stream after the first; 4 on a GPU, 1 on a CPU"),
+    ] = None
     gpu_memory_utilization: Annotated[
         float, Meta(ge=0.1, le=0.99, description="fraction of the GPU memory that vLLM may use")
     ] = 0.92
-    cpu_kv_cache_gib: Annotated[int, Meta(ge=1, le=4096, description="size of the KV cache on a CPU, GiB")] = 1
+    cpu_kv_cache_gib: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="size of the KV cache on a CPU, GiB; default: enough for max_num_seqs reports"),
+    ] = None
     block_size: Annotated[
         Annotated[int, Meta(ge=16, le=256)] | None,
         Meta(description="tokens per KV cache block; 16 on a GPU, 128 on a CPU"),

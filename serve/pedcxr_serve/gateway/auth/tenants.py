@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pedcxr_serve.config import toml_file
+from pedcxr_serve.config.schema import FieldError, Schema
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.schema import FieldError, Schema
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _Count = Annotated[int, Meta(ge=1, le=10**15)]
