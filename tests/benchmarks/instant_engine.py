@@ -68,7 +68,7 @@ class _Instant(asyncio.Protocol):
         if not count:
             self._write(_END)
         elif not self._transport.is_closing():
-            self._transport.write(_word(PACED_EVENTS - count + 1))
+            self._transport.write(_WORD)
             asyncio.get_running_loop().call_later(gap_s, self._pace, count - 1, gap_s)
 
     def _write(self, data: bytes) -> None:
@@ -92,7 +92,7 @@ def _event(*choices: object, **more: object) -> bytes:
 _COUNT = {"prompt_tokens": 300, "total_tokens": 301, "completion_tokens": 1, "completion_tokens_details": None}
 _WORD = _event({"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None}, usage=_COUNT)
 _END = _event({"index": 0, "delta": {}, "finish_reason": "stop"}) + _event(usage=_USAGE) + b"data: [DONE]\n\n"
-_STREAM = _http(b"text/event-stream", b"".join(map(_word, range(1, EVENTS + 1))) + _END)
+_STREAM = _http(b"text/event-stream", _WORD * EVENTS + _END)
 _OPEN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 _CHOICE = {"index": 0, "message": {"role": "assistant", "content": "word " * EVENTS}, "finish_reason": "stop"}
 _WHOLE = _http(b"application/json", json.dumps({**_CHUNK, "choices": [_CHOICE], "usage": _USAGE}).encode())
