@@ -16,8 +16,10 @@ from starlette.routing import Route
 from pedcxr_serve.engine import address
 from pedcxr_serve.engine.access import RequireBearer
 from pedcxr_serve.gateway import error_responses
+from pedcxr_serve.gateway.accounting import metrics as metrics_page
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
+from pedcxr_serve.gateway.http.engine_client import EngineClient
 from pedcxr_serve.gateway.http.host_check import HostCheck
 from pedcxr_serve.gateway.state import State
 
@@ -75,7 +77,7 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         middleware.insert(0, cors)  # a preflight request has no key
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(state, engine), methods=["POST"]),
+            Route("/v1/chat/completions", ChatCompletions(state, EngineClient(state.socket)), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health/live", live),
@@ -91,7 +93,6 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
 def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
     """Return the app of the admin port: ``/metrics``, of gateway and engine in one page, and ``/usage``."""
-    from prometheus_client import generate_latest
 
     async def metrics(_: Request) -> Response:
         unaudited = 0 if state.audit is None else state.audit.failures
@@ -101,7 +102,7 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         broken = state.tenants.broken is not None
         state.tenant_metrics.update_gauges(state.scheduler.queue, tenants, broken=broken, unaudited=unaudited)
         return PlainTextResponse(
-            generate_latest(state.metrics.registry) + await _engine_metrics(engine),
+            await metrics_page.render(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
         )
 

@@ -152,7 +152,7 @@ class FairQueue:
         """Add a request to the queue.
 
         Args:
-            cost: prompt and image tokens, charged when the request is sent.
+            cost: of the prompt and its image, charged when the request is sent.
 
         Raises:
             AdmissionRefused: 503, the queue is full or the expected wait is too long.
