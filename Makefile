@@ -6,6 +6,7 @@ READY  := .venv/.ready
 CLIENTS := .venv/clients/.ready
 TESTERS := .venv/loadtest/.ready
 TRAIN  := .venv/train/.ready
+GUIDELLM := .venv/guidellm/.ready
 PYTEST ?=
 WORKERS ?= 3
 # Many tests wait rather than compute, so more processes than cores are faster. The tests of a file share its servers.
@@ -38,6 +39,7 @@ demo: $(READY)  ## start vLLM on the demo checkpoint and write reports of three 
 # PYTEST may select tests of one kind only; pytest then exits with 5 for the other.
 NONE_OK = $(if $(PYTEST),|| [ $$? -eq 5 ])
 test: test-fast $(CLIENTS) $(TRAIN)  ## run every test, real vLLM included
+	@$(MAKE) --quiet $(TESTERS) || echo "the load testers cannot be installed; their tests are skipped"
 	@$(RUN) -m pytest -m slow $(PYTEST) $(NONE_OK)
 
 test-fast: $(READY)  ## run the tests that need no vLLM
@@ -65,7 +67,7 @@ docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs --quiet build --strict
 
 # Other clients and load testers have environments of their own too: they ask for other versions of openai and pydantic.
-$(CLIENTS) $(TESTERS): .venv/%/.ready: $(UV) locks/%.txt
+$(CLIENTS) $(TESTERS) $(GUIDELLM): .venv/%/.ready: $(UV) locks/%.txt
 	@$(PYTHON) -m venv .venv/$*
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
@@ -107,7 +109,7 @@ bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real rep
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
 	@$(RUN) -m tests.drills.kill_engine
 
-loadtest: $(READY) $(TESTERS)  ## short runs of guidellm, aiperf and vllm bench at the gateway (6 GB of packages more)
+loadtest: $(READY) $(TESTERS) $(GUIDELLM)  ## short runs of guidellm, aiperf, locust and vllm bench at the gateway (6 GB of packages more)
 	@$(RUN) -m tests.drills.load_testers
 
 lint: $(READY)  ## ruff and mypy --strict
@@ -123,6 +125,7 @@ lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
+	@$(COMPILE) $(UPGRADE) locks/guidellm.in -o locks/guidellm.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt -c locks/dev.txt --extra train pyproject.toml locks/train.in -o locks/train.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu --extra redis pyproject.toml -o locks/gpu.txt
 	@$(COMPILE) -c locks/gpu.txt --extra dicom --extra redis --extra serve pyproject.toml -o locks/gpu-image.txt

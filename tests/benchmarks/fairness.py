@@ -16,7 +16,6 @@ import re
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -26,13 +25,15 @@ import aiohttp
 import uvloop
 from tqdm import tqdm
 
+from pedcxr_client.bench.send import Sample
+from pedcxr_client.bench.watch import parse
 from pedcxr_serve import cli
 from pedcxr_serve.checkpoint import download, inspect
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import devices, plan
 from tests.benchmarks import fcfs_gateway
-from tests.benchmarks.load_generator import Films, Sample, Sender, run
+from tests.benchmarks.load_generator import Films, Sender, cost, run
 from tests.support.servers.local_server import LocalServer, server
 
 _SEEDS = range(8_200_000, 8_200_064)  # training draws from lower ones
@@ -129,21 +130,18 @@ async def _measure(running: LocalServer, fcfs_url: str, keys: dict[str, str], fi
     ):
         bar = tqdm(total=6 * load.rounds, unit="window", disable=None)
 
-        async def timed(
-            session: aiohttp.ClientSession, senders: Sequence[Sender], length: float
-        ) -> tuple[float, list[Sample]]:
-            begin = time.perf_counter() + load.lead
+        async def timed(session: aiohttp.ClientSession, senders: Sequence[Sender], length: float) -> list[Sample]:
             samples = await run(session, senders, films, load.lead + length)
             bar.update()
-            return begin, samples
+            return samples
 
         async def window(session: aiohttp.ClientSession, *senders: Sender) -> list[Sample]:
-            begin, samples = await timed(session, senders, seconds)
-            return [sample for sample in samples if sample.end >= begin]
+            return [sample for sample in await timed(session, senders, seconds) if sample.done >= load.lead]
 
         async def waits(session: aiohttp.ClientSession, *senders: Sender) -> list[float]:
-            begin, samples = await timed(session, senders, 2 * seconds)  # the light tenant sends few films
-            return [sample.ttft for sample in samples if sample.sender == "light" and sample.start >= begin]
+            samples = await timed(session, senders, 2 * seconds)  # the light tenant sends few films
+            light = (sample for sample in samples if sample.tenant == "light" and sample.sent >= load.lead)
+            return [sample.ttft for sample in light if sample.ttft is not None]
 
         async def backlogged(first: Sender, second: Sender) -> list[Sample]:
             tenants = [name for name, key in keys.items() if key in (first.key, second.key)]
@@ -189,15 +187,16 @@ async def _page(session: aiohttp.ClientSession, url: str) -> str:
 
 
 def _cache_hits(page: str) -> float:
-    return sum(map(float, re.findall(r"^vllm:(?:mm|prefix)_cache_hits_total\S* (\S+)$", page, re.MULTILINE)))
+    counters = parse(page)
+    return sum(counters.get(f"vllm:{kind}_cache_hits_total", 0) for kind in ("mm", "prefix"))
 
 
 def _service(samples: Sequence[Sample]) -> float:
-    return sum(sample.cost for sample in samples)
+    return sum(map(cost, samples))
 
 
 def _share(samples: Sequence[Sample]) -> float:
-    return _ratio(_service([sample for sample in samples if sample.sender == "team"]), _service(samples))
+    return _ratio(_service([sample for sample in samples if sample.tenant == "team"]), _service(samples))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,4 +1,4 @@
-"""Load for benchmarks: unique requests as the client builds them, and the timestamps of each.
+"""Load for benchmarks: senders that keep requests open or send at intervals, on the parts of `pedcxr bench`.
 
 Statistics and targets are those of the benchmarks.
 """
@@ -6,80 +6,27 @@ Statistics and targets are those of the benchmarks.
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
-import json
-import re
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import aiohttp
 
-from pedcxr_client import Client
+from pedcxr_client.bench import bodies
+from pedcxr_client.bench.bodies import Draw
+from pedcxr_client.bench.send import Sample, Target
+from pedcxr_client.bench.workload import Tenant
+from pedcxr_client.request.film_request import FilmRequest
+from pedcxr_client.request.settings import Timeouts
+from pedcxr_client.types import ServedModel
 from pedcxr_serve.config.settings import DEMO_NAME
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST
 
-_CHAT = "/v1/chat/completions"
 _LIMIT, _MAX_TOKENS = b'"max_tokens":%d', 500
-_HEAD = 33  # bytes of a PNG's signature and IHDR
-_WORD = re.compile(rb'"content": ?"[^"]')
-_TAIL = 4096  # bytes at the end of a stream that contain its last events
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One request; times are those of `time.perf_counter`.
-
-    Attributes:
-        sender: name of the sender.
-        first: time of the first word.
-        cost: image + prompt + 2 x output tokens by the engine's count, as the gateway charges.
-    """
-
-    sender: str
-    start: float
-    first: float
-    end: float
-    cost: float
-
-    @property
-    def ttft(self) -> float:
-        """Seconds from sending to the first word."""
-        return self.first - self.start
-
-
-class Films:
-    """An endless supply of bodies. Each film is one of a few phantoms with a unique PNG chunk, so no cache has it.
-
-    Args:
-        seeds: of the phantoms.
-        size: height and width of a film, in pixels.
-        model: model name of the requests.
-    """
-
-    def __init__(self, seeds: Sequence[int], *, size: tuple[int, int] = drawing.SIZE, model: str = DEMO_NAME) -> None:
-        self._films: list[tuple[bytes, bytes, bytes]] = []  # body before the film, film, body after it
-        with Client("http://127.0.0.1/v1", model=model) as client:
-            for seed in seeds:
-                case = sample(seed)
-                film = drawing.encode_png(drawing.render(case, seed, size=size))
-                body = client.payload(film, age=case.age, sex=case.sex, max_tokens=_MAX_TOKENS)
-                head, _, tail = body.partition(base64.b64encode(film))
-                self._films.append((head, film, tail))
-        self._numbers: Iterator[int] = itertools.count(time.time_ns())
-
-    def body(self, max_tokens: int) -> bytes:
-        """Return the body of the next request, streamed."""
-        number = next(self._numbers)
-        head, film, tail = self._films[number % len(self._films)]
-        note = b"tEXt" + b"Comment\0%d" % number
-        chunk = (len(note) - 4).to_bytes(4) + note + zlib.crc32(note).to_bytes(4)
-        text = base64.b64encode(film[:_HEAD] + chunk + film[_HEAD:])
-        return b"".join((head, text, tail)).replace(_LIMIT % _MAX_TOKENS, _LIMIT % max_tokens)
+_CUT = ("truncated", "looping")  # outcomes of a report that `max_tokens` cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,43 +46,61 @@ class Sender:
     max_tokens: int = 500
 
 
-async def send(session: aiohttp.ClientSession, sender: Sender, films: Films) -> Sample:
-    """Send a request and read its stream to the end.
+class Films:
+    """An endless supply of requests. Each film is one of a few phantoms with a unique comment, so no cache has it.
 
-    Raises:
-        SystemExit: the request was refused, or the stream had no token usage.
+    Args:
+        seeds: of the phantoms.
+        size: height and width of a film, in pixels.
+        model: model name of the requests.
     """
-    body = films.body(sender.max_tokens)
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {sender.key}"}
-    start, first, tail = time.perf_counter(), 0.0, b""
-    async with session.post(_CHAT, data=body, headers=headers) as answer:
-        async for chunk in answer.content.iter_any():
-            tail = (tail + chunk)[-_TAIL:]
-            if not first and _WORD.search(tail):
-                first = time.perf_counter()
-    end = time.perf_counter()
-    if answer.status != 200 or not first:
-        raise SystemExit(f"a request of the benchmark failed: {answer.status}: {tail[:300]!r}")
-    usage, _ = json.JSONDecoder().raw_decode(tail.rpartition(b'"usage":')[2].decode().lstrip())
-    cost = usage["prompt_tokens"] + OUTPUT_COST * usage["completion_tokens"]
-    return Sample(sender.name, start, first, end, cost)
+
+    def __init__(self, seeds: Sequence[int], *, size: tuple[int, int] = drawing.SIZE, model: str = DEMO_NAME) -> None:
+        self._cases = []
+        for seed in seeds:
+            case = sample(seed)
+            film = drawing.encode_png(drawing.render(case, seed, size=size))
+            request = FilmRequest(film, age=case.age, sex=case.sex, max_tokens=_MAX_TOKENS, key=str(seed))
+            self._cases.append(bodies.case(request, ServedModel(model)))
+        self._numbers = itertools.count(time.time_ns())
+
+    def draw(self, sender: Sender) -> Draw:
+        """Return the next request of a sender."""
+        number = next(self._numbers)
+        case = self._cases[number % len(self._cases)]
+        body = case.unique_body(number).replace(_LIMIT % _MAX_TOKENS, _LIMIT % sender.max_tokens)
+        return Draw(Tenant(sender.name), case, body)
+
+
+def cost(one: Sample) -> float:
+    """Return image + prompt + 2 x output tokens by the engine's count, as the gateway charges."""
+    return (one.prompt_tokens or 0) + OUTPUT_COST * (one.completion_tokens or 0)
+
+
+async def send(session: aiohttp.ClientSession, sender: Sender, films: Films) -> Sample:
+    """Send a request and read its stream to the end. Raise SystemExit if it fails."""
+    return await _send(_target(session, [sender]), sender, films)
 
 
 async def run(session: aiohttp.ClientSession, senders: Sequence[Sender], films: Films, seconds: float) -> list[Sample]:
-    """Let all senders send for a time. Return the requests that ended in that time; the open ones are cancelled."""
+    """Let all senders send for a time. Return the requests that ended in that time; the open ones are cancelled.
+
+    The times of a sample count from the call.
+    """
     samples: list[Sample] = []
+    target = _target(session, senders)
+
+    async def keep(sender: Sender) -> None:
+        samples.append(await _send(target, sender, films))
 
     async def lane(sender: Sender) -> None:
         while True:
-            samples.append(await send(session, sender, films))
+            await keep(sender)
 
     async def ticks(sender: Sender, group: asyncio.TaskGroup) -> None:
         while True:
             await asyncio.sleep(sender.every_s)
             group.create_task(keep(sender))
-
-    async def keep(sender: Sender) -> None:
-        samples.append(await send(session, sender, films))
 
     try:
         async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
@@ -147,3 +112,15 @@ async def run(session: aiohttp.ClientSession, senders: Sequence[Sender], films: 
     except TimeoutError:
         pass
     return samples
+
+
+def _target(session: aiohttp.ClientSession, senders: Sequence[Sender]) -> Target:
+    keys = {sender.name: sender.key for sender in senders}
+    return Target(session, "/v1", keys, timeouts=Timeouts(), allow=_CUT)
+
+
+async def _send(target: Target, sender: Sender, films: Films) -> Sample:
+    one = await target.send(films.draw(sender))
+    if not one.is_ok or one.completion_tokens is None:
+        raise SystemExit(f"a request of the benchmark failed: {one.outcome}: {one.message}")
+    return one

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from pedcxr_client.bench import export
 from tests.support.paths import ROOT
 
 ROW = re.compile(r"^\| `(\S+)` \((Python|npm)\) \| ([0-9., ]+) \|", re.MULTILINE)
@@ -38,13 +39,19 @@ def test_versions_of_the_table_are_locked(package: str, kind: str, versions: str
     assert set(versions.split(", ")) == locked
 
 
-@pytest.mark.parametrize("package", ["aiperf", "guidellm"])
-def test_versions_of_load_testers_are_locked(package: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "lock"), [("aiperf", "loadtest"), ("locust", "loadtest"), ("guidellm", "guidellm")]
+)
+def test_versions_of_load_testers_are_locked(package: str, lock: str) -> None:
     page = (ROOT / "docs/examples/load-testing.md").read_text()
-    assert re.findall(rf"^{package} (\d[\d.]*\d) ", page, re.MULTILINE) == [pinned(package, "loadtest")]
-    assert pinned("torch", "loadtest") == pinned("torch", "cpu")
+    assert re.findall(rf"^{package} (\d[\d.]*\d) ", page, re.MULTILINE) == [pinned(package, lock)]
+    assert pinned("torch", "guidellm") == pinned("torch", "cpu")
 
 
 def test_both_npm_locks_have_the_same_openai() -> None:
     other = json.loads((ROOT / "tests/e2e/js/package.json").read_text())["dependencies"]
     assert npm_packages()["openai"] == other["openai"]
+
+
+def test_exported_commands_name_the_locked_version() -> None:
+    assert pinned("aiperf", "loadtest").startswith(f"{export.AIPERF_VERSION}.")

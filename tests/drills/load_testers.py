@@ -1,4 +1,7 @@
-"""Run the load testers of the documentation for a few requests at a gateway with a fake engine: ``make loadtest``."""
+"""Run the load testers of the documentation for a few requests at a gateway with a fake engine: ``make loadtest``.
+
+`tests/e2e/clients/test_load_testers.py` runs those with small packages.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,11 @@ def _guidellm(folder: Path) -> int:
     return int(run["metrics"]["request_totals"]["successful"])
 
 
+def _locust(folder: Path) -> int:
+    rows = json.loads((folder / "locust.json").read_text())
+    return sum(int(row["num_requests"]) - int(row["num_failures"]) for row in rows)
+
+
 def _vllm(name: str) -> Callable[[Path], int]:
     return lambda folder: int(json.loads((folder / name).read_text())["completed"])
 
@@ -56,6 +64,7 @@ def _vllm(name: str) -> Callable[[Path], int]:
 TESTERS: dict[str, Callable[[Path], int]] = {
     "aiperf profile": _aiperf,
     "guidellm run": _guidellm,
+    "locust -f": _locust,
     "custom_image": _vllm("vllm.json"),
     "random-mm": _vllm("random-mm.json"),
 }
@@ -123,7 +132,8 @@ def load_test(folder: Path) -> Iterator[LoadTest]:
 
 def _environment(gateway: Gateway, folder: Path, key: str) -> dict[str, str]:
     """The variables of the page's first block, and a home without the caches of other runs."""
-    path = [str(Path(sys.executable).parent), str(ROOT / ".venv/loadtest/bin"), os.environ["PATH"]]
+    environments = [Path(sys.executable).parent, *(ROOT / f".venv/{name}/bin" for name in ("loadtest", "guidellm"))]
+    path = [*map(str, environments), os.environ["PATH"]]
     inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     return inherited | {
         "URL": gateway.root,

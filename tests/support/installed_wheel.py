@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 UV = Path(sys.executable).with_name("uv")
 OTHER_VERSIONS = ("3.12", "3.13")
-CLIENT_EXTRAS = "dicom,eval,serve"  # the fake engine of the client's tests runs on uvicorn
+CLIENT_EXTRAS = "bench,dicom,eval,serve"  # the fake engine of the client's tests runs on uvicorn
 TEST_TOOLS = ("fhir.resources", "httpx", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "pyyaml", "scipy")
 
 PARALLEL = ("-n", "3", "--dist", "loadfile")

@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from pedcxr_client.cli import batch, evaluate, export, inspect, probe, report
+from pedcxr_client.cli import batch, bench, evaluate, export, inspect, probe, report
 from pedcxr_client.cli import options as shared
 from pedcxr_client.errors import ConnectionFailed, PedcxrError, RequestError, TruncatedReport
 from pedcxr_client.types import __version__
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
 
-_COMMANDS = (report, batch, export, inspect, evaluate, probe)
+_COMMANDS = (report, batch, export, inspect, evaluate, probe, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

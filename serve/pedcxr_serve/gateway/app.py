@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pedcxr_serve.gateway.http.engine_client import EngineClient
 from pedcxr_serve.gateway.http.host_check import HostCheck
 from pedcxr_serve.gateway.state import State
 
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
 
 
@@ -115,7 +117,10 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
     async def usage(request: Request) -> Response:
         # ?since=YYYY-MM-DD, a day in UTC
-        return JSONResponse({"days": state.usage.days(request.query_params.get("since", ""))})
+        since = request.query_params.get("since", "")
+        if since and not _DAY.fullmatch(since):
+            return PlainTextResponse("since must be a day such as 2027-06-30\n", 400)
+        return JSONResponse({"days": state.usage.days(since)})
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)

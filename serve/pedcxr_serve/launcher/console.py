@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,11 +30,13 @@ class Console:
     is repeated every 15 s.
 
     Args:
+        out: default is stderr.
         json_lines: write each line as a JSON object with ``time``, ``level``, ``source`` (``gateway``, ``engine`` or
             ``launcher``), ``message`` and, for a request, its fields.
     """
 
-    def __init__(self, level: int, out: TextIO = sys.stderr, *, json_lines: bool = False) -> None:
+    def __init__(self, level: int, out: TextIO | None = None, *, json_lines: bool = False) -> None:
+        out = out or sys.stderr or open(os.devnull, "w")  # noqa: SIM115  (stderr is None if it was closed before the start)
         self._level = level
         self._writer = LineWriter(out)
         self._json = json_lines

@@ -185,7 +185,7 @@ async def _waits(
     sender, waits = Sender("bench", key="", max_tokens=8), []
     for turn in tqdm(range(pairs), "first words", unit="pair", disable=None):
         order = (gateway, engine) if turn % 2 else (engine, gateway)
-        seconds = {session: (await send(session, sender, large)).ttft for session in order}
+        seconds = {session: (await send(session, sender, large)).ttft or 0.0 for session in order}
         waits.append((seconds[gateway], seconds[engine]))
     return waits
 

@@ -262,7 +262,7 @@ def test_every_output_covers_these_requests(outputs: dict[str, bytes], shared_by
     with sqlite3.connect(f"file:{shared_by_two.folder}/usage.sqlite?mode=ro", uri=True) as base:
         assert base.execute("SELECT count(*) FROM usage WHERE tenant = 'ward'").fetchone()[0] >= 1
     base.close()
-    # By design: the audit key is read from the environment, which the user of the server can read.
+    # By design: the audit key is read from the environment, which root can read.
     assert any(shared_by_two.audit_key.encode() in text for name, text in outputs.items() if name.startswith("environ"))
     others = [name for name in outputs if not name.startswith("environ")]
     assert not any(shared_by_two.audit_key.encode() in outputs[name] for name in others)

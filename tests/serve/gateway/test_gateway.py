@@ -213,6 +213,13 @@ def test_engine_is_asked_for_its_models_once(gateway: Gateway) -> None:
     assert len(gateway.engine.requests) == 1
 
 
+def test_usage_since_a_day_that_is_none(gateway: Gateway) -> None:
+    url = gateway.listeners.metrics_url.replace("metrics", "usage")
+    assert httpx.get(url, params={"since": "2026-11-27"}).status_code == 200
+    for wrong in ("yesterday", "2026-1-1", "2026-11-27T00:00"):
+        assert httpx.get(url, params={"since": wrong}).status_code == 400
+
+
 def test_internal_error_is_logged_by_request_id_and_place(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pedcxr.gateway")
     # A string has none of the attributes of Rules.

@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import shlex
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -128,3 +130,12 @@ def test_process_ends_while_stderr_stalls(tmp_path: Path) -> None:
         assert (process.returncode, output) == (0, b"done\n")
 
     asyncio.run(work())
+
+
+def test_server_whose_stderr_is_closed_at_its_start_prints_nothing() -> None:
+    script = (
+        "from pedcxr_serve.launcher.console import Console\n"
+        "console = Console(0)\nconsole.print_line('x')\nconsole.close()\nprint('done')"
+    )
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(script)} 2>&-"
+    assert subprocess.check_output(["/bin/sh", "-c", command], text=True, timeout=WAIT_S) == "done\n"

@@ -53,6 +53,7 @@ class Answer:
     content_type: str = "text/event-stream; charset=utf-8"
     like_vllm: bool = False  # send the role first, and derive ids from X-Request-Id
     echo_age: bool = False  # begin the text with the age of the prompt
+    metrics: dict[str, float] | None = None  # times of the request, in the last event, as vLLM states them
 
 
 @dataclass
@@ -99,6 +100,7 @@ class FakeEngine:
         self.models_answer: Answer | None = None  # instead of the listing: first, status, headers, error, raw
         self.health_status = 200
         self.generated = 0  # pieces of unstreamed responses with a gap, as the engine's own metrics count them
+        self.counters: dict[str, float] = {}  # further lines of the metrics page
         self._answers: deque[Answer] = deque()
 
     def reply(self, *answers: Answer) -> None:
@@ -174,7 +176,10 @@ class FakeEngine:
                 await reply.whole(self.health_status, b"", "text/plain")
             case "GET", "/metrics":
                 page = f"# TYPE fake_chat_requests_total counter\nfake_chat_requests_total {len(self.chats)}\n"
-                page += f'vllm:generation_tokens_total{{engine="0",model_name="fake"}} {self.generated}.0\n'
+                counters = {
+                    'vllm:generation_tokens_total{engine="0",model_name="fake"}': float(self.generated)
+                } | self.counters
+                page += "".join(f"{name} {value}\n" for name, value in counters.items())
                 await reply.whole(200, page.encode(), "text/plain; version=0.0.4")
             case _:
                 await reply.json(404, {"error": {"message": "no such path", "type": "NotFound", "code": 404}})
@@ -290,7 +295,8 @@ def _last_events(answer: Answer, request: dict[str, Any]) -> Iterator[dict[str, 
         event = _chunk(request, {"index": 0, "delta": {}, "finish_reason": answer.finish})
         yield event | _count_so_far(answer, request, len(answer.pieces))
     if answer.usage and (request.get("stream_options") or {}).get("include_usage"):
-        yield _chunk(request) | {"usage": _usage(answer)}
+        metrics = {} if answer.metrics is None else {"metrics": answer.metrics}
+        yield _chunk(request) | {"usage": _usage(answer)} | metrics
 
 
 def _count_so_far(answer: Answer, request: dict[str, Any], pieces: int) -> dict[str, Any]:

@@ -91,7 +91,10 @@ class UsageStore:
             for day, tenant, *counts in database.execute("SELECT * FROM usage"):
                 self._sums[day, tenant] = UsageTotals(*counts)
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"{path}: cannot be used as usage database ({error}); see gateway.usage_db") from error
+            raise ConfigError(
+                f"{path}: cannot be used as usage database ({error}); see gateway.usage_db, or move a damaged file "
+                "away: the server then starts a new one, with all budgets unspent"
+            ) from error
         self._writer = threading.Thread(target=self._write, args=(database,), name="pedcxr-usage", daemon=True)
         self._writer.start()
 
@@ -108,9 +111,9 @@ class UsageStore:
     def days(self, since: str = "") -> Mapping[str, dict[str, dict[str, int]]]:
         """Return the usage since a day, that day included, by day and tenant."""
         days: dict[str, dict[str, dict[str, int]]] = {}
-        for (day, tenant), totals in sorted(self._sums.items()):
-            if day >= since:
-                days.setdefault(day, {})[tenant] = asdict(totals) | {"tokens": totals.tokens}
+        for day, tenant in sorted(key for key in self._sums if key[0] >= since):
+            totals = self._sums[day, tenant]
+            days.setdefault(day, {})[tenant] = asdict(totals) | {"tokens": totals.tokens}
         return days
 
     def close(self) -> None:

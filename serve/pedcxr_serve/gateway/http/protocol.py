@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from an early answer, such as a 401, to the end of its request."""
 WRITE_TIMEOUT_S = 90.0
 """Seconds that the client may leave an answer unread before the connection is aborted."""
 
+_log = logging.getLogger("pedcxr.gateway")
 _EXTENSION = "pedcxr"
 _OTHER_FILES = 256  # open files that are neither connections nor handshakes
 _MAX_HANDSHAKES = 1024
@@ -256,6 +258,7 @@ class Connection(HttpToolsProtocol):
         """Send an error and close. No error is sent if another answer has started or is due first."""
         self._refused = True
         self._count_refused(code)
+        _log.info("connection from %s refused: %s", self.client[0] if self.client else "a socket", code)
         self._cancel_headers_timer()
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (self._in_body and not cycle.response_started):

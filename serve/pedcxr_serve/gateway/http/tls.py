@@ -97,9 +97,14 @@ class CertificateStore:
         _log.warning("certificate reloaded from %s, expires %s", self._paths[0], _day(pair.expires))
 
     def reload_if_changed(self) -> None:
-        """Reload if the files have changed and their state is stable."""
+        """Reload if the files have changed and their state is stable; report files that were replaced out of sight."""
         if self._files.changed():
             self.reload()
+        if not self.broken and self._files.orphaned:
+            self.broken = True
+            _log.error(
+                "certificate not reloaded: %s or %s was replaced outside of this mount: mount its folder", *self._paths
+            )
 
     def _use_current_pair(
         self, handshake: ssl.SSLObject | ssl.SSLSocket, _server_name: str | None, _context: ssl.SSLContext

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import resource
 import socket
 import ssl
 import subprocess
@@ -47,6 +48,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @pytest.fixture(scope="module")
 def server(files: Files) -> Iterator[tuple[int, str]]:
     """A gateway in a process with 600 open files; yields its port and the URL of its metrics."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = FLOOD + 500  # of this process
+    if soft < needed:
+        if hard < needed:
+            pytest.skip(f"needs {needed} open files")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "client", ROOT / "serve")))}
     command = [sys.executable, "-c", _SERVER, str(files.certificate.parent), str(FILES_LIMIT)]
     process = subprocess.Popen(

@@ -295,6 +295,15 @@ def test_bytes_that_are_not_http_are_400(gateway: Gateway, noise: bytes) -> None
     assert b" 400 " in answer and error_in(answer)["code"] == "invalid_http"
 
 
+def test_refused_connection_is_logged_with_its_address(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "pedcxr.gateway")
+    with connected(gateway) as plug:
+        plug.sendall(b"\x00" * 100)
+        read_all(plug)
+    assert "connection from 127.0.0.1 refused: invalid_http" in caplog.text
+    assert 'pedcxr_connections_refused_total{reason="invalid_http"}' in gateway.metrics()
+
+
 PIPELINED = {
     "request": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20,
     "upgrade": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",

@@ -143,6 +143,21 @@ def test_invalid_renewal_keeps_the_old_pair_and_is_logged(
         assert "pedcxr_tls_reload_failures_total 3.0" in gateway.metrics()
 
 
+def test_pair_that_was_replaced_outside_of_its_mount_is_reported(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container that mounts the files alone keeps the old ones."""
+    with files.certificate.open() as mounted:  # as with a mount, this path leads to the old file after the replacement
+        tls = CertificateStore(Path(f"/proc/self/fd/{mounted.fileno()}"), files.key)
+        tls.reload_if_changed()
+        assert not tls.broken
+        files.certificate.unlink()
+        for _ in range(3):
+            tls.reload_if_changed()
+    assert tls.broken
+    assert caplog.text.count("mount its folder") == 1
+
+
 def test_files_that_still_change_are_not_read(files: Files, tmp_path: Path) -> None:
     tls = CertificateStore(files.certificate, files.key)
     for number in range(3):

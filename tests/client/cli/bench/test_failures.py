@@ -1,0 +1,248 @@
+"""Failures of servers, users and disks during ``pedcxr bench``: clear words and the right exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pedcxr_client.bench import watch
+from pedcxr_client.cli import output
+from pedcxr_client.cli.main import main
+from tests.client.batch.helpers import write_films
+from tests.client.cli.bench.helpers import WORKLOAD, bench, files, reasons
+from tests.support.servers.fake_engine import Answer, FakeEngine
+
+
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("mode", ["run", "knee"])
+def test_absent_server(tmp_path: Path, capsys: Any, mode: str) -> None:
+    code, result = bench(tmp_path, "http://127.0.0.1:9/v1", mode)
+    assert (code, result) == (4, {})
+    assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_server_without_a_list_of_models_needs_a_name(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    engine.models_answer = Answer(status=500)
+    assert bench(tmp_path, engine.url, "run") == (4, {})
+    _, result = bench(tmp_path, engine.url, "run", "--model", "other")
+    assert reasons(result) == []
+    assert {request.json["model"] for request in engine.chats} == {"other"}
+
+
+def test_a_wrong_key_names_the_tenant(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    error = {"message": "unknown key", "type": "x", "param": None, "code": "unauthorized"}
+    engine.reply(Answer(status=401, error=error))
+    code, result = bench(tmp_path, engine.url, "run", workload=WORKLOAD + '[[tenants]]\nname = "ward"\n')
+    assert (code, result) == (2, {})
+    assert "tenant ward: HTTP 401: unauthorized: unknown key" in capsys.readouterr().err
+
+
+def test_a_report_that_fails_alone_says_how_to_allow_it(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    engine.answer = Answer(finish="length")
+    assert bench(tmp_path, engine.url, "run") == (4, {})
+    assert "reports.allow = ['truncated']" in capsys.readouterr().err
+    allowed = WORKLOAD.replace("alone = 2", 'alone = 2\nallow = ["truncated"]')
+    _, result = bench(tmp_path, engine.url, "run", workload=allowed)
+    assert result["stages"][0]["completed"] >= 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(pieces=("",)), "1 texts failed their check, the first as empty"),
+        (Answer(finish="length"), "1 texts failed their check, the first as truncated"),
+        (Answer(pieces=("The lungs are clear. ",) * 40), "1 texts failed their check, the first as looping"),
+        (Answer(error_after=2), "1 texts failed their check, the first as aborted: engine died"),
+        (Answer(cut_after=2), "1 texts failed their check, the first as aborted"),
+        (Answer(status=500), "1 requests failed, the first as server: HTTP 500"),
+        (Answer(raw=b"<html>", content_type="text/html"), "1 texts failed their check, the first as aborted"),
+        (Answer(pieces=("FINDINGS: Clear lungs.",)), "texts differ from the same film's text alone"),
+    ],
+)
+def test_bad_texts_within_a_run_are_invalid(engine: FakeEngine, tmp_path: Path, answer: Answer, words: str) -> None:
+    engine.reply(engine.answer, engine.answer, answer)  # the two films alone, and the first of the run
+    code, result = bench(
+        tmp_path, engine.url, "run", workload=WORKLOAD.replace("alone = 2", "alone = 2\nmax_different = 0")
+    )
+    assert code == 1
+    assert [reason for reason in reasons(result) if words in reason], result["reasons"]
+
+
+def test_refusals_are_bad_and_not_retried(engine: FakeEngine, tmp_path: Path) -> None:
+    refused = Answer(status=429, headers={"retry-after": "0"})
+    engine.reply(engine.answer, engine.answer, *[refused] * 5)
+    _, result = bench(tmp_path, engine.url, "run")
+    assert reasons(result) == []
+    (stage,) = result["stages"]
+    assert stage["figures"]["outcomes"]["rate_limited"] == 5
+    assert len(engine.chats) == 2 + len(stage["samples"])
+
+
+def test_counters_that_move_and_an_engine_that_restarts(engine: FakeEngine, tmp_path: Path) -> None:
+    moved = threading.Event()
+
+    def move() -> None:
+        eventually(lambda: len(engine.chats) > 10)
+        engine.counters |= {"vllm:mm_cache_hits_total": 7.0, "pedcxr_engine_restarts_total": 1.0}
+        moved.set()
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    workload = WORKLOAD.replace("seconds = 0.2", "seconds = 1.5")
+    code, result = bench(tmp_path, engine.url, "run", workload=workload)
+    thread.join()
+    assert code == 1
+    assert "closed 4: the engine was restarted" in reasons(result)
+    assert "closed 4: films are unique, but vllm:mm_cache_hits rose by 7" in reasons(result)
+
+
+def test_a_cache_that_no_counter_shows(engine: FakeEngine, tmp_path: Path) -> None:
+    """The film costs 0.3 s to prepare the first time; then the server answers from its cache."""
+    engine.reply(Answer(first=0.5), Answer(first=0.5))
+    engine.answer = Answer(gap=0.004)
+    code, result = bench(tmp_path, engine.url, "run")
+    assert code == 1
+    assert "a cache answers" in " ".join(result["reasons"])
+
+
+def test_a_server_that_dies_keeps_what_there_is(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    engine.__enter__()
+    engine.answer = Answer(gap=0.004)
+    thread = threading.Thread(target=lambda: (eventually(lambda: len(engine.chats) > 30), engine.__exit__()))
+    thread.start()
+    code, result = bench(tmp_path, engine.url, "run", workload=WORKLOAD.replace("seconds = 0.2", "seconds = 120"))
+    thread.join()
+    assert code == 4
+    assert "the server no longer answers" in result["interrupted"]
+    assert result["stages"][0]["figures"]["outcomes"]["ok"] > 10
+    assert result["valid"] is False
+
+
+def test_ctrl_c_keeps_and_marks_what_there_is(engine: FakeEngine, tmp_path: Path) -> None:
+    path, out = tmp_path / "workload.toml", tmp_path / "out.json"
+    write_films(tmp_path / "films", 4)
+    path.write_text(WORKLOAD.replace("seconds = 0.2", "seconds = 300"))
+    command = [
+        sys.executable,
+        "-m",
+        "pedcxr_client",
+        "bench",
+        "run",
+        "--workload",
+        path,
+        "--url",
+        engine.url,
+        "-o",
+        out,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        eventually(lambda: len(engine.chats) > 40)
+        process.send_signal(signal.SIGINT)
+        text, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "INVALID" in text
+    assert "Traceback" not in errors
+    result = json.loads(out.read_text())
+    assert result["interrupted"].startswith("stopped by Ctrl-C, ")
+    assert len(result["stages"][0]["samples"]) > 30
+
+
+def test_too_few_films_are_refused_before_the_start(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    workload = WORKLOAD.replace("count = 4", 'count = 4\nunique = "film"')
+    assert bench(tmp_path, engine.url, "run", workload=workload) == (2, {})
+    assert "4 films, but the run sends at least 33 requests" in capsys.readouterr().err
+    assert engine.chats == []
+
+
+def test_films_that_run_out_end_the_stage(engine: FakeEngine, tmp_path: Path) -> None:
+    write_films(tmp_path / "films", 40)
+    workload = WORKLOAD.replace("count = 4", 'unique = "film"').replace("seconds = 0.2", "seconds = 60")
+    code, result = bench(tmp_path, engine.url, "run", workload=workload)
+    assert code == 1
+    assert "each of the 40 films was sent once, and the stage needs more" in " ".join(reasons(result))
+    assert len(result["stages"][0]["samples"]) == 40
+
+
+def test_empty_folder(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "films").mkdir()
+    workload = '[films]\nsource = "folder"\npath = "films"\n'
+    assert bench(tmp_path, engine.url, "run", workload=workload) == (3, {})
+    assert "contains no film" in capsys.readouterr().err
+    assert engine.chats == []
+
+
+def test_objectives_that_cannot_be_met_end_before_the_load(engine: FakeEngine, tmp_path: Path) -> None:
+    code, result = bench(tmp_path, engine.url, "certify", "--rate", "50", "--slo-e2e", "0.001")
+    assert code == 1
+    assert result["slo_missed"].startswith("the objectives cannot be met: no film meets E2E <= 0.001 s even alone")
+    assert len(engine.chats) == 2
+
+
+def test_objectives_that_are_missed_under_load(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.reply(Answer(), Answer())  # alone, at once
+    engine.answer = Answer(first=0.6)
+    workload = WORKLOAD.replace("in_flight = 4", "in_flight = 16")
+    code, result = bench(tmp_path, engine.url, "run", "--slo-ttft", "0.5", workload=workload)
+    assert code == 1
+    assert result["slo_missed"] == "no stage meets TTFT <= 0.5 s for 95% of its requests"
+    assert result["stages"][0]["figures"]["goodput"] == 0
+
+
+def test_a_full_disk_loses_no_report(engine: FakeEngine, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(output.os, "link", full)
+    monkeypatch.setattr(output.os, "replace", full)
+    code, _ = bench(tmp_path, engine.url, "run")
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert "-o: cannot be written: No space left on device" in err
+    assert "reports per minute" in out
+    assert files(tmp_path) == ["workload.toml"]
+
+
+def test_a_clock_that_is_set_during_the_run(engine: FakeEngine, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(watch.time, "time", lambda now=time.time: now() + 60 * len(engine.chats))
+    monkeypatch.setattr(watch.ClockCheck.__init__, "__defaults__", (watch.time.time, time.monotonic))
+    code, result = bench(tmp_path, engine.url, "run")
+    assert code == 1
+    assert "the system clock was set by +" in " ".join(reasons(result))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bench"], "required: MODE"),
+        (["bench", "run", "-o", "out.txt"], "-o: give a name that ends in .json"),
+        (["bench", "run", "--workload", "missing.toml"], "the workload: No such file"),
+        (["bench", "knee", "--seconds", "0"], "must be a number above 0"),
+        (["bench", "run", "--url", "http://elsewhere/v1"], "--insecure-http"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], words: str, capsys: Any) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_without_aiohttp_the_command_names_the_extra(capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    assert main(["bench", "run"]) == 2
+    assert 'pip install "pedcxr[bench]"' in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""``pedcxr bench`` on real HTTP: every mode and its result."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pedcxr_client.request import prompts
+from tests.client.cli.bench.helpers import WORKLOAD, bench, reasons
+from tests.support.servers.fake_engine import FakeEngine
+
+
+def test_a_run_on_a_server_that_is_not_ours(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    engine.details = None
+    code, result = bench(tmp_path, engine.url, "run")
+    assert reasons(result) == []
+    assert code == (0 if result["valid"] else 1)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{'VALID' if result['valid'] else 'INVALID'}: ")
+    assert "reports per minute at p9" in out
+    assert result["server"]["cache_config"] == {"block_size": "32", "enable_prefix_caching": "True"}
+    (stage,) = result["stages"]
+    assert stage["completed"] >= 20
+    assert stage["figures"]["cache_hits"] == {"mm": 0.0}
+    assert set(stage["figures"]["waterfall"]) == {"before the engine", "queue", "prefill", "decode"}
+    assert stage["metrics"]["series"][0]["kv"] == 0.25
+    assert stage["figures"]["different"][0] == 0
+    # Two films alone, then the run; no two bodies are equal, and each has the headers of the client.
+    assert len(engine.chats) == 2 + len(stage["samples"])
+    assert len({request.body for request in engine.chats}) == len(engine.chats)
+    assert {request.headers["x-pedcxr-prompt"] for request in engine.chats} == {prompts.CARD.tag}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "out.html",
+        "out.json",
+        "out.md",
+        "workload.toml",
+    ]
+
+
+def test_the_result_has_the_keys_of_vllm_and_no_text(engine: FakeEngine, tmp_path: Path) -> None:
+    _, result = bench(tmp_path, engine.url, "run")
+    (stage,) = result["stages"]
+    keys = {
+        "backend", "model_id", "num_prompts", "request_rate", "max_concurrency", "duration", "completed", "failed",
+        "total_input_tokens", "total_output_tokens", "request_throughput", "output_throughput",
+        "total_token_throughput", "input_lens", "output_lens", "ttfts", "itls", "errors", "mean_ttft_ms",
+        "median_ttft_ms", "std_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_itl_ms", "p99_e2el_ms",
+    }  # fmt: skip
+    assert keys <= set(stage)
+    assert stage["completed"] == len([one for one in stage["errors"] if not one])
+    for path in tmp_path.glob("out.*"):
+        assert "lungs" not in path.read_text().lower()
+        assert "iVBOR" not in path.read_text()
+
+
+def test_the_page_is_self_contained(engine: FakeEngine, tmp_path: Path) -> None:
+    bench(tmp_path, engine.url, "run", "--slo-e2e", "5")
+    page = (tmp_path / "out.html").read_text()
+    assert page.count("<svg") >= 4
+    assert "objective 5" in page
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_knee_then_certify(engine: FakeEngine, tmp_path: Path) -> None:
+    short = WORKLOAD.replace("alone = 2", "alone = 1")
+    code, result = bench(tmp_path, engine.url, "knee", "--seconds", "0.2", "--most", "2", workload=short)
+    assert reasons(result) == []
+    assert result["knee"]["in_flight"] in (1, 2)
+    assert [stage["name"] for stage in result["stages"]] == ["closed 1", "closed 2"]
+    knee = tmp_path / "knee.json"
+    (tmp_path / "out.json").rename(knee)
+    fast = json.loads(knee.read_text())
+    fast["knee"]["reports_per_second"] = 300.0
+    knee.write_text(json.dumps(fast))
+    more = ("--from", str(knee), "--seconds", "0.5", "--slo-e2e", "60")
+    code, result = bench(tmp_path, engine.url, "certify", *more, workload=short)
+    assert [stage["name"] for stage in result["stages"]] == [f"{share}% of the knee" for share in (50, 70, 85, 100)]
+    assert not result["slo_missed"]
+    assert code == (0 if result["valid"] else 1)
+
+
+def test_soak_and_tenants(engine: FakeEngine, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("WARD_KEY", "ward-key")
+    (tmp_path / "clinic").write_text("clinic-key")
+    tenants = '[[tenants]]\nname = "ward"\nkey_env = "WARD_KEY"\nweight = 3\n[[tenants]]\nname = "clinic"\n'
+    tenants += 'key_file = "clinic"\n'
+    more = ("--rate", "100", "--seconds", "2", "--server-pid", str(os.getpid()))
+    _, result = bench(tmp_path, engine.url, "soak", *more, workload=WORKLOAD + tenants)
+    assert reasons(result) == []
+    figures = result["stages"][0]["figures"]
+    assert 0.6 < figures["tenants"]["ward"]["share"] < 0.9
+    assert figures["rss_growth"]
+    assert {request.headers["authorization"] for request in engine.chats} == {"Bearer ward-key", "Bearer clinic-key"}
+    assert "ward-key" not in (tmp_path / "out.json").read_text()
