@@ -88,21 +88,27 @@ class ChatCompletions:
             raise
         finally:
             context.release()
-            state.scheduler.close(ticket, completed=record.outcome in ("ok", "length"))
+            self._close(ticket, completed=record.outcome in ("ok", "length"))
             context.count(state.tenant_metrics)
+            state.share_tokens(record.tenant)
             if state.audit is not None:
-                state.audit.write(context.audit_entry(state.revision))
+                state.audit.write({"replica": state.replica, **context.audit_entry(state.revision)})
 
     async def _open_ticket(self, tenant: Tenant) -> Ticket:
         state = self._state
         tokens_left = state.tenant_metrics.tokens_left(tenant)
         ticket = state.scheduler.open(tenant, tokens_left=tokens_left, reset_s=seconds_until_midnight())
         try:
+            ticket.shared = await state.shared_limits.admit(tenant)
             await state.rate_limiter.take(tenant)
         except BaseException:
-            state.scheduler.close(ticket)
+            self._close(ticket)
             raise
         return ticket
+
+    def _close(self, ticket: Ticket, *, completed: bool = False) -> None:
+        self._state.scheduler.close(ticket, completed=completed)
+        self._state.shared_limits.close(ticket.shared)
 
     async def _accept(self, context: RequestContext, headers: Headers, receive: Receive) -> Response | None:
         """Read and validate the body. Return the answer that refuses the request, or None."""
@@ -206,7 +212,7 @@ def _limit_headers(state: State, tenant: Tenant) -> list[tuple[bytes, bytes]]:
     if tenant.tokens_per_day is not None:
         headers += [
             (b"x-ratelimit-limit-tokens", b"%d" % tenant.tokens_per_day),
-            (b"x-ratelimit-remaining-tokens", b"%d" % max(0, state.tenant_metrics.tokens_left(tenant))),
+            (b"x-ratelimit-remaining-tokens", b"%d" % max(0, state.tokens_left(tenant))),
         ]
     return headers
 

@@ -11,6 +11,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pedcxr_serve.engine import access
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
 from pedcxr_serve.gateway.http.engine_client import EngineAnswer, EngineClient, EngineLost, EngineUnreachable
@@ -131,6 +132,9 @@ class Upstream:
             record.outcome, record.status = "engine_lost", 502
             await client.refuse(error_responses.response("engine_lost"))
             return
+        if answer.status == 503 and access.is_stopping(data):
+            self._state.heartbeat.suspect()
+            raise _engine_restarting()
         if answer.status != 200:
             record.outcome = "engine_refused"
             await client.refuse(_engine_refusal(answer.status, data))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from time import monotonic
+from time import monotonic, time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
@@ -19,7 +19,7 @@ from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
 from pedcxr_serve.gateway.scheduler import FairQueue
 
 # A tenant has nine histograms, and a page with all of them is sent at every scrape: hence few buckets.
-_REQUEST_BUCKETS_S = (0.05, 0.2, 0.5, 1, 2, 5, 20, 120)
+_REQUEST_BUCKETS_S = (0.05, 0.2, 0.5, 1, 2, 3, 4, 5, 7, 10, 15, 20, 60, 120)  # close where objectives lie
 _STAGE_BUCKETS_S = (0.001, 0.005, 0.02, 0.1, 0.5, 5, 60)
 _TOKEN_BUCKETS_S = (0.004, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.8)
 
@@ -42,6 +42,10 @@ class GatewayMetrics:
         self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
         self.runtime = RuntimeMetrics(registry)
         self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
+        clock = Gauge(
+            "pedcxr_clock_seconds", "Unix time of this machine, for an alert on wrong clocks.", registry=registry
+        )
+        clock.set_function(time)
         self._refused_connections = Counter(
             "pedcxr_connections_refused",
             "Connections closed before a request, by reason.",
@@ -171,7 +175,7 @@ class TenantMetrics:
         """Return the rest of the tenant's token budget of today (UTC), without requests in flight; may be negative."""
         if tenant.tokens_per_day is None:
             return math.inf
-        return tenant.tokens_per_day - self.store.of(_today(), tenant.name).tokens
+        return tenant.tokens_per_day - self.store.of(today(), tenant.name).tokens
 
     def count(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
@@ -184,7 +188,7 @@ class TenantMetrics:
         if "queue" in record.stages:
             self._queue.labels(name).observe(record.stages["queue"])
         if record.usage is not None or record.outcome != "refused":
-            self.store.add(_today(), name, totals)
+            self.store.add(today(), name, totals)
         if record.usage is not None:
             for kind, tokens in (
                 ("prompt", totals.prompt_tokens),
@@ -209,5 +213,6 @@ def seconds_until_midnight() -> float:
     return ((now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds()
 
 
-def _today() -> str:
+def today() -> str:
+    """Return the day of budgets and usage, YYYY-MM-DD in UTC."""
     return datetime.now(UTC).date().isoformat()

@@ -60,6 +60,7 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
             server.should_exit = True
         await asyncio.gather(*tasks)
         await asyncio.gather(watch, return_exceptions=True)
+        await state.shared_limits.stop()
         await state.rate_limiter.close()
 
 
