@@ -108,8 +108,9 @@ bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at
 bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real reports
 	@$(RUN) -m tests.client.evaluation.lexicon_accuracy
 
-drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
+drill: $(READY)  ## kill the engine under load ten times, and replace gateways and engine under load (about 15 minutes)
 	@$(RUN) -m tests.drills.kill_engine
+	@$(RUN) -m tests.drills.rolling_restart
 
 drill-fleet: $(READY)  ## restart and cut off replicas with fake engines, and measure 1 to 8 of them (about 5 minutes)
 	@$(RUN) -m tests.drills.fleet.drills

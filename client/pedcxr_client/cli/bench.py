@@ -153,7 +153,7 @@ def run_mode(options: argparse.Namespace) -> int:
 
 
 def _served_model(client: Client, name: str | None) -> ServedModel:
-    """Return the model as the server describes it. If the user names one, its list of models may fail."""
+    """Return the model as the server describes it, or the named one if the server cannot list its models."""
     try:
         return client.model()
     except (NotFound, ServerFailed):

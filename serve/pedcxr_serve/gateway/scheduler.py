@@ -114,8 +114,7 @@ class FairQueue:
         multi_tenant: bool = False,
     ) -> None:
         self._multi_tenant = multi_tenant
-        self._slots, self._spare = slots, spare
-        self._max_preparing, self._max_starting = max_preparing, max_starting
+        self.resize(slots, max_preparing=max_preparing, max_starting=max_starting, spare=spare)
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
         self._last_counter = 0.0  # counter of the tenant that left the queue last
@@ -123,6 +122,11 @@ class FairQueue:
         self.preparing = 0
         self.starting = 0
         self.waiting = 0
+
+    def resize(self, slots: int, *, max_preparing: float, max_starting: float, spare: int) -> None:
+        """Set the limits of the engine, for example after it was replaced. Running requests may then exceed them."""
+        self._slots, self._spare = slots, spare
+        self._max_preparing, self._max_starting = max_preparing, max_starting
 
     def open(self, tenant: Tenant, now: float, *, tokens_left: float = math.inf, reset_s: float = 0) -> Ticket:
         """Admit a request before its body is read.
@@ -148,7 +152,7 @@ class FairQueue:
         """Add a request to the queue.
 
         Args:
-            cost: prompt and image tokens, charged when the request is sent.
+            cost: of the prompt and its image, charged when the request is sent.
 
         Raises:
             AdmissionRefused: 503, the queue is full or the expected wait is too long.
