@@ -39,6 +39,8 @@ _ANY_VERSION = "any"
 class GatewayStatus(EngineStatus, Protocol):
     """A gateway that learns from the engine what it serves."""
 
+    end_requests: Callable[[], None]
+
     def use_engine(self, engine: EngineDescription, gateway: GatewayConfig) -> None:
         """Take over slots, model and limits."""
 
@@ -132,7 +134,7 @@ class RemoteEngine:
     async def stop(self, urgent: asyncio.Event) -> None:
         """End the requests that the engine still has, with a typed error to their clients. The engine runs on."""
         self._state.engine_up = False
-        await self._session.close()
+        self._state.end_requests()
 
     async def _reconnect(self) -> None:
         reported = ""

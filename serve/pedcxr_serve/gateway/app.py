@@ -75,13 +75,11 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
             expose_headers=_EXPOSED,
         )
         middleware.insert(0, cors)  # a preflight request has no key
+    client = EngineClient(state.engine_address, state.engine_key)
+    state.end_requests = client.close
     app = Starlette(
         routes=[
-            Route(
-                "/v1/chat/completions",
-                ChatCompletions(state, EngineClient(state.engine_address, state.engine_key)),
-                methods=["POST"],
-            ),
+            Route("/v1/chat/completions", ChatCompletions(state, client), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health/live", live),

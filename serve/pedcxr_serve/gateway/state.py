@@ -7,7 +7,7 @@ import dataclasses
 import math
 import socket as socket_module
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -64,6 +64,7 @@ class State:
         allowed_origins: origins of web pages that may send requests (CORS); ``*`` allows all.
         allowed_hosts: names other than loopback that the Host header may have on a server without API keys.
         in_flight: number of requests queued or sent to the engine.
+        end_requests: ends all requests that the engine has, with a typed error to their clients.
         started: start time of the server, of `time.monotonic`.
     """
 
@@ -99,6 +100,7 @@ class State:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     in_flight: int = 0
+    end_requests: Callable[[], None] = lambda: None
     started: float = field(default_factory=time.monotonic)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
     tenant_metrics: TenantMetrics = field(init=False)

@@ -42,6 +42,12 @@ class EngineClient:
         self._address = address
         self._headers = {"Host": "engine" if isinstance(address, Path) else address.authority}
         self._headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        self._open: set[EngineAnswer] = set()
+
+    def close(self) -> None:
+        """End all requests in flight, which raises `EngineLost` where their answers are awaited."""
+        for answer in [*self._open]:
+            answer.close()
 
     @contextlib.asynccontextmanager
     async def post(
@@ -60,6 +66,7 @@ class EngineClient:
         request = [_head(path, sum(map(len, parts)), self._headers | dict(headers)), *parts]
         answer = EngineAnswer(request, on_sent)
         del request, parts
+        self._open.add(answer)
         try:
             try:
                 async with asyncio.timeout(_CONNECT_TIMEOUT_S):
@@ -69,6 +76,7 @@ class EngineClient:
             await answer.started()
             yield answer
         finally:
+            self._open.discard(answer)
             answer.close()
 
     async def _connect(self, answer: EngineAnswer) -> None:
