@@ -5,6 +5,7 @@ RUN    := .venv/bin/python
 READY  := .venv/.ready
 CLIENTS := .venv/clients/.ready
 TESTERS := .venv/loadtest/.ready
+DEPLOYTOOLS := .venv/deploytools/.ready
 TRAIN  := .venv/train/.ready
 GUIDELLM := .venv/guidellm/.ready
 PYTEST ?=
@@ -13,7 +14,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint demo-finetune fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom drill-fleet bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -42,7 +43,7 @@ test: test-fast $(CLIENTS) $(TRAIN)  ## run every test, real vLLM included
 	@$(MAKE) --quiet $(TESTERS) || echo "the load testers cannot be installed; their tests are skipped"
 	@$(RUN) -m pytest -m slow $(PYTEST) $(NONE_OK)
 
-test-fast: $(READY)  ## run the tests that need no vLLM
+test-fast: $(READY) $(DEPLOYTOOLS)  ## run the tests that need no vLLM
 	@$(RUN) -m pytest $(FAST) $(PYTEST) $(NONE_OK)
 
 test-wheel: $(READY)  ## run the tests that need no vLLM on the built wheel
@@ -66,8 +67,9 @@ $(DOCS): $(UV) locks/docs.txt
 docs: $(DOCS)  ## build the documentation into site/; warnings are errors
 	@NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs --quiet build --strict
 
-# Other clients and load testers have environments of their own too: they ask for other versions of openai and pydantic.
-$(CLIENTS) $(TESTERS) $(GUIDELLM): .venv/%/.ready: $(UV) locks/%.txt
+# Other clients, load testers and the tools that check deploy/ have environments of their own too: they ask for other versions of
+# openai and pydantic, or share nothing with the product.
+$(CLIENTS) $(TESTERS) $(GUIDELLM) $(DEPLOYTOOLS): .venv/%/.ready: $(UV) locks/%.txt
 	@$(PYTHON) -m venv .venv/$*
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
@@ -106,8 +108,18 @@ bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at
 bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real reports
 	@$(RUN) -m tests.client.evaluation.lexicon_accuracy
 
-drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
+drill: $(READY)  ## kill the engine under load ten times, and replace gateways and engine under load (about 15 minutes)
 	@$(RUN) -m tests.drills.kill_engine
+	@$(RUN) -m tests.drills.rolling_restart
+
+drill-fleet: $(READY)  ## restart and cut off replicas with fake engines, and measure 1 to 8 of them (about 5 minutes)
+	@$(RUN) -m tests.drills.fleet.drills
+
+sbom: $(READY) $(DEPLOYTOOLS)  ## build/sbom/: CycloneDX of the installed packages with licences, and of each lock
+	@mkdir -p build/sbom
+	@.venv/deploytools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible -o build/sbom/environment.json
+	@for lock in cpu gpu; do .venv/deploytools/bin/cyclonedx-py requirements locks/$$lock.txt --pyproject pyproject.toml \
+	    --output-reproducible -o build/sbom/$$lock.json; done
 
 loadtest: $(READY) $(TESTERS) $(GUIDELLM)  ## short runs of guidellm, aiperf, locust and vllm bench at the gateway (6 GB of packages more)
 	@$(RUN) -m tests.drills.load_testers
@@ -125,6 +137,7 @@ lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
+	@$(COMPILE) $(UPGRADE) locks/deploytools.in -o locks/deploytools.txt
 	@$(COMPILE) $(UPGRADE) locks/guidellm.in -o locks/guidellm.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt -c locks/dev.txt --extra train pyproject.toml locks/train.in -o locks/train.txt
 	@$(COMPILE) $(UPGRADE) --extra gpu --extra redis pyproject.toml -o locks/gpu.txt

@@ -20,9 +20,10 @@ from typing import Any
 from pedcxr_serve.checkpoint import download, inspect
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load
+from pedcxr_serve.config.environment import CONFIG_VARIABLE
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
 from pedcxr_serve.errors import EngineError, ServeError
-from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.accounting import audit, usage_report
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import capacity, devices, measurement, plan
 
@@ -33,7 +34,10 @@ _TRAINING = {
     "finetune": "train a model or an adapter on films and reports",
     "merge": "merge an adapter into its base, as a checkpoint that vLLM loads",
 }
-_REFERENCE_HEADER = "# serve.toml: settings of pedcxr-serve at their defaults. Command-line options override them.\n"
+_REFERENCE_HEADER = (
+    "# serve.toml: settings of pedcxr-serve at their defaults. Environment variables such as PEDCXR_GATEWAY_PORT\n"
+    "# override them, and command-line options such as --port override both.\n"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, vllm_options = split(list(sys.argv[1:] if argv is None else argv))
     args = _parser(options[:1]).parse_args(options)
     try:
-        return _run(args, vllm_options)
+        code = _run(args, vllm_options)
+        sys.stdout.flush()
+        return code
     except EngineError as error:
         for line in error.tail:
             print(f"engine | {line}", file=sys.stderr)
@@ -50,10 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ServeError as error:
         print(f"pedcxr-serve: {error}", file=sys.stderr)
         return error.exit_code
+    except _Terminated:
+        return 0
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        sys.stderr.close()
+        # What is still buffered would raise again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
 
 
@@ -74,7 +83,8 @@ def _config(args: argparse.Namespace, vllm_options: list[str]) -> ServeConfig:
     overrides = {key: value for key, value in vars(args).items() if key not in own}
     if vllm_options:
         overrides["engine.extra_args"] = vllm_options
-    return load.load(getattr(args, "config", None), overrides)
+    config = getattr(args, "config", None) or os.environ.get(CONFIG_VARIABLE)
+    return load.load(Path(config) if config else None, overrides, os.environ)
 
 
 def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
@@ -82,22 +92,29 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
         print(_keys(args), end="")
         return 0
     if args.command == "audit":
-        print(audit.verify(args.file, audit.key_from(os.environ)))
+        key = audit.key_from(os.environ)
+        for file in args.files:
+            print(audit.verify(file, key))
+        return 0
+    if args.command == "usage":
+        print(usage_report.report(args.sources, since=args.since.isoformat() if args.since else ""), end="")
         return 0
     if args.command in _TRAINING:
         from pedcxr_serve.finetune import command
 
         run: Callable[[argparse.Namespace], int] = getattr(command, args.command)
         return run(args)
-    config = _config(args, vllm_options)
     if args.command == "config":
         print(_REFERENCE_HEADER + SCHEMA.toml(), end="")
         return 0
+    config = _config(args, vllm_options)
+    if args.command == "check-config":
+        return _check_config(config)
     if args.command == "check":
         return _check(config)
-    if args.command == "plan" or args.dry_run:
+    if args.command == "plan" or getattr(args, "dry_run", False):
         return _plan(config, args)
-    return _start(config, demo=args.command == "demo")
+    return _serve(config, args.command)
 
 
 def _keys(args: argparse.Namespace) -> str:
@@ -107,6 +124,14 @@ def _keys(args: argparse.Namespace) -> str:
     if args.action == "revoke":
         return f"revoked a key of {api_keys.revoke(args.tenants, args.digest)}\n"
     return api_keys.table(args.tenants)
+
+
+def _check_config(config: ServeConfig) -> int:
+    from pedcxr_serve.launcher import config_check  # loads the gateway, which the other commands do not need
+
+    results = config_check.check(config, os.environ)
+    print(config_check.render(results))
+    return 2 if any(result.error for result in results) else 0
 
 
 def _check(config: ServeConfig) -> int:
@@ -144,17 +169,26 @@ def _capacity_rows(
     return (*rows, *capacity.rows(sized, objectives, is_measured=measured is not None))
 
 
-def _start(config: ServeConfig, *, demo: bool) -> int:
-    # Imported here because it loads the HTTP servers, which the other commands do not need.
-    from pedcxr_serve.launcher import start
+def _serve(config: ServeConfig, command: str) -> int:
+    # Imported here because they load the HTTP servers, which the other commands do not need.
+    from pedcxr_serve.launcher import engine, start
 
-    signal.signal(signal.SIGTERM, _interrupt)  # until the event loop installs its own handlers
-    start.start(config, demo=demo)
+    signal.signal(signal.SIGTERM, _terminate)  # until the event loop installs its own handlers
+    if command == "engine":
+        engine.serve(config)
+    elif command == "gateway":
+        start.gateway(config)
+    else:
+        start.start(config, demo=command == "demo")
     return 0
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)  # as the running server ends on SIGTERM
+class _Terminated(BaseException):
+    """SIGTERM before the event loop of a server runs."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _Terminated
 
 
 def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -167,8 +201,11 @@ def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
     for name, text in (
         ("start", "start a server; without a model: the demo checkpoint on 127.0.0.1:8000"),
         ("check", "print the state of a checkpoint; reads headers only"),
+        ("check-config", "check settings and the files that they name, and start nothing"),
         ("plan", "print the memory plan of a device and the exact vLLM command"),
         ("demo", "start a server with the demo checkpoint, report three films, stop"),
+        ("engine", "run the engine alone, in --socket-dir or at --listen with --key-file, for gateways"),
+        ("gateway", "run a gateway in front of the engine at --engine, which another process runs"),
     ):
         command = commands.add_parser(
             name, help=text, description=text + ".", epilog="Words after -- are passed to `vllm serve` unchanged."
@@ -176,7 +213,7 @@ def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
         _add_settings(command)
         if name == "plan":
             _add_capacity(command)
-        if name != "check":
+        if name not in ("check", "check-config", "gateway"):
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
     for name, text in _TRAINING.items():
@@ -187,6 +224,7 @@ def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
             getattr(training, f"add_{name}_options")(command)
     _add_keys(commands)
     _add_audit(commands)
+    _add_usage(commands)
     return parser
 
 
@@ -271,4 +309,11 @@ def _add_audit(commands: Any) -> None:
     verify = actions.add_parser(
         "verify", help=f"report changed or removed lines; {audit.KEY_VARIABLE} holds the key of the log"
     )
-    verify.add_argument("file", type=Path)
+    verify.add_argument("files", type=Path, nargs="+", metavar="FILE", help="the log of each server")
+
+
+def _add_usage(commands: Any) -> None:
+    command = commands.add_parser("usage", help="add up the usage of several servers, by day and tenant")
+    text = "a usage database, or the URL of an admin port, such as http://127.0.0.1:8001"
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help=text)
+    command.add_argument("--since", type=_date, metavar="YYYY-MM-DD", help="first day, UTC")

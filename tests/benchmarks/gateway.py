@@ -1,8 +1,12 @@
 """``make bench-gateway``: the gateway's own cost, in front of an engine that answers immediately.
 
 Engine, gateway and load generator are three processes on one machine, so a rate per second of wall-clock time depends
-on the other two. The rate per second of the gateway's processor time does not, and is printed too. Tenants, validation,
-scheduling, usage and the audit log are enabled.
+on the other two. The gateway's processor time per request and per event depends on them less, and its multiple of that
+of a bare proxy in the same run (`bare_proxy`) least. Tenants, validation, scheduling, usage and the audit log are
+enabled.
+
+vLLM sends each token as an event of its own: only the paced events cost what events cost in service. A burst hands the
+gateway hundreds of events in one read.
 """
 
 from __future__ import annotations
@@ -10,12 +14,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,15 +28,24 @@ import aiohttp
 import uvloop
 
 from pedcxr_serve.gateway import app
+from pedcxr_serve.gateway.accounting import metrics
+from pedcxr_serve.gateway.accounting.metrics import RequestRecord
+from pedcxr_serve.gateway.accounting.usage import TokenUsage
 from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.http.server import short_pauses
 from pedcxr_serve.gateway.request import validation
+from pedcxr_serve.gateway.request.image_splice import RequestRefused
+from pedcxr_serve.gateway.state import State
 from tests.benchmarks import processes
-from tests.benchmarks.instant_engine import EVENTS, PACE
+from tests.benchmarks.instant_engine import EVENTS, PACE, PACED_EVENTS
 from tests.benchmarks.processes import ENGINE_SOCKET, Gateway
 
 _PACED_STREAMS = 250
+_ROUNDS = 5  # of gateway and bare proxy in turns; medians are printed
 _IDLE_STREAMS = 1000
 _LARGE_BODIES = 200
+_TENANTS = 200
+_TICK_S = 0.002
 _TEAM = "bench"
 _CHAT = "/chat/completions"
 
@@ -39,15 +53,22 @@ _CHAT = "/chat/completions"
 def main() -> None:
     """Run the benchmark and print each result with its target."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.gateway", description=__doc__)
-    parser.add_argument("--requests", type=int, default=2000, help="number of requests with bodies of 0.1 MB")
-    parser.add_argument("--streams", type=int, default=200, help=f"number of streams of {EVENTS} events")
+    parser.add_argument("--requests", type=int, default=500, help="number of requests with bodies of 0.1 MB per round")
+    parser.add_argument("--streams", type=int, default=200, help=f"streams of {EVENTS} events per round")
     args = parser.parse_args()
     print(f"{'':30}{'measured':>14}   target")
     _validation()
+    _hostile_body()
+    _metrics_page()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with processes.engine(folder), processes.gateway(folder, _TEAM) as gateway:
-            uvloop.run(_load(folder, gateway, args.requests, args.streams))
+        with (
+            processes.engine(folder),
+            processes.gateway(folder, _TEAM) as gateway,
+            processes.bare_proxy(folder) as bare,
+        ):
+            uvloop.run(_compare(gateway, bare, args.requests, args.streams))
+            uvloop.run(_load(folder, gateway))
 
 
 def body(film_bytes: int, *, stream: bool = False, answer: str | None = None) -> bytes:
@@ -63,7 +84,7 @@ def body(film_bytes: int, *, stream: bool = False, answer: str | None = None) ->
     ]
     request: dict[str, object] = {"model": "bench", "messages": [{"role": "user", "content": content}]}
     request |= {"max_tokens": 500, "stream": stream} | ({"stop": [answer]} if answer else {})
-    return json.dumps(request).encode()
+    return json.dumps(request, separators=(",", ":")).encode()  # as the instant engine expects it
 
 
 def _validation() -> None:
@@ -79,6 +100,54 @@ def _validation() -> None:
     )
 
 
+def _hostile_body() -> None:
+    raw, rules, tenant = b'{"messages":[' + b"{}," * 106_000 + b"{}]}", validation.Rules("bench", 500), Tenant("bench")
+    times_ms = []
+    for _ in range(20):
+        start = time.process_time()
+        with contextlib.suppress(RequestRefused):
+            validation.apply(raw, tenant, rules)
+        times_ms.append(1e3 * (time.process_time() - start))
+    _print_row(
+        "refusal of 106,000 objects", f"{statistics.median(times_ms):.2f} ms", "<= 5 of processor time; 318 kB of {}"
+    )
+
+
+def _metrics_page() -> None:
+    """Print how long the event loop stands still while the page of 200 tenants is rendered."""
+    state = State(Path("none"), demo=False, body_limit=1)
+    for index in range(_TENANTS):
+        for outcome in ("ok", "length", "client_left", "refused", "engine_lost"):
+            record = RequestRecord(Tenant(f"tenant-{index}"), "id", outcome=outcome)
+            record.usage = TokenUsage(300, 50) if outcome in ("ok", "length") else None
+            record.first_token_at = record.last_token_at = record.arrived_at
+            record.stages = dict.fromkeys(("body", "policy", "queue", "engine", "stream"), 0.01)
+            state.tenant_metrics.count(record)
+
+    async def longest_pause_ms(work: Awaitable[object]) -> float:
+        running = asyncio.ensure_future(work)
+        longest, last = 0.0, time.perf_counter()
+        while not running.done():
+            await asyncio.sleep(_TICK_S)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last - _TICK_S), now
+        return 1e3 * longest
+
+    async def measure() -> None:
+        with short_pauses():
+            page = len(await metrics.render(state.metrics.registry))
+            start = time.process_time()
+            await metrics.render(state.metrics.registry)
+            cost_ms = 1e3 * (time.process_time() - start)
+            idle = [await longest_pause_ms(asyncio.sleep(0.3)) for _ in range(5)]
+            busy = [await longest_pause_ms(metrics.render(state.metrics.registry)) for _ in range(5)]
+        text = f"<= 5: median of the longest pauses of the event loop; {statistics.median(idle):.1f} without rendering"
+        text += f"; {page / 1e3:.0f} kB, {cost_ms:.0f} ms of processor time"
+        _print_row(f"/metrics of {_TENANTS} tenants", f"{statistics.median(busy):.1f} ms", text)
+
+    uvloop.run(measure())
+
+
 def _print_row(name: str, result: str, target: str) -> None:
     print(f"{name:30}{result:>14}   {target}", flush=True)
 
@@ -86,6 +155,18 @@ def _print_row(name: str, result: str, target: str) -> None:
 class _Times(NamedTuple):
     seconds: float
     processor: float
+    chunks: int
+
+
+class _Costs(NamedTuple):
+    """Processor time of one round; ``event_us`` does not include the opening of its stream."""
+
+    request_ms: float
+    opening_ms: float
+    burst_us: float
+    event_us: float
+    requests_per_s: float
+    reads: float
 
 
 class _Load:
@@ -97,17 +178,19 @@ class _Load:
 
     async def send(self, data: bytes, number: int, concurrency: int) -> _Times:
         """Send a body ``number`` times; every answer must be 200."""
-        limit = asyncio.Semaphore(concurrency)
+        limit, chunks = asyncio.Semaphore(concurrency), 0
 
         async def request() -> None:
+            nonlocal chunks
             async with limit, self._session.post(self._url, data=data) as answer:
-                text = await answer.read()
-                if answer.status != 200:
-                    raise SystemExit(f"{answer.status}: {text[:200]!r}")
+                async for chunk in answer.content.iter_any():
+                    chunks += 1
+                    if answer.status != 200:
+                        raise SystemExit(f"{answer.status}: {chunk[:200]!r}")
 
         before, start = self._gateway.processor_s(), time.perf_counter()
         await asyncio.gather(*(request() for _ in range(number)))
-        return _Times(time.perf_counter() - start, self._gateway.processor_s() - before)
+        return _Times(time.perf_counter() - start, self._gateway.processor_s() - before, chunks)
 
     async def gaps_ms(self, data: bytes) -> float:
         """Return the 99th percentile of the time between the events of `_PACED_STREAMS` streams, in ms."""
@@ -133,17 +216,58 @@ class _Load:
                 answer.close()
 
 
-async def _load(folder: Path, gateway: Gateway, requests: int, streams: int) -> None:
-    headers = {"Authorization": f"Bearer {gateway.keys[_TEAM]}", "Content-Type": "application/json"}
+@contextlib.asynccontextmanager
+async def _load_on(gateway: Gateway) -> AsyncIterator[_Load]:
+    headers = {"Authorization": f"Bearer {gateway.keys.get(_TEAM, '')}", "Content-Type": "application/json"}
     async with aiohttp.ClientSession(headers=headers, connector=aiohttp.TCPConnector(limit=0)) as session:
-        load = _Load(session, gateway)
-        await load.send(body(100_000), 200, 32)
-        times = await load.send(body(100_000), requests, 32)
-        per_core = f"{requests / times.processor:.0f} per second of processor time"
-        _print_row("requests with 0.1 MB", f"{requests / times.seconds:.0f} /s", f">= 500; {per_core}")
-        times, events = await load.send(body(10_000, stream=True), streams, 32), streams * EVENTS
-        per_core = f"{events / times.processor:.0f} per second of processor time"
-        _print_row("events in bursts", f"{events / times.seconds:.0f} /s", f">= 30,000; {per_core}")
+        yield _Load(session, gateway)
+
+
+async def _compare(gateway: Gateway, bare: Gateway, requests: int, streams: int) -> None:
+    """Print the processor time of gateway and bare proxy per request and per event, taken in turns."""
+    films, burst = body(100_000), body(10_000, stream=True)
+    brief, paced = body(10_000, stream=True, answer="brief"), body(10_000, stream=True, answer="pace")
+    rounds = []
+    async with _load_on(gateway) as ours, _load_on(bare) as theirs:
+        for load in (ours, theirs):
+            await load.send(films, 200, 32)
+        for _ in range(_ROUNDS):
+            pair = []
+            for load in (ours, theirs):
+                whole = await load.send(films, requests, 32)
+                opening = await load.send(brief, _PACED_STREAMS, 32)
+                block = await load.send(burst, streams, 32)
+                events = await load.send(paced, _PACED_STREAMS, _PACED_STREAMS)
+                pair.append(
+                    _Costs(
+                        1e3 * whole.processor / requests,
+                        1e3 * opening.processor / _PACED_STREAMS,
+                        1e6 * block.processor / (streams * EVENTS),
+                        1e6 * (events.processor - opening.processor) / (_PACED_STREAMS * PACED_EVENTS),
+                        requests / whole.seconds,
+                        events.chunks / (_PACED_STREAMS * PACED_EVENTS),
+                    )
+                )
+            rounds.append((pair[0], pair[1]))
+    rows = (
+        ("request with 0.1 MB", "request_ms", "ms", "<= 1.2"),
+        ("stream without events", "opening_ms", "ms", "none"),
+        ("event in a burst", "burst_us", "us", "<= 33"),
+        ("event alone, as vLLM sends it", "event_us", "us", "<= 25"),
+    )
+    for name, key, unit, target in rows:
+        one, other = (statistics.median(getattr(costs, key) for costs in side) for side in zip(*rounds, strict=True))
+        ratio = statistics.median(getattr(costs, key) / getattr(bare_costs, key) for costs, bare_costs in rounds)
+        rate = (1e3 if unit == "ms" else 1e6) / one
+        text = f"{target} of processor time; {rate:,.0f} per core-second; bare proxy {other:.2f} {unit}, x {ratio:.2f}"
+        _print_row(name, f"{one:.2f} {unit}", text)
+    reads, rate = (statistics.median(getattr(costs, key) for costs, _ in rounds) for key in ("reads", "requests_per_s"))
+    _print_row("requests with 0.1 MB", f"{rate:.0f} /s", ">= 500, on a machine with nothing else to do")
+    _print_row("reads per event", f"{reads:.2f}", "1; below, the client was late and several events came together")
+
+
+async def _load(folder: Path, gateway: Gateway) -> None:
+    async with _load_on(gateway) as load:
         paced = body(10_000, stream=True, answer="pace")
         bare, through = await _bare_gaps_ms(folder, paced), await load.gaps_ms(paced)
         target = f"<= 10; {_PACED_STREAMS} streams of {PACE} events/s, 99 % of gaps {through:.1f}, bare {bare:.1f}"
@@ -161,8 +285,7 @@ async def _load(folder: Path, gateway: Gateway, requests: int, streams: int) -> 
 async def _bare_gaps_ms(folder: Path, data: bytes) -> float:
     connector = app.engine_connector(folder / ENGINE_SOCKET)
     async with aiohttp.ClientSession(connector=connector) as session:
-        compact = json.dumps(json.loads(data), separators=(",", ":")).encode()  # the gateway sends compact JSON
-        return await _gaps_ms(session, f"http://engine/v1{_CHAT}", compact)
+        return await _gaps_ms(session, f"http://engine/v1{_CHAT}", data)
 
 
 async def _gaps_ms(session: aiohttp.ClientSession, url: str, data: bytes) -> float:

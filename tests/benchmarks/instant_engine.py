@@ -1,7 +1,7 @@
 """An engine that answers immediately, to measure the gateway. Its hand-written HTTP takes little processor time.
 
-A word in the request's ``stop`` selects another answer: ``pace`` streams events at a fixed rate, ``idle`` streams an
-event every 10 s, and ``wait`` sends an unstreamed answer after 3 s.
+A word in the request's ``stop`` selects another answer: ``pace`` streams events at a fixed rate, ``brief`` is a stream
+without events, ``idle`` streams an event every 10 s, and ``wait`` sends an unstreamed answer after 3 s.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ EVENTS = 400
 PACE = 30
 """Events per second of a paced stream."""
 PACED_EVENTS = 120
+_SEARCHED = 2000  # bytes at each end of a body: the film between them is long
 _WAIT_S = 3.0
 _IDLE_S = 10.0
 
@@ -41,23 +42,27 @@ class _Instant(asyncio.Protocol):
             if not end:
                 return
             self._remaining = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
-            self._tail, data = b"", rest
+            self._start, self._tail, data = b"", b"", rest
         self._remaining -= len(data)
-        self._tail = (self._tail + data)[-2000:]
+        self._start += data[: _SEARCHED - len(self._start)]
+        self._tail = (self._tail + data)[-_SEARCHED:]
         if self._remaining == 0:
             self._answer()
 
     def _answer(self) -> None:
-        if b'"wait"' in self._tail:
+        fields = self._start + self._tail
+        if b'"wait"' in fields:
             asyncio.get_running_loop().call_later(_WAIT_S, self._write, _WHOLE)
-        elif b'"pace"' in self._tail:
+        elif b'"pace"' in fields:
             self._transport.write(_OPEN)
             self._pace(PACED_EVENTS, 1 / PACE)
-        elif b'"idle"' in self._tail:
+        elif b'"brief"' in fields:
+            self._write(_OPEN + _END)
+        elif b'"idle"' in fields:
             self._transport.write(_OPEN)
             self._pace(PACED_EVENTS, _IDLE_S)
         else:
-            self._write(_STREAM if b'"stream":true' in self._tail else _WHOLE)
+            self._write(_STREAM if b'"stream":true' in fields else _WHOLE)
 
     def _pace(self, count: int, gap_s: float) -> None:
         if not count:

@@ -1,4 +1,4 @@
-"""Run the gateway, or the instant engine, in another process, and measure it."""
+"""Run the gateway, the bare proxy or the instant engine in another process, and measure it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import uvloop
 
 from pedcxr_serve.config import load
 from pedcxr_serve.gateway.auth import api_keys
+from tests.benchmarks import bare_proxy as bare_proxy_server
 from tests.benchmarks import instant_engine
 
 ENGINE_SOCKET = "engine.sock"
@@ -80,6 +81,13 @@ def gateway(folder: Path, *names: str) -> Iterator[Gateway]:
 
 
 @contextmanager
+def bare_proxy(folder: Path) -> Iterator[Gateway]:
+    """Run the bare proxy in front of the engine on ``folder / ENGINE_SOCKET``; it has no keys."""
+    with _child("proxy", folder, folder / "proxy") as pid:
+        yield Gateway(pid, (folder / "proxy").read_text(), {})
+
+
+@contextmanager
 def engine(folder: Path) -> Iterator[None]:
     """Run the instant engine on ``folder / ENGINE_SOCKET``."""
     with _child("engine", folder, (folder / ENGINE_SOCKET).with_suffix(".up")):
@@ -120,12 +128,19 @@ async def _gateway(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run the gateway or the engine until SIGTERM."""
+    """Run one of them until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.processes", description=__doc__)
-    parser.add_argument("role", choices=("engine", "gateway"))
+    parser.add_argument("role", choices=("engine", "gateway", "proxy"))
     parser.add_argument("folder", type=Path, help="folder of the sockets and files")
     args = parser.parse_args()
-    uvloop.run(_gateway(args.folder) if args.role == "gateway" else instant_engine.serve(args.folder / ENGINE_SOCKET))
+    engine_socket = args.folder / ENGINE_SOCKET
+    match args.role:
+        case "gateway":
+            uvloop.run(_gateway(args.folder))
+        case "proxy":
+            uvloop.run(bare_proxy_server.serve(engine_socket, args.folder / "proxy"))
+        case _:
+            uvloop.run(instant_engine.serve(engine_socket))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pedcxr_serve import cli
+from pedcxr_serve.checkpoint import download
 from pedcxr_serve.cli import main, parse
 from pedcxr_serve.demo import CHECKPOINT
 
@@ -93,6 +94,11 @@ def test_audit_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setenv("PEDCXR_AUDIT_KEY", "k" * 32)
     log.write_text("")
     assert main(["audit", "verify", str(log)]) == 0
+    other = tmp_path / "other.jsonl"
+    other.write_text("")
+    capsys.readouterr()
+    assert main(["audit", "verify", str(log), str(other)]) == 0
+    assert capsys.readouterr().out == f"{log}: empty\n{other}: empty\n"
     log.write_text("{}\n")
     assert main(["audit", "verify", str(log)]) == 3
     assert "line 1" in capsys.readouterr().err
@@ -119,11 +125,44 @@ def test_demo_checkpoint_exists() -> None:
     assert (CHECKPOINT / "config.json").is_file()
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141)])
-def test_interrupted_command_says_so(error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> int:
-        raise error
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text("[gateway]\nport = 9000\nadmin_port = 9001\n")
+    monkeypatch.setenv("PEDCXR_CONFIG", str(file))
+    monkeypatch.setenv("PEDCXR_GATEWAY_PORT", "9100")
+    settings = parse(["start"])
+    assert (settings.gateway.port, settings.gateway.admin_port) == (9100, 9001)
 
-    monkeypatch.setattr(cli, "_check", interrupt)
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert main(["check"]) == status
+
+@pytest.mark.parametrize("command", ["check", "plan", "start"])
+def test_interrupt_before_a_server_runs(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example during a download."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "resolve", interrupted)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main([command, "--port", "0", "--admin-port", "0"]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_sigterm_before_a_server_runs_is_an_orderly_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "resolve", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["start", "--port", "0", "--admin-port", "0"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def test_closed_output_has_the_exit_code_of_sigpipe() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as out:
+        process = subprocess.run(
+            [sys.executable, "-m", "pedcxr_serve", "config"], stdout=out, stderr=subprocess.PIPE, check=False
+        )
+    assert (process.returncode, process.stderr) == (141, b"")

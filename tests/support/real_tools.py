@@ -21,6 +21,11 @@ needs_pushgateway = pytest.mark.skipif(
     reason="prometheus-pushgateway is not installed; Debian has a package of that name",
 )
 
+needs_alertmanager = pytest.mark.skipif(
+    shutil.which("prometheus-alertmanager") is None,
+    reason="prometheus-alertmanager is not installed; Debian has a package of that name",
+)
+
 
 @contextmanager
 def prometheus(config: str, folder: Path) -> Iterator[str]:
@@ -30,6 +35,17 @@ def prometheus(config: str, folder: Path) -> Iterator[str]:
     file.write_text(config)
     flags = [f"--config.file={file}", f"--web.listen-address={address}", f"--storage.tsdb.path={folder}"]
     with _running(["prometheus", *flags], address, "/-/ready"):
+        yield address
+
+
+@contextmanager
+def alertmanager(config: str, folder: Path) -> Iterator[str]:
+    """Run Alertmanager with a configuration until the end of the block; yield its address."""
+    address = _free()
+    file = folder / "alertmanager.yml"
+    file.write_text(config)
+    flags = [f"--config.file={file}", f"--web.listen-address={address}", f"--storage.path={folder}"]
+    with _running(["prometheus-alertmanager", *flags, "--cluster.listen-address="], address, "/-/ready"):
         yield address
 
 

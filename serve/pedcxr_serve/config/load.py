@@ -1,4 +1,4 @@
-"""Loading of the configuration: one TOML file, command-line options over it, every value checked."""
+"""Loading of the configuration: one TOML file, the environment over it, options over both, every value checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pedcxr_serve.config import toml_file
+from pedcxr_serve.config import environment, toml_file
 from pedcxr_serve.config.schema import FieldError
 from pedcxr_serve.config.settings import DEMO_NAME, SCHEMA, ServeConfig
 from pedcxr_serve.config.vllm_flags import forbidden_reason
@@ -20,13 +20,14 @@ from pedcxr_serve.errors import ConfigError
 _MAX_TEXT = 4096
 
 
-def load(path: Path | None, overrides: Mapping[str, object]) -> ServeConfig:
+def load(path: Path | None, overrides: Mapping[str, object], env: Mapping[str, str] | None = None) -> ServeConfig:
     """Read, merge and check the configuration.
 
     Args:
         path: A TOML file, or None for the defaults.
         overrides: Settings that take precedence over the file, keyed ``gateway.port``. Numbers and booleans may be
             text, as on a command line; None means that the option is absent.
+        env: Environment variables, which take precedence over the file; see `environment.settings_from`.
 
     Raises:
         ConfigError: The message has file or option, key, value and what is allowed.
@@ -38,11 +39,15 @@ def load(path: Path | None, overrides: Mapping[str, object]) -> ServeConfig:
         if path is not None:
             text = toml_file.read_text(path, remedy="Give a readable TOML file, or omit --config.")
             tables = SCHEMA.check(toml_file.parse(text, source))
+        source = "environment"
+        for key, value in environment.settings_from(env or {}).items():
+            origins[key] = f"environment: {environment.variable_name(key)} ({key})"
+            _override(tables, key, value, environment.variable_name(key))
         source = "command line"
         for key, value in overrides.items():
             if value is not None:
                 origins[key] = f"command line: {option_name(key)} ({key})"
-                _override(tables, key, value)
+                _override(tables, key, value, option_name(key))
     except FieldError as error:
         raise ConfigError(f"{source}: {error.assignment}: {error}.") from error
     _require_printable(tables, lambda key: origins.get(key, f"{path}: {key}"))
@@ -95,12 +100,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _override(tables: dict[str, Any], key: str, value: object) -> None:
+def _override(tables: dict[str, Any], key: str, value: object, name_of_source: str) -> None:
     field = next((field for field in SCHEMA.walk() if field.path == key), None)
     table, _, name = key.rpartition(".")
     if field is None:
         raise SCHEMA.unknown(key, name, SCHEMA.fields)
-    path = f"{option_name(key)} ({key})"
+    path = f"{name_of_source} ({key})"
     checked = SCHEMA.check_field(field, value, path, strict=not isinstance(value, str))
     (tables.setdefault(table, {}) if table else tables)[name] = checked
 
@@ -137,6 +142,16 @@ def _check_combinations(config: ServeConfig, where: Callable[[str], str]) -> Non
             f"{where('gateway.host')} = {gateway.host!r}: must be a loopback address (127.0.0.1, ::1, localhost) "
             "without tenants, because every client that reaches the port could use the server. Create API keys with "
             "`pedcxr-serve keys new NAME` and set gateway.tenants, or run an authenticated proxy in front of loopback."
+        )
+    if not gateway.admin_token_file and not is_loopback(gateway.admin_host):
+        raise ConfigError(
+            f"{where('gateway.admin_host')} = {gateway.admin_host!r}: must be a loopback address without "
+            "gateway.admin_token_file, because metrics and usage would be open to every client that reaches the port."
+        )
+    if engine.listen and not engine.key_file:
+        raise ConfigError(
+            f"{where('engine.listen')} = {engine.listen!r}: requires engine.key_file, because every client that "
+            "reaches the address could use the engine. Name a file; the engine creates it."
         )
     if gateway.host == "":
         raise ConfigError(f"{where('gateway.host')} = '': must be an address; 0.0.0.0 is every IPv4 address.")

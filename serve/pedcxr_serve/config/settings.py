@@ -27,7 +27,37 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     host: Annotated[str, Meta(description="address of the API; any but loopback needs tenants")] = "127.0.0.1"
     port: Annotated[_Port, Meta(description="port of the API; 0 selects a free one")] = 8000
-    admin_port: Annotated[_Port, Meta(description="port of /metrics, on loopback; 0 selects a free one")] = 8001
+    admin_host: Annotated[
+        str, Meta(description="address of /metrics and /usage; any but loopback needs gateway.admin_token_file")
+    ] = "127.0.0.1"
+    admin_port: Annotated[_Port, Meta(description="port of /metrics and /usage; 0 selects a free one")] = 8001
+    admin_token_file: Annotated[
+        str, Meta(description="file with the bearer token that /metrics and /usage ask for; empty = none")
+    ] = ""
+    engine: Annotated[
+        str,
+        Meta(
+            description="engine of `pedcxr-serve gateway`: unix:/PATH, http://HOST:PORT or https://HOST:PORT; "
+            "empty = as engine.listen and engine.socket_dir say"
+        ),
+    ] = ""
+    slots: Annotated[
+        _Requests | None,
+        Meta(description="maximum number of requests that this gateway sends to the engine at once; none = all"),
+    ] = None
+    cache_secret_file: Annotated[
+        str,
+        Meta(
+            description="file with the secret of the engine's cache keys, the same for all gateways of an engine, "
+            "created if absent; empty = a new secret at each start"
+        ),
+    ] = ""
+    allow_engine_version: Annotated[
+        str, Meta(description='further minor version of vLLM to accept, such as "0.33", or "any"; untested')
+    ] = ""
+    allow_plain_vllm: Annotated[
+        bool, Meta(description="true: accept an engine without pedcxr's plugin, which may change films silently")
+    ] = False
     tls_cert: Annotated[str, Meta(description="PEM file of the certificate and its chain; empty = plain HTTP")] = ""
     tls_key: Annotated[str, Meta(description="PEM file of the private key, without a passphrase")] = ""
     body_limit_mib: Annotated[int, Meta(ge=1, le=1024, description="maximum size of a request body, MiB")] = 16
@@ -62,10 +92,16 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     limits_url: Annotated[
         str,
         Meta(
-            description="Redis that counts requests per minute for several gateways, or PEDCXR_LIMITS_URL; "
+            description="Redis that counts requests and tokens for several gateways, or PEDCXR_LIMITS_URL; "
             "empty = count in this process",
             extra={"secret": True},  # may contain a password
         ),
+    ] = ""
+    limits_required: Annotated[
+        bool, Meta(description="true: refuse requests (503) while Redis does not answer; false: count in this process")
+    ] = False
+    replica: Annotated[
+        str, Meta(description="name of this server among several, or PEDCXR_REPLICA; empty = host name and port")
     ] = ""
     max_waiting: Annotated[int, Meta(ge=0, le=1_000_000, description="maximum number of queued requests")] = 1024
     max_preparing: Annotated[
@@ -152,6 +188,17 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     )
     socket_dir: Annotated[
         str, Meta(description="folder of the private socket; empty = a temporary folder with mode 0700")
+    ] = ""
+    listen: Annotated[
+        str,
+        Meta(
+            description="HOST:PORT of `pedcxr-serve engine` for gateways on other machines, with engine.key_file; "
+            "empty = a Unix socket in engine.socket_dir"
+        ),
+    ] = ""
+    key_file: Annotated[
+        str,
+        Meta(description="file with the key that gateways send to engine.listen; the engine creates it, mode 0600"),
     ] = ""
     log_level: Annotated[
         Literal["error", "warning", "info", "debug"],

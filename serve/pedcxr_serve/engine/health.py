@@ -12,6 +12,7 @@ from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.demo.findings import Case
+from pedcxr_serve.engine import access
 from pedcxr_serve.errors import EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
@@ -19,22 +20,25 @@ _HEALTH_TIMEOUT_S = 2.0
 _PROGRESS_TIMEOUT_S = 5.0
 _PROGRESS_COUNTERS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")
 _SEED = 1
-# A grey PNG of 1 x 1 pixels with 16 bits, which vLLM alone would turn white.
-_DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
+DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
+"""A grey PNG of 1 x 1 pixels with 16 bits, in base64. vLLM alone would turn it white."""
 _MAX_TOKENS = 16  # enough to run the vision tower, a prefill and decode steps; the text itself is not checked
 
 
-Health = Literal["healthy", "dead", "silent"]
+Health = Literal["healthy", "dead", "silent", "stopping"]
 
 
 async def check(engine: aiohttp.ClientSession) -> Health:
     """Return ``healthy`` if the engine answers ``/health`` with 200 within 2 s, ``silent`` if it does not answer.
 
-    It is ``dead`` if it answers another status, as vLLM does after a failure, or accepts no connection.
+    It is ``stopping`` if it says so (`pedcxr_serve.engine.access`), and ``dead`` if it answers another status, as vLLM
+    does after a failure, or accepts no connection.
     """
     try:
         async with engine.get("/health", timeout=aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)) as response:
-            return "healthy" if response.status == 200 else "dead"
+            if response.status == 200:
+                return "healthy"
+            return "stopping" if access.is_stopping(await response.read()) else "dead"
     except aiohttp.ClientConnectorError:
         return "dead"
     except (aiohttp.ClientError, TimeoutError):
@@ -105,7 +109,7 @@ async def check_plugin(engine: aiohttp.ClientSession, model: str) -> None:
     Raises:
         EngineNotReady: the engine accepted the film, or refused it for another reason.
     """
-    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_DEEP_PNG}"}}
+    image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DEEP_PNG}"}}
     body = {"model": model, "messages": [{"role": "user", "content": [image]}], "max_tokens": 1, "temperature": 0}
     async with engine.post("/v1/chat/completions", json=body) as response:
         data = await response.read()

@@ -25,6 +25,11 @@ _MIN_AGE_S = 60.0  # a new folder may not be locked yet
 _MAX_FOLDER_BYTES = 107 - len("/") - 36
 
 
+def engine_socket(folder_name: str) -> Path:
+    """Return the path of the engine's socket in a folder."""
+    return Path(folder_name).absolute() / _SOCKET
+
+
 @contextlib.contextmanager
 def socket_folder(folder_name: str = "") -> Iterator[Path]:
     """Lock a folder of mode 0700 for one server and yield the path for the engine's socket in it.

@@ -5,22 +5,18 @@
     start ─▶ loading ─▶ warm-up report ─▶ ready ─▶ watched ─▶ exited or hung ─▶ kill its group ─▶ back-off ─▶ start
       └── first start fails: EngineNotReady, EngineDied
 
-A busy engine is not probed: its output is a sufficient sign of life. An engine that is silent for ``probe_every_s`` is
-asked for one token, because its HTTP server answers ``/health`` with 200 even while a step hangs (vLLM 0.32). The probe
-may wait behind a full batch, so an engine whose own counters advance meanwhile is kept. When a request loses its
-connection to the engine, the supervisor checks ``/health`` immediately.
+`pedcxr_serve.engine.watch` notices an engine that fails without exiting.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import logging
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn
 
 import aiohttp
@@ -29,16 +25,15 @@ from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import health
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.socket_dir import remove_sockets
+from pedcxr_serve.engine.status import EngineStatus
+from pedcxr_serve.engine.watch import EngineWatch
 from pedcxr_serve.errors import EngineDied, EngineError, EngineNotReady
-from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
 
 _POLL_S = 0.2
-_PROGRESS_POLL_S = 1.0
 _STOP_GRACE_S = 30.0  # a graceful shutdown of vLLM takes about 7 s
 _URGENT_GRACE_S = 2.0  # after a second signal; half of the time that the user is promised
 _KILL_GRACE_S = 0.0  # for an engine that is dead or hangs
-_SILENT_CHECKS = 3
 _LOG_LINES = 15
 _STABLE_S = 600.0  # an engine that was ready this long resets the back-off
 
@@ -82,8 +77,8 @@ class Supervisor:
 
     Args:
         launch: creates the next process without starting it.
-        state: the gateway's state, which says whether requests are accepted.
-        session: HTTP session on the engine's socket.
+        state: tells the gateway whether the engine accepts requests.
+        session: HTTP session to the engine.
         config: time-outs and the number of restarts.
         model: the served model name.
         console: prints progress, log lines and errors.
@@ -92,7 +87,7 @@ class Supervisor:
     def __init__(
         self,
         launch: Callable[[], Engine],
-        state: State,
+        state: EngineStatus,
         session: aiohttp.ClientSession,
         config: GatewayConfig,
         model: str,
@@ -100,6 +95,7 @@ class Supervisor:
     ) -> None:
         self._launch, self._state, self._session = launch, state, session
         self._config, self._model, self._console = config, model, console
+        self._watch = EngineWatch(session, state.heartbeat, config, model)
         self._engine = launch()
         self._backoff = RestartBackoff(config.restart_wait_s, config.restarts)
         self._ready_at = 0.0
@@ -138,8 +134,7 @@ class Supervisor:
             self._state.engine_up = False
             self._state.heartbeat.clear()
             self._state.set_ready(False, "restarting the engine")
-            self._state.metrics.restarts.labels(reason).inc()
-            self._state.quarantine.engine_died()
+            self._state.engine_died(reason)
             await self._engine.stop(_KILL_GRACE_S)
             self._print_error(error)
             await self._restart(error)
@@ -174,7 +169,8 @@ class Supervisor:
             self._console.print_line(f"restarting the engine in {wait:.0f} s" if wait else "restarting the engine")
             await asyncio.sleep(wait)
             # A process that was killed leaves its sockets behind, and the next could not bind to them.
-            remove_sockets(self._state.socket.parent)
+            if isinstance(self._state.engine_address, Path):
+                remove_sockets(self._state.engine_address.parent)
             try:
                 self._engine = self._launch()
                 await self.start()
@@ -196,8 +192,7 @@ class Supervisor:
                     self._state.stage = engine.stage
                     await asyncio.sleep(_POLL_S)
                 engine.stage = self._state.stage = "generating the warm-up report"
-                served = await health.model_names(self._session)
-                self._state.rules = dataclasses.replace(self._state.rules, served=served)
+                self._state.set_models(await health.model_names(self._session))
                 await health.warm_up(self._session, self._model)
                 await health.check_plugin(self._session, self._model)
         except TimeoutError:
@@ -216,58 +211,16 @@ class Supervisor:
     async def _wait_for_failure(self) -> tuple[str, EngineError]:
         """Wait until the engine has exited or hangs; return the reason for the metric and the error."""
         exit_status = asyncio.create_task(self._engine.wait())
-        failure = asyncio.create_task(self._watch())
+        watching = asyncio.create_task(self._watch.failure())
         try:
-            await asyncio.wait((exit_status, failure), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((exit_status, watching), return_when=asyncio.FIRST_COMPLETED)
             if exit_status.done():
                 return "ended", self._exit_error(exit_status.result())
-            return failure.result()
+            failure = watching.result()
+            see = "; see its last log lines" if failure.reason == "ended" else ""
+            return failure.reason, EngineDied(failure.message + see, tail=self._tail)
         finally:
-            await _cancel(exit_status, failure)
-
-    async def _watch(self) -> tuple[str, EngineError]:
-        heartbeat, config = self._state.heartbeat, self._config
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(max(_POLL_S, config.probe_every_s - heartbeat.age)):
-                    await heartbeat.suspicion.wait()
-            if heartbeat.suspicion.is_set():
-                if await self._is_dead():
-                    message = "engine reports that it is dead; see its last log lines"
-                    return "ended", EngineDied(message, tail=self._tail)
-                heartbeat.clear()
-            elif heartbeat.age >= config.probe_every_s and not await self._responds():
-                message = f"engine hangs: no output for {heartbeat.age:.0f} s, and no answer to the one-token probe"
-                return "hung", EngineDied(message, tail=self._tail)
-
-    async def _is_dead(self) -> bool:
-        """Return whether the engine has failed. A busy one may miss an answer, so that silence counts after three."""
-        start = time.monotonic()
-        for _ in range(_SILENT_CHECKS):
-            answer = await health.check(self._session)
-            if answer != "silent" or self._state.heartbeat.last > start:
-                return answer == "dead"
-        return True
-
-    async def _responds(self) -> bool:
-        """Return whether the engine makes progress in time: for the probe, for any request, or by its own counters."""
-        heartbeat, start = self._state.heartbeat, time.monotonic()
-        probe = asyncio.create_task(health.probe(self._session, self._model))
-        try:
-            async with asyncio.timeout(self._config.probe_timeout_s):
-                before = await health.progress(self._session)
-                while heartbeat.last <= start:
-                    await asyncio.wait((probe,), timeout=_PROGRESS_POLL_S)
-                    if probe.done():
-                        probe.result()
-                        heartbeat.beat()
-                    elif before is not None and await health.progress(self._session) not in (None, before):
-                        heartbeat.beat()
-        except (TimeoutError, aiohttp.ClientError, EngineNotReady):
-            return heartbeat.last > start
-        finally:
-            await _cancel(probe)
-        return True
+            await _cancel(exit_status, watching)
 
     @property
     def _tail(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,9 +13,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from pedcxr_serve.engine import address
+from pedcxr_serve.engine.access import RequireBearer
 from pedcxr_serve.gateway import error_responses
+from pedcxr_serve.gateway.accounting import metrics as metrics_page
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
+from pedcxr_serve.gateway.http.engine_client import EngineClient
 from pedcxr_serve.gateway.http.host_check import HostCheck
 from pedcxr_serve.gateway.state import State
 
@@ -24,24 +27,12 @@ _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
 
 
-def engine_connector(socket: Path) -> aiohttp.UnixConnector:
-    """Return a connector that opens one connection per request.
-
-    A reused connection could meet the engine closing it, which loses a report to save 0.1 ms. Several API servers on
-    one socket share new connections evenly (vLLM 0.32, ``launchers/launcher.py``).
-    """
-    return aiohttp.UnixConnector(str(socket), limit=0, force_close=True)
+engine_connector = address.connector
 
 
 def engine_session(state: State) -> aiohttp.ClientSession:
-    """Return a session to the engine's socket, to be created in and closed by the event loop that uses it."""
-    return aiohttp.ClientSession(
-        "http://engine",
-        connector=engine_connector(state.socket),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
-        auto_decompress=False,
-        skip_auto_headers=("User-Agent", "Accept-Encoding"),
-    )
+    """Return a session to the engine, to be created in and closed by the event loop that uses it."""
+    return address.session(state.engine_address, state.engine_key)
 
 
 def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
@@ -59,19 +50,21 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
     async def models(request: Request) -> Response:
         found = await _models(state, engine, request)
-        return found if isinstance(found, Response) else JSONResponse({"object": "list", "data": found}, headers=demo)
+        return found if isinstance(found, Response) else JSONResponse({"object": "list", "data": found}, headers=demo())
 
     async def model(request: Request) -> Response:
         found = await _models(state, engine, request)
         if isinstance(found, Response):
             return found
         chosen = [entry for entry in found if entry["id"] == request.path_params["name"]]
-        return JSONResponse(chosen[0], headers=demo) if chosen else error_responses.response("model_not_found")
+        return JSONResponse(chosen[0], headers=demo()) if chosen else error_responses.response("model_not_found")
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return error_responses.response("not_found")
 
-    demo = {"X-Pedcxr-Demo": "1"} if state.demo else None
+    def demo() -> dict[str, str] | None:
+        return {"X-Pedcxr-Demo": "1"} if state.demo else None
+
     middleware = [Middleware(AccessLog, state=state), Middleware(HostCheck, state=state)]
     if state.allowed_origins:
         cors = Middleware(
@@ -84,7 +77,11 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         middleware.insert(0, cors)  # a preflight request has no key
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(state, engine), methods=["POST"]),
+            Route(
+                "/v1/chat/completions",
+                ChatCompletions(state, EngineClient(state.engine_address, state.engine_key)),
+                methods=["POST"],
+            ),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health/live", live),
@@ -100,7 +97,6 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
 def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
     """Return the app of the admin port: ``/metrics``, of gateway and engine in one page, and ``/usage``."""
-    from prometheus_client import generate_latest
 
     async def metrics(_: Request) -> Response:
         unaudited = 0 if state.audit is None else state.audit.failures
@@ -110,7 +106,7 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         broken = state.tenants.broken is not None
         state.tenant_metrics.update_gauges(state.scheduler.queue, tenants, broken=broken, unaudited=unaudited)
         return PlainTextResponse(
-            generate_latest(state.metrics.registry) + await _engine_metrics(engine),
+            await metrics_page.render(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
         )
 
@@ -119,14 +115,17 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         since = request.query_params.get("since", "")
         if since and not _DAY.fullmatch(since):
             return PlainTextResponse("since must be a day such as 2027-06-30\n", 400)
-        return JSONResponse({"days": state.usage.days(since)})
+        return JSONResponse({"replica": state.replica, "days": state.usage.days(since)})
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)
 
     routes = [Route("/metrics", metrics), Route("/usage", usage)]
-    middleware = [Middleware(HostCheck, state=state)]
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={404: not_found, 405: not_found})
+    # A token is a better guard than the name of the host, which a scraper on another machine does not know.
+    guard = (
+        Middleware(RequireBearer, token=state.admin_token) if state.admin_token else Middleware(HostCheck, state=state)
+    )
+    return Starlette(routes=routes, middleware=[guard], exception_handlers={404: not_found, 405: not_found})
 
 
 async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> list[dict[str, Any]] | Response:

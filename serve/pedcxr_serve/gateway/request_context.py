@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord, TenantMetrics
@@ -13,6 +14,7 @@ from pedcxr_serve.gateway.state import State
 
 _CHARS_PER_TOKEN = 4  # of English text; the charge is corrected by the engine's count
 _TEMPLATE_TOKENS = 10
+_MAX_IMAGES = 64  # the engine refuses larger images, and a head of a file may claim any size
 
 
 class RequestContext:
@@ -21,6 +23,7 @@ class RequestContext:
     def __init__(self, record: RequestRecord, ticket: Ticket, body: Body) -> None:
         self.record, self.ticket, self.body = record, ticket, body
         self.prompt_tokens = 0
+        self.pixel_cost = 0.0
         self.output_tokens = 0  # so far, by the engine's count
         self._film_digest: str | None = None
         self._words_digest: str | None = None
@@ -43,6 +46,9 @@ class RequestContext:
         if accepted.ignored:
             self.response_headers.append((b"x-pedcxr-ignored", ", ".join(accepted.ignored).encode()))
         self.record.image_tokens = state.image_tokens if accepted.film is not None else 0
+        # An image larger than the model's input costs as many images of that size as it has pixels.
+        images = min(_MAX_IMAGES, accepted.pixels / math.prod(state.image_size))
+        self.pixel_cost = self.record.image_tokens * max(0.0, images - 1)
         words = len(accepted.words) // _CHARS_PER_TOKEN + _TEMPLATE_TOKENS
         self.prompt_tokens = self.record.image_tokens + words
         self._audit_fields = {
@@ -79,7 +85,13 @@ class RequestContext:
     def final_cost(self) -> float:
         """Return the cost by the engine's count, or the cost charged so far if there is no count."""
         usage = self.record.usage
-        return self.ticket.service if usage is None else usage.prompt_tokens + OUTPUT_COST * usage.output
+        if usage is None:
+            return self.ticket.service
+        return self.prompt_cost(usage.prompt_tokens) + OUTPUT_COST * usage.output
+
+    def prompt_cost(self, tokens: int) -> float:
+        """Return the cost of the prompt: its tokens, and the pixels of an image that is larger than the model's."""
+        return tokens + self.pixel_cost
 
     def audit_entry(self, revision: str | None) -> Mapping[str, object]:
         """Return the fields of the audit line. Image and prompt appear as keyed digests only, the report not at all."""

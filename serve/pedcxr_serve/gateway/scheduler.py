@@ -32,6 +32,10 @@ from pedcxr_serve.gateway.auth.tenants import Tenant
 OUTPUT_COST = 2.0
 """Cost of an output token in units of a prompt token: w_q / w_p of the paper, and the ratio of most price lists."""
 
+_QUEUE_SHARE = 0.75
+"""Largest number of waiting requests of a tenant, as a fraction of the free places of the queue. Each tenant that
+floods it leaves 4/7 of them free for the next."""
+
 _SMOOTHING = 0.1  # weight of the latest request in the moving average of running times
 
 
@@ -61,6 +65,7 @@ class Ticket:
         sent_at: the time when the request left the queue.
         prepared: whether the engine has read the request and preprocessed its image.
         started: whether the engine has produced the first token.
+        shared: id in the limits that gateways share, set by the gateway; None if the request is not counted there.
     """
 
     tenant: Tenant
@@ -70,6 +75,7 @@ class Ticket:
     sent_at: float = 0.0
     prepared: bool = False
     started: bool = False
+    shared: str | None = None
 
 
 @dataclass(slots=True)
@@ -89,6 +95,7 @@ class FairQueue:
         slots: maximum number of running requests. ``slots`` and ``spare`` add up to the engine's ``max-num-seqs``, so
             that the engine's own queue stays empty.
         max_waiting: maximum number of waiting requests of all tenants.
+        multi_tenant: limit the part of the queue that one tenant may fill.
         max_wait_s: a request whose expected wait is longer is refused at once.
         max_preparing: maximum number of running requests in image preprocessing.
         max_starting: maximum number of running requests without a first token, requests in preprocessing included.
@@ -104,9 +111,10 @@ class FairQueue:
         max_preparing: float = math.inf,
         max_starting: float = math.inf,
         spare: int = 0,
+        multi_tenant: bool = False,
     ) -> None:
-        self._slots, self._spare = slots, spare
-        self._max_preparing, self._max_starting = max_preparing, max_starting
+        self._multi_tenant = multi_tenant
+        self.resize(slots, max_preparing=max_preparing, max_starting=max_starting, spare=spare)
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
         self._last_counter = 0.0  # counter of the tenant that left the queue last
@@ -114,6 +122,11 @@ class FairQueue:
         self.preparing = 0
         self.starting = 0
         self.waiting = 0
+
+    def resize(self, slots: int, *, max_preparing: float, max_starting: float, spare: int) -> None:
+        """Set the limits of the engine, for example after it was replaced. Running requests may then exceed them."""
+        self._slots, self._spare = slots, spare
+        self._max_preparing, self._max_starting = max_preparing, max_starting
 
     def open(self, tenant: Tenant, now: float, *, tokens_left: float = math.inf, reset_s: float = 0) -> Ticket:
         """Admit a request before its body is read.
@@ -139,7 +152,7 @@ class FairQueue:
         """Add a request to the queue.
 
         Args:
-            cost: prompt and image tokens, charged when the request is sent.
+            cost: of the prompt and its image, charged when the request is sent.
 
         Raises:
             AdmissionRefused: 503, the queue is full or the expected wait is too long.
@@ -148,6 +161,9 @@ class FairQueue:
         wait = self.expected_wait(ticket.tenant)
         if self.waiting >= self._max_waiting:
             message = f"the queue is full ({self.waiting} requests); try again later"
+            raise AdmissionRefused(503, "queue_full", message, wait)
+        if self._multi_tenant and len(account.waiting) >= math.ceil(_QUEUE_SHARE * (self._max_waiting - self.waiting)):
+            message = f"this tenant's share of the queue is full ({len(account.waiting)} requests); try again later"
             raise AdmissionRefused(503, "queue_full", message, wait)
         if wait > self._max_wait_s:
             message = f"the expected wait is {wait:.0f} s, over the limit of {self._max_wait_s:.0f} s; try again later"

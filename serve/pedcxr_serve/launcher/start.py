@@ -1,26 +1,33 @@
-"""Start a server from a checked configuration: model folder, checkpoint, plan, ports, engine."""
+"""Start a server, or its gateway alone, from a checked configuration."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import logging
 import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
+import aiohttp
 import uvloop
 
-from pedcxr_serve.checkpoint import download, inspect, revision
-from pedcxr_serve.config import load
+from pedcxr_serve.config import load, secret_file
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.demo import walkthrough
+from pedcxr_serve.engine import address
+from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.process import Engine, vllm
-from pedcxr_serve.engine.socket_dir import remove_stale_folders, socket_folder
+from pedcxr_serve.engine.remote import RemoteEngine
+from pedcxr_serve.engine.socket_dir import engine_socket, remove_stale_folders, socket_folder
+from pedcxr_serve.engine.supervisor import Supervisor
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.gateway.http.listeners import listen
+from pedcxr_serve.gateway.http.listeners import Listeners, listen
 from pedcxr_serve.gateway.state import open_state
 from pedcxr_serve.launcher import console
-from pedcxr_serve.launcher.server import Server
-from pedcxr_serve.planner import devices, plan
+from pedcxr_serve.launcher.console import Console
+from pedcxr_serve.launcher.preparation import prepare
+from pedcxr_serve.launcher.server import EngineKeeper, Server
 from pedcxr_serve.vllm_plugin import sandbox
 
 
@@ -30,80 +37,103 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
     Raises:
         ServeError: see `pedcxr_serve.errors`; no process is left running.
     """
-    load.reject_environment(os.environ)
     sandbox.hide_process()  # the audit key is in its environment
-    folder = download.resolve(settings.model, settings.revision)
-    checkpoint = inspect.inspect(folder)
-    inspect.require_ready(checkpoint)
-    machine = devices.detect(settings.engine.device)
-    _require_kind(machine)
-    _require_libnuma(machine)
-    engine_level = console.level(settings.engine.log_level)
-    gateway_level = settings.gateway.log_level
-    terminal = console.Console(engine_level, json_lines=settings.gateway.log_format == "json")
+    preparation = prepare(settings)
     with contextlib.ExitStack() as stack:
-        level = console.level(gateway_level) if gateway_level else min(engine_level, logging.WARNING)
-        stack.enter_context(terminal.attached("pedcxr.gateway", level))
+        terminal = stack.enter_context(gateway_console(settings))
         listeners = stack.enter_context(listen(settings.gateway))
         remove_stale_folders()
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
-        engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket)
-        # The processor uses the same size: `inspect` refuses a checkpoint in which the two differ.
-        side = checkpoint.shape.vision.image_size if checkpoint.shape else 0
+        engine_plan = preparation.plan(socket)
+        engine = preparation.describe(engine_plan)
+        share = engine.share(settings.gateway)
         state = stack.enter_context(
             open_state(
                 settings,
                 socket,
-                slots=engine_plan.max_num_seqs,
-                max_preparing=engine_plan.max_preparing,
-                max_starting=engine_plan.max_starting,
-                image_tokens=checkpoint.shape.image_tokens if checkpoint.shape else 0,
-                demo=checkpoint.demo,
+                slots=share.slots,
+                max_preparing=share.max_preparing,
+                max_starting=share.max_starting,
+                image_tokens=engine.image_tokens,
+                demo=engine.demo,
                 env=os.environ,
-                image_size=(side, side),
-                revision=revision.of(folder),
+                image_size=engine.image_size,
+                revision=engine.revision,
             )
         )
         env = dict(engine_plan.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}
-        server = Server(
-            lambda: Engine(vllm(engine_plan.argv), env, terminal.print_engine_line),
-            state,
-            listeners,
-            settings.gateway,
-            settings.served_name,
-            terminal,
-        )
+
+        def launch() -> Engine:
+            return Engine(vllm(engine_plan.argv), env, terminal.print_engine_line)
+
+        def attach(session: aiohttp.ClientSession) -> EngineKeeper:
+            return Supervisor(launch, state, session, settings.gateway, settings.served_name, terminal)
 
         async def demonstration() -> None:
             await walkthrough.run(listeners.url)
 
+        terminal.print_line(f"pedcxr: starting {settings.served_name} on {preparation.machine.name}")
+        server = Server(attach, state, listeners, settings.gateway, terminal)
+        uvloop.run(server.run(demonstration if demo else None))
+
+
+def gateway(settings: ServeConfig, work: Callable[[Listeners], Awaitable[None]] | None = None) -> None:
+    """Serve in front of an engine that another process runs, until SIGINT or SIGTERM, or until ``work`` has completed.
+
+    Raises:
+        ServeError: see `pedcxr_serve.errors`.
+    """
+    where = engine_address(settings)
+    sandbox.hide_process()  # the audit key is in its environment
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(gateway_console(settings))
+        listeners = stack.enter_context(listen(settings.gateway))
+        # The engine tells its slots and its model when it answers; until then the gateway answers 503.
+        state = stack.enter_context(open_state(settings, where, slots=1, image_tokens=0, demo=False, env=os.environ))
+        if settings.engine.key_file:
+            state.engine_key = secret_file.read(Path(settings.engine.key_file).expanduser())
+
+        def attach(session: aiohttp.ClientSession) -> EngineKeeper:
+            return RemoteEngine(state, session, settings, terminal.print_line)
+
+        if not settings.gateway.cache_secret_file:
+            terminal.print_line(
+                "note: without gateway.cache_secret_file the engine's caches are cold for each gateway and after each "
+                "restart"
+            )
+        terminal.print_line(f"pedcxr: gateway of the engine at {address.describe(where)}")
+        server = Server(attach, state, listeners, settings.gateway, terminal)
+        uvloop.run(server.run(functools.partial(work, listeners) if work else None))
+
+
+def engine_address(settings: ServeConfig) -> EngineAddress:
+    """Return where a gateway finds its engine.
+
+    Raises:
+        ConfigError: no setting says so.
+    """
+    if settings.gateway.engine:
+        return address.parse(settings.gateway.engine)
+    if settings.engine.listen:
+        return address.listener(settings.engine.listen)
+    if settings.engine.socket_dir:
+        return engine_socket(settings.engine.socket_dir)
+    raise ConfigError(
+        "gateway.engine: required for `pedcxr-serve gateway`; use --engine unix:/PATH or http://HOST:PORT, or the "
+        "engine.socket_dir or engine.listen of `pedcxr-serve engine`"
+    )
+
+
+@contextlib.contextmanager
+def gateway_console(settings: ServeConfig) -> Iterator[Console]:
+    """Yield a console that prints the gateway's log too; warn if keys and films would cross the network unencrypted."""
+    engine_level, gateway_level = console.level(settings.engine.log_level), settings.gateway.log_level
+    terminal = console.Console(engine_level, json_lines=settings.gateway.log_format == "json")
+    level = console.level(gateway_level) if gateway_level else min(engine_level, logging.WARNING)
+    with terminal.attached("pedcxr.gateway", level):
         if not settings.gateway.tls_cert and not load.is_loopback(settings.gateway.host):
             terminal.print_line(
                 "warning: API keys and films cross the network unencrypted; set gateway.tls_cert and gateway.tls_key, "
                 "or terminate TLS in a reverse proxy"
             )
-        terminal.print_line(f"pedcxr: starting {settings.served_name} on {machine.name}")
-        uvloop.run(server.run(demonstration if demo else None))
-
-
-def _require_kind(machine: devices.Device) -> None:
-    """Refuse to start on a CPU with a plan for a GPU, or the reverse: the flags would not match."""
-    local = devices.detect("auto")
-    if machine.kind != local.kind:
-        raise ConfigError(
-            f"engine.device = {machine.name}: this machine is {local.name}; start with engine.device = auto, "
-            "or use `pedcxr-serve plan` to plan for another machine"
-        )
-
-
-def _require_libnuma(machine: devices.Device) -> None:
-    """Check for libnuma before vLLM's CPU build (0.32) fails with an import error during its start."""
-    if machine.kind != "cpu":
-        return
-    try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError:
-        raise ConfigError(
-            "libnuma.so.1 is not installed, and vLLM's CPU build needs it; install it "
-            "(Debian, Ubuntu: apt-get install libnuma1)"
-        ) from None
+        yield terminal

@@ -8,9 +8,10 @@ magnitude.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ class Device:
     """The properties of a device that the plan depends on.
 
     Attributes:
-        memory_bytes: Memory of the GPU, or of the machine.
+        memory_bytes: Memory of the GPU, or of the machine or container.
         bandwidth_bytes_s: Read bandwidth of that memory in bytes per second.
         peak_flops: Operations per second in dense bfloat16 (float32 on a CPU).
         compute_capability: (major, minor) of a GPU, None for a CPU.
@@ -107,15 +108,56 @@ def _this_cpu() -> Device:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.floor(limit) for limit in cgroup_cores())]))
 
 
 def _memory() -> int:
+    return min([_machine_memory(), *cgroup_memory()])
+
+
+def _machine_memory() -> int:
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemTotal:"):
                 return int(line.split()[1]) * 1024
     return TABLE["cpu"].memory_bytes
+
+
+def cgroup_cores(root: Path = Path("/")) -> Iterator[float]:
+    """Yield the processor limits of the container and of each group around it, in cores (``docker run --cpus``)."""
+    for folder in _cgroup_folders(root, "cpu"):
+        with suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text().split()
+            if quota != "max":
+                yield int(quota) / int(period)
+        with suppress(OSError, ValueError):  # cgroup version 1, where -1 means no limit
+            quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+            if quota_us > 0:
+                yield quota_us / int((folder / "cpu.cfs_period_us").read_text())
+
+
+def cgroup_memory(root: Path = Path("/")) -> Iterator[int]:
+    """Yield the memory limits of the container and of each group around it, in bytes (``docker run --memory``)."""
+    for folder in _cgroup_folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # cgroup versions 2 and 1
+            with suppress(OSError, ValueError):  # "max" is no number
+                yield int((folder / name).read_text())
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the control groups of this process for a controller, innermost first."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number != "0" and controller not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("" if number == "0" else controller)
+        inner = top / path.lstrip("/")
+        yield from (folder for folder in (inner, *inner.parents) if folder == top or top in folder.parents)
 
 
 def _first_gpu(env: Mapping[str, str]) -> Device | None:

@@ -99,7 +99,7 @@ def read(paths: Sequence[Path]) -> Measurement:
     if not loads:
         raise ConfigError(
             f"--from {', '.join(map(str, paths))}: has no closed loop with complete reports; use a result of "
-            "`pedcxr bench --mode knee` or of `vllm bench serve --max-concurrency N --save-result`"
+            "`pedcxr bench knee` or of `vllm bench serve --max-concurrency N --save-result`"
         )
     return Measurement(tuple(sorted(loads, key=lambda load: load.in_flight)), tuple(doubts))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config.settings import ServeConfig
+from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from pedcxr_serve.planner import roofline, vllm_args
 from pedcxr_serve.planner.devices import Device
@@ -72,13 +73,15 @@ class EnginePlan:
     expected: Throughput
 
 
-def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_dir: Path, socket: Path) -> EnginePlan:
+def make(
+    checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_dir: Path, socket: EngineAddress
+) -> EnginePlan:
     """Plan the engine.
 
     Args:
         model_dir: The folder that vLLM loads.
-        socket: Path of the Unix socket that vLLM listens on. Its folder must be private (mode 0700), because vLLM does
-            not restrict access to the socket.
+        socket: Path of the Unix socket that vLLM listens on, or its TCP address. The folder of a socket must be
+            private (mode 0700), because vLLM does not restrict access to the socket.
 
     Raises:
         CheckpointError: The checkpoint has no valid config.json.
@@ -87,7 +90,7 @@ def make(checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_d
     shape = checkpoint.shape
     if shape is None:
         raise CheckpointError(f"{checkpoint.folder}: no valid config.json. Run `pedcxr-serve check` for details.")
-    if len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
+    if isinstance(socket, Path) and len(os.fsencode(socket)) > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
             f"engine.socket_dir: {socket} is too long for a socket path; must be at most {MAX_SOCKET_PATH_BYTES} bytes."
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pedcxr_serve.config.settings import ServeConfig
+from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.planner.devices import Device
 
 GPU_STREAM_INTERVAL = 4
@@ -20,7 +21,7 @@ def argv(
     device: Device,
     config: ServeConfig,
     model_dir: Path,
-    socket: Path,
+    socket: EngineAddress,
     *,
     dtype: str,
     seqs: int,
@@ -33,7 +34,7 @@ def argv(
     eager = cpu if engine.enforce_eager is None else engine.enforce_eager
     generation = {"temperature": 0, "max_new_tokens": engine.max_new_tokens}
     buckets = {"inter_token_latency": ITL_BUCKETS}
-    words = ["serve", str(model_dir), "--uds", str(socket), "--served-model-name", config.served_name]
+    words = ["serve", str(model_dir), *_listen(socket), "--served-model-name", config.served_name]
     words += ["--dtype", dtype, "--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(seqs)]
     words += ["--max-num-batched-tokens", str(batched), "--api-server-count", str(servers)]
     # No processor cache: it marks a film as sent before the engine has it. If the client disconnects in between, the
@@ -57,6 +58,12 @@ def argv(
     if engine.block_size:
         words += ["--block-size", str(engine.block_size)]
     return (*words, *engine.extra_args)
+
+
+def _listen(address: EngineAddress) -> tuple[str, ...]:
+    if isinstance(address, Path):
+        return ("--uds", str(address))
+    return ("--host", str(address.host), "--port", str(address.port))
 
 
 def stream_interval(device: Device, config: ServeConfig) -> int:

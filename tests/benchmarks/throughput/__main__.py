@@ -73,9 +73,9 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
     prompt = prompts.card(Age.parse(_AGE), _SEX)
     with ExitStack() as stack:
         dtype = ("--dtype", args.dtype)
-        stock_url = stack.enter_context(_stock_vllm(checkpoint, dtype))
+        stock_url, stock = stack.enter_context(_stock_vllm(checkpoint, dtype))
         ours = stack.enter_context(server("--model", str(checkpoint), "--served-name", _NAME, *dtype))
-        await _wait_until_healthy(stock_url)
+        await _wait_until_healthy(stock_url, stock)
         paths: dict[str, Measure] = {}
         if not args.skip_transformers:
             for kind in ("float32", "bfloat16"):
@@ -191,8 +191,8 @@ def _client(client: AsyncClient, tokens: int) -> Send:
 
 
 @contextmanager
-def _stock_vllm(checkpoint: Path, flags: tuple[str, ...]) -> Iterator[str]:
-    """Run `vllm serve` with default flags and without the plugin, and yield its URL before it is ready."""
+def _stock_vllm(checkpoint: Path, flags: tuple[str, ...]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run `vllm serve` with default flags and without the plugin. Yield its URL and process before it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -203,7 +203,7 @@ def _stock_vllm(checkpoint: Path, flags: tuple[str, ...]) -> Iterator[str]:
     log = checkpoint.parent / "vllm.log"
     with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process
         except BaseException:
             print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
             raise
@@ -211,9 +211,10 @@ def _stock_vllm(checkpoint: Path, flags: tuple[str, ...]) -> Iterator[str]:
             process.terminate()
 
 
-async def _wait_until_healthy(url: str) -> None:
+async def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
     async with asyncio.timeout(_START_S), aiohttp.ClientSession(url) as session:
         while not await health.is_healthy(session):
+            _require(process.poll() is None, "vllm serve did not start")
             await asyncio.sleep(0.5)
 
 

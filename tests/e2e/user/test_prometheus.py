@@ -1,7 +1,8 @@
-"""A real Prometheus scrapes a real server with deploy/prometheus.yml."""
+"""A real Prometheus scrapes a real server with deploy/prometheus.yml, and answers the engine's dashboard."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,6 @@ def test_queries_find_gateway_and_engine_metrics(running: LocalServer, tmp_path:
         for query in ("pedcxr_ready", "vllm:num_requests_running"):
             assert real_tools.value(address, query) is not None, query
         assert real_tools.value(address, "pedcxr_ready") == "1"
+        dashboard = json.loads((ROOT / "deploy/monitoring/dashboards/engine.json").read_text())
+        queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+        assert [query for query in queries if real_tools.value(address, query) is None] == []

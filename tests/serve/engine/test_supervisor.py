@@ -25,6 +25,7 @@ from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import health, supervisor
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor
+from pedcxr_serve.engine.watch import EngineWatch
 from pedcxr_serve.errors import EngineDied, EngineNotReady
 from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.http.listeners import listen
@@ -355,12 +356,11 @@ def test_silent_health_route_is_no_failure_until_the_third_time(
             await writer.wait_closed()
 
         path = tmp_path / f"{answers}{beat}.sock"
-        state, console = State(path, demo=True, body_limit=1), Console(0, io.StringIO())
-        engine = Engine(["true"], {}, lambda _: None)
+        state = State(path, demo=True, body_limit=1)
         async with await asyncio.start_unix_server(silent, path):
             async with app.engine_session(state) as session:
-                watcher = Supervisor(lambda: engine, state, session, GatewayConfig(), "m", console)
-                is_dead = await watcher._is_dead()
+                watch = EngineWatch(session, state.heartbeat, GatewayConfig(), "m")
+                is_dead = await watch.health() == "dead"
             await asyncio.gather(*filter(None, handlers))
         return is_dead, len(handlers)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from pedcxr_serve.engine.served_models import ServedModels
+from pedcxr_serve.gateway.request import validation
+from pedcxr_serve.gateway.request.validation import AcceptedRequest
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST
 from tests.support.servers.fake_engine import REPORT, TEXT, Answer, FakeEngine
 from tests.support.servers.gateway_server import (
@@ -225,3 +231,32 @@ def test_internal_error_is_logged_by_request_id_and_place(engine: FakeEngine, ca
     assert lines[1].startswith(f"request r-1: POST {CHAT}, anonymous, 500 after ")
     assert lines[2].startswith("request r-2: GET /health/live, no tenant, 200 after ")
     assert len(lines) == 3 and "Doe" not in caplog.text
+
+
+def test_models_are_answered_from_memory(engine: FakeEngine) -> None:
+    with running(engine, models=ServedModels(clock=lambda: 0.0)) as gateway, gateway.client() as client:
+        answers = {client.get("/v1/models").text for _ in range(50)}
+    assert len(answers) == 1
+    assert [request.path for request in engine.requests].count("/v1/models") == 1
+
+
+@pytest.mark.parametrize(("size", "in_a_thread"), [(1_000, False), (500_000, True)])
+def test_large_film_is_hashed_off_the_event_loop(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, size: int, in_a_thread: bool
+) -> None:
+    running_loops: list[bool] = []
+    apply = validation.apply
+
+    def observed(*args: Any) -> AcceptedRequest:
+        try:
+            running_loops.append(asyncio.get_running_loop() is not None)
+        except RuntimeError:
+            running_loops.append(False)
+        return apply(*args)
+
+    monkeypatch.setattr(validation, "apply", observed)
+    film = "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(size)).decode()
+    content = [{"type": "image_url", "image_url": {"url": film}}]
+    with gateway.client() as client:
+        assert client.post(CHAT, json={"messages": [{"role": "user", "content": content}]}).status_code == 200
+    assert running_loops == [not in_a_thread]

@@ -402,6 +402,30 @@ def test_request_cancelled_at_the_moment_of_its_turn_frees_the_slot() -> None:
     asyncio.run(scene())
 
 
+def fill(queue: FairQueue, tenant: Tenant) -> int:
+    """Enqueue requests of a tenant until one is refused; return how many were not."""
+    for count in range(10_000):
+        ticket = queue.open(tenant, 0)
+        try:
+            queue.enqueue(ticket, 1)
+        except AdmissionRefused as error:
+            assert (error.status, error.code) == (503, "queue_full")  # noqa: PT017
+            return count
+    raise AssertionError("the queue has no limit")
+
+
+def test_flood_of_many_tenants_leaves_room_in_the_queue_for_the_next() -> None:
+    queue = FairQueue(1, max_waiting=1024, max_wait_s=1e9, multi_tenant=True)
+    shares = [fill(queue, Tenant(f"flood{number}", max_concurrent=100_000)) for number in range(4)]
+    assert shares == sorted(shares, reverse=True)
+    assert fill(queue, Tenant("quiet", max_concurrent=100_000)) >= 10
+
+
+def test_one_tenant_alone_may_use_a_large_part_of_the_queue() -> None:
+    queue = FairQueue(1, max_waiting=700, max_wait_s=1e9, multi_tenant=True)
+    assert fill(queue, Tenant("alone", max_concurrent=100_000)) == 300
+
+
 def complete(queue: FairQueue, tenant: Tenant, run_s: float, *, completed: bool = True) -> None:
     ticket = queue.open(tenant, 0)
     queue.enqueue(ticket, 300)

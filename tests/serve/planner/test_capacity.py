@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pedcxr_client.bench import results
+from pedcxr_client.bench.run import Record
+from pedcxr_client.bench.verdict import judge
+from pedcxr_client.bench.workload import Workload
 from pedcxr_serve import cli
 from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.checkpoint.architecture import Shape
@@ -17,6 +21,7 @@ from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
 from pedcxr_serve.planner.capacity import Objectives
 from pedcxr_serve.planner.plan import EnginePlan
+from tests.client.cli.bench.helpers import closed, poisson
 from tests.support import checkpoint_folders as folders
 
 KNOWN = simulate.Replica(0.03, 0.01, 0.0005, 0.012, (29, 43, 79), 32, prompts_per_step=18)
@@ -126,6 +131,19 @@ def test_measured_loads_replace_the_times_of_the_roofline(model: Checkpoint, tmp
     assert simulate.simulate(fitted, in_flight=16, reports=2000).rate == pytest.approx(between.rate, rel=0.05)
     with pytest.raises(ConfigError, match="at least two different numbers of requests in flight, each at most 4"):
         capacity.measured_replica(replace(cpu, max_num_seqs=4), shape, measured)
+
+
+def test_result_of_pedcxr_bench_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    record = Record(stages=[closed(400, 4), poisson(200, 10), closed(200, 2)])
+    verdict = judge(record.stages, Workload(), [])
+    file.write_text(results.dumps(results.assemble("knee", "fake", Workload(), record, verdict)))
+    measured = measurement.read([file])
+    assert [one.in_flight for one in measured.loads] == [2, 4]
+    for one, rate in zip(measured.loads, (4.0, 8.0), strict=True):
+        assert one.rate == pytest.approx(rate, rel=0.05), "a report takes 0.5 s"
+        assert (one.ttft, one.tpot) == (pytest.approx(0.1), pytest.approx(0.4 / 39, rel=0.01))
+        assert (one.prompt_tokens, one.output_tokens, set(one.lengths)) == (300, 40, {40})
 
 
 def test_percent_of_the_roofline(h200: EnginePlan, shape: Shape, tmp_path: Path) -> None:

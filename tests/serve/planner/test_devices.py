@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -161,3 +162,59 @@ def test_auto_is_the_cpu_without_driver_gpu_or_nvidia_ml_py(nvml: Nvml, monkeypa
     assert devices.detect("auto", env={}).kind == "cpu"
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert devices.detect("auto", env={}).kind == "cpu"
+
+
+def cgroup(root: Path, lines: str, **files: str) -> Path:
+    """Write a /proc and a /sys/fs/cgroup; ``__`` in the names of files stands for a slash."""
+    for name, text in {"proc/self/cgroup": lines, **files}.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_limits_of_a_container(tmp_path: Path) -> None:
+    """Docker with --cpus 1.5 --memory 8g, as seen from inside (cgroup version 2)."""
+    files = {"sys/fs/cgroup/cpu.max": "150000 100000\n", "sys/fs/cgroup/memory.max": "8589934592\n"}
+    root = cgroup(tmp_path, "0::/\n", **files)
+    assert [*devices.cgroup_cores(root)] == [1.5]
+    assert [*devices.cgroup_memory(root)] == [8 * 2**30]
+
+
+def test_limits_of_the_groups_around_a_process(tmp_path: Path) -> None:
+    """A systemd unit with MemoryMax in a slice with CPUQuota."""
+    folder = "sys/fs/cgroup/system.slice"
+    files = {
+        f"{folder}/cpu.max": "400000 100000",
+        f"{folder}/pedcxr.service/cpu.max": "max 100000",
+        f"{folder}/memory.max": "max",
+        f"{folder}/pedcxr.service/memory.max": "34359738368",
+    }
+    root = cgroup(tmp_path, "0::/system.slice/pedcxr.service\n", **files)
+    assert [*devices.cgroup_cores(root)] == [4.0]
+    assert [*devices.cgroup_memory(root)] == [32 * 2**30]
+
+
+def test_limits_of_cgroup_version_1(tmp_path: Path) -> None:
+    """Inside a container the path is that of the host, and the container's group is mounted at the top."""
+    files = {
+        "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
+        "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "17179869184",
+    }
+    root = cgroup(tmp_path, "4:memory:/docker/0123\n2:cpu,cpuacct:/docker/0123\n1:name=systemd:/\n", **files)
+    assert [*devices.cgroup_cores(root)] == [2.0]
+    assert [*devices.cgroup_memory(root)] == [16 * 2**30]
+    (root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").write_text("-1")
+    assert [*devices.cgroup_cores(root)] == []
+
+
+def test_no_limits_without_control_groups(tmp_path: Path) -> None:
+    assert [*devices.cgroup_cores(tmp_path), *devices.cgroup_memory(tmp_path)] == []
+
+
+def test_plan_counts_with_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cgroup_cores", lambda: iter([0.5]))
+    monkeypatch.setattr(devices, "cgroup_memory", lambda: iter([3 * 2**30, 2**62]))
+    cpu = devices.detect("cpu")
+    assert (cpu.cores, cpu.memory_bytes) == (1, 3 * 2**30)

@@ -1,15 +1,19 @@
 """A `FakeEngine` in its own process: ``python -m tests.support.servers.engine_process SOCKET STARTS GAP``.
 
 ``STARTS`` is a file to which each start appends a line. If its first line is ``fail 2``, the two starts after the first
-fail. On SIGUSR1, if the file ``dead`` exists beside the socket, ``/health`` answers 503 and other requests get 500.
+fail. With the variables of `access.prepare`, the engine runs apart from its gateways. On SIGUSR1, if the file ``dead``
+exists beside the socket, ``/health`` answers 503 and other requests get 500.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
 
+from pedcxr_serve.engine import access
+from pedcxr_serve.engine.access import EngineAccess
 from pedcxr_serve.engine.vllm_main import die_with_parent
 from pedcxr_serve.vllm_plugin import refusals
 from tests.support.servers.fake_engine import Answer, FakeEngine
@@ -20,7 +24,8 @@ def main(uds: Path, starts: Path, gap: float) -> None:
     starts.write_text("\n".join([*lines, "start"]))
     if lines.count("start") in range(1, 1 + int(lines[0].split()[1])):
         sys.exit("ERROR 11-24 00:00:00 [fake.py:1] no memory left")
-    with FakeEngine(uds=uds) as engine:
+    middleware = EngineAccess if access.FOLDER_VARIABLE in os.environ else None
+    with FakeEngine(uds=uds, middleware=middleware) as engine:
         refusal = {"message": refusals.mark("film_refused", "has 16 bits"), "type": "X", "param": None, "code": 400}
         engine.reply(Answer(), Answer(status=400, error=refusal))  # the warm-up report, and the film to refuse
         engine.answer = Answer(gap=gap)

@@ -17,12 +17,14 @@ import re
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import uvicorn
+
+from pedcxr_serve.vllm_plugin import refusals
 
 REPORT = ("FINDINGS:", " The lungs", " are clear.", "\n\nIMPRESSION:", " Normal", " chest.")
 TEXT = "".join(REPORT)
@@ -85,10 +87,13 @@ class FakeEngine:
     Args:
         uds: listen on this Unix socket instead of a port of 127.0.0.1.
         port: listen on this port of 127.0.0.1; 0 chooses a free one.
+        middleware: wraps the ASGI app, as vLLM's ``--middleware`` does.
     """
 
-    def __init__(self, *, uds: Path | None = None, port: int = 0) -> None:
-        self.uds, self._port = uds, port
+    def __init__(
+        self, *, uds: Path | None = None, port: int = 0, middleware: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.uds, self._port, self._middleware = uds, port, middleware
         self.reset()
 
     def reset(self) -> None:
@@ -99,6 +104,8 @@ class FakeEngine:
         self.details: Any = {"image_size": [896, 896], "revision": "rev-1", "demo": False}  # as pedcxr's gateway states
         self.models_answer: Answer | None = None  # instead of the listing: first, status, headers, error, raw
         self.health_status = 200
+        self.version: str | None = "0.32.0"
+        self.has_plugin = False  # refuse the film that pedcxr's plugin refuses
         self.generated = 0  # pieces of unstreamed responses with a gap, as the engine's own metrics count them
         self.counters: dict[str, float] = {}  # further lines of the metrics page
         self._answers: deque[Answer] = deque()
@@ -109,8 +116,12 @@ class FakeEngine:
 
     @property
     def chats(self) -> list[RecordedRequest]:
-        """The chat completion requests so far."""
-        return [request for request in self.requests if request.path == "/v1/chat/completions"]
+        """The chat completion requests so far, without those of a gateway that asks for the plugin."""
+        return [
+            request
+            for request in self.requests
+            if request.path == "/v1/chat/completions" and not (self.has_plugin and _asks_for_the_plugin(request))
+        ]
 
     @property
     def url(self) -> str:
@@ -128,7 +139,7 @@ class FakeEngine:
             self._socket.bind(str(self.uds))
         self._socket.listen(512)  # from here on, the kernel queues connections until the thread serves
         config = uvicorn.Config(
-            self,
+            self._middleware(self) if self._middleware else self,
             log_config=None,
             lifespan="off",
             ws="none",
@@ -172,6 +183,8 @@ class FakeEngine:
                 extension = {} if self.details is None else {"pedcxr": self.details}
                 data = [{"id": name, "object": "model", "owned_by": "fake"} | extension for name in self.models]
                 await reply.json(200, {"object": "list", "data": data})
+            case "GET", "/version" if self.version is not None:
+                await reply.json(200, {"version": self.version})
             case "GET", "/health":
                 await reply.whole(self.health_status, b"", "text/plain")
             case "GET", "/metrics":
@@ -185,6 +198,10 @@ class FakeEngine:
                 await reply.json(404, {"error": {"message": "no such path", "type": "NotFound", "code": 404}})
 
     async def _chat(self, request: RecordedRequest, reply: _Reply) -> None:
+        if self.has_plugin and _asks_for_the_plugin(request):
+            refusal = {"message": refusals.mark("film_refused", "has 16 bits"), "type": "X", "param": None, "code": 400}
+            await _send_raw_or_error(Answer(status=400, error=refusal), reply)
+            return
         answer = self._answers.popleft() if self._answers else self.answer
         await reply.pause(answer.first)
         while answer.hold is not None and not answer.hold.is_set():
@@ -198,6 +215,12 @@ class FakeEngine:
                 await reply.pause(answer.gap)
                 self.generated += 1
             await reply.json(200, _completion(answer, request.json), answer.headers)
+
+
+def _asks_for_the_plugin(request: RecordedRequest) -> bool:
+    from pedcxr_serve.engine import health  # numpy starts threads, which would get the signals of `engine_process`
+
+    return health.DEEP_PNG.encode() in request.body
 
 
 class _Reply:

@@ -1,4 +1,4 @@
-"""Run ``pedcxr-serve start`` in a child process, for benchmarks and tests on one machine."""
+"""Run ``pedcxr-serve`` in a child process, for benchmarks and tests on one machine."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ class LocalServer:
 
 
 @contextmanager
-def server(*flags: str, env: Mapping[str, str] | None = None) -> Iterator[LocalServer]:
-    """Run ``pedcxr-serve start`` with these flags on free ports until the end of the block.
+def server(*flags: str, command: str = "start", env: Mapping[str, str] | None = None) -> Iterator[LocalServer]:
+    """Run ``pedcxr-serve start``, or ``gateway``, with these flags on free ports until the end of the block.
 
     Raises:
         EngineNotReady: the server exits or is not ready within 600 s; carries its last lines.
     """
-    command = [sys.executable, "-m", "pedcxr_serve", "start", "--port", "0", "--admin-port", "0", *flags]
+    words = [sys.executable, "-m", "pedcxr_serve", command, "--port", "0", "--admin-port", "0", *flags]
     with tempfile.TemporaryDirectory(prefix="local-") as folder:
         log, temporary = Path(folder, "log"), Path(folder, "tmp")
         temporary.mkdir()
         with log.open("wb") as out:
             process = subprocess.Popen(
-                command,
+                words,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

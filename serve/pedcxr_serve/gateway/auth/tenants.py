@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated
@@ -104,6 +103,12 @@ class Tenants:
 
     all: Mapping[str, Tenant]
     is_anonymous: bool = False
+    _keys: dict[str, list[tuple[Key, Tenant]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for tenant in self.all.values():
+            for key in tenant.keys:
+                self._keys.setdefault(key.sha256, []).append((key, tenant))
 
     @classmethod
     def anonymous(cls) -> Tenants:
@@ -111,16 +116,14 @@ class Tenants:
         return cls({ANONYMOUS.name: ANONYMOUS}, is_anonymous=True)
 
     def owner(self, key: str, now: datetime) -> Tenant | None:
-        """Return the tenant of a key, or None for a wrong or expired one. The time taken does not depend on the key."""
+        """Return the tenant of a key, or None for a wrong or expired one.
+
+        The lookup takes the same time for any number of keys. Its time may depend on the digest of the key. That tells
+        a client nothing, because it can choose keys but not digests.
+        """
         if self.is_anonymous:
             return ANONYMOUS
-        sha256, owner = digest(key), None
-        for tenant in self.all.values():
-            for candidate in tenant.keys:
-                same = hmac.compare_digest(candidate.sha256, sha256)
-                if same and candidate.valid(now):
-                    owner = tenant
-        return owner
+        return next((tenant for entry, tenant in self._keys.get(digest(key), ()) if entry.valid(now)), None)
 
 
 def digest(key: str) -> str:

@@ -13,7 +13,7 @@ from pedcxr_serve.errors import PortInUse
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """The sockets of the API and of the admin port: metrics and usage, over plain HTTP on loopback."""
+    """The sockets of the API and of the admin port: metrics and usage, over plain HTTP."""
 
     public: socket.socket
     admin: socket.socket
@@ -39,7 +39,7 @@ def listen(config: GatewayConfig) -> Iterator[Listeners]:
     """
     with contextlib.ExitStack() as stack:
         public = stack.enter_context(_bind(config.host, config.port, "gateway.port"))
-        admin = stack.enter_context(_bind("127.0.0.1", config.admin_port, "gateway.admin_port"))
+        admin = stack.enter_context(_bind(config.admin_host, config.admin_port, "gateway.admin_port"))
         yield Listeners(public, admin, "https" if config.tls_cert else "http")
 
 

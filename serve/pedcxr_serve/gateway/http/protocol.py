@@ -12,8 +12,7 @@ from typing import Any
 
 import httptools
 from starlette.types import Scope
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from pedcxr_serve.gateway import error_responses
 
@@ -172,7 +171,7 @@ class Connection(HttpToolsProtocol):
             self._pipelined, self.cycle.keep_alive = True, False
             return
         super().on_message_begin()
-        self.scope["extensions"] = {_EXTENSION: {"flow": self.flow}}
+        self.scope["extensions"] = {_EXTENSION: {}}
         self._header_bytes, self._in_body = 0, False
         self._start_headers_timer()
 
@@ -204,6 +203,7 @@ class Connection(HttpToolsProtocol):
         self._limiter.mark_busy(self.transport)
         self._in_body = True
         super().on_headers_complete()
+        self.scope["extensions"][_EXTENSION]["writer"] = ChunkWriter(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         if not self._pipelined:
@@ -270,13 +270,35 @@ class Connection(HttpToolsProtocol):
         self.close()
 
 
-def flow_control(scope: Scope) -> FlowControl | None:
-    """Return the flow control of a request's connection, or None under another server.
+class ChunkWriter:
+    """Writes chunks of a streamed answer straight to its connection.
 
-    Sending does not block while ``write_paused`` is false.
+    The headers and the end of the answer take the way of ASGI. The events in between would spend a fifth of their
+    processor time in middleware that looks at headers only.
     """
-    flow = scope.get("extensions", {}).get(_EXTENSION, {}).get("flow")
-    return flow if isinstance(flow, FlowControl) else None
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client has to read before more is sent; if not, ASGI's ``send`` does not block either."""
+        return self._cycle.flow.write_paused
+
+    def write(self, data: bytes) -> bool:
+        """Write without blocking. Return False, with nothing written, if ``send`` has to be used instead."""
+        cycle = self._cycle
+        if self._cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
+            return False
+        if not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+
+def chunk_writer(scope: Scope) -> ChunkWriter | None:
+    """Return the writer of a request's answer, or None under another server."""
+    writer = scope.get("extensions", {}).get(_EXTENSION, {}).get("writer")
+    return writer if isinstance(writer, ChunkWriter) else None
 
 
 class _HeadersTooLarge(Exception):

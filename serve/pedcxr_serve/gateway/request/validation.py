@@ -5,6 +5,7 @@ The Structs list every field that is served; `SCHEMA` checks them and prints the
 
 from __future__ import annotations
 
+import functools
 import hmac
 import json
 import re
@@ -158,6 +159,7 @@ class AcceptedRequest:
         include_counts: whether the client receives the count in every other event too.
         max_tokens: maximum length of the report.
         film: SHA-256 of the film's bytes, or None.
+        pixels: of the film by the head of its file, 0 without a film or if unknown.
         words: all texts as the model sees them, for a digest and an estimate of their tokens; must not be logged.
         ignored: paths of the fields that had no effect.
     """
@@ -170,6 +172,7 @@ class AcceptedRequest:
     max_tokens: int
     temperature: float
     film: bytes | None
+    pixels: int
     words: str
     ignored: tuple[str, ...] = ()
 
@@ -222,11 +225,13 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
         max_tokens=payload["max_tokens"],
         temperature=float(payload["temperature"]),
         film=None if film is None else film.sha256,
+        pixels=0 if film is None else film.pixels,
         words=words,
         ignored=(*ignored, *sorted(without_effect)),
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def cache_salt(secret: bytes, tenant: str) -> str:
     """Return a hexadecimal salt that separates a tenant's cached prefixes from those of others."""
     return hmac.digest(secret, tenant.encode(), "sha256").hex()

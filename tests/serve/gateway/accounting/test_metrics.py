@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from datetime import UTC, datetime, tzinfo
 from typing import Self
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from pedcxr_serve.gateway.accounting import metrics
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord, TenantMetrics, seconds_until_midnight
@@ -68,3 +70,18 @@ def test_failed_writes_are_exported() -> None:
     TenantMetrics(registry, store).update_gauges(queue, [], broken=False, unaudited=3)
     assert registry.get_sample_value("pedcxr_writes_failed", {"file": "usage"}) == 2
     assert registry.get_sample_value("pedcxr_writes_failed", {"file": "audit"}) == 3
+
+
+def test_page_is_rendered_off_the_event_loop_and_without_times_of_creation() -> None:
+    registry = CollectorRegistry()
+    threads: list[int] = []
+    TenantMetrics(registry, UsageStore(None)).count(RequestRecord(Tenant("team"), "r-1", outcome="ok"))
+
+    def thread() -> float:
+        threads.append(threading.get_ident())
+        return 0
+
+    Gauge("thread", "The thread.", registry=registry).set_function(thread)
+    page = asyncio.run(metrics.render(registry))
+    assert threads and threading.get_ident() not in threads
+    assert b"pedcxr_e2e_seconds_bucket" in page and b"_created" not in page

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pedcxr_client import PedcxrError
 from pedcxr_client.metrics import export, prometheus
+from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from pedcxr_serve.gateway.rate_limit import RateLimiter, connection_pool
 from pedcxr_serve.gateway.state import State
@@ -41,6 +42,7 @@ def test_page_has_every_metric_of_client_and_server(tmp_path: Path) -> None:
         demo=True,
         body_limit=1,
         rate_limiter=RateLimiter(connection_pool("redis://127.0.0.1:1")),
+        shared_limits=SharedLimits(connection_pool("redis://127.0.0.1:1")),
         tls=CertificateStore(files.certificate, files.key),
     )
     client = CollectorRegistry()

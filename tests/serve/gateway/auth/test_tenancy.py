@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import stat
 import time
@@ -21,6 +22,7 @@ from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST, FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State, open_state
@@ -159,13 +161,10 @@ def test_tenant_sees_and_uses_its_models_only(engine: FakeEngine, teams: Teams) 
         assert_openai_error(client.post(CHAT, json=BODY | {"model": "other"}), 404, "model_not_found")
 
 
-def test_exceeded_limits_return_429_with_retry_after(
-    engine: FakeEngine, teams: Teams, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exceeded_limits_return_429_with_retry_after(engine: FakeEngine, teams: Teams) -> None:
     teams.add("rate", "requests_per_minute = 2")
     teams.add("busy", "max_concurrent = 1")
-    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)  # the clock of the rate limit
-    with serving(engine, teams) as gateway:
+    with serving(engine, teams, rate_limiter=RateLimiter(clock=lambda: 0.0)) as gateway:
         with gateway.client(teams.keys["rate"]) as client:
             assert [client.post(CHAT, json=BODY).status_code for _ in range(2)] == [200, 200]
             answer = client.post(CHAT, json=BODY)
@@ -359,6 +358,20 @@ def test_stream_is_charged_while_it_runs(engine: FakeEngine, tokens: int) -> Non
                 next(lines)
             service = gateway.state.scheduler.queue.service()["anonymous"]
         assert service == BODY_TOKENS + OUTPUT_COST * 4 * tokens
+
+
+def test_large_film_is_charged_by_its_pixels(engine: FakeEngine) -> None:
+    """The engine decodes and resizes all of them, for the same number of tokens."""
+    head = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (4 * 896).to_bytes(4) + (2 * 896).to_bytes(4)
+    url = "data:image/png;base64," + base64.b64encode(head).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    with running(engine) as gateway, gateway.client() as client:
+        queue = gateway.state.scheduler.queue
+        assert client.post(CHAT, json=BODY | {"stream": True}).status_code == 200
+        small = queue.service()["anonymous"]
+        large = BODY | {"stream": True, "messages": [{"role": "user", "content": content}]}
+        assert client.post(CHAT, json=large).status_code == 200
+        assert queue.service()["anonymous"] - 2 * small == 7 * 256
 
 
 def test_metrics_have_a_tenant_label(engine: FakeEngine, teams: Teams) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth import api_keys, tenants
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
-from pedcxr_serve.gateway.auth.tenants import Tenants
+from pedcxr_serve.gateway.auth.tenants import Key, Tenant, Tenants
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 D1, D2 = tenants.digest("one"), tenants.digest("two")
@@ -229,3 +229,26 @@ def test_new_key_keeps_the_owner_and_the_mode_of_the_file(tmp_path: Path) -> Non
     api_keys.new(path, "ward")
     after = path.stat()
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_lookup_of_a_key_does_not_depend_on_the_number_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = [f"{number}" for number in range(8000)]
+    current = Tenants({f"t{key}": Tenant(f"t{key}", keys=(Key(tenants.digest(key)),)) for key in keys})
+    checked: list[str] = []
+    valid = Key.valid
+
+    def counted(key: Key, now: datetime) -> bool:
+        checked.append(key.sha256)
+        return valid(key, now)
+
+    monkeypatch.setattr(Key, "valid", counted)
+    owner = current.owner("7999", NOW)
+    assert owner is not None and owner.name == "t7999"
+    assert current.owner("8000", NOW) is None
+    assert checked == [tenants.digest("7999")]
+
+
+def test_key_with_two_dates_of_expiry_is_valid_until_the_later() -> None:
+    sha256 = tenants.digest("one")
+    first, second = Key(sha256, NOW - timedelta(days=1)), Key(sha256, NOW + timedelta(days=1))
+    assert Tenants({"team": Tenant("team", keys=(first, second))}).owner("one", NOW) is not None

@@ -410,3 +410,22 @@ def test_large_film_is_accepted() -> None:
     large = URL[:22] + base64.b64encode(os.urandom(2_250_000)).decode()
     raw = json.dumps(body({"type": "image_url", "image_url": {"url": large}})).encode()
     assert sum(map(len, validation.apply(bytearray(raw), TEAM, RULES).parts)) >= len(large)
+
+
+@pytest.mark.parametrize("values", ["{},", '{"a":1},', "0,", '"",', "[],"])
+def test_body_of_very_many_values_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch, values: str) -> None:
+    def loads(*_: object, **__: object) -> object:
+        pytest.fail("it was parsed")
+
+    monkeypatch.setattr(json, "loads", loads)
+    raw = '{"messages":[' + values * (300_000 // len(values)) + "0]}"
+    with pytest.raises(RequestRefused, match="too many values") as caught:
+        validation.apply(raw.encode(), TEAM, RULES)
+    assert caught.value.code == "too_long"
+
+
+def test_longest_conversation_is_accepted() -> None:
+    parts = [{"type": "text", "text": 'a "quoted", {bracketed} [text] \\'}] * 15
+    user = {"role": "user", "content": parts}
+    messages = [{"role": "user", "content": [IMAGE, *parts]}, {"role": "assistant", "content": parts}, *[user] * 62]
+    assert "quoted" in accept({"messages": messages}).words

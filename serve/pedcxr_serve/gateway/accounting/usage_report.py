@@ -1,0 +1,83 @@
+"""The usage of several servers added up: ``pedcxr-serve usage SOURCE...``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import urllib.request
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway.accounting.usage import UsageTotals
+
+_TIMEOUT_S = 10
+_HEAD = ("day", "tenant", "requests", "reports", "prompt", "image", "output", "tokens")
+Usage = Mapping[tuple[str, str], UsageTotals]
+"""Totals by day (YYYY-MM-DD, UTC) and tenant."""
+
+
+def report(sources: Sequence[str], since: str = "") -> str:
+    """Return a table of the summed usage since a day, that day included.
+
+    Args:
+        sources: usage databases (``gateway.usage_db``), or URLs of admin ports such as ``http://127.0.0.1:8001``.
+
+    Raises:
+        ConfigError: a source cannot be read; the message names it. Nothing is left out silently.
+    """
+    if len(set(sources)) < len(sources):
+        raise ConfigError("a source is named twice, and would be counted twice")
+    return table(add(_read(source) for source in sources), since)
+
+
+def add(ledgers: Iterable[Usage]) -> Usage:
+    """Return the sums over all servers."""
+    sums: dict[tuple[str, str], UsageTotals] = {}
+    for ledger in ledgers:
+        for key, totals in ledger.items():
+            sums[key] = sums.get(key, UsageTotals()) + totals
+    return sums
+
+
+def table(usage: Usage, since: str = "") -> str:
+    """Return a table with one line per day and tenant."""
+    rows = [_HEAD] + [
+        (*key, *(f"{count:,}" for count in (*astuple(totals), totals.tokens)))
+        for key, totals in sorted(usage.items())
+        if key[0] >= since
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) if at < 2 else cell.rjust(width) for at, (cell, width) in enumerate(cells))
+        for cells in (list(zip(row, widths, strict=True)) for row in rows)
+    )
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def _read(source: str) -> Usage:
+    try:
+        return _from_url(source) if source.startswith(("http://", "https://")) else _from_file(Path(source))
+    except (OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{source}: cannot be read as usage: {error}") from error
+
+
+def _from_url(url: str) -> Usage:
+    with urllib.request.urlopen(url.rstrip("/") + "/usage", timeout=_TIMEOUT_S) as answer:  # noqa: S310
+        days = json.load(answer)["days"]
+    return {
+        (day, tenant): UsageTotals(*(counts[name] for name in UsageTotals.__slots__))
+        for day, tenants in days.items()
+        for tenant, counts in tenants.items()
+    }
+
+
+def _from_file(path: Path) -> Usage:
+    path.stat()  # SQLite's own message for an absent file does not say so
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        rows = database.execute(
+            "SELECT day, tenant, requests, reports, prompt_tokens, image_tokens, output_tokens FROM usage"
+        )
+        return {(day, tenant): UsageTotals(*counts) for day, tenant, *counts in rows}

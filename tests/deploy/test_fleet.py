@@ -1,0 +1,221 @@
+"""deploy/fleet under real HAProxy and nginx, before gateways with fake engines."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+
+from pedcxr_serve.config.settings import GatewayConfig
+from tests.support.paths import ROOT
+from tests.support.scripts import load_script
+from tests.support.servers.fleet_load import Load, Outcome, body, send, under_load
+from tests.support.servers.gateway_server import CHAT, ERROR_KEYS
+from tests.support.servers.replica import POISON
+
+FLEET = ROOT / "deploy/fleet"
+BALANCERS = ["haproxy", "nginx"]
+REPLICA = [sys.executable, "-m", "tests.support.servers.replica", "start"]
+LIMIT = GatewayConfig().body_limit_mib << 20
+
+
+local_fleet = load_script(FLEET / "local_fleet.py")
+
+
+def need(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed; Debian has a package of that name")
+
+
+@pytest.fixture(scope="module")
+def fleet_and_balancers() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Two replicas with eight slots each, whose reports take 0.2 s, behind each balancer that is installed."""
+    kinds = [kind for kind in BALANCERS if shutil.which(kind)]
+    if not kinds:
+        need("haproxy")
+    with local_fleet.running([*REPLICA, "--max-waiting", "8"], 2, kinds) as pair:
+        yield pair
+
+
+@pytest.fixture
+def fleet(fleet_and_balancers: Any) -> Any:
+    return fleet_and_balancers[0]
+
+
+@pytest.fixture
+def balancers(fleet_and_balancers: Any) -> list[tuple[str, Any]]:
+    return list(fleet_and_balancers[1].items())
+
+
+@pytest.fixture(params=BALANCERS)
+def url(request: pytest.FixtureRequest, fleet_and_balancers: Any) -> str:
+    need(request.param)
+    return str(fleet_and_balancers[1][request.param].url)
+
+
+def begun(fleet: Any) -> list[int]:
+    """The number of reports that each replica's engine began."""
+    pages = [httpx.get(replica.metrics_url).text for replica in fleet.replicas]
+    return [int(re.findall(r"^fake_chat_requests_total (\d+)", page, re.MULTILINE)[0]) for page in pages]
+
+
+def post(url: str, data: bytes, **headers: str) -> httpx.Response:
+    return httpx.post(url + CHAT, content=data, headers={"Content-Type": "application/json", **headers}, timeout=60)
+
+
+def burst(url: str, count: int) -> list[Outcome]:
+    """Send requests at once; return their outcomes."""
+
+    async def all_at_once() -> list[Outcome]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            return await asyncio.gather(*(send(session, url, body()) for _ in range(count)))
+
+    return asyncio.run(all_at_once())
+
+
+def drill(balancers: list[tuple[str, Any]], event: Callable[[], object], **counts: int) -> dict[str, Load]:
+    """Drive every balancer with six users, and run an event meanwhile."""
+
+    async def drills() -> dict[str, Load]:
+        loads = {name: Load() for name, _ in balancers}
+        async with asyncio.timeout(300):
+            await under_load({name: balancer.url for name, balancer in balancers}, loads, 6, event, **counts)
+        return loads
+
+    loads = asyncio.run(drills())
+    for name, load in loads.items():
+        print(f"{name}: {load.summary()}")
+    return loads
+
+
+@pytest.mark.parametrize("balancer", BALANCERS)
+def test_balancer_accepts_the_shipped_file(balancer: str, tmp_path: Path) -> None:
+    need(balancer)
+    need("openssl")
+    pem = tmp_path / "pair.pem"
+    words = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=x -keyout {pem} -out {tmp_path}/crt.pem"
+    subprocess.run(words.split(), check=True, capture_output=True)
+    pem.write_text((tmp_path / "crt.pem").read_text() + pem.read_text())
+    text = (FLEET / local_fleet.FILES[balancer]).read_text()
+    file = tmp_path / "file"
+    file.write_text(re.sub(r"/etc/(haproxy|nginx)/pedcxr\.(pem|crt|key)", str(pem), text))
+    command = {"haproxy": ["haproxy", "-c", "-f", file], "nginx": ["nginx", "-t", "-c", file]}[balancer]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    assert not re.search("warn", completed.stdout + completed.stderr, re.IGNORECASE), completed.stderr
+
+
+def test_body_limits_equal_the_gateways() -> None:
+    haproxy, nginx = ((FLEET / name).read_text() for name in ("haproxy.cfg", "nginx.conf"))
+    assert f"content-length) gt {LIMIT} " in haproxy and f"client_max_body_size {LIMIT >> 20}m;" in nginx
+    assert all(f"larger than {LIMIT:,} bytes" in text for text in (haproxy, nginx))
+
+
+def test_lame_duck_is_longer_than_two_probes() -> None:
+    every = float(re.findall(r"check inter (\d+)s .*fall 1 ", (FLEET / "haproxy.cfg").read_text())[0])
+    assert 2 * every + 0.5 <= local_fleet.LAME_DUCK_S
+
+
+class TestAnswers:
+    def test_reports_pass_unchanged(self, fleet: Any, url: str) -> None:
+        direct = post(fleet.replicas[0].url, body()).json()
+        answer = post(url, body())
+        assert answer.json() == direct
+        assert answer.headers["x-pedcxr-demo"] == "1" and answer.headers["x-request-id"]
+
+    def test_requests_are_spread(self, fleet: Any, url: str) -> None:
+        before = begun(fleet)
+        burst(url, 8)
+        assert [now - then for now, then in zip(begun(fleet), before, strict=True)] == [4, 4]
+
+    def test_events_leave_one_by_one(self, url: str) -> None:
+        with httpx.stream("POST", url + CHAT, content=body(stream=True)) as answer:
+            chunks = [chunk for chunk in answer.iter_raw() if chunk]
+        assert len(chunks) > 10  # of 20 tokens, 10 ms apart; in lumps they are 2 or 3 chunks
+
+    @pytest.mark.parametrize("path", ["/metrics", "/v1/completions", "/usage", "/v1/chat/completions/x", "/tokenize"])
+    def test_other_paths_reach_no_replica(self, url: str, path: str) -> None:
+        answer = httpx.post(url + path, content=body())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert "x-pedcxr" not in str(answer.headers)
+
+    def test_body_over_the_limit_is_413(self, url: str) -> None:
+        answer = post(url, b" " * (LIMIT + 1))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+        assert set(answer.json()["error"]) == ERROR_KEYS
+
+    def test_body_at_the_limit_passes(self, url: str) -> None:
+        data = body(film_bytes=(LIMIT - 1000) * 3 // 4)
+        assert LIMIT - 1000 < len(data) <= LIMIT
+        assert post(url, data).status_code == 200
+
+    def test_errors_of_a_replica_pass(self, url: str) -> None:
+        answer = post(url, b"{")
+        assert (answer.status_code, set(answer.json()["error"])) == (400, ERROR_KEYS)
+
+    def test_request_id_is_kept_or_made(self, url: str) -> None:
+        assert post(url, body(), **{"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
+        assert post(url, body(), **{"X-Request-Id": "not valid/"}).headers["x-request-id"] != "not valid/"
+
+    def test_poison_film_reaches_one_engine(self, fleet: Any, url: str) -> None:
+        before = begun(fleet)
+        answer = post(url, body(text=POISON))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "engine_lost")
+        assert answer.headers["x-should-retry"] == "false"
+        assert sum(begun(fleet)) - sum(before) == 1
+
+    def test_flood_does_not_take_the_replicas_out(self, url: str) -> None:
+        # nginx with max_fails=1 would answer 502 for 2 s after the 503 of both replicas.
+        assert {one.kind for one in burst(url, 80)} == {"ok", "queue_full"}
+        assert post(url, body()).status_code == 200
+
+
+class TestDrills:
+    def test_rolling_restart_loses_nothing(self, fleet: Any, balancers: list[tuple[str, Any]]) -> None:
+        for name, load in drill(balancers, fleet.rolling_restart).items():
+            assert load.failures == [], name
+            assert len(load.outcomes) > 100
+
+    def test_reload_loses_nothing(self, balancers: list[tuple[str, Any]]) -> None:
+        def event() -> None:
+            for _ in range(3):
+                for _, balancer in balancers:
+                    balancer.reload()
+                time.sleep(0.5)
+
+        for name, load in drill(balancers, event).items():
+            assert load.failures == [], name
+
+    def test_killed_replica_loses_only_what_it_ran(self, fleet: Any, balancers: list[tuple[str, Any]]) -> None:
+        killed = []
+
+        def event() -> None:
+            killed.append(time.monotonic())
+            fleet.replicas[1].kill()
+
+        for name, load in drill(balancers, event, after=60).items():
+            assert len(load.failures) <= 6, name
+            # Those whose answer had not begun get `server_lost`, which is safe to resend.
+            assert {one.kind for one in load.failures} <= {"server_lost", "cut"}, name
+            assert all(one.start < killed[0] + 0.1 for one in load.failures), name
+            lost = [one for one in load.failures if one.kind == "server_lost"]
+            assert all((one.status, one.retry_after) == (503, "2") for one in lost), name
+
+    def test_no_replica_left_is_a_typed_503(self, fleet: Any, balancers: list[tuple[str, Any]]) -> None:
+        for replica in fleet.replicas:
+            replica.kill()
+        for name, balancer in balancers:
+            answer = post(balancer.url, body())
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "2"), name
+            assert set(answer.json()["error"]) == ERROR_KEYS
+            assert answer.json()["error"]["code"] in ("server_lost", "no_server")

@@ -1,0 +1,50 @@
+"""`pixel_count` on files that other libraries wrote, and on damaged ones."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pedcxr_serve.gateway.request.image_size import pixel_count
+from tests.support.films import dicom_maker
+
+WIDTH, HEIGHT = 300, 70
+
+
+def saved(form: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (WIDTH, HEIGHT), 99).save(file, form, **options)
+    return file.getvalue()
+
+
+FILES = {
+    "png": saved("PNG"),
+    "jpeg": saved("JPEG"),
+    "progressive": saved("JPEG", progressive=True, comment=b"\xff\xc0" * 500),
+    "gif": saved("GIF"),
+    "bmp": saved("BMP"),
+    "tiff": saved("TIFF"),
+    "webp": saved("WEBP"),
+    "lossless webp": saved("WEBP", lossless=True),
+    "webp with metadata": saved("WEBP", exif=b"Exif\0\0"),
+    "dicom": dicom_maker.film(dicom_maker.ramp(HEIGHT, WIDTH)),
+}
+
+
+@pytest.mark.parametrize("data", FILES.values(), ids=FILES)
+def test_pixels_are_counted(data: bytes) -> None:
+    assert pixel_count(data) == WIDTH * HEIGHT
+
+
+def test_dicom_without_a_size_counts_by_its_length() -> None:
+    assert pixel_count(bytes(128) + b"DICM" + bytes(1000)) == 1132 // 2
+
+
+@given(st.sampled_from([*FILES.values(), b""]), st.integers(0, 400), st.binary(max_size=9))
+def test_damaged_file_is_counted_without_an_error(data: bytes, at: int, patch: bytes) -> None:
+    assert pixel_count(data[:at]) >= 0
+    assert pixel_count(data[:at] + patch + data[at + len(patch) :]) >= 0

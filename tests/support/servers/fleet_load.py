@@ -1,0 +1,152 @@
+"""A closed loop of clients that ask a fleet for reports, and what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from tests.support.servers.gateway_server import BODY, CHAT
+
+_FILM = "data:image/png;base64,"
+
+
+@dataclass
+class Outcome:
+    """The end of one request; ``kind`` is ``ok``, ``cut`` (a stream without its end), or the code of an error.
+
+    ``resent``: the balancer closed the connection before it answered, and the request was sent again, as the clients of
+    OpenAI and of this project do.
+    """
+
+    kind: str
+    status: int
+    start: float
+    seconds: float
+    retry_after: str | None = None
+    resent: bool = False
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+
+@dataclass
+class Load:
+    """The outcomes so far; ``stop`` ends the loop after the requests in flight."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def failures(self) -> list[Outcome]:
+        return [one for one in self.outcomes if one.kind != "ok"]
+
+    def summary(self) -> str:
+        counts = Counter(one.kind for one in self.outcomes).most_common()
+        seconds = sorted(one.seconds for one in self.outcomes if one.kind == "ok") or [float("nan")]
+        resent = sum(one.resent for one in self.outcomes)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
+        return (
+            f"{len(self.outcomes)} requests, {resent} resent: {kinds}; "
+            f"p50 {1e3 * quantile(seconds, 0.5):.0f} ms, p99 {1e3 * quantile(seconds, 0.99):.0f} ms"
+        )
+
+    async def until(self, count: int, seconds: float = 60) -> None:
+        """Wait for that many more outcomes."""
+        target, end = len(self.outcomes) + count, time.monotonic() + seconds
+        while len(self.outcomes) < target:
+            assert time.monotonic() < end, f"{self.summary()}; no {count} more within {seconds:g} s"
+            await asyncio.sleep(0.02)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """Return the value below which that share of sorted values lies."""
+    return values[min(len(values) - 1, int(len(values) * share))]
+
+
+def body(*, film_bytes: int = 100, stream: bool = False, text: str = "Generate a report.") -> bytes:
+    """Return a request whose film has about that many bytes; the fake engine does not decode it."""
+    film = _FILM + base64.b64encode(b"\x89PNG\r\n\x1a\n" + os.urandom(film_bytes)).decode()
+    content = [{"type": "image_url", "image_url": {"url": film}}, {"type": "text", "text": text}]
+    return json.dumps(BODY | {"messages": [{"role": "user", "content": content}], "stream": stream}).encode()
+
+
+async def send(session: aiohttp.ClientSession, url: str, data: bytes, **headers: str) -> Outcome:
+    """Send one request and read its answer to the end."""
+    start = time.monotonic()
+    outcome = await _send(session, url, data, headers)
+    if outcome.kind == "closed":
+        outcome = await _send(session, url, data, headers)
+        outcome.resent = True
+    outcome.start, outcome.seconds = start, time.monotonic() - start
+    return outcome
+
+
+async def _send(session: aiohttp.ClientSession, url: str, data: bytes, headers: dict[str, str]) -> Outcome:
+    status, retry_after = 0, None
+    try:
+        headers = {"Content-Type": "application/json", **headers}
+        async with session.post(url + CHAT, data=data, headers=headers) as answer:
+            status, retry_after = answer.status, answer.headers.get("Retry-After")
+            kind = _kind(status, await answer.read(), answer.content_type)
+    except aiohttp.ClientPayloadError:
+        kind = "cut"
+    except aiohttp.ClientConnectionError:
+        kind = "cut" if status else "closed"
+    return Outcome(kind, status, 0, 0, retry_after)
+
+
+def _kind(status: int, page: bytes, content_type: str) -> str:
+    if content_type == "text/event-stream":
+        if b'data: {"error"' in page:
+            return str(json.loads(page.rpartition(b"data: ")[2])["error"]["code"])
+        return "ok" if b"data: [DONE]" in page else "cut"
+    try:
+        value = json.loads(page)
+    except ValueError:
+        return f"untyped {status}"
+    return "ok" if status == 200 and "choices" in value else str(value["error"]["code"])
+
+
+async def drive(url: str, users: int, load: Load, *, film_bytes: int = 100_000, pause_s: float = 0.0) -> None:
+    """Keep ``users`` requests in flight until ``load.stop``; every second user streams."""
+    bodies = [body(film_bytes=film_bytes, stream=bool(number % 2)) for number in range(2)]
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def user(number: int) -> None:
+            while not load.stop.is_set():
+                outcome = await send(session, url, bodies[number % 2])
+                load.outcomes.append(outcome)
+                if outcome.kind != "ok" or pause_s:
+                    await asyncio.sleep(pause_s or 0.05)
+
+        await asyncio.gather(*(user(number) for number in range(users)))
+
+
+async def under_load(
+    urls: Mapping[str, str],
+    loads: Mapping[str, Load],
+    users: int,
+    event: Callable[[], object],
+    *,
+    before: int = 40,
+    after: int = 40,
+) -> None:
+    """Drive each address; once ``before`` requests have ended at each, run ``event``, then wait for ``after`` more."""
+    drivers = [asyncio.create_task(drive(url, users, loads[name])) for name, url in urls.items()]
+    try:
+        await asyncio.gather(*(load.until(before) for load in loads.values()))
+        await asyncio.to_thread(event)
+        await asyncio.gather(*(load.until(after) for load in loads.values()))
+    finally:
+        for load in loads.values():
+            load.stop.set()
+        await asyncio.gather(*drivers)
