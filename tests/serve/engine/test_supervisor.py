@@ -28,6 +28,7 @@ from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor
 from pedcxr_serve.engine.watch import EngineWatch
 from pedcxr_serve.errors import EngineDied, EngineNotReady
 from pedcxr_serve.gateway import app
+from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.gateway.http.server import serving
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
@@ -124,6 +125,7 @@ def test_engine_killed_repeatedly_is_restarted(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, gap=1.0, probe_timeout_s=30.0) as running:
             for count in range(1, KILLS + 1):
+                running.state.quarantine = FilmQuarantine()  # each round sends the same film
                 requests = [asyncio.create_task(running.ask(stream=bool(number % 2))) for number in range(8)]
                 await eventually(lambda: running.state.in_flight == 8)
                 await eventually(
@@ -142,6 +144,7 @@ def test_engine_killed_repeatedly_is_restarted(tmp_path: Path) -> None:
                 await running.ready()
                 assert running.restarts("ended") == count
                 assert not running.keep.done()
+            running.state.quarantine = FilmQuarantine()
             assert (await running.ask()).json()["choices"][0]["finish_reason"] == "stop"
 
     run(work())

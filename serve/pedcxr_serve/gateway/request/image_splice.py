@@ -140,7 +140,7 @@ def _require_short(size: int, limit: int) -> None:
 def _unescaped(url: memoryview) -> memoryview:
     try:
         return memoryview(msgspec.json.decode(b"".join((b'"', url, b'"')), type=str).encode("ascii"))
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeError):
         refuse("must be an ASCII string in JSON", IMAGE_URL, "invalid_image_url")
 
 

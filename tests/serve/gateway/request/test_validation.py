@@ -294,6 +294,7 @@ def test_escapes_of_php_and_java_in_the_url_are_accepted(escaped: Any) -> None:
         (b'{"messages": [{"role": "user", "content": "\\ud800"}], "max_tokens": 1}', "invalid_text", "messages"),
         (b'{"a": "data:image/png;base64,AAAA', "invalid_json", None),
         (b'{"seed": ' + b"9" * 5000 + b"}", "invalid_json", None),
+        (b'{"a": "data:image/png;base64,AAAA\xa2\\r"}', "invalid_image_url", "messages[].content[].image_url.url"),
     ],
 )  # fmt: skip
 def test_refusals_have_code_and_param(request_body: object, code: str, param: str | None) -> None:
