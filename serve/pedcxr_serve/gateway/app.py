@@ -77,7 +77,11 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         middleware.insert(0, cors)  # a preflight request has no key
     app = Starlette(
         routes=[
-            Route("/v1/chat/completions", ChatCompletions(state, EngineClient(state.socket)), methods=["POST"]),
+            Route(
+                "/v1/chat/completions",
+                ChatCompletions(state, EngineClient(state.engine_address, state.engine_key)),
+                methods=["POST"],
+            ),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health/live", live),
