@@ -39,7 +39,9 @@ _ANY_VERSION = "any"
 class GatewayStatus(EngineStatus, Protocol):
     """A gateway that learns from the engine what it serves."""
 
-    end_requests: Callable[[], None]
+    @property
+    def end_requests(self) -> Callable[[], None]:
+        """Ends all requests that the engine has, with a typed error to their clients."""
 
     def use_engine(self, engine: EngineDescription, gateway: GatewayConfig) -> None:
         """Take over slots, model and limits."""
