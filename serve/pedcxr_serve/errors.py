@@ -8,6 +8,7 @@
     │   └── AlreadyRunning         2   another server uses the socket folder
     ├── AuditError                 3   the audit log is incomplete or was changed: file and line
     ├── CheckpointError            3   the model folder cannot be served: what is missing and the remedy
+    │   └── AdapterError           3   an adapter cannot be served with the model, or has no effect
     └── EngineError                4   vLLM failed: has its last log lines
         ├── EngineNotReady         4   no warm-up report in time
         └── EngineDied             4   the process exited unexpectedly
@@ -52,6 +53,10 @@ class CheckpointError(ServeError):
     """The model folder cannot be served."""
 
     exit_code = 3
+
+
+class AdapterError(CheckpointError):
+    """An adapter does not fit the model, or does not change its answers."""
 
 
 class EngineError(ServeError):
