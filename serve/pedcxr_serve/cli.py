@@ -16,13 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pedcxr_serve.checkpoint import download, inspect
+from pedcxr_serve.checkpoint import adapter, download, inspect
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
 from pedcxr_serve.errors import EngineError, ServeError
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.planner import devices, plan
+from pedcxr_serve.planner import adapters, devices, plan
 
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
@@ -99,7 +99,10 @@ def _keys(args: argparse.Namespace) -> str:
 def _check(config: ServeConfig) -> int:
     checkpoint = inspect.inspect(download.resolve(config.model, config.revision))
     print(inspect.table(checkpoint))
-    return 0 if checkpoint.ready else 3
+    loaded = adapters.inspect(config, checkpoint)
+    for name, one in loaded.items():
+        print("\n" + adapter.table(name, one))
+    return 0 if checkpoint.ready and all(one.ready for one in loaded.values()) else 3
 
 
 def _plan(config: ServeConfig) -> int:
@@ -107,7 +110,12 @@ def _plan(config: ServeConfig) -> int:
     checkpoint = inspect.inspect(folder)
     inspect.require_ready(checkpoint)
     device = devices.detect(config.engine.device)
-    print(plan.render(plan.make(checkpoint, device, config, model_dir=folder, socket=_DRY_RUN_SOCKET)))
+    loaded = adapters.inspect(config, checkpoint)
+    adapters.require_ready(loaded)
+    engine_plan = plan.make(
+        checkpoint, device, config, model_dir=folder, socket=_DRY_RUN_SOCKET, served_adapters=loaded
+    )
+    print(plan.render(engine_plan))
     return 0
 
 
@@ -151,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; `pedcxr-serve config` prints one")
-    for field in SCHEMA.walk():
+    for field in SCHEMA.walk(named=False):
         if field.children or list in field.types:
             continue
         names = [load.option_name(field.path)] + (["--gpu"] if field.path == "engine.device" else [])

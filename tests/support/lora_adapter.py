@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import shutil
 import struct
 from array import array
 from collections.abc import Callable, Mapping
@@ -101,3 +102,20 @@ def _weights(seed: int, rank: int, scale: float, vision: bool) -> Weights:
 def _uniform(numbers: random.Random, count: int, deviation: float) -> list[float]:
     width = deviation * 12**0.5
     return [width * (numbers.random() - 0.5) + 0.0 for _ in range(count)]  # + 0.0: no negative zero
+
+
+def merged(folder: Path, adapter: Path) -> Path:
+    """Write a copy of the demo checkpoint in float32 with an adapter of its text model merged into it."""
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((adapter / CONFIG).read_text())
+    delta = load_file(adapter / WEIGHTS)
+    shutil.copytree(CHECKPOINT, folder)
+    weights = {name: tensor.float() for name, tensor in load_file(CHECKPOINT / "model.safetensors").items()}
+    for name in weights:
+        module = f"base_model.model.model.{tensor_names.canonical(name).removesuffix('.weight')}"
+        if f"{module}.lora_A.weight" in delta:
+            change = delta[f"{module}.lora_B.weight"] @ delta[f"{module}.lora_A.weight"]
+            weights[name] = weights[name] + config["lora_alpha"] / config["r"] * change
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder

@@ -107,6 +107,7 @@ class Supervisor:
         Raises:
             EngineNotReady: the engine was not ready within ``gateway.start_timeout_s``.
             EngineDied: the engine exited; carries its last log lines.
+            AdapterError: an adapter has no effect.
         """
         await self._engine.start()
         loading = asyncio.create_task(self._wait_until_ready())
@@ -196,6 +197,8 @@ class Supervisor:
                 self._state.rules = dataclasses.replace(self._state.rules, served=served)
                 await health.warm_up(self._session, self._model)
                 await health.check_plugin(self._session, self._model)
+                for adapter in self._state.rules.adapters:
+                    await health.check_adapter(self._session, adapter, self._model)
         except TimeoutError:
             raise EngineNotReady(
                 f"the engine was not ready after {deadline:.0f} s (last stage: {engine.stage}); see its last "

@@ -36,6 +36,9 @@ class RequestContext:
         self.stream, self.forward_usage, self.max_tokens = accepted.stream, accepted.include_usage, accepted.max_tokens
         if state.demo:
             self.response_headers.append((b"x-pedcxr-demo", b"1"))
+        revision = state.revision_of(accepted.model)
+        if revision is not None:
+            self.response_headers.append((b"x-pedcxr-revision", revision.encode()))
         if accepted.film is None:
             self.response_headers.append((b"x-pedcxr-film", b"none"))
         if accepted.ignored:
@@ -43,8 +46,10 @@ class RequestContext:
         self.record.image_tokens = state.image_tokens if accepted.film is not None else 0
         words = len(accepted.words) // _CHARS_PER_TOKEN + _TEMPLATE_TOKENS
         self.prompt_tokens = self.record.image_tokens + words
+        self.record.model = accepted.model
         self._audit_fields = {
             "model": accepted.model,
+            "revision": revision,
             "max_tokens": accepted.max_tokens,
             "temperature": accepted.temperature,
             "stream": accepted.stream,
@@ -80,7 +85,10 @@ class RequestContext:
         return self.ticket.service if usage is None else usage.prompt_tokens + OUTPUT_COST * usage.output
 
     def audit_entry(self, revision: str | None) -> Mapping[str, object]:
-        """Return the fields of the audit line. Image and prompt appear as keyed digests only, the report not at all."""
+        """Return the fields of the audit line; ``revision`` is that of the checkpoint.
+
+        Image and prompt appear as keyed digests only, the report not at all.
+        """
         record = self.record
         usage = record.usage or TokenUsage()
         return {
@@ -93,8 +101,8 @@ class RequestContext:
             "prompt": self._words_digest,
             "prompt_profile": record.note.prompt_profile,
             "overrides": record.note.overrides,
-            **self._audit_fields,
             "revision": revision,
+            **self._audit_fields,
             "prompt_tokens": usage.prompt_tokens,
             "output_tokens": usage.output,
             "finish_reason": record.finish_reason,

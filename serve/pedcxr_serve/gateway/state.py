@@ -11,13 +11,16 @@ from pathlib import Path
 
 from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
+from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
+from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.http.tls import CertificateStore
+from pedcxr_serve.gateway.models import NO_ADAPTERS, ServedAdapter, revision_of
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
@@ -91,6 +94,10 @@ class State:
         self.ready, self.stage = ready, stage
         self.metrics.ready.set(int(ready))
 
+    def revision_of(self, model: str) -> str | None:
+        """Return the revision of the weights that answer for a model; see `models.revision_of`."""
+        return revision_of(model, self.revision, self.rules.adapters)
+
     def reload(self) -> None:
         """Read tenants and certificate again, as on SIGHUP. An invalid file leaves the current values in use."""
         self.tenants.reload()
@@ -117,12 +124,14 @@ def open_state(
     env: Mapping[str, str],
     image_size: tuple[int, int] = (896, 896),
     revision: str | None = None,
+    adapters: Mapping[str, ServedAdapter] = NO_ADAPTERS,
 ) -> Iterator[State]:
     """Build the state from the configuration; its files are open until the end of the block.
 
     Args:
         slots: maximum number of running requests, the plan's ``max_num_seqs``.
         max_preparing, max_starting: the plan's limits of the same names, applied with a tenants file only.
+        adapters: the adapters that the engine loads, by name.
         env: holds the key of the audit log, and the address of Redis if the settings do not.
 
     Raises:
@@ -131,6 +140,7 @@ def open_state(
     gateway = settings.gateway
     tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
     tenants = TenantStore(tenants_path)
+    _check_tenants(settings, tenants.current.all)
     with contextlib.ExitStack() as stack:
         usage = UsageStore(_usage_path(gateway.usage_db, tenants_path))
         stack.callback(usage.close)
@@ -142,11 +152,17 @@ def open_state(
         tls = None
         if gateway.tls_cert:
             tls = CertificateStore(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser())
-        yield State(
+        state = State(
             socket,
             demo=demo,
             body_limit=gateway.body_limit_mib * _MIB,
-            rules=Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars),
+            rules=Rules(
+                settings.served_name,
+                settings.engine.max_new_tokens,
+                system_chars=gateway.system_chars,
+                served=frozenset(adapters),
+                adapters=adapters,
+            ),
             tenants=tenants,
             scheduler=FairScheduler(_fair_queue(gateway, slots, max_preparing, max_starting)),
             rate_limiter=RateLimiter(rate_limit.connection_pool(redis_url) if redis_url else None),
@@ -160,6 +176,9 @@ def open_state(
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
         )
+        for name in (settings.served_name, *adapters):
+            state.metrics.models.labels(name, state.revision_of(name) or "").set(1)
+        yield state
 
 
 def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> FairQueue:
@@ -174,6 +193,23 @@ def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_st
         max_starting=max_starting if multi_tenant else math.inf,
         spare=spare,
     )
+
+
+def _check_tenants(settings: ServeConfig, tenants: Mapping[str, Tenant]) -> None:
+    """Raise ConfigError if a tenant of an adapter, or the default model of a tenant, does not exist."""
+    names = {settings.served_name, *settings.adapters}
+    for adapter, entry in settings.adapters.items():
+        if absent := [name for name in entry.tenants if name not in tenants]:
+            raise ConfigError(
+                f"adapters.{adapter}.tenants: no tenant {absent[0]!r} in {settings.gateway.tenants}. "
+                f"`pedcxr-serve keys new {absent[0]}` creates it."
+            )
+    for tenant in tenants.values():
+        if tenant.default_model and tenant.default_model not in names:
+            raise ConfigError(
+                f"{settings.gateway.tenants}: tenant.{tenant.name}.default_model = {tenant.default_model!r}: "
+                f"must be one of {', '.join(sorted(names))}."
+            )
 
 
 def _usage_path(setting: str, tenants: Path | None) -> Path | None:

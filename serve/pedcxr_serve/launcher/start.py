@@ -16,10 +16,11 @@ from pedcxr_serve.engine.process import Engine, vllm
 from pedcxr_serve.engine.socket_dir import socket_folder
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.http.listeners import listen
+from pedcxr_serve.gateway.models import ServedAdapter
 from pedcxr_serve.gateway.state import open_state
 from pedcxr_serve.launcher import console
 from pedcxr_serve.launcher.server import Server
-from pedcxr_serve.planner import devices, plan
+from pedcxr_serve.planner import adapters, devices, plan
 
 
 def start(settings: ServeConfig, *, demo: bool = False) -> None:
@@ -32,15 +33,20 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
     folder = download.resolve(settings.model, settings.revision)
     checkpoint = inspect.inspect(folder)
     inspect.require_ready(checkpoint)
+    loaded = adapters.inspect(settings, checkpoint)
+    adapters.require_ready(loaded)
     machine = devices.detect(settings.engine.device)
     _require_kind(machine)
     _require_libnuma(machine)
     terminal = console.Console(console.level(settings.engine.log_level))
     terminal.attach_logger("pedcxr.gateway")
+    for name, one in loaded.items():
+        for problem in one.problems:
+            terminal.print_line(f"warning: adapter {name}: {problem.where} {problem.what}: {problem.remedy}")
     with contextlib.ExitStack() as stack:
         listeners = stack.enter_context(listen(settings.gateway))
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
-        engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket)
+        engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket, served_adapters=loaded)
         # The processor uses the same size: `inspect` refuses a checkpoint in which the two differ.
         side = checkpoint.shape.vision.image_size if checkpoint.shape else 0
         state = stack.enter_context(
@@ -55,6 +61,10 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
                 env=os.environ,
                 image_size=(side, side),
                 revision=revision.of(folder),
+                adapters={
+                    name: ServedAdapter(one.revision, frozenset(settings.adapters[name].tenants))
+                    for name, one in loaded.items()
+                },
             )
         )
         env = dict(engine_plan.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}

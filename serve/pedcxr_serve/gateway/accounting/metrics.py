@@ -30,6 +30,12 @@ class GatewayMetrics:
         self.requests = Counter("pedcxr_requests", "HTTP requests by route and status.", labels, registry=registry)
         self.in_flight = Gauge("pedcxr_requests_in_flight", "Requests queued or sent to the engine.", registry=registry)
         self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
+        self.models = Gauge(
+            "pedcxr_model_info",
+            "1 for each model and adapter that is served.",
+            ("model", "revision"),
+            registry=registry,
+        )
         self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
 
 
@@ -40,6 +46,7 @@ class RequestRecord:
     Attributes:
         outcome: ``ok`` (the model ended the report), ``length``, ``aborted``, ``engine_refused``, ``engine_lost``,
             ``client_left``, or ``refused``, for which ``reason`` holds the error code.
+        model: name of the requested model, one that the server has; "" before the request is validated.
         image_tokens: tokens of the prompt that stand for the image.
         stages: seconds in ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
     """
@@ -49,6 +56,7 @@ class RequestRecord:
     note: ClientMetadata = field(default_factory=ClientMetadata)
     outcome: str = "client_left"
     reason: str = ""
+    model: str = ""
     status: int = 0
     finish_reason: str | None = None
     usage: TokenUsage | None = None
@@ -96,6 +104,9 @@ class TenantMetrics:
             return Counter(f"pedcxr_{name}", text, ("tenant", *labels), registry=registry)
 
         self._requests = counter("tenant_requests", "Requests by outcome.", "outcome")
+        self._models = Counter(
+            "pedcxr_model_requests", "Valid requests by model or adapter.", ("model", "outcome"), registry=registry
+        )
         self._rejections = counter("rejections", "Requests refused by the gateway, by reason.", "reason")
         self._tokens = counter("tokens", "Tokens by kind: prompt, image, output.", "kind")
         self.service_cost = counter("tenant_service_cost", "Cost of service: image + prompt + 2 x output tokens.")
@@ -134,6 +145,8 @@ class TenantMetrics:
         """Count a request that has ended."""
         name, totals = record.tenant.name, record.totals()
         self._requests.labels(name, record.outcome).inc()
+        if record.model:
+            self._models.labels(record.model, record.outcome).inc()
         if record.reason:
             self._rejections.labels(name, record.reason).inc()
         for stage, seconds in record.stages.items():
