@@ -1,6 +1,6 @@
 """The command ``pedcxr-serve``.
 
-Exit codes: 0 success, 2 usage or configuration, 3 checkpoint or audit log rejected, 4 engine.
+Exit codes: 0 success, 1 `promote` says no, 2 usage or configuration, 3 checkpoint or audit log rejected, 4 engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from pedcxr_serve.checkpoint import adapter, download, inspect
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
-from pedcxr_serve.errors import EngineError, ServeError
+from pedcxr_serve.errors import ConfigError, EngineError, ServeError
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import adapters, devices, plan
@@ -27,6 +27,17 @@ from pedcxr_serve.planner import adapters, devices, plan
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
 _REFERENCE_HEADER = "# serve.toml: settings of pedcxr-serve at their defaults. Command-line options override them.\n"
+
+
+_THRESHOLDS: dict[str, tuple[type, str]] = {
+    "min_films": (int, "films that must have a report on both sides (default 30)"),
+    "max_more_failures": (int, "films without a usable report, beyond those of OLD (default 0)"),
+    "min_exact": (float, "share of equal reports, for the same weights (default 0.98)"),
+    "min_same_findings": (float, "share of films with the same findings, without a reference (default 0.95)"),
+    "max_length_ratio": (float, "ratio of the mean lengths in words, in either direction (default 1.5)"),
+    "margin": (float, "allowed loss of sensitivity and specificity for any abnormality (default 0.05)"),
+    "alpha": (float, "level of the test for a finding that became worse (default 0.05)"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,6 +87,8 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
     if args.command == "audit":
         print(audit.verify(args.file, audit.key_from(os.environ)))
         return 0
+    if args.command == "promote":
+        return _promote(args, vllm_options)
     config = _config(args, vllm_options)
     if args.command == "config":
         print(_REFERENCE_HEADER + SCHEMA.toml(), end="")
@@ -121,11 +134,32 @@ def _plan(config: ServeConfig) -> int:
 
 def _start(config: ServeConfig, *, demo: bool) -> int:
     # Imported here because it loads the HTTP servers, which the other commands do not need.
+    from pedcxr_serve.demo import walkthrough
     from pedcxr_serve.launcher import start
 
     signal.signal(signal.SIGTERM, _interrupt)  # until the event loop installs its own handlers
-    start.start(config, demo=demo)
+    start.start(config, work=walkthrough.run if demo else None)
     return 0
+
+
+def _promote(args: argparse.Namespace, batch_options: list[str]) -> int:
+    from pedcxr_serve.launcher import promote, promotion
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    settings = load.load(args.config, {})
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {args.out}: {error.strerror}") from error
+    old = promote.resolve("old", args.against, settings, args.base, args.out)
+    new = promote.resolve("new", args.new, old.settings or settings, args.base, args.out)
+    thresholds = promotion.Thresholds(
+        **{name: value for name in _THRESHOLDS if (value := getattr(args, name)) is not None}
+    )
+    decision = promote.run(new, old, args.films, args.reference, thresholds, batch_options)
+    promote.write(args.out / "promotion.json", decision, new, old)
+    print(promotion.table(decision))
+    return 0 if decision.promote else 1
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -152,6 +186,7 @@ def _parser() -> argparse.ArgumentParser:
         if name != "check":
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
+    _add_promote(commands)
     _add_keys(commands)
     _add_audit(commands)
     return parser
@@ -194,6 +229,30 @@ def _add_keys(commands: Any) -> None:
         action.add_argument(
             "--tenants", type=Path, default=_TENANTS, metavar="FILE", help="the file (default tenants.toml)"
         )
+
+
+def _add_promote(commands: Any) -> None:
+    text = "report the same films with a new and an old model, adapter or configuration, and decide by thresholds"
+    command = commands.add_parser(
+        "promote", help=text, description=text + ".",
+        epilog="Words after -- are passed to `pedcxr batch`. Exit codes: 0 yes, 1 no, 2 usage, 3 and 4 as `start`.",
+    )  # fmt: skip
+    sources = "a model, the folder of an adapter, serve.toml, or RUN.jsonl of `pedcxr batch`"
+    command.add_argument("new", metavar="NEW", help=sources)
+    command.add_argument("--against", required=True, metavar="OLD", help=sources)
+    command.add_argument("--films", required=True, type=Path, metavar="FOLDER|MANIFEST.csv", help="the films")
+    command.add_argument(
+        "--reference", type=Path, metavar="FILE.csv", help="reference standard of the films, as for `pedcxr eval`"
+    )
+    command.add_argument("--base", metavar="MODEL", help="model of an adapter; default: that of OLD or --config")
+    command.add_argument("--config", type=Path, metavar="FILE", help="engine settings for models and adapters")
+    command.add_argument(
+        "--out", type=Path, default=Path("promotion"), metavar="FOLDER",
+        help="folder for promotion.json and the reports (default promotion)",
+    )  # fmt: skip
+    for name, (kind, text) in _THRESHOLDS.items():
+        metavar = "INTEGER" if kind is int else "NUMBER"
+        command.add_argument("--" + name.replace("_", "-"), type=kind, metavar=metavar, help=text)
 
 
 def _add_audit(commands: Any) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Awaitable, Callable
 
 import uvloop
 
 from pedcxr_serve.checkpoint import download, inspect, revision
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import ServeConfig
-from pedcxr_serve.demo import walkthrough
 from pedcxr_serve.engine.process import Engine, vllm
 from pedcxr_serve.engine.socket_dir import socket_folder
 from pedcxr_serve.errors import ConfigError
@@ -23,8 +23,12 @@ from pedcxr_serve.launcher.server import Server
 from pedcxr_serve.planner import adapters, devices, plan
 
 
-def start(settings: ServeConfig, *, demo: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM or, with ``demo``, until the demonstration has completed.
+def start(settings: ServeConfig, *, work: Callable[[str], Awaitable[None]] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM or, with ``work``, until it has completed.
+
+    Args:
+        settings: the checked configuration.
+        work: called with the base URL of the API when the server is ready.
 
     Raises:
         ServeError: see `pedcxr_serve.errors`; no process is left running.
@@ -77,16 +81,13 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
             terminal,
         )
 
-        async def demonstration() -> None:
-            await walkthrough.run(listeners.url)
-
         if not settings.gateway.tls_cert and not load.is_loopback(settings.gateway.host):
             terminal.print_line(
                 "warning: API keys and films cross the network unencrypted; set gateway.tls_cert and gateway.tls_key, "
                 "or terminate TLS in a reverse proxy"
             )
         terminal.print_line(f"pedcxr: starting {settings.served_name} on {machine.name}")
-        uvloop.run(server.run(demonstration if demo else None))
+        uvloop.run(server.run(None if work is None else lambda: work(listeners.url)))
 
 
 def _require_kind(machine: devices.Device) -> None:
