@@ -11,7 +11,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -92,6 +92,9 @@ bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real rep
 
 drill: $(READY)  ## kill the engine under load ten times (about 10 minutes)
 	@$(RUN) -m tests.drills.kill_engine
+
+drill-adapters: $(READY)  ## cost of adapters: start-up, tokens per second, equal reports in a mixed batch
+	@$(RUN) -m tests.drills.adapters
 
 loadtest: $(READY) $(TESTERS)  ## short runs of guidellm, aiperf and vllm bench at the gateway (6 GB of packages more)
 	@$(RUN) -m tests.drills.load_testers

@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from pedcxr_serve.gateway import error_responses
+from pedcxr_serve.gateway.auth.models import may_use
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
-from pedcxr_serve.gateway.models import may_use
 from pedcxr_serve.gateway.state import State
 
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored", "x-pedcxr-revision")

@@ -17,10 +17,10 @@ from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
 from pedcxr_serve.gateway.accounting.usage import UsageStore
+from pedcxr_serve.gateway.auth.models import NO_ADAPTERS, ServedAdapter, revision_of
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.http.tls import CertificateStore
-from pedcxr_serve.gateway.models import NO_ADAPTERS, ServedAdapter, revision_of
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules

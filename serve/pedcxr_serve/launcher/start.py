@@ -15,8 +15,8 @@ from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine.process import Engine, vllm
 from pedcxr_serve.engine.socket_dir import socket_folder
 from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway.auth.models import ServedAdapter
 from pedcxr_serve.gateway.http.listeners import listen
-from pedcxr_serve.gateway.models import ServedAdapter
 from pedcxr_serve.gateway.state import open_state
 from pedcxr_serve.launcher import console
 from pedcxr_serve.launcher.server import Server

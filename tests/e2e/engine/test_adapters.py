@@ -26,6 +26,7 @@ from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
 from tests.e2e.conftest import Study, token_ids
 from tests.support import lora_adapter
+from tests.support.servers.gateway_server import eventually
 from tests.support.servers.live_server import COMMAND, family, title
 from tests.support.servers.local_server import LocalServer, server
 
@@ -173,7 +174,9 @@ def test_audit_metrics_and_provenance_name_the_adapter(running: Running, phantom
     with running.client("n") as client:
         body = {"messages": phantoms[1].messages(), "max_tokens": 4}
         assert client.post("/v1/chat/completions", json=body, headers={"X-Request-Id": "of-north"}).status_code == 200
-    lines = (running.folder / "audit.jsonl").read_text().splitlines()
+    log = running.folder / "audit.jsonl"
+    eventually(lambda: '"of-north"' in log.read_text())  # written after the answer
+    lines = log.read_text().splitlines()
     [entry] = [entry for line in lines if (entry := json.loads(line))["request_id"] == "of-north"]
     assert (entry["model"], entry["revision"]) == (NORTH, running.revision(NORTH))
     page = httpx.get(running.server.metrics_url, trust_env=False).text

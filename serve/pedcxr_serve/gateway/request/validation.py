@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from pedcxr_serve.gateway.auth.models import ServedAdapter, may_use
 from pedcxr_serve.gateway.auth.tenants import Tenant
-from pedcxr_serve.gateway.models import ServedAdapter, may_use
 from pedcxr_serve.gateway.request import ignored_fields, image_splice
 from pedcxr_serve.gateway.request.conversation import Turn, turns
 from pedcxr_serve.gateway.request.image_splice import Film, refuse

@@ -13,15 +13,15 @@ from pedcxr_client import Client
 from pedcxr_serve.config import load
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.accounting.audit import AuditLog
+from pedcxr_serve.gateway.auth.models import ServedAdapter
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
-from pedcxr_serve.gateway.models import ServedAdapter
 from pedcxr_serve.gateway.request import validation
 from pedcxr_serve.gateway.request.validation import Rules, cache_salt, film_id
 from pedcxr_serve.gateway.state import open_state
 from tests.serve.gateway.auth.test_tenancy import Teams
 from tests.support.films.phantom_films import fresh
 from tests.support.servers.fake_engine import FakeEngine
-from tests.support.servers.gateway_server import BODY, CHAT, Gateway, assert_openai_error, running
+from tests.support.servers.gateway_server import BODY, CHAT, Gateway, assert_openai_error, eventually, running
 
 BASE = "sha256:" + "b" * 16
 ADAPTERS = {
@@ -102,8 +102,10 @@ def test_audit_and_metrics_name_the_adapter(gateway: Gateway, teams: Teams, tmp_
         for model in ("south", "fake", "south"):
             assert client.post(CHAT, json=BODY | {"model": model}).status_code == 200
         client.post(CHAT, json=BODY | {"model": "Jane Doe"})
+        log = tmp_path / "audit.jsonl"
+        eventually(lambda: len(log.read_text().splitlines()) == 4)  # written after the answers
         page = gateway.metrics()
-    entries = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(entry.get("model"), entry["revision"]) for entry in entries] == [
         ("south", revision("south")), ("fake", BASE), ("south", revision("south")), (None, BASE),
     ]  # fmt: skip
