@@ -118,7 +118,8 @@ demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 
 	@$(RUN) -m demo_training.train --out serve/pedcxr_serve/demo/checkpoint
 
 MINUTES ?= 10
-fuzz: $(READY)  ## read damaged films for MINUTES=10 in a child process of 1 GiB
+fuzz: $(READY)  ## 5,000 generated conversations; damaged films for MINUTES=10 in a child process of 1 GiB
+	@EXAMPLES=5000 $(RUN) -m pytest -q -n0 tests/serve/gateway/request/test_conversation.py -k generated
 	@$(RUN) -m tests.drills.film_fuzz --minutes $(MINUTES)
 
 clean:  ## remove the environments, caches and build outputs

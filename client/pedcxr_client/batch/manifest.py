@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain
-from typing import TextIO
 
+from pedcxr_client.batch import csv_rows
 from pedcxr_client.checks import rules
 from pedcxr_client.errors import InputError
 from pedcxr_client.films.age import Age
@@ -22,8 +20,6 @@ _TRUTH_VALUES = {
     **dict.fromkeys(("1", "yes", "true", "wahr", "vrai", "adevărat"), True),  # as Excel writes them, by its language
 }
 _SEXES: dict[str, Sex | None] = {"": None, "M": "M", "F": "F"}
-_SEPARATORS = (",", ";", "\t")
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
 _MAX_PROBLEMS = 10  # in one message
 
 
@@ -83,75 +79,9 @@ def read(path: str, *, allow_outside: bool = False) -> Iterator[Entry]:
 
 def _entries(path: str, allow_outside: bool) -> Iterator[tuple[int, Entry | str]]:
     """Yield the line number of each row with its entry, or with a description of its problem."""
-    try:
-        with open(path, "rb") as binary:
-            encoding = "utf-16" if binary.read(2) in _UTF_16 else "utf-8-sig"
-        with open(path, encoding=encoding, newline="") as file:
-            yield from _rows(file, _Folder(path, allow_outside))
-    except UnicodeError as error:
-        raise InputError(
-            "the manifest: is not UTF-8; save it as CSV UTF-8, or as Unicode text (UTF-16 with a byte order mark)"
-        ) from error
-    except OSError as error:
-        raise InputError(f"the manifest: {error.strerror or 'cannot be opened'}; check the path") from error
-
-
-def _rows(file: TextIO, folder: _Folder) -> Iterator[tuple[int, Entry | str]]:
-    first, offset = file.readline(), 0
-    separator = _stated_separator(first)
-    if separator is not None:
-        first, offset = file.readline(), 1
-    reader = csv.reader(chain([first], file), strict=True, delimiter=separator or _separator_of(first))
-    try:
-        header = _header(next(reader, []))
-        for row in reader:
-            line = reader.line_num + offset
-            if not any(cell.strip() for cell in row):
-                continue
-            if len(row) != len(header):
-                yield line, f"has {len(row)} cells but the header has {len(header)}"
-            else:
-                yield line, _entry(dict(zip(header, (cell.strip() for cell in row), strict=True)), folder)
-    except csv.Error as error:
-        line = reader.line_num + offset
-        if "field limit" in str(error):
-            raise InputError(
-                f"the manifest: line {line}: a cell is longer than {csv.field_size_limit()} characters; "
-                "check for a missing quotation mark"
-            ) from error
-        raise InputError(
-            f"the manifest: line {line}: is not valid CSV; put cells that contain the separator in quotation marks"
-        ) from error
-
-
-def _stated_separator(line: str) -> str | None:
-    """Return the separator of a line such as ``sep=;``, which Excel reads and writes, or None for another line."""
-    text = line.rstrip("\r\n").strip('"')
-    if text[:4].lower() != "sep=":
-        return None
-    separator = text[4:]
-    if separator not in _SEPARATORS:
-        raise InputError("the manifest: line 1: sep= must name a comma, a semicolon or a tab")
-    return separator
-
-
-def _separator_of(header: str) -> str:
-    """Return the first of comma, semicolon and tab that the header contains. Column names contain none of them."""
-    return next((separator for separator in _SEPARATORS if separator in header), ",")
-
-
-def _header(row: list[str]) -> list[str]:
-    header = [cell.strip().lower() for cell in row]
-    for number, name in enumerate(header, 1):
-        if name not in COLUMNS:
-            raise InputError(
-                f"the manifest: unknown column {number}; rename or remove it. Allowed columns: {', '.join(COLUMNS)}"
-            )
-        if header.index(name) != number - 1:
-            raise InputError(f'the manifest: the column "{name}" appears twice; keep one')
-    if "path" not in header:
-        raise InputError('the manifest: the column "path" is missing; the first line must name the columns')
-    return header
+    folder = _Folder(path, allow_outside)
+    for line, cells in csv_rows.read(path, "the manifest", COLUMNS, required="path"):
+        yield line, cells if isinstance(cells, str) else _entry(cells, folder)
 
 
 class _Folder:

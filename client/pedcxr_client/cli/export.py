@@ -7,12 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import cast
 
 from pedcxr_client import reports
-from pedcxr_client.batch import folder, manifest
+from pedcxr_client.batch import csv_rows, folder, manifest
 from pedcxr_client.batch.manifest import Entry
 from pedcxr_client.cli import contact_sheet, output
 from pedcxr_client.errors import ConfigurationError, InputError, ReportError
@@ -53,6 +53,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="MANIFEST.csv|FOLDER",
         help="for --copy-identity and html: the films, as given to pedcxr batch",
     )
+    parser.add_argument(
+        "--references",
+        metavar="FILE.csv",
+        help="fhir: what each report refers to; columns id, subject, based_on, imaging_study, accession, effective",
+    )
     parser.add_argument("--allow-outside", action="store_true", help="allow films outside the manifest's folder")
     parser.add_argument(
         "--skip-film-check", action="store_true",
@@ -66,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
     output.check_format_options(options.format, options)
     if options.format != "html" and options.copy_identity is not (options.films is not None):
         raise ConfigurationError("--copy-identity and --films: need each other; give both or none")
+    if options.references is not None and options.format != "fhir":
+        raise ConfigurationError("--references: valid only with --format fhir")
     export = _Export(options)
     _make_folder(options.output)
     if options.format in _SINGLE_FILES:
@@ -81,7 +88,12 @@ def run(options: argparse.Namespace) -> int:
 def write_page(run_file: str, films: str, path: str, *, allow_outside: bool) -> None:
     """Write the page of a run and its films, and replace an earlier page. Every film is prepared again."""
     options = argparse.Namespace(
-        run_file=run_file, films=films, allow_outside=allow_outside, format="html", skip_film_check=False
+        run_file=run_file,
+        films=films,
+        references=None,
+        allow_outside=allow_outside,
+        format="html",
+        skip_film_check=False,
     )
     output.write(path, _Export(options).page(), force=True)
 
@@ -96,8 +108,11 @@ class _Export:
     omitted: int = 0
     is_demo: bool = False
     films: dict[str, str] = field(default_factory=dict)
+    references: dict[str, dict[str, str]] | None = None
 
     def __post_init__(self) -> None:
+        if self.options.references is not None:
+            self.references = _read_references(self.options.references)
         if self.options.films is not None:
             self.films = {entry.id: entry.path for entry in _films(self.options)}
 
@@ -180,7 +195,12 @@ class _Export:
             path = self._path(line)
             if not self.options.skip_film_check:
                 self._image(line, report)
-        return output.renderer(self.options.format, self.options, path)(report)
+        options = self.options
+        if self.references is not None:
+            if (cells := self.references.get(line.film_id or "")) is None:
+                raise InputError("its id is not in --references; add a row for it")
+            options = argparse.Namespace(**(vars(options) | cells))
+        return output.renderer(options.format, options, path)(report)
 
     def _path(self, line: Line) -> str:
         path = self.films.get(line.film_id or "")
@@ -211,6 +231,27 @@ def _films(options: argparse.Namespace) -> Iterator[Entry]:
         entries = folder.walk(options.films, allow_outside=options.allow_outside)
         return (entry for entry in entries if isinstance(entry, Entry))
     return manifest.read(options.films, allow_outside=options.allow_outside)
+
+
+def _read_references(path: str) -> dict[str, dict[str, str]]:
+    """Return the references of each film by its id. Every row is checked before a report is written."""
+    names = [field.name for field in fields(reports.Context)]
+    label = "--references"
+    references: dict[str, dict[str, str]] = {}
+    for line, cells in csv_rows.read(path, label, ("id", *names), required="id"):
+        if isinstance(cells, str):
+            raise InputError(f"{label}: line {line}: {cells}")
+        film_id = cells.pop("id")
+        if not film_id:
+            raise InputError(f"{label}: line {line}: id is empty")
+        if film_id in references:
+            raise InputError(f"{label}: line {line}: id is already used on an earlier line; make it unique")
+        references[film_id] = {name: value for name, value in cells.items() if value}
+        try:
+            reports.Context(**references[film_id])
+        except ConfigurationError as error:
+            raise InputError(f"{label}: line {line}: {error}") from error
+    return references
 
 
 def _make_folder(path: str) -> None:

@@ -23,8 +23,8 @@ th:first-child, td:first-child { text-align: left } .wide td { white-space: norm
 _RULES = """\
 A finding counts as present if the lexicon reads it as present, or as uncertain with --uncertain positive. A finding
 that a text does not mention counts as absent. Intervals are 95 % Wilson score intervals, or percentile bootstrap
-intervals if films are grouped by patient or study. McNemar's test treats films as independent. BLEU and ROUGE measure
-shared words, not clinical correctness."""
+intervals if films are grouped by patient or study. McNemar's test is then the exact
+sign-flip test of patients. BLEU and ROUGE measure shared words, not clinical correctness."""
 _EXAMPLES = 10  # ids in a cell
 # Forest plot geometry in pixels: row height, top margin, and widths.
 _ROW, _TOP, _NAMES, _PLOT, _GAP, _FIGURES = 26, 58, 250, 250, 28, 150

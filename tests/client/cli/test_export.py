@@ -264,3 +264,51 @@ def test_run_of_the_command_line_is_exported(engine, films, tmp_path, capsys):
     assert len(engine.requests) == requests
     documents = [pydicom.dcmread(file) for file in sorted((tmp_path / "out").iterdir())]
     assert [document.PatientName for document in documents] == ["Popescu^Ana", "Ionescu^Dan"]
+
+
+def test_fhir_resources_refer_to_patient_and_order_of_their_film(run, tmp_path, capsys):
+    table = tmp_path / "references.csv"
+    table.write_text(
+        "sep=;\nID;subject;based_on;accession;effective\n"
+        "a/film 1.dcm;Patient/1;ServiceRequest/7;A1;2026-11-24\nb.png;Patient/2;;;\n;;;;\nunused.png;Patient/3;;;\n"
+    )
+    export(run, tmp_path / "out", "--format", "fhir", "--references", str(table))
+    first, second = (json.loads(file.read_bytes()) for file in sorted((tmp_path / "out").iterdir()))
+    assert first["subject"] == {"reference": "Patient/1"}
+    assert {"reference": "ServiceRequest/7"} in first["basedOn"]
+    assert first["effectiveDateTime"] == "2026-11-24"
+    assert second["subject"] == {"reference": "Patient/2"}
+    assert "basedOn" not in second and "effectiveDateTime" not in second
+
+
+def test_report_without_a_row_of_references_is_left_out(run, tmp_path, capsys):
+    table = tmp_path / "references.csv"
+    table.write_text("id,subject\nb.png,Patient/2\n")
+    export(run, tmp_path / "out", "--format", "fhir", "--references", str(table), code=3)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["b.png.json"]
+    assert "line 1: its id is not in --references; add a row for it; left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,subject\nb.png,Popescu\n", "line 2: FHIR subject must be Patient/ID"),
+        ("id,subject\nb.png,Patient/1\nb.png,Patient/2\n", "line 3: id is already used"),
+        ("id,subject\n,Patient/1\n", "line 2: id is empty"),
+        ("id,subject\nb.png\n", "line 2: has 1 cells but the header has 2"),
+        ("id,patient\nb.png,Popescu\n", "unknown column 2; rename or remove it. Allowed columns: id, subject"),
+        ("subject\nPatient/1\n", 'the column "id" is missing'),
+    ],
+)
+def test_wrong_references_stop_the_export(run, tmp_path, capsys, text, message):
+    table = tmp_path / "references.csv"
+    table.write_text(text)
+    export(run, tmp_path / "out", "--format", "fhir", "--references", str(table), code=3)
+    err = capsys.readouterr().err
+    assert f"--references: {message}" in err and "Popescu" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_references_are_for_fhir_only(run, tmp_path, capsys):
+    export(run, tmp_path / "out", "--format", "csv", "--references", "x.csv", code=2)
+    assert "--references: valid only with --format fhir" in capsys.readouterr().err

@@ -43,6 +43,29 @@ def test_mcnemars_test_of_thousands_of_films():
     assert statistics.mcnemar(0, 3000) == 0.0, "smaller than any float"
 
 
+@pytest.mark.parametrize(("only_this", "only_other"), [(0, 0), (1, 0), (1, 9), (5, 5), (30, 12), (1000, 900)])
+def test_sign_flip_test_of_single_films_is_mcnemars(only_this, only_other):
+    differences = [1] * only_this + [-1] * only_other + [0] * 7
+    assert statistics.sign_flip(differences) == pytest.approx(statistics.mcnemar(only_this, only_other), rel=1e-9)
+
+
+@pytest.mark.parametrize("differences", [[3, 0], [-2, 1], [4, 1, -1, 2], [5, -3, 2, 2, -1, 1, 0, 4], [0, 0]])
+def test_sign_flip_test_is_the_permutation_test_of_scipy(differences):
+    values = numpy.array(differences)
+    exact = stats.permutation_test((values,), numpy.sum, permutation_type="samples", n_resamples=numpy.inf)
+    assert statistics.sign_flip(differences) == pytest.approx(exact.pvalue, rel=1e-9)
+
+
+def test_films_of_one_patient_are_no_further_evidence():
+    films = [(True, False)] * 6 + [(False, True)]
+    patients = list(range(7))
+    alone = statistics.compare({"a": films}, patients)["a"].p
+    assert alone == pytest.approx(stats.binomtest(1, 7).pvalue)
+    assert statistics.compare({"a": films * 3}, patients * 3)["a"].p == pytest.approx(alone)
+    assert statistics.compare({"a": films * 3})["a"].p < alone / 10
+    assert statistics.compare({"a": [*films, None]}, [*patients, 0])["a"].p == pytest.approx(alone)
+
+
 def test_holms_correction():
     assert statistics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert statistics.holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}

@@ -49,8 +49,23 @@ def test_each_request_has_one_result_or_error(engine, film, twin):
 
 
 def test_results_come_as_they_finish(engine, film, twin):
-    engine.reply(Answer(first=1.0))
-    results = twin.reports(engine.url, [FilmRequest(film) for _ in range(6)], concurrency=2, model="fake")
+    others = threading.Event()
+    engine.reply(Answer(hold=others))
+
+    class Count:
+        number = 0
+
+        def started(self): ...
+
+        def retrying(self, error, wait): ...
+
+        def finished(self, outcome):
+            self.number += 1
+            if self.number == 5:
+                others.set()
+
+    requests = [FilmRequest(film) for _ in range(6)]
+    results = twin.reports(engine.url, requests, concurrency=2, model="fake", metrics=Count())
     assert [result.report is not None for result in results] == [True] * 6
     assert [result.index for result in results][-1] in (0, 1), "the first or second request was slow"
 

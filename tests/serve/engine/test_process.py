@@ -6,12 +6,13 @@ import asyncio
 import logging
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from pedcxr_serve.engine import process
+from pedcxr_serve.engine import process, vllm_main
 from pedcxr_serve.engine.process import Engine, LogLine
-from pedcxr_serve.vllm_plugin import VLLM_SERIES, require_series
+from pedcxr_serve.vllm_plugin import VLLM_SERIES, check_version
 
 
 @pytest.mark.parametrize(
@@ -36,14 +37,23 @@ def test_log_line_is_truncated() -> None:
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.1+cpu"])
-def test_plugin_accepts_its_vllm_series(version: str) -> None:
-    require_series(version)
+@pytest.mark.parametrize("cpu", [True, False])
+def test_plugin_accepts_its_vllm_series(version: str, cpu: bool) -> None:
+    assert check_version(version, cpu=cpu) == ""
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.3.2", "1.32.0", "dev"])
-def test_plugin_refuses_other_vllm_versions(version: str) -> None:
+@pytest.mark.parametrize("version", ["0.33.0", "0.33.0rc1", "0.100.2", "1.32.0"])
+def test_plugin_accepts_later_vllm_versions_on_a_gpu_only(version: str) -> None:
+    assert f"tested with vLLM {VLLM_SERIES}, not {version}: " in check_version(version, cpu=False)
     with pytest.raises(RuntimeError, match=f"requires vLLM {VLLM_SERIES}.*not {version}"):
-        require_series(version)
+        check_version(version, cpu=True)
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.3.2", "dev", ""])
+@pytest.mark.parametrize("cpu", [True, False])
+def test_plugin_refuses_earlier_vllm_versions(version: str, cpu: bool) -> None:
+    with pytest.raises(RuntimeError, match=f"requires vLLM {VLLM_SERIES}.*not {version}"):
+        check_version(version, cpu=cpu)
 
 
 def test_stages_on_a_gpu_only_move_forward() -> None:
@@ -115,3 +125,17 @@ def test_engine_does_not_inherit_gateway_secrets(monkeypatch: pytest.MonkeyPatch
 
     asyncio.run(work())
     assert output == ["['PEDCXR_LAUNCHER_PID'] C.UTF-8"]
+
+
+def test_later_vllm_versions_run_their_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.33 has no `vllm.entrypoints.serve.utils.api_utils.cli_env_setup`."""
+    commands: list[list[str]] = []
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.entrypoints", "vllm.entrypoints.cli")}
+    modules["vllm.entrypoints.cli.main"] = command = ModuleType("vllm.entrypoints.cli.main")
+    command.main = lambda: commands.append(sys.argv)  # type: ignore[attr-defined]
+    for name, module in modules.items():
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys, "argv", ["before"])
+    vllm_main.run_vllm(["serve", "DIR"])
+    assert commands == [["vllm", "serve", "DIR"]]

@@ -122,6 +122,8 @@ def test_gpu_and_cpu_plans_have_only_their_own_flags(models: dict[str, Checkpoin
     assert "--gpu-memory-utilization" not in cpu.argv
     assert dict(cpu.env)["VLLM_CPU_KVCACHE_SPACE"] == "1"
     assert "VLLM_CPU_KVCACHE_SPACE" not in dict(gpu.env)
+    assert dict(cpu.env)["TORCHDYNAMO_DISABLE"] == "1"
+    assert "TORCHDYNAMO_DISABLE" not in dict(gpu.env)
     assert (cpu.max_num_seqs, cpu.limited_by, cpu.max_num_batched_tokens) == (32, "16 for each CPU core", 2048)
     assert (cpu.max_preparing, cpu.max_starting) == (1, 5)
     assert (gpu.max_preparing, gpu.max_starting) == (4, 12)
@@ -145,6 +147,7 @@ def test_settings_override_the_plan(models: dict[str, Checkpoint]) -> None:
     assert value(engine_plan, "--max-num-batched-tokens") == "512"
     assert value(engine_plan, "--api-server-count") == "3"
     assert "--enforce-eager" not in engine_plan.argv
+    assert "TORCHDYNAMO_DISABLE" not in dict(engine_plan.env)
     assert value(engine_plan, "--block-size") == "32"
     assert engine_plan.tokens_per_report == 500
     assert json.loads(value(engine_plan, "--override-generation-config")) == {"temperature": 0, "max_new_tokens": 200}

@@ -34,6 +34,7 @@ class Answer:
 
     pieces: tuple[str, ...] = REPORT
     first: float = 0.0  # before the headers
+    hold: threading.Event | None = None  # and until this event
     gap: float = 0.0  # before each piece
     finish: str | None = "stop"  # None: no chunk carries a finish_reason
     completion_tokens: int | None = None  # default: one per piece
@@ -179,6 +180,8 @@ class FakeEngine:
     async def _chat(self, request: RecordedRequest, reply: _Reply) -> None:
         answer = self._answers.popleft() if self._answers else self.answer
         await reply.pause(answer.first)
+        while answer.hold is not None and not answer.hold.is_set():
+            await reply.pause(0.01)
         if answer.raw is not None or answer.status != 200:
             await _send_raw_or_error(answer, reply)
         elif request.json.get("stream"):

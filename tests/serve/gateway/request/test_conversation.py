@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import textwrap
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,9 @@ from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import validation
 from pedcxr_serve.gateway.request.image_splice import RequestRefused
 from pedcxr_serve.gateway.request.validation import AcceptedRequest, Rules
+
+EXAMPLES = int(os.environ.get("EXAMPLES", "300"))
+"""Number of generated conversations; `make fuzz` sets 5,000."""
 
 TEAM, RULES = Tenant("team"), Rules("m", max_new_tokens=500, secret=b"s" * 32)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(250, 256)) * 20 + b"\xfb"
@@ -215,7 +219,7 @@ def _requests(draw: st.DrawFn) -> tuple[dict[str, Any], bytes, list[str]]:
     return {"messages": turns, "metadata": {}, "store": draw(st.booleans())}, film, words
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(_requests(), st.booleans())
 def test_generated_forms_keep_the_film_and_the_texts(
     case: tuple[dict[str, Any], bytes, list[str]], ascii_only: bool
