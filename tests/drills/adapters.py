@@ -1,6 +1,6 @@
 """Cost of adapters on real vLLM: start-up, and tokens per second of adapters and base in one server.
 
-``make drill-adapters``: one server without adapters, then one with two. The adapters have random weights, so the reports
+``make drill-adapters``: one server without adapters, then one with two. The adapters have random weights, so reports
 are compared in tokens, at most `TOKENS` each. Rounds of the loads alternate.
 """
 

@@ -72,8 +72,13 @@ def start(settings: ServeConfig, *, work: Callable[[str], Awaitable[None]] | Non
             )
         )
         env = dict(engine_plan.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}
+
+        def launch() -> Engine:
+            adapters.require_unchanged(loaded)
+            return Engine(vllm(engine_plan.argv), env, terminal.print_engine_line)
+
         server = Server(
-            lambda: Engine(vllm(engine_plan.argv), env, terminal.print_engine_line),
+            launch,
             state,
             listeners,
             settings.gateway,

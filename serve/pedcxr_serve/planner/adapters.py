@@ -11,6 +11,7 @@ from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config.settings import ServeConfig
+from pedcxr_serve.errors import AdapterError
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve (config/lora.py, MaxLoRARanks)
 _VISION_FLAG = "--enable-tower-connector-lora"
@@ -41,6 +42,19 @@ def require_ready(adapters: Mapping[str, Adapter]) -> None:
     """Raise AdapterError unless all adapters can be served."""
     for one in adapters.values():
         adapter.require_ready(one)
+
+
+def require_unchanged(adapters: Mapping[str, Adapter]) -> None:
+    """Raise AdapterError if the files of an adapter have changed since it was inspected.
+
+    A restarted engine would load other weights than those that reports and the audit log name.
+    """
+    for name, one in adapters.items():
+        if adapter.revision(one.folder) != one.revision:
+            raise AdapterError(
+                f"adapters.{name}: the files in {one.folder} have changed since the server started; start it again to "
+                "check and serve the new adapter"
+            )
 
 
 def reserved_bytes(shape: Shape, config: ServeConfig, adapters: Mapping[str, Adapter], dtype_bytes: int) -> int:

@@ -63,7 +63,7 @@ def test_the_distribution_of_the_base_is_refused(engine: FakeEngine, rounding: f
     assert raised.value.exit_code == 3
 
 
-@pytest.mark.parametrize("answer", [Answer(), Answer(status=404), Answer(raw=b"{}", content_type="application/json")])
-def test_an_engine_that_does_not_answer_is_not_ready(engine: FakeEngine, answer: Answer) -> None:
+@pytest.mark.parametrize("answer", [b"{}", b'{"choices": [{"logprobs": null}]}', None])
+def test_an_engine_without_log_probabilities_is_not_ready(engine: FakeEngine, answer: bytes | None) -> None:
     with pytest.raises(EngineNotReady, match="without log probabilities"):
-        check(engine, answer)
+        check(engine, Answer(status=404) if answer is None else Answer(raw=answer, content_type="application/json"))

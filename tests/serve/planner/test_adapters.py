@@ -71,6 +71,15 @@ def test_a_plan_without_adapters_has_no_lora(tmp_path: Path) -> None:
     assert ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0") in engine_plan.env
 
 
+def test_files_that_change_after_the_start_are_refused(tmp_path: Path) -> None:
+    folder = lora_adapter.make(tmp_path / "a")
+    loaded = adapters.inspect(configured(tmp_path, f'[adapters.a]\npath = "{folder}"')[1], DEMO)
+    adapters.require_unchanged(loaded)
+    lora_adapter.make(folder, seed=1)
+    with pytest.raises(AdapterError, match=r"adapters\.a: the files in .* have changed since the server started"):
+        adapters.require_unchanged(loaded)
+
+
 def test_vision_layers_need_the_flag_of_vllm(tmp_path: Path) -> None:
     folder = lora_adapter.make(tmp_path / "a", vision=True)
     lines = [f'[adapters.a]\npath = "{folder}"']
