@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; `pedcxr-serve config` prints one")
-    for field in SCHEMA.walk(named=False):
+    for field in SCHEMA.walk(by_name=False):
         if field.children or list in field.types:
             continue
         names = [load.option_name(field.path)] + (["--gpu"] if field.path == "engine.device" else [])

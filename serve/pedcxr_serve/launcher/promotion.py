@@ -69,12 +69,12 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One threshold: its name, the measured value, the condition in words, and whether it is met."""
+    """One threshold: its name, the measured value, the condition in words, and whether the value meets it."""
 
     name: str
     value: str
     required: str
-    met: bool
+    passed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Decision:
     @property
     def promote(self) -> bool:
         """Whether every threshold is met."""
-        return all(check.met for check in self.checks)
+        return all(check.passed for check in self.checks)
 
     def as_dict(self) -> dict[str, object]:
         """Return all values as `json.dumps` accepts them."""
@@ -146,7 +146,7 @@ def table(decision: Decision) -> str:
     lines = [f"{name}: {', '.join(side.models) or 'no report'}: {_outcomes(side)}" for name, side in sides]
     width = max(len(check.name) for check in decision.checks)
     lines += [
-        f"{'ok  ' if check.met else 'FAIL'}  {check.name:<{width}}  {check.value}; required: {check.required}"
+        f"{'ok  ' if check.passed else 'FAIL'}  {check.name:<{width}}  {check.value}; required: {check.required}"
         for check in decision.checks
     ]
     lines += [

@@ -47,7 +47,7 @@ def require_ready(adapters: Mapping[str, Adapter]) -> None:
 def require_unchanged(adapters: Mapping[str, Adapter]) -> None:
     """Raise AdapterError if the files of an adapter have changed since it was inspected.
 
-    A restarted engine would load other weights than those that reports and the audit log name.
+    A restarted engine would load other weights than the reports and the audit log name.
     """
     for name, one in adapters.items():
         if adapter.revision(one.folder) != one.revision:

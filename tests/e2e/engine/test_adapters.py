@@ -26,6 +26,7 @@ from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
 from tests.e2e.conftest import Study, token_ids
 from tests.support import lora_adapter
+from tests.support.films.phantom_films import AGE, fresh
 from tests.support.servers.gateway_server import eventually
 from tests.support.servers.live_server import COMMAND, family, title
 from tests.support.servers.local_server import LocalServer, server
@@ -208,3 +209,23 @@ def test_an_adapter_without_effect_is_refused_before_the_engine_starts(tmp_path:
     assert process.returncode == 3
     assert "contains 56 of 56 weights that belong to no module of the base" in process.stderr
     assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in process.stderr
+
+
+def test_promote_reports_both_sides_on_one_engine_and_refuses_random_weights(tmp_path: Path) -> None:
+    folder = lora_adapter.make(tmp_path / NORTH, seed=1)
+    films = [fresh(kind) for kind in range(4)]
+    for number, film in enumerate(films):
+        (tmp_path / f"{number}.png").write_bytes(film.png)
+    lines = "".join(f"{number}.png,{AGE},M\n" for number in range(len(films)))
+    (tmp_path / "films.csv").write_text("path,age,sex\n" + lines)
+    command = [COMMAND, "promote", str(folder), "--against", "demo", "--films", str(tmp_path / "films.csv")]
+    command += ["--out", str(tmp_path / "out"), "--min-films", "1", "--", "--max-tokens", str(2 * TOKENS)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    assert process.returncode == 1, process.stderr
+    result = json.loads((tmp_path / "out/promotion.json").read_text())
+    assert result["old"]["outcomes"] == {"ok": len(films)}
+    assert result["old"]["models"] == [f"{BASE}@{revision.of(CHECKPOINT)}"]
+    reports = [json.loads(line) for line in (tmp_path / "out/old.jsonl").read_text().splitlines()]
+    assert sorted(report["text"] for report in reports) == sorted(film.report for film in films)
+    assert sum(result["new"]["outcomes"].values()) == len(films)
+    assert process.stderr.count("pedcxr: starting") == 1

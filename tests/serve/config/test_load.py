@@ -199,7 +199,7 @@ def test_ordinary_environment_is_accepted() -> None:
 
 
 def test_options_are_unique_and_the_reference_is_valid_toml() -> None:
-    options = [load.option_name(field.path) for field in SCHEMA.walk(named=False)]
+    options = [load.option_name(field.path) for field in SCHEMA.walk(by_name=False)]
 
     assert len(set(options)) == len(options)
     assert set(tomllib.loads(SCHEMA.toml())) == {"model", "served_name", "gateway", "engine"}

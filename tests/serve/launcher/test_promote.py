@@ -55,8 +55,8 @@ def decide(
 
 
 def unmet(decision: Decision) -> list[str]:
-    assert decision.promote is not any(not check.met for check in decision.checks)
-    return [check.name for check in decision.checks if not check.met]
+    assert decision.promote is not any(not check.passed for check in decision.checks)
+    return [check.name for check in decision.checks if not check.passed]
 
 
 def test_the_same_reports_are_promoted(tmp_path: Path) -> None:

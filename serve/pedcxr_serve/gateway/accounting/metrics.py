@@ -46,7 +46,7 @@ class RequestRecord:
     Attributes:
         outcome: ``ok`` (the model ended the report), ``length``, ``aborted``, ``engine_refused``, ``engine_lost``,
             ``client_left``, or ``refused``, for which ``reason`` holds the error code.
-        model: name of the requested model, one that the server has; "" before the request is validated.
+        model: name of the requested model, which the server has; "" before the request is validated.
         image_tokens: tokens of the prompt that stand for the image.
         stages: seconds in ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
     """
