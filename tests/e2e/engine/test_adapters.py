@@ -110,17 +110,6 @@ def alone(running: Running, phantoms: list[Study]) -> dict[str, list[list[int]]]
     return {model: running.tokens([(model, study) for study in phantoms[:FILMS]], 1) for model in MODELS}
 
 
-def test_reports_equal_those_of_transformers_with_the_merged_weights(
-    alone: dict[str, list[list[int]]], running: Running, phantoms: list[Study], tmp_path: Path
-) -> None:
-    questions = [transformers_baseline.Question(str(study.film), study.prompt) for study in phantoms[:FILMS]]
-    folders = {BASE: CHECKPOINT, **{name: running.folder / name for name in (NORTH, SOUTH)}}
-    for model, folder in folders.items():
-        merged = folder if model == BASE else lora_adapter.merged(tmp_path / model, folder)
-        assert alone[model] == transformers_baseline.ask(merged, questions, TOKENS).ids, model
-    assert len({json.dumps(tokens) for tokens in alone.values()}) == len(MODELS)
-
-
 def test_a_mixed_batch_gives_the_same_tokens(
     alone: dict[str, list[list[int]]], running: Running, phantoms: list[Study]
 ) -> None:
@@ -198,6 +187,18 @@ def test_no_request_loads_an_adapter(running: Running) -> None:
         assert client.post("/v1/load_lora_adapter", json=body).status_code == 404
     with httpx.Client(transport=httpx.HTTPTransport(uds=socket), base_url="http://engine") as engine:
         assert engine.post("/v1/load_lora_adapter", json=body).status_code == 404
+
+
+def test_reports_equal_those_of_the_merged_weights(
+    alone: dict[str, list[list[int]]], running: Running, phantoms: list[Study], tmp_path: Path
+) -> None:
+    """The reference is transformers, with the adapter merged into the weights."""
+    questions = [transformers_baseline.Question(str(study.film), study.prompt) for study in phantoms[:FILMS]]
+    folders = {BASE: CHECKPOINT, **{name: running.folder / name for name in (NORTH, SOUTH)}}
+    for model, folder in folders.items():
+        merged = folder if model == BASE else lora_adapter.merged(tmp_path / model, folder)
+        assert alone[model] == transformers_baseline.ask(merged, questions, TOKENS).ids, model
+    assert len({json.dumps(tokens) for tokens in alone.values()}) == len(MODELS)
 
 
 def test_an_adapter_without_effect_is_refused_before_the_engine_starts(tmp_path: Path) -> None:
