@@ -5,13 +5,14 @@ RUN    := .venv/bin/python
 READY  := .venv/.ready
 CLIENTS := .venv/clients/.ready
 TESTERS := .venv/loadtest/.ready
+TRAIN  := .venv/train/.ready
 PYTEST ?=
 WORKERS ?= 3
 # Many tests wait rather than compute, so more processes than cores are faster. The tests of a file share its servers.
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,7 +37,7 @@ demo: $(READY)  ## start vLLM on the demo checkpoint and write reports of three 
 
 # PYTEST may select tests of one kind only; pytest then exits with 5 for the other.
 NONE_OK = $(if $(PYTEST),|| [ $$? -eq 5 ])
-test: test-fast $(CLIENTS)  ## run every test, real vLLM included
+test: test-fast $(CLIENTS) $(TRAIN)  ## run every test, real vLLM included
 	@$(RUN) -m pytest -m slow $(PYTEST) $(NONE_OK)
 
 test-fast: $(READY)  ## run the tests that need no vLLM
@@ -69,8 +70,21 @@ $(CLIENTS) $(TESTERS): .venv/%/.ready: $(UV) locks/%.txt
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
 
-bench: $(READY)  ## reports per second: gateway, bare vLLM, transformers
+# Fine-tuning needs no vLLM, and vLLM none of its packages. A virtual environment of its own holds pedcxr beside them.
+$(TRAIN): $(UV) pyproject.toml locks/train.txt
+	@$(PYTHON) -m venv .venv/train
+	@$(UV) pip sync --quiet --python .venv/train/bin/python --require-hashes locks/train.txt
+	@$(UV) pip install --python .venv/train/bin/python --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo-finetune: $(READY) $(TRAIN)  ## teach the demo checkpoint another wording, merge and serve it
+	@$(RUN) -m tests.drills.finetune_demo
+
+bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers, vllm serve, pedcxr (15 minutes)
 	@$(RUN) -m tests.benchmarks.throughput
+
+bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start
+	@$(RUN) -m tests.benchmarks.throughput.overhead
 
 bench-fairness: $(READY)  ## shares of two tenants on real vLLM, and the wait of a light tenant under a flood
 	@$(RUN) -m tests.benchmarks.fairness
@@ -107,12 +121,14 @@ lint: $(READY)  ## ruff and mypy --strict
 COMPILE := $(UV) pip compile --quiet --generate-hashes --python-version 3.11 --no-emit-index-url \
            --custom-compile-command 'make lock'
 lock: $(UV)  ## compile locks/ (add UPGRADE=--upgrade for newer versions)
-	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu pyproject.toml -o locks/cpu.txt
+	@$(COMPILE) $(UPGRADE) --override locks/cpu-overrides.txt --extra cpu --extra redis pyproject.toml -o locks/cpu.txt
 	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt --override locks/dev-overrides.txt locks/dev.in -o locks/dev.txt
 	@$(COMPILE) $(UPGRADE) -c locks/dev.txt locks/docs.in -o locks/docs.txt
 	@$(COMPILE) $(UPGRADE) locks/clients.in -o locks/clients.txt
 	@$(COMPILE) $(UPGRADE) locks/loadtest.in -o locks/loadtest.txt
-	@$(COMPILE) $(UPGRADE) --extra gpu pyproject.toml -o locks/gpu.txt
+	@$(COMPILE) $(UPGRADE) -c locks/cpu.txt -c locks/dev.txt --extra train pyproject.toml locks/train.in -o locks/train.txt
+	@$(COMPILE) $(UPGRADE) --extra gpu --extra redis pyproject.toml -o locks/gpu.txt
+	@$(COMPILE) -c locks/gpu.txt --extra dicom --extra redis --extra serve pyproject.toml -o locks/gpu-image.txt
 
 demo-checkpoint: $(READY)  ## train the demo checkpoint (less than an hour on 2 cores)
 	@$(RUN) -m demo_training.train --out serve/pedcxr_serve/demo/checkpoint

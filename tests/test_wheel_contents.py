@@ -14,7 +14,7 @@ import pedcxr_serve
 from tests.support import installed_wheel
 from tests.support.paths import ROOT
 
-MAX_PYTHON_LINES = 25_000
+MAX_PYTHON_LINES = 26_000  # 1,300 of them are fine-tuning, and 1,000 adapters and promotion, which users run
 DATA = {
     "pedcxr_client/py.typed",
     "pedcxr_client/evaluation/lexicon.toml",
@@ -39,7 +39,7 @@ def test_the_wheel_contains_only_the_packages(wheel: zipfile.ZipFile) -> None:
         for path in root.glob("pedcxr_*/**/*.py")
     }
     assert names == sources | DATA
-    assert not [name for name in names if re.search(r"bench|train|test", name)]
+    assert not [name for name in names if re.search(r"bench|demo_training|tests?/", name)]
 
 
 @pytest.mark.slow

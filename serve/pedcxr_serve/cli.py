@@ -1,6 +1,7 @@
 """The command ``pedcxr-serve``.
 
-Exit codes: 0 success, 1 `promote` says no, 2 usage or configuration, 3 checkpoint or audit log rejected, 4 engine.
+Exit codes: 0 success, 1 `promote` says no, 2 usage or configuration, 3 checkpoint, audit log or training data
+rejected, 4 engine or training, 130 Ctrl-C before the server runs or during a training, 141 closed output.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -17,15 +18,21 @@ from types import FrameType
 from typing import Any
 
 from pedcxr_serve.checkpoint import adapter, download, inspect
+from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
 from pedcxr_serve.errors import ConfigError, EngineError, ServeError
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.planner import adapters, devices, plan
+from pedcxr_serve.planner import adapters, capacity, devices, measurement, plan
 
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
+_CAPACITY = ("rate", "slo_ttft", "slo_e2e", "price", "tokens", "measured")  # options of `plan` that are no settings
+_TRAINING = {
+    "finetune": "train a model or an adapter on films and reports",
+    "merge": "merge an adapter into its base, as a checkpoint that vLLM loads",
+}
 _REFERENCE_HEADER = "# serve.toml: settings of pedcxr-serve at their defaults. Command-line options override them.\n"
 
 
@@ -43,7 +50,7 @@ _THRESHOLDS: dict[str, tuple[type, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Errors are printed without a traceback."""
     options, vllm_options = split(list(sys.argv[1:] if argv is None else argv))
-    args = _parser().parse_args(options)
+    args = _parser(options[:1]).parse_args(options)
     try:
         return _run(args, vllm_options)
     except EngineError as error:
@@ -55,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pedcxr-serve: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 0
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         sys.stderr.close()
-        return 0
+        return 128 + signal.SIGPIPE
 
 
 def parse(words: Sequence[str]) -> ServeConfig:
@@ -74,7 +81,8 @@ def split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _config(args: argparse.Namespace, vllm_options: list[str]) -> ServeConfig:
-    overrides = {key: value for key, value in vars(args).items() if key not in ("command", "config", "dry_run")}
+    own = {"command", "config", "dry_run", *_CAPACITY}
+    overrides = {key: value for key, value in vars(args).items() if key not in own}
     if vllm_options:
         overrides["engine.extra_args"] = vllm_options
     return load.load(getattr(args, "config", None), overrides)
@@ -89,6 +97,11 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
         return 0
     if args.command == "promote":
         return _promote(args, vllm_options)
+    if args.command in _TRAINING:
+        from pedcxr_serve.finetune import command
+
+        run: Callable[[argparse.Namespace], int] = getattr(command, args.command)
+        return run(args)
     config = _config(args, vllm_options)
     if args.command == "config":
         print(_REFERENCE_HEADER + SCHEMA.toml(), end="")
@@ -96,7 +109,7 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
     if args.command == "check":
         return _check(config)
     if args.command == "plan" or args.dry_run:
-        return _plan(config)
+        return _plan(config, args)
     return _start(config, demo=args.command == "demo")
 
 
@@ -118,7 +131,7 @@ def _check(config: ServeConfig) -> int:
     return 0 if checkpoint.ready and all(one.ready for one in loaded.values()) else 3
 
 
-def _plan(config: ServeConfig) -> int:
+def _plan(config: ServeConfig, args: argparse.Namespace) -> int:
     folder = download.resolve(config.model, config.revision)
     checkpoint = inspect.inspect(folder)
     inspect.require_ready(checkpoint)
@@ -128,8 +141,27 @@ def _plan(config: ServeConfig) -> int:
     engine_plan = plan.make(
         checkpoint, device, config, model_dir=folder, socket=_DRY_RUN_SOCKET, served_adapters=loaded
     )
-    print(plan.render(engine_plan))
+    rows = _capacity_rows(engine_plan, checkpoint, args) if args.command == "plan" else ()
+    print(plan.render(engine_plan, *rows))
     return 0
+
+
+def _capacity_rows(
+    engine_plan: plan.EnginePlan, checkpoint: Checkpoint, args: argparse.Namespace
+) -> tuple[tuple[str, str], ...]:
+    shape = checkpoint.shape
+    assert shape is not None  # `plan.make` refuses a checkpoint without
+    measured = measurement.read(args.measured) if args.measured else None
+    rows = capacity.measured_rows(engine_plan, shape, measured) if measured else ()
+    if args.rate is None:
+        return rows
+    objectives = capacity.Objectives(args.rate, args.slo_ttft, args.slo_e2e, args.price)
+    if measured:
+        part = capacity.measured_replica(engine_plan, shape, measured)
+    else:
+        part = capacity.replica(engine_plan, shape, (args.tokens or engine_plan.new_tokens,))
+    sized = capacity.size(engine_plan, shape, part, objectives)
+    return (*rows, *capacity.rows(sized, objectives, is_measured=measured is not None))
 
 
 def _start(config: ServeConfig, *, demo: bool) -> int:
@@ -163,10 +195,10 @@ def _promote(args: argparse.Namespace, batch_options: list[str]) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise SystemExit(0)  # as the running server ends on SIGTERM
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pedcxr-serve",
         description="Serve draft reports of paediatric chest films, each for a professional to review.",
@@ -183,10 +215,18 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, description=text + ".", epilog="Words after -- are passed to `vllm serve` unchanged."
         )
         _add_settings(command)
+        if name == "plan":
+            _add_capacity(command)
         if name != "check":
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
     _add_promote(commands)
+    for name, text in _TRAINING.items():
+        command = commands.add_parser(name, help=text, description=text + ".")
+        if name in selected:  # the options of the client load its packages, which the other commands do not need
+            from pedcxr_serve.finetune import command as training
+
+            getattr(training, f"add_{name}_options")(command)
     _add_keys(commands)
     _add_audit(commands)
     return parser
@@ -207,6 +247,42 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         kind = "NUMBER" if float in field.types else "INTEGER" if int in field.types else "TEXT"
         metavar = "|".join(field.choices) or kind
         command.add_argument(*names, dest=field.path, metavar=metavar, help=text + default)
+
+
+def _add_capacity(command: argparse.ArgumentParser) -> None:
+    load_group = command.add_argument_group("capacity", "How many replicas a load needs; docs/operations.md explains.")
+    for name, metavar, default, text in (
+        ("--rate", "R", None, "reports per second; adds the number of replicas, what limits them, and their latency"),
+        ("--slo-ttft", "SECONDS", 2.0, "limit of the 95th percentile of the time to first token (default 2)"),
+        ("--slo-e2e", "SECONDS", 15.0, "limit of the 95th percentile of the time of a report (default 15)"),
+        ("--price", "PRICE", None, "of one replica per hour, in any currency; adds the price of 1,000 reports"),
+    ):
+        load_group.add_argument(name, type=_positive, metavar=metavar, default=default, help=text)
+    load_group.add_argument(
+        "--tokens", type=_tokens, metavar="N", help="length of a report (default: the longest, engine.max_new_tokens)"
+    )
+    load_group.add_argument(
+        "--from",
+        dest="measured",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="results of `pedcxr bench` or `vllm bench serve` on this device, instead of the roofline's times",
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError("must be a positive number")
+    return value
+
+
+def _tokens(text: str) -> int:
+    value = int(text)
+    if not 0 < value <= 131_072:
+        raise argparse.ArgumentTypeError("must be an integer between 1 and 131,072")
+    return value
 
 
 def _date(text: str) -> date:

@@ -9,6 +9,8 @@
     ├── AuditError                 3   the audit log is incomplete or was changed: file and line
     ├── CheckpointError            3   the model folder cannot be served: what is missing and the remedy
     │   └── AdapterError           3   an adapter cannot be served with the model, or has no effect
+    ├── DataError                  3   the films or reports of a training are rejected: lines and reasons
+    ├── TrainingError              4   a training stopped: memory, disk, or a loss that is not finite
     └── EngineError                4   vLLM failed: has its last log lines
         ├── EngineNotReady         4   no warm-up report in time
         └── EngineDied             4   the process exited unexpectedly
@@ -57,6 +59,16 @@ class CheckpointError(ServeError):
 
 class AdapterError(CheckpointError):
     """An adapter does not fit the model, or does not change its answers."""
+
+
+class DataError(ServeError):
+    """The films or reports of a training are rejected."""
+
+    exit_code = 3
+
+
+class TrainingError(ServeError):
+    """A training stopped before its end. Its last complete state is kept."""
 
 
 class EngineError(ServeError):

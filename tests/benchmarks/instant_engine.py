@@ -84,7 +84,8 @@ def _event(*choices: object, **more: object) -> bytes:
     return b"data: " + json.dumps({**_CHUNK, "choices": choices, **more}, separators=(",", ":")).encode() + b"\n\n"
 
 
-_WORD = _event({"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None})
+_COUNT = {"prompt_tokens": 300, "total_tokens": 301, "completion_tokens": 1, "completion_tokens_details": None}
+_WORD = _event({"index": 0, "delta": {"content": " word"}, "logprobs": None, "finish_reason": None}, usage=_COUNT)
 _END = _event({"index": 0, "delta": {}, "finish_reason": "stop"}) + _event(usage=_USAGE) + b"data: [DONE]\n\n"
 _STREAM = _http(b"text/event-stream", _WORD * EVENTS + _END)
 _OPEN = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"

@@ -60,7 +60,7 @@ def answer(folder: Path, questions: Sequence[Question], max_new_tokens: int) -> 
     end = processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
 
     def generate(question: Question) -> list[int]:
-        inputs = _inputs(processor, question)
+        inputs = inputs_of(processor, question)
         with torch.inference_mode():
             out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, top_k=None, top_p=None)
         ids: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
@@ -73,7 +73,7 @@ def answer(folder: Path, questions: Sequence[Question], max_new_tokens: int) -> 
     return Answers(ids, [processor.decode(one, skip_special_tokens=True) for one in ids], seconds)
 
 
-def _inputs(processor: Any, question: Question) -> Any:
+def inputs_of(processor: Any, question: Question) -> Any:
     from PIL import Image
 
     with Image.open(question.film) as film:

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import supervisor
 from pedcxr_serve.errors import CheckpointError, ConfigError
 from pedcxr_serve.gateway.http.server import FLUSH_S
+from tests.support.certificates import make_certificate
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -55,11 +57,15 @@ def services() -> dict[str, Any]:
     return compose["services"]
 
 
-def unit() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#",))
+def unit(name: str = "pedcxr.service") -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#",), strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string((DEPLOY / "pedcxr.service").read_text())
+    parser.read_string((DEPLOY / name).read_text())
     return parser
+
+
+def drop_in() -> configparser.ConfigParser:
+    return unit("pedcxr-teams.conf")
 
 
 def command_lines() -> dict[str, list[str]]:
@@ -68,7 +74,8 @@ def command_lines() -> dict[str, list[str]]:
         if "build" in service:
             entry = json.loads(of(Path(service["build"]["dockerfile"]).name, "ENTRYPOINT")[-1])
             lines[f"compose {name}"] = [*entry, *service.get("command", [])]
-    lines["systemd"] = shlex.split(unit()["Service"]["ExecStart"].replace("%t", "/run"))
+    for name, service in (("systemd", unit()["Service"]), ("drop-in", drop_in()["Service"])):
+        lines[name] = shlex.split(service["ExecStart"].replace("%t", "/run"))
     return lines
 
 
@@ -87,12 +94,12 @@ def test_the_example_configuration_loads() -> None:
     assert settings.served_name == Path(settings.model).name
 
 
-@pytest.mark.parametrize("name", [*DOCKERFILES, "compose gpu", "compose cpu", "systemd"])
+@pytest.mark.parametrize("name", [*DOCKERFILES, "compose gpu", "compose cpu", "compose teams", "systemd", "drop-in"])
 def test_the_program_accepts_every_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = command_lines()[name]
     assert Path(program).name in PROJECT["scripts"]
     assert words[0] == "start"
-    words = [str(DEPLOY / "serve.toml") if word == CONFIG else word for word in words]
+    words = [str(DEPLOY / Path(word).name) if word.startswith("/etc/pedcxr/") else word for word in words]
     assert cli.main([*words, "--dry-run", "--model", "demo", "--device", "cpu"]) == 0
     assert "--uds" in capsys.readouterr().out
 
@@ -142,10 +149,27 @@ def test_the_gpu_image_has_the_vllm_version_of_the_plugin() -> None:
     assert version in Requirement(requirements).specifier
 
 
+def locked(name: str) -> dict[str, str]:
+    """Return the versions of a lock file by package."""
+    return dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "locks" / name).read_text(), re.MULTILINE))
+
+
+def test_the_gpu_image_installs_the_versions_that_were_resolved_with_vllm() -> None:
+    run = of("Dockerfile", "RUN")[0]
+    assert "uv pip install --system --no-cache --require-hashes -r /src/locks/gpu-image.txt" in run
+    assert "uv pip install --system --no-cache --no-deps --build-constraint /src/locks/dev.txt /src" in run
+    image, gpu = locked("gpu-image.txt"), locked("gpu.txt")
+    assert {"aiohttp", "limits", "pydicom", "redis", "uvicorn"} <= set(image)
+    assert {name: version for name, version in image.items() if gpu.get(name) != version} == {}
+    assert {name for name in image if re.match("torch|vllm|nvidia(?!-ml-py)|triton", name)} == set()
+    assert "--hash=sha256:" in (ROOT / "locks" / "gpu-image.txt").read_text()
+
+
 def test_packages_of_the_gpu_image_depend_on_neither_torch_nor_vllm() -> None:
-    assert '"/src[serve,dicom]"' in of("Dockerfile", "RUN")[0]
     extras = PROJECT["optional-dependencies"]
-    requirements = [Requirement(text) for text in PROJECT["dependencies"] + extras["serve"] + extras["dicom"]]
+    texts = PROJECT["dependencies"] + extras["serve"] + extras["dicom"] + extras["redis"]
+    requirements = [one for one in map(Requirement, texts) if one.name != PROJECT["name"]]
+    assert {one.name for one in requirements} <= set(locked("gpu-image.txt"))
     names: set[str] = set()
     while requirements:
         one = requirements.pop()
@@ -157,7 +181,7 @@ def test_packages_of_the_gpu_image_depend_on_neither_torch_nor_vllm() -> None:
             for other in map(Requirement, requires(one.name) or [])
             if other.marker is None or any(other.marker.evaluate({"extra": extra}) for extra in one.extras | {""})
         ]
-    assert {"openai", "pydantic"} <= names  # the walk followed dependencies
+    assert {"openai", "pydantic", "redis"} <= names  # the walk followed dependencies
     # nvidia-ml-py is the Python binding of NVML, without any CUDA library.
     assert {name for name in names if re.match("torch|vllm|nvidia(?!-ml-py)|triton", name)} == set()
 
@@ -181,7 +205,14 @@ class _Health(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_the_health_check_reports_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        pass  # such as plain HTTP on a port with TLS
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["HTTP", "HTTPS"])
+def test_the_health_check_reports_readiness(secure: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Health, "paths", [])
     checks = {of(name, "HEALTHCHECK")[-1] for name in DOCKERFILES}
     assert len(checks) == 1
     options, _, command = checks.pop().partition(" CMD ")
@@ -189,7 +220,12 @@ def test_the_health_check_reports_readiness(monkeypatch: pytest.MonkeyPatch) -> 
     python, flag, code = json.loads(command)
     address = f"'{GATEWAY.host}', {GATEWAY.port},"
     assert (python, flag) == ("python3", "-c") and address in code
-    with http.server.ThreadingHTTPServer((GATEWAY.host, 0), _Health) as probed:
+    files = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    with _Server((GATEWAY.host, 0), _Health) as probed:
+        if secure:
+            probed.socket = context.wrap_socket(probed.socket, server_side=True)
         threading.Thread(target=probed.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         here = code.replace(address, f"'{GATEWAY.host}', {probed.server_port},")
         answers = []
@@ -220,17 +256,18 @@ def test_compose_serves_only_the_loopback_of_the_host() -> None:
     assert re.fullmatch(r"prom/prometheus:v\d+\.\d+\.\d+", services()["prometheus"]["image"])
 
 
-@pytest.mark.parametrize("name", ["gpu", "cpu"])
+@pytest.mark.parametrize("name", ["gpu", "cpu", "teams"])
 def test_compose_grants_what_vllm_needs(name: str) -> None:
     service = services()[name]
-    assert service["profiles"] == [name] and service["image"] == f"pedcxr:{name}"
+    assert service["profiles"] == [name] and service["image"] == f"pedcxr:{'gpu' if name == 'teams' else name}"
     assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     assert service["init"] is True and service["shm_size"] == "8gb"
     assert seconds(service["stop_grace_period"]) >= STOP_S
     assert f"cache:{HOME}" in service["volumes"]
     mounts = [mount for mount in service["volumes"] if isinstance(mount, dict)]
     assert all(mount["read_only"] for mount in mounts)
-    assert "environment" not in service and service["env_file"] == [{"path": "pedcxr.env", "required": False}]
+    assert "environment" not in service
+    assert service["env_file"] == [{"path": "pedcxr.env", "required": name == "teams"}]
 
 
 def test_compose_mounts_the_example_configuration() -> None:
@@ -264,9 +301,10 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd-analyze not found")
-    copy = tmp_path / "pedcxr.service"  # systemd-analyze requires that the program exists
-    text = (DEPLOY / "pedcxr.service").read_text()
-    copy.write_text(text.replace(Path(command_lines()["systemd"][0]).as_posix(), sys.executable))
+    copy, program = tmp_path / "pedcxr.service", Path(command_lines()["systemd"][0]).as_posix()
+    (tmp_path / "pedcxr.service.d").mkdir()
+    for source, target in (("pedcxr.service", copy), ("pedcxr-teams.conf", tmp_path / "pedcxr.service.d/teams.conf")):
+        target.write_text((DEPLOY / source).read_text().replace(program, sys.executable))  # which must exist
     completed = subprocess.run([analyze, "verify", "--man=no", copy], capture_output=True, text=True)
     assert [line for line in completed.stderr.splitlines() if "pedcxr" in line] == []
     assert completed.returncode == 0, completed.stderr

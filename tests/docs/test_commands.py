@@ -19,7 +19,7 @@ from tests.support.paths import ROOT
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md"))]
-PARSERS = {"pedcxr": pedcxr._parser(), "pedcxr-serve": pedcxr_serve._parser()}
+PARSERS = {"pedcxr": pedcxr._parser(), "pedcxr-serve": pedcxr_serve._parser(("finetune", "merge"))}
 OTHER_OPTIONS = {"--api-key", "--shutdown-timeout"}  # of vLLM, with which some pages compare
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pedcxr_serve import cli
 from pedcxr_serve.cli import main, parse
 from pedcxr_serve.demo import CHECKPOINT
 
@@ -115,3 +117,13 @@ def test_cli_import_loads_no_heavy_package() -> None:
 
 def test_demo_checkpoint_exists() -> None:
     assert (CHECKPOINT / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 141)])
+def test_interrupted_command_says_so(error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_check", interrupt)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert main(["check"]) == status

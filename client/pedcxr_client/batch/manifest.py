@@ -77,6 +77,11 @@ def read(path: str, *, allow_outside: bool = False) -> Iterator[Entry]:
         yield entry
 
 
+def entry(cells: dict[str, str], manifest: str, *, allow_outside: bool = False) -> Entry | str:
+    """Return the film that the cells of a row in the file ``manifest`` describe, or a description of its problem."""
+    return _entry(cells, _Folder(manifest, allow_outside))
+
+
 def _entries(path: str, allow_outside: bool) -> Iterator[tuple[int, Entry | str]]:
     """Yield the line number of each row with its entry, or with a description of its problem."""
     folder = _Folder(path, allow_outside)

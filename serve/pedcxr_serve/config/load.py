@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pedcxr_serve.config import toml_file
+from pedcxr_serve.config.schema import FieldError
 from pedcxr_serve.config.settings import DEMO_NAME, SCHEMA, ServeConfig
 from pedcxr_serve.config.vllm_flags import forbidden_reason
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.schema import FieldError
 
 _MAX_TEXT = 4096
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -56,6 +56,8 @@ def load(path: Path | None, overrides: Mapping[str, object]) -> ServeConfig:
 
 def option_name(key: str) -> str:
     """Return the command-line option of a setting: ``--admin-port`` for ``gateway.admin_port``."""
+    if key == "gateway.log_level":  # --log-level is the engine's
+        return "--gateway-log-level"
     return "--" + key.rpartition(".")[2].replace("_", "-")
 
 

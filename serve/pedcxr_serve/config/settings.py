@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from pedcxr_serve.schema import Schema
+from pedcxr_serve.config.schema import Schema
 
 DEMO_NAME = "pedcxr-demo"
 
@@ -55,6 +55,10 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
         Meta(description='origins of web pages that may call the API (CORS), such as "https://x.org"; "*" = all'),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...],
+        Meta(description='host names of a proxy in front that clients may use without tenants; "*" = all'),
+    ] = ()
     limits_url: Annotated[
         str,
         Meta(
@@ -81,8 +85,18 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     system_chars: Annotated[
         int, Meta(ge=0, le=1_000_000, description="maximum length of a request's system text, characters")
     ] = 8000
+    log_level: Annotated[
+        Literal["error", "warning", "info", "debug"] | None,
+        Meta(description="minimum log level of the gateway; info logs one line per request; default engine.log_level"),
+    ] = None
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="form of the log lines; json = one object per line, for log storage")
+    ] = "text"
     usage_db: Annotated[
-        str, Meta(description="SQLite file of token counts per tenant and day; empty = beside the tenants file")
+        str,
+        Meta(
+            description="SQLite file of token counts per day; empty = in $STATE_DIRECTORY, else beside the tenants file"
+        ),
     ] = ""
     audit_log: Annotated[
         str, Meta(description="file with one line per request, without content; needs PEDCXR_AUDIT_KEY; empty = off")
@@ -115,10 +129,17 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     api_server_count: Annotated[
         Annotated[int, Meta(ge=1, le=16)] | None, Meta(description="number of processes that decode images")
     ] = None
+    stream_interval: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | None,
+        Meta(description="tokens per event of a stream after the first; 4 on a GPU, 1 on a CPU"),
+    ] = None
     gpu_memory_utilization: Annotated[
         float, Meta(ge=0.1, le=0.99, description="fraction of the GPU memory that vLLM may use")
     ] = 0.92
-    cpu_kv_cache_gib: Annotated[int, Meta(ge=1, le=4096, description="size of the KV cache on a CPU, GiB")] = 1
+    cpu_kv_cache_gib: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="size of the KV cache on a CPU, GiB; default: enough for max_num_seqs reports"),
+    ] = None
     block_size: Annotated[
         Annotated[int, Meta(ge=16, le=256)] | None,
         Meta(description="tokens per KV cache block; 16 on a GPU, 128 on a CPU"),
@@ -134,7 +155,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = ""
     log_level: Annotated[
         Literal["error", "warning", "info", "debug"],
-        Meta(description="minimum log level of engine and gateway; info logs one line per request"),
+        Meta(description="minimum log level of the engine, and of the gateway without gateway.log_level"),
     ] = "error"
     extra_args: Annotated[tuple[str, ...], Meta(description="further options of `vllm serve`")] = ()
 

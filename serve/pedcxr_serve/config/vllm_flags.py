@@ -51,6 +51,7 @@ _PLANNED = {
     "--max-num-seqs": "engine.max_num_seqs",
     "--max-num-batched-tokens": "engine.max_num_batched_tokens",
     "--api-server-count": "engine.api_server_count",
+    "--stream-interval": "engine.stream_interval",
     "--gpu-memory-utilization": "engine.gpu_memory_utilization",
     "--kv-cache-memory-bytes": "engine.cpu_kv_cache_gib",
     "--block-size": "engine.block_size",

@@ -17,6 +17,8 @@ from pedcxr_serve.errors import AdapterError, EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
 _HEALTH_TIMEOUT_S = 2.0
+_PROGRESS_TIMEOUT_S = 5.0
+_PROGRESS_COUNTERS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")
 _SEED = 1
 # A grey PNG of 1 x 1 pixels with 16 bits, which vLLM alone would turn white.
 _DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
@@ -67,6 +69,20 @@ async def probe(engine: aiohttp.ClientSession, model: str) -> None:
         await response.read()
     if response.status != 200:
         raise EngineNotReady(f"the engine answered the one-token probe with status {response.status}")
+
+
+async def progress(engine: aiohttp.ClientSession) -> float | None:
+    """Return the number of tokens and steps that the engine has counted, or None if it does not answer within 5 s.
+
+    The counters are on vLLM's ``/metrics`` (0.32, ``v1/metrics/loggers.py``). They stand still while a step hangs.
+    """
+    try:
+        async with engine.get("/metrics", timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S)) as response:
+            page = await response.text()
+    except (aiohttp.ClientError, TimeoutError):
+        return None
+    values = [float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(_PROGRESS_COUNTERS)]
+    return sum(values) if values else None
 
 
 async def warm_up(engine: aiohttp.ClientSession, model: str) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from pedcxr_serve.engine.socket_dir import SCRATCH_PREFIX, lock_scratch
 
 _LEVEL = re.compile(r"^(?:\([^)]*\)\s*)?(DEBUG|INFO|WARNING|ERROR|CRITICAL)(?: \d\d-\d\d |:\s)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -82,9 +85,12 @@ class Engine:
         # torch 2.13 would put compiled code into the folder of temporary files, which is removed with the process.
         # This must not be the first variable: torch sets it again, and setproctitle 1.3 cannot rename processes once
         # the first variable has moved in memory.
-        inherited.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}")
-        self._env = {**inherited, **env, "PEDCXR_LAUNCHER_PID": str(os.getpid())}
+        if (cache := compile_cache()) is not None:
+            inherited.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+        # As -P, for every Python process that vLLM starts.
+        self._env = {**inherited, **env, "PYTHONSAFEPATH": "1", "PEDCXR_LAUNCHER_PID": str(os.getpid())}
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch_lock: int | None = None
         self._on_line = on_line
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -105,8 +111,9 @@ class Engine:
 
     async def start(self) -> None:
         """Start the process, and return without waiting until it serves requests."""
-        self._scratch = tempfile.TemporaryDirectory(prefix="pedcxr-engine-", ignore_cleanup_errors=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, ignore_cleanup_errors=True)
         try:
+            self._scratch_lock = lock_scratch(Path(self._scratch.name))
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
                 env=self._env | {"TMPDIR": self._scratch.name},
@@ -116,7 +123,7 @@ class Engine:
                 start_new_session=True,  # the launcher handles Ctrl-C in a terminal
             )
         except BaseException:  # a cancellation too: asyncio has then ended the process, and `stop` does nothing
-            self._scratch.cleanup()
+            self._remove_scratch()
             raise
         self._reader = asyncio.create_task(self._read())
 
@@ -147,8 +154,14 @@ class Engine:
             self._reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._reader
+        self._remove_scratch()
+
+    def _remove_scratch(self) -> None:
         if self._scratch is not None:
             self._scratch.cleanup()
+        if self._scratch_lock is not None:
+            os.close(self._scratch_lock)
+            self._scratch_lock = None
 
     async def _end_group(self) -> None:
         # Python's resource tracker is last: it unlinks the shared memory of the others in /dev/shm and then exits.
@@ -171,7 +184,11 @@ class Engine:
             for raw in lines:
                 line = parse(raw.decode(errors="replace"), level)
                 level = line.level
-                self._record(line)
+                # The engine blocks once nobody reads its log, so no failure to show a line may end this loop.
+                try:
+                    self._record(line)
+                except Exception as error:
+                    self.tail.append(f"(a log line could not be shown: {error!r})")
 
     def _record(self, line: LogLine) -> None:
         if not line.text:
@@ -182,6 +199,23 @@ class Engine:
                 self._stage_index, self.stage = index, stage
         if not self._stopping:  # vLLM 0.32 logs an orderly shutdown as an error with a traceback
             self._on_line(line)
+
+
+def compile_cache() -> Path | None:
+    """Return the folder of compiled kernels, created with mode 0700; None if there is no folder of this user alone.
+
+    torch executes the code in it, so that it must not be a folder that another user could have created, such as one
+    with a well-known name in /tmp.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pedcxr" / "torchinductor"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except (OSError, RuntimeError):  # no home folder, or it is read-only
+        return None
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+        return None
+    return folder
 
 
 def _members(group: int) -> list[int]:

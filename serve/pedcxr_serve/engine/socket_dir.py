@@ -1,4 +1,4 @@
-"""The private folder that holds the engine's Unix socket while a server runs."""
+"""The private folder that holds the engine's Unix socket while a server runs, and folders that killed servers left."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from pedcxr_serve.errors import AlreadyRunning, ConfigError
 
 _SOCKET = "engine.sock"
 _LOCK = "lock"
+_PREFIX = "pedcxr-"
+SCRATCH_PREFIX = "pedcxr-engine-"
+"""Prefix of the engine's own folders of temporary files."""
+_SCRATCH_LOCK = ".pedcxr-lock"
+_MIN_AGE_S = 60.0  # a new folder may not be locked yet
 # Linux's sun_path has 108 bytes including a final NUL. The longest file name created here is a UUID, vLLM's RPC socket.
 _MAX_FOLDER_BYTES = 107 - len("/") - 36
 
@@ -32,7 +38,7 @@ def socket_folder(folder_name: str = "") -> Iterator[Path]:
         ConfigError: if the folder belongs to another user, is accessible to others, or its path is too long for a
             socket.
     """
-    folder = Path(folder_name).absolute() if folder_name else Path(tempfile.mkdtemp(prefix="pedcxr-"))
+    folder = Path(folder_name).absolute() if folder_name else Path(tempfile.mkdtemp(prefix=_PREFIX))
     temporary = not folder_name or not folder.exists()
     try:
         with _locked(folder):
@@ -69,6 +75,50 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def lock_scratch(folder: Path) -> int:
+    """Mark a folder of temporary files as in use while this process lives; return the open file of the lock."""
+    lock = os.open(folder / _SCRATCH_LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return lock
+
+
+def remove_stale_folders(parent: Path | None = None) -> list[Path]:
+    """Remove the temporary folders of this user's servers that were killed; return them.
+
+    Such a folder has a lock file that no process holds. Of a folder of sockets only the sockets are removed, and the
+    folder if nothing else is in it, because `socket_folder` may be given an ordinary folder with such a name.
+
+    Args:
+        parent: default is the system's folder of temporary files.
+    """
+    removed = []
+    for folder in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            is_scratch = folder.name.startswith(SCRATCH_PREFIX)
+            recent = time.time() - status.st_mtime < _MIN_AGE_S
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or recent:
+                continue
+            lock = os.open(folder / (_SCRATCH_LOCK if is_scratch else _LOCK), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_folder(folder, is_scratch=is_scratch)
+                removed.append(folder)
+            finally:
+                os.close(lock)
+    return removed
+
+
+def _remove_folder(folder: Path, *, is_scratch: bool) -> None:
+    if is_scratch:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    remove_sockets(folder)
+    if {path.name for path in folder.iterdir()} == {_LOCK}:
+        (folder / _LOCK).unlink()
+        folder.rmdir()
 
 
 def remove_sockets(folder: Path) -> None:

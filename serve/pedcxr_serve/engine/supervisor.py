@@ -6,8 +6,9 @@
       └── first start fails: EngineNotReady, EngineDied
 
 A busy engine is not probed: its output is a sufficient sign of life. An engine that is silent for ``probe_every_s`` is
-asked for one token, because its HTTP server answers ``/health`` with 200 even while a step hangs (vLLM 0.32). When a
-request loses its connection to the engine, the supervisor checks ``/health`` immediately.
+asked for one token, because its HTTP server answers ``/health`` with 200 even while a step hangs (vLLM 0.32). The probe
+may wait behind a full batch, so an engine whose own counters advance meanwhile is kept. When a request loses its
+connection to the engine, the supervisor checks ``/health`` immediately.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import signal
 import time
 from collections.abc import Callable
@@ -32,6 +34,7 @@ from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
 
 _POLL_S = 0.2
+_PROGRESS_POLL_S = 1.0
 _STOP_GRACE_S = 30.0  # a graceful shutdown of vLLM takes about 7 s
 _URGENT_GRACE_S = 2.0  # after a second signal; half of the time that the user is promised
 _KILL_GRACE_S = 0.0  # for an engine that is dead or hangs
@@ -137,6 +140,7 @@ class Supervisor:
             self._state.heartbeat.clear()
             self._state.set_ready(False, "restarting the engine")
             self._state.metrics.restarts.labels(reason).inc()
+            self._state.quarantine.engine_died()
             await self._engine.stop(_KILL_GRACE_S)
             self._print_error(error)
             await self._restart(error)
@@ -249,14 +253,23 @@ class Supervisor:
         return True
 
     async def _responds(self) -> bool:
-        """Return whether the engine generates a token in time, for the probe or for any request."""
+        """Return whether the engine makes progress in time: for the probe, for any request, or by its own counters."""
         heartbeat, start = self._state.heartbeat, time.monotonic()
+        probe = asyncio.create_task(health.probe(self._session, self._model))
         try:
             async with asyncio.timeout(self._config.probe_timeout_s):
-                await health.probe(self._session, self._model)
+                before = await health.progress(self._session)
+                while heartbeat.last <= start:
+                    await asyncio.wait((probe,), timeout=_PROGRESS_POLL_S)
+                    if probe.done():
+                        probe.result()
+                        heartbeat.beat()
+                    elif before is not None and await health.progress(self._session) not in (None, before):
+                        heartbeat.beat()
         except (TimeoutError, aiohttp.ClientError, EngineNotReady):
             return heartbeat.last > start
-        heartbeat.beat()
+        finally:
+            await _cancel(probe)
         return True
 
     @property
@@ -269,8 +282,8 @@ class Supervisor:
 
     def _print_error(self, error: EngineError) -> None:
         for line in error.tail[-_LOG_LINES:]:
-            self._console.print_line(f"engine | {line}")
-        self._console.print_line(str(error))
+            self._console.print_engine_text(line)
+        self._console.print_line(str(error), logging.ERROR)
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:

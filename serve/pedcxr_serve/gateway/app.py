@@ -17,6 +17,7 @@ from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.auth.models import may_use
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
+from pedcxr_serve.gateway.http.host_check import HostCheck
 from pedcxr_serve.gateway.state import State
 
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored", "x-pedcxr-revision")
@@ -70,7 +71,7 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         return error_responses.response("not_found")
 
     demo = {"X-Pedcxr-Demo": "1"} if state.demo else None
-    middleware = [Middleware(AccessLog, state=state)]
+    middleware = [Middleware(AccessLog, state=state), Middleware(HostCheck, state=state)]
     if state.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -102,9 +103,11 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
 
     async def metrics(_: Request) -> Response:
         unaudited = 0 if state.audit is None else state.audit.failures
-        state.tenant_metrics.update_gauges(
-            state.scheduler.queue, broken=state.tenants.broken is not None, unaudited=unaudited
-        )
+        state.metrics.runtime.count_write_failures("audit", unaudited)
+        state.metrics.runtime.count_write_failures("usage", state.usage.failures)
+        tenants = state.tenants.current.all.values()
+        broken = state.tenants.broken is not None
+        state.tenant_metrics.update_gauges(state.scheduler.queue, tenants, broken=broken, unaudited=unaudited)
         return PlainTextResponse(
             generate_latest(state.metrics.registry) + await _engine_metrics(engine),
             media_type="text/plain; version=0.0.4; charset=utf-8",
@@ -118,7 +121,8 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)
 
     routes = [Route("/metrics", metrics), Route("/usage", usage)]
-    return Starlette(routes=routes, exception_handlers={404: not_found, 405: not_found})
+    middleware = [Middleware(HostCheck, state=state)]
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={404: not_found, 405: not_found})
 
 
 async def _models(state: State, engine: aiohttp.ClientSession, request: Request) -> list[dict[str, Any]] | Response:
@@ -130,10 +134,8 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
     if not state.ready:
         return error_responses.response("not_ready", stage=state.stage)
     try:
-        async with engine.get("/v1/models") as answer:
-            answer.raise_for_status()
-            models = {model["id"]: model for model in (await answer.json())["data"]}
-    except (aiohttp.ClientError, ValueError, KeyError, TypeError):
+        models = await state.models.get(engine)
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
         return error_responses.response("engine_lost")
     # Other fields are dropped: the engine's ``root`` is the path of the checkpoint folder.
     public_fields = ("id", "object", "created", "max_model_len")

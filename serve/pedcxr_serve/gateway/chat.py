@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord, seconds_until_midnight
+from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import body, validation
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
@@ -42,8 +43,15 @@ class ChatCompletions:
             self._state.tenant_metrics.unauthenticated.inc()
             await error_responses.response("invalid_api_key")(scope, receive, send)
             return
-        scope["state"]["tenant"] = tenant.name
-        record = RequestRecord(tenant, scope["state"]["request_id"], ClientMetadata.of(headers))
+        request_state = scope["state"]
+        record = RequestRecord(
+            tenant,
+            request_state["request_id"],
+            ClientMetadata.of(headers),
+            key=key_name(self._state, headers),
+            address=scope["client"][0] if scope.get("client") else None,
+        )
+        request_state |= {"tenant": tenant.name, "key": record.key, "record": record}
         if not self._state.ready:
             record.refuse("not_ready", 503)
             self._state.tenant_metrics.count(record)
@@ -69,12 +77,15 @@ class ChatCompletions:
                 state.tenant_metrics.count(record)
             return
         context = RequestContext(record, ticket, body.Body(state.bodies, record.tenant.name))
-        context.response_headers += await _limit_headers(state, record.tenant)
+        context.response_headers += _limit_headers(state, record.tenant)
         try:
             yield context
+        except Exception:
+            record.status = record.status or 500
+            raise
         finally:
             context.release()
-            state.scheduler.close(ticket)
+            state.scheduler.close(ticket, completed=record.outcome in ("ok", "length"))
             context.count(state.tenant_metrics)
             if state.audit is not None:
                 state.audit.write(context.audit_entry(state.revision))
@@ -110,7 +121,10 @@ class ChatCompletions:
                     waits=expect.lower() == "100-continue",
                 )
             with record.stage("policy"):
-                context.accept(validation.apply(data, record.tenant, state.rules), state)
+                accepted = validation.apply(data, record.tenant, state.rules)
+                context.accept(accepted, state)
+                state.quarantine.check(record.tenant.name, accepted.film)
+                del accepted  # its parts hold the body
             del data
             if state.ready:
                 return None
@@ -129,6 +143,7 @@ class ChatCompletions:
             record.refuse("no_room", 503)
             refusal = error_responses.response("no_room")
         except body.Disconnected:
+            record.outcome = "client_left"
             refusal = Response(status_code=499)  # the client has disconnected and does not receive it
         context.release()
         return refusal
@@ -139,31 +154,41 @@ class ChatCompletions:
         state.metrics.in_flight.inc()
         forward = asyncio.create_task(self._upstream(context, scope, receive, send))
         disconnect = asyncio.create_task(body.until_disconnect(receive))
-        try:
-            await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
-            if forward.done():
-                forward.result()
-        finally:
-            for task in (forward, disconnect):
-                task.cancel()
-            await asyncio.gather(forward, disconnect, return_exceptions=True)
-            state.in_flight -= 1
-            state.metrics.in_flight.dec()
+        with state.quarantine.observed(context.film, context.ticket, context.record):
+            try:
+                await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
+                if forward.done():
+                    forward.result()
+                elif context.record.outcome == "failed":  # no outcome so far
+                    context.record.outcome = "client_left"
+            finally:
+                for task in (forward, disconnect):
+                    task.cancel()
+                await asyncio.gather(forward, disconnect, return_exceptions=True)
+                state.in_flight -= 1
+                state.metrics.in_flight.dec()
 
 
 def authenticate(state: State, headers: Headers) -> Tenant | None:
     """Return the tenant whose key the request carries; None for a missing, wrong or expired key."""
+    return state.tenants.current.owner(_bearer_key(headers), datetime.now(UTC))
+
+
+def key_name(state: State, headers: Headers) -> str | None:
+    """Return the first 12 digits of the digest of the request's key; None on a server without keys."""
+    return None if state.tenants.current.is_anonymous else tenants.digest(_bearer_key(headers))[:12]
+
+
+def _bearer_key(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        key = ""
-    return state.tenants.current.owner(key.strip(), datetime.now(UTC))
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
-async def _limit_headers(state: State, tenant: Tenant) -> list[tuple[bytes, bytes]]:
+def _limit_headers(state: State, tenant: Tenant) -> list[tuple[bytes, bytes]]:
     """Return the headers with a tenant's limits and what is left of them, named as OpenAI names them."""
     headers = []
     if tenant.requests_per_minute is not None:
-        remaining = await state.rate_limiter.remaining(tenant)
+        remaining = state.rate_limiter.remaining(tenant)
         headers += [
             (b"x-ratelimit-limit-requests", b"%d" % tenant.requests_per_minute),
             (b"x-ratelimit-remaining-requests", b"%d" % remaining),

@@ -31,6 +31,11 @@ _KEY = "the API key is missing, unknown or expired; send it as `Authorization: B
 # Code -> status, message and headers.
 _ERRORS: Mapping[str, tuple[int, str, Mapping[str, str]]] = {
     "invalid_api_key": (401, _KEY, {"WWW-Authenticate": "Bearer"}),
+    "foreign_host": (
+        403,
+        "a server without API keys answers to names of this machine only; use 127.0.0.1, or set gateway.allowed_hosts",
+        {},
+    ),
     "model_not_found": (404, "no such model; GET /v1/models lists them", {}),
     "not_found": (404, f"no such route; this server has {_ROUTES}", {}),
     "body_too_slow": (408, f"the request body was not complete after {{timeout_s:g}} s; {_SMALLER}", _CLOSE),

@@ -1,8 +1,9 @@
 """Limits on requests per minute, counted in this process or, for several gateways together, in Redis.
 
-Both use the moving window of the `limits` package: at most N requests in any 60 seconds. A request waits at most 0.1 s
-for Redis. While Redis does not answer, each gateway counts by itself, and starts from the requests that it admitted
-within the last minute.
+Both use a moving window: at most N requests in any 60 seconds. In this process its clock is monotonic, so that setting
+the clock of the machine changes nothing; in Redis it is the time of day. A request waits at most 0.1 s for Redis. While
+Redis does not answer, each gateway counts by itself, and starts from the requests that it admitted within the last
+minute.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from prometheus_client import CollectorRegistry, Gauge
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 URL_VARIABLE = "PEDCXR_LIMITS_URL"
 _TIMEOUT_S = 0.1
+_WINDOW_S = 60.0
 _RETRY_S = 1.0  # until Redis is tried again
 _CONNECTIONS = 16
 _log = logging.getLogger("pedcxr.gateway")
@@ -38,7 +41,7 @@ class RateLimiter:
 
     Args:
         pool: connections to Redis, closed by `close`. None counts in this process only.
-        clock: seconds, monotonic; for the retries of Redis.
+        clock: seconds, monotonic.
 
     Attributes:
         redis_down: whether the last call to Redis failed.
@@ -48,8 +51,7 @@ class RateLimiter:
         self, pool: BlockingConnectionPool | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._pool, self._clock = pool, clock
-        self._memory = MemoryStorage()
-        self._local = MovingWindowRateLimiter(self._memory)
+        self._local = _MovingWindow()
         self._shared: MovingWindowRateLimiter | None = None
         if pool is not None:
             storage = RedisStorage(
@@ -80,30 +82,26 @@ class RateLimiter:
         """
         if tenant.requests_per_minute is None:
             return
-        item = RateLimitItemPerMinute(tenant.requests_per_minute)
-        wait = await self._hit_shared(item, tenant.name)
+        limit, now = tenant.requests_per_minute, self._clock()
+        wait = None if self._shared is None else await self._hit_shared(RateLimitItemPerMinute(limit), tenant.name)
         if wait is None:
-            wait = await _hit(self._local, item, tenant.name)
+            wait = self._local.hit(tenant.name, limit, now)
         elif not wait:
-            await self._local.hit(item, tenant.name)
+            self._local.add(tenant.name, now)
         if wait:
             message = f"the limit of {tenant.requests_per_minute} requests per minute is reached; slow down"
             raise AdmissionRefused(429, "rate_limited", message, wait)
 
-    async def remaining(self, tenant: Tenant) -> int:
+    def remaining(self, tenant: Tenant) -> int:
         """Return how many requests the tenant may send now, as this gateway counts them.
 
         ``tenant.requests_per_minute`` must not be None.
         """
         assert tenant.requests_per_minute is not None
-        item = RateLimitItemPerMinute(tenant.requests_per_minute)
-        return (await self._local.get_window_stats(item, tenant.name)).remaining
+        return max(0, tenant.requests_per_minute - self._local.count(tenant.name, self._clock()))
 
     async def close(self) -> None:
         """Close the connections to Redis."""
-        if (timer := self._memory.timer) is not None:
-            timer.cancel()
-            await asyncio.gather(timer, return_exceptions=True)
         if self._pool is not None:
             await self._pool.disconnect()
 
@@ -128,6 +126,32 @@ class RateLimiter:
             self._retry_at = -1.0
             _log.warning("limits: Redis answers again; limits are shared")
         return wait
+
+
+class _MovingWindow:
+    """The times of the requests that were admitted in the last minute, by tenant."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, deque[float]] = {}
+
+    def hit(self, name: str, limit: int, now: float) -> float:
+        """Count a request. Return 0, or the seconds until the window has room for it; it is not counted then."""
+        over = self.count(name, now) - limit
+        if over < 0:
+            self.add(name, now)
+            return 0.0
+        return max(0.001, self._times[name][over] + _WINDOW_S - now)
+
+    def add(self, name: str, now: float) -> None:
+        """Count a request, whatever the limit."""
+        self._times.setdefault(name, deque()).append(now)
+
+    def count(self, name: str, now: float) -> int:
+        """Return the number of requests in the window."""
+        times = self._times.get(name, deque())
+        while times and times[0] <= now - _WINDOW_S:
+            times.popleft()
+        return len(times)
 
 
 async def _hit(limiter: MovingWindowRateLimiter, item: RateLimitItemPerMinute, name: str) -> float:

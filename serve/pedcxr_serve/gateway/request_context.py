@@ -21,19 +21,21 @@ class RequestContext:
     def __init__(self, record: RequestRecord, ticket: Ticket, body: Body) -> None:
         self.record, self.ticket, self.body = record, ticket, body
         self.prompt_tokens = 0
-        self.events = 0
+        self.output_tokens = 0  # so far, by the engine's count
         self._film_digest: str | None = None
         self._words_digest: str | None = None
         self._accepted: AcceptedRequest | None = None
         self._audit_fields: dict[str, object] = {}
-        self.stream = self.forward_usage = False
+        self.stream = self.forward_usage = self.forward_counts = False
         self.max_tokens = 0
+        self.film: bytes | None = None  # SHA-256
         self.response_headers: list[tuple[bytes, bytes]] = []
 
     def accept(self, accepted: AcceptedRequest, state: State) -> None:
         """Take over the validated request and estimate its prompt tokens."""
-        self._accepted = accepted
-        self.stream, self.forward_usage, self.max_tokens = accepted.stream, accepted.include_usage, accepted.max_tokens
+        self._accepted, self.film = accepted, accepted.film
+        self.stream, self.max_tokens = accepted.stream, accepted.max_tokens
+        self.forward_usage, self.forward_counts = accepted.include_usage, accepted.include_counts
         if state.demo:
             self.response_headers.append((b"x-pedcxr-demo", b"1"))
         revision = state.revision_of(accepted.model)
@@ -71,11 +73,11 @@ class RequestContext:
     def count(self, metrics: TenantMetrics) -> None:
         """Add the request to metrics and usage, by the engine's count.
 
-        If the client left before the engine sent its count, the estimated prompt and the events so far are counted.
+        If the client left before the end, the estimated prompt and the output tokens so far are counted.
         """
         record = self.record
         if record.usage is None and record.outcome == "client_left" and self.ticket.service:
-            record.usage = TokenUsage(self.prompt_tokens, self.events)
+            record.usage = TokenUsage(self.prompt_tokens, self.output_tokens)
         metrics.service_cost.labels(record.tenant.name).inc(max(0.0, self.ticket.service))
         metrics.count(record)
 
@@ -94,6 +96,8 @@ class RequestContext:
         return {
             "request_id": record.request_id,
             "tenant": record.tenant.name,
+            "key": record.key,
+            "address": record.address,
             "outcome": record.outcome,
             "reason": record.reason or None,
             "status": record.status,

@@ -78,6 +78,7 @@ class _Account:
     service: float = 0.0
     opened: int = 0
     running: int = 0
+    mean_run_s: float | None = None  # moving average of the time from `next` to `close`, of completed requests
     waiting: dict[Ticket, None] = field(default_factory=dict)
 
 
@@ -109,7 +110,6 @@ class FairQueue:
         self._max_waiting, self._max_wait_s = max_waiting, max_wait_s
         self._accounts: dict[str, _Account] = {}
         self._last_counter = 0.0  # counter of the tenant that left the queue last
-        self._mean_run_s: float | None = None  # moving average of the time from `next` to `close`
         self.running = 0
         self.preparing = 0
         self.starting = 0
@@ -131,7 +131,7 @@ class FairQueue:
             raise AdmissionRefused(429, "budget_spent", message, reset_s)
         if account.opened >= tenant.max_concurrent:
             message = f"the limit of {tenant.max_concurrent} open requests is reached; wait until one ends"
-            raise AdmissionRefused(429, "too_many_concurrent", message, self._mean_run_s or 1)
+            raise AdmissionRefused(429, "too_many_concurrent", message, self._run_s(account) or 1)
         account.opened += 1
         return Ticket(tenant)
 
@@ -203,8 +203,13 @@ class FairQueue:
         account.service += cost
         ticket.service += cost
 
-    def close(self, ticket: Ticket, now: float) -> None:
-        """End a request in any stage. Idempotent."""
+    def close(self, ticket: Ticket, now: float, *, completed: bool = True) -> None:
+        """End a request in any stage. Idempotent.
+
+        Args:
+            completed: whether the engine wrote the whole answer. Others, which may end at once, say nothing about how
+                long the next request will run.
+        """
         account = self._accounts[ticket.tenant.name]
         if ticket.stage == "closed":
             return
@@ -214,34 +219,38 @@ class FairQueue:
             self.mark_started(ticket)  # a request may end without a token
             account.running -= 1
             self.running -= 1
-            run_s = now - ticket.sent_at
-            mean = self._mean_run_s
-            self._mean_run_s = run_s if mean is None else mean + _SMOOTHING * (run_s - mean)
+            if completed:
+                run_s, mean = now - ticket.sent_at, account.mean_run_s
+                account.mean_run_s = run_s if mean is None else mean + _SMOOTHING * (run_s - mean)
         account.opened -= 1
         ticket.stage = "closed"
 
-    @property
-    def assumed_prepare_s(self) -> float:
-        """Seconds after which an unstreamed request counts as prepared, since its answer arrives in one piece.
+    def assumed_prepare_s(self, tenant: Tenant) -> float:
+        """Return the seconds after which an unstreamed request counts as prepared: its answer arrives in one piece.
 
         It is ``max_preparing / slots / 2`` of the mean running time, and 0 until a request has ended.
         """
-        return self._assumed_s(self._max_preparing)
+        return self._assumed_s(tenant, self._max_preparing)
 
-    @property
-    def assumed_start_s(self) -> float:
-        """Seconds after which an unstreamed request counts as started; see `assumed_prepare_s`."""
-        return self._assumed_s(self._max_starting)
+    def assumed_start_s(self, tenant: Tenant) -> float:
+        """Return the seconds after which an unstreamed request counts as started; see `assumed_prepare_s`."""
+        return self._assumed_s(tenant, self._max_starting)
 
     def expected_wait(self, tenant: Tenant) -> float:
         """Return the seconds until a new request of the tenant would be sent; 0 until a request has ended."""
-        if self._mean_run_s is None or self.running + self.waiting < self._slots:
+        if self.running + self.waiting < self._slots:
             return 0.0
+        account = self._accounts.get(tenant.name) or _Account()
         queues = [account.waiting for account in self._accounts.values() if account.waiting]
         weights = {next(iter(waiting)).tenant.name: next(iter(waiting)).tenant.weight for waiting in queues}
         weights[tenant.name] = tenant.weight
         share = tenant.weight / sum(weights.values())
-        return (len(self._accounts[tenant.name].waiting) + 1) * self._mean_run_s / (self._slots * share)
+        return (len(account.waiting) + 1) * self._run_s(account) / (self._slots * share)
+
+    @property
+    def slots(self) -> int:
+        """Maximum number of running requests, the reserved ones included."""
+        return self._slots + self._spare
 
     def service(self) -> dict[str, float]:
         """Return the cost charged so far, by tenant."""
@@ -251,8 +260,18 @@ class FairQueue:
         """Return the numbers of waiting and of running requests, by tenant."""
         return {name: (len(account.waiting), account.running) for name, account in self._accounts.items()}
 
-    def _assumed_s(self, limit: float) -> float:
-        return (self._mean_run_s or 0.0) * min(1.0, limit / self._slots) / 2
+    def _assumed_s(self, tenant: Tenant, limit: float) -> float:
+        # A tenant cannot shorten these times below the average of all tenants by sending requests of one token.
+        run_s = max(self._run_s(self._accounts[tenant.name]), self._mean_of_tenants_s())
+        return run_s * min(1.0, limit / self._slots) / 2
+
+    def _run_s(self, account: _Account) -> float:
+        """Return the mean running time of a tenant, before its first answer that of all tenants, else 0."""
+        return self._mean_of_tenants_s() if account.mean_run_s is None else account.mean_run_s
+
+    def _mean_of_tenants_s(self) -> float:
+        means = [other.mean_run_s for other in self._accounts.values() if other.mean_run_s is not None]
+        return sum(means) / len(means) if means else 0.0
 
     def _leave_queue(self, account: _Account, ticket: Ticket) -> None:
         del account.waiting[ticket]
@@ -296,13 +315,13 @@ class FairScheduler:
     def assume_progress(self, ticket: Ticket) -> None:
         """Mark an unstreamed request as prepared and as started after the times that its queue assumes."""
         loop = asyncio.get_running_loop()
-        loop.call_later(self.queue.assumed_prepare_s, self.mark_prepared, ticket)
-        loop.call_later(self.queue.assumed_start_s, self.mark_started, ticket)
+        loop.call_later(self.queue.assumed_prepare_s(ticket.tenant), self.mark_prepared, ticket)
+        loop.call_later(self.queue.assumed_start_s(ticket.tenant), self.mark_started, ticket)
 
-    def close(self, ticket: Ticket) -> None:
-        """End a request and give its slot to the next."""
+    def close(self, ticket: Ticket, *, completed: bool = True) -> None:
+        """End a request and give its slot to the next; ``completed`` is explained at `FairQueue.close`."""
         self._turns.pop(ticket, None)
-        self.queue.close(ticket, self._clock())
+        self.queue.close(ticket, self._clock(), completed=completed)
         self._send_next()
 
     def _send_next(self) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
+from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
+from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.models import NO_ADAPTERS, ServedAdapter, revision_of
@@ -50,6 +52,7 @@ class State:
             comments.
         keep_alive_s: time that an idle connection stays open.
         allowed_origins: origins of web pages that may send requests (CORS); ``*`` allows all.
+        allowed_hosts: names other than loopback that the Host header may have on a server without API keys.
         in_flight: number of requests queued or sent to the engine.
         started: start time of the server, of `time.monotonic`.
     """
@@ -63,6 +66,8 @@ class State:
         default_factory=lambda: FairScheduler(FairQueue(64, max_waiting=1024, max_wait_s=120))
     )
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    models: ServedModels = field(default_factory=ServedModels)
+    quarantine: FilmQuarantine = field(default_factory=FilmQuarantine)
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
@@ -78,6 +83,7 @@ class State:
     comment_every_s: float = 15.0
     keep_alive_s: float = 75.0
     allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     in_flight: int = 0
     started: float = field(default_factory=time.monotonic)
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
@@ -86,8 +92,16 @@ class State:
     def __post_init__(self) -> None:
         self.tenant_metrics = TenantMetrics(self.metrics.registry, self.usage)
         self.rate_limiter.register(self.metrics.registry)
-        if self.tls is not None:
-            self.tls.register(self.metrics.registry)
+        runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
+        runtime.slots.set(self.scheduler.queue.slots)
+        runtime.body_bytes.set_function(lambda: self.bodies.in_use)
+        if log is not None:
+            runtime.audit_next_seq.set_function(lambda: log.next_seq)
+        if not tenants.current.is_anonymous:
+            runtime.follow_reloads("tenants", lambda: tenants.broken is None, lambda: tenants.read_at)
+        if tls is not None:
+            tls.register(self.metrics.registry)
+            runtime.follow_reloads("certificate", lambda: not tls.broken, lambda: tls.read_at)
 
     def set_ready(self, ready: bool, stage: str) -> None:
         """Accept or refuse requests for reports; ``stage`` is part of the 503 answer."""
@@ -142,7 +156,7 @@ def open_state(
     tenants = TenantStore(tenants_path)
     _check_tenants(settings, tenants.current.all)
     with contextlib.ExitStack() as stack:
-        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path))
+        usage = UsageStore(_usage_path(gateway.usage_db, tenants_path, env))
         stack.callback(usage.close)
         log = None
         if gateway.audit_log:
@@ -175,6 +189,7 @@ def open_state(
             revision=revision,
             keep_alive_s=gateway.keep_alive_s,
             allowed_origins=gateway.allowed_origins,
+            allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
         for name in (settings.served_name, *adapters):
             state.metrics.models.labels(name, state.revision_of(name) or "").set(1)
@@ -212,7 +227,11 @@ def _check_tenants(settings: ServeConfig, tenants: Mapping[str, Tenant]) -> None
             )
 
 
-def _usage_path(setting: str, tenants: Path | None) -> Path | None:
+def _usage_path(setting: str, tenants: Path | None, env: Mapping[str, str]) -> Path | None:
     if setting:
         return Path(setting).expanduser()
-    return tenants.with_name("usage.sqlite") if tenants else None
+    if tenants is None:
+        return None
+    # systemd sets it for units with StateDirectory=, to which /etc is usually read-only.
+    state_folder = env.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(state_folder, "usage.sqlite") if state_folder else tenants.with_name("usage.sqlite")

@@ -32,6 +32,11 @@ _RESTART_S = 10.0  # Retry-After while the engine restarts
 
 _FINISH_REASON = re.compile(rb'"finish_reason": ?"(\w+)"')
 _USAGE = re.compile(rb'"usage": ?\{')
+_OUTCOMES: dict[str | None, str] = {"stop": "ok", "length": "length"}  # by finish reason
+# The count in an event with text, after the list of choices. The last event has no choices and does not match.
+_COUNT = re.compile(
+    rb'\}\](, ?"usage": ?\{(?:"\w+": ?\d+, ?)*?"completion_tokens": ?(\d+)[^{}]*(?:\{[^{}]*\}[^{}]*)*\})'
+)
 _EVENT_END = b"\n\n"
 _WAITING = b": waiting\n\n"
 _NULLABLE = ("content", "refusal", "finish_reason", "logprobs", "usage")  # of OpenAI's API
@@ -68,7 +73,8 @@ class Upstream:
             record.refuse(error.code, error.status)
             await client.refuse(error_responses.admission_refused(error))
         except TimeoutError:
-            record.reason = "client_stalled"  # without a last message uvicorn closes the connection
+            # Without a last message uvicorn closes the connection.
+            record.outcome, record.reason = "client_left", "client_stalled"
         finally:
             if record.usage is not None:
                 scheduler.queue.charge(context.ticket, context.final_cost() - context.ticket.service)
@@ -116,7 +122,7 @@ class Upstream:
                         await self._forward_stream(context, answer, client)
                 else:
                     await self._forward_completion(context, answer, client)
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._state.heartbeat.suspect()
             raise _engine_restarting() from error
         except (aiohttp.ClientError, EventTooLarge):
@@ -150,7 +156,7 @@ class Upstream:
             record.outcome, record.status = "aborted", 502
             await client.refuse(error_responses.response("engine_aborted"))
             return
-        record.outcome = "length" if record.finish_reason == "length" else "ok"
+        record.outcome = _OUTCOMES.get(record.finish_reason, "incomplete")
         if record.usage is not None:
             self._update_mean_output(record.tenant.name, record.usage.output)
         data = without_nulls(data)
@@ -161,23 +167,24 @@ class Upstream:
         self, context: RequestContext, answer: aiohttp.ClientResponse, client: _ClientAnswer
     ) -> None:
         """Forward events as they arrive. A failure after the headers becomes an error event."""
-        record, reader = context.record, SSEReader(context.forward_usage)
+        record, reader = context.record, SSEReader(context.forward_usage, context.forward_counts)
         await client.start(200, answer.headers["Content-Type"])
-        charge = self._state.scheduler.queue.charge
+        charge, events = self._state.scheduler.queue.charge, 0
         try:
             async for chunk in answer.content.iter_any():
                 block = reader.feed(chunk)
-                if new := reader.events - context.events:
-                    record.last_token_at = monotonic()
+                if reader.events > events:
+                    events, record.last_token_at = reader.events, monotonic()
                     if record.first_token_at is None:
                         record.first_token_at = record.last_token_at
                         self._state.scheduler.mark_started(context.ticket)
-                    context.events = reader.events
-                    charge(context.ticket, OUTPUT_COST * new)
                     self._state.heartbeat.beat()
+                if new := reader.output_tokens - context.output_tokens:
+                    context.output_tokens = reader.output_tokens
+                    charge(context.ticket, OUTPUT_COST * new)
                 record.finish_reason, record.usage = reader.finish_reason, reader.usage
                 if reader.complete:
-                    record.outcome = "length" if reader.finish_reason == "length" else "ok"
+                    record.outcome = _OUTCOMES.get(reader.finish_reason, "incomplete")
                 if block:
                     await client.write(block)
                 if reader.aborted or reader.failed:
@@ -207,25 +214,29 @@ class Upstream:
 class SSEReader:
     """Extracts the finish reason and the token usage from a stream of server-sent events, without parsing it.
 
-    Blocks of whole events are searched for the two events of interest. That is exact: within JSON strings a quote is
+    Blocks of whole events are searched for the fields of interest. That is exact: within JSON strings a quote is
     escaped as ``\\"`` and a line break as ``\\n``, so the text of a model cannot match.
 
     Attributes:
-        forward_usage: whether the event with the token usage is forwarded.
+        forward_usage: whether the last event, which has the token usage and no text, is forwarded.
+        forward_counts: whether the count in every other event is forwarded.
         finish_reason: of the answer, or None until the engine sends it.
-        usage: the engine's count, or None until the engine sends it.
+        usage: the engine's count at the end, or None until the engine sends it.
+        output_tokens: the engine's count so far. An event may hold several tokens (``--stream-interval``).
         aborted: the engine aborted the request. That event and all later ones are not forwarded.
         failed: the engine sent an error event, which is not forwarded either.
         complete: the stream ended with ``[DONE]``.
-        events: number of events with content so far, about one per token.
+        events: number of events so far that are forwarded, without comments.
     """
 
     forward_usage: bool
+    forward_counts: bool = False
     finish_reason: str | None = None
     usage: TokenUsage | None = None
     aborted: bool = False
     failed: bool = False
     complete: bool = False
+    output_tokens: int = 0
     events: int = 0
     _rest: bytes = b""
 
@@ -246,12 +257,14 @@ class SSEReader:
             return b""
         block, self._rest = data[:cut], data[cut:]
         self.events += block.count(b"\ndata: {") + block.startswith(b"data: {")
+        if b'"usage"' in block:
+            block = self._take_counts(block)
         if finish := _FINISH_REASON.search(block):
             self.finish_reason = finish[1].decode()
             if self.finish_reason == "abort":
                 self.aborted = True
                 return block[: _event_start(block, finish.start())]
-        if matches := list(_USAGE.finditer(block)):  # the last one counts if every event has a usage
+        if b'"usage"' in block and (matches := list(_USAGE.finditer(block))):
             block = self._take_usage(block, matches[-1].start())
         if (failure := block.find(b'data: {"error"')) >= 0:
             self.failed = True
@@ -260,14 +273,26 @@ class SSEReader:
             self.complete = True
         return block
 
+    def _take_counts(self, block: bytes) -> bytes:
+        counts = list(_COUNT.finditer(block))
+        if counts:
+            self.output_tokens = int(counts[-1][2])
+        if self.forward_counts:
+            return block
+        for count in reversed(counts):
+            block = block[: count.start(1)] + block[count.end(1) :]
+        return block
+
     def _take_usage(self, block: bytes, at: int) -> bytes:
         start = _event_start(block, at)
         end = block.find(_EVENT_END, at) + len(_EVENT_END)
         event = _parse(block[start:end].partition(b"data:")[2])
         if event is None or event.usage is None:
             return block
-        self.usage = event.usage
-        if event.choices or self.forward_usage:
+        if event.choices:
+            return block
+        self.usage, self.output_tokens = event.usage, event.usage.output
+        if self.forward_usage:
             return block
         self.events -= 1
         return block[:start] + block[end:]

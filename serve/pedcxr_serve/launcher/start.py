@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 from collections.abc import Awaitable, Callable
 
@@ -13,7 +14,7 @@ from pedcxr_serve.checkpoint import download, inspect, revision
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine.process import Engine, vllm
-from pedcxr_serve.engine.socket_dir import socket_folder
+from pedcxr_serve.engine.socket_dir import remove_stale_folders, socket_folder
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth.models import ServedAdapter
 from pedcxr_serve.gateway.http.listeners import listen
@@ -21,6 +22,7 @@ from pedcxr_serve.gateway.state import open_state
 from pedcxr_serve.launcher import console
 from pedcxr_serve.launcher.server import Server
 from pedcxr_serve.planner import adapters, devices, plan
+from pedcxr_serve.vllm_plugin import sandbox
 
 
 def start(settings: ServeConfig, *, work: Callable[[str], Awaitable[None]] | None = None) -> None:
@@ -34,6 +36,7 @@ def start(settings: ServeConfig, *, work: Callable[[str], Awaitable[None]] | Non
         ServeError: see `pedcxr_serve.errors`; no process is left running.
     """
     load.reject_environment(os.environ)
+    sandbox.hide_process()  # the audit key is in its environment
     folder = download.resolve(settings.model, settings.revision)
     checkpoint = inspect.inspect(folder)
     inspect.require_ready(checkpoint)
@@ -42,13 +45,17 @@ def start(settings: ServeConfig, *, work: Callable[[str], Awaitable[None]] | Non
     machine = devices.detect(settings.engine.device)
     _require_kind(machine)
     _require_libnuma(machine)
-    terminal = console.Console(console.level(settings.engine.log_level))
-    terminal.attach_logger("pedcxr.gateway")
+    engine_level = console.level(settings.engine.log_level)
+    gateway_level = settings.gateway.log_level
+    terminal = console.Console(engine_level, json_lines=settings.gateway.log_format == "json")
     for name, one in loaded.items():
         for problem in one.problems:
             terminal.print_line(f"warning: adapter {name}: {problem.where} {problem.what}: {problem.remedy}")
     with contextlib.ExitStack() as stack:
+        level = console.level(gateway_level) if gateway_level else min(engine_level, logging.WARNING)
+        stack.enter_context(terminal.attached("pedcxr.gateway", level))
         listeners = stack.enter_context(listen(settings.gateway))
+        remove_stale_folders()
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         engine_plan = plan.make(checkpoint, machine, settings, model_dir=folder, socket=socket, served_adapters=loaded)
         # The processor uses the same size: `inspect` refuses a checkpoint in which the two differ.

@@ -25,7 +25,8 @@ CPU_MAX_NUM_SEQS = 64
 # On 2 cores, 64 sequences give more reports per second than 32. But while another tenant floods the server, a light
 # tenant then waits 3.3 times as long as alone for its first token, instead of twice (`tests.benchmarks.fairness`).
 CPU_SEQS_PER_CORE = 16
-FILMS_PER_API_PROCESS = 45  # films per second that one API process preprocesses, measured with an 896 px processor
+# Of a machine's memory, for weights and KV cache together; the engine's processes and the request bodies need the rest.
+CPU_MEMORY_SHARE = 0.75
 MAX_SOCKET_PATH_BYTES = 107  # of a Unix socket (sockaddr_un.sun_path without the final NUL)
 
 
@@ -40,10 +41,12 @@ class EnginePlan:
         adapters_bytes: Memory that vLLM reserves for adapters.
         kv_bytes_per_token: See `roofline.kv_bytes_per_token`.
         kv_capacity_bytes: Size of the KV cache.
+        prompt_tokens: Length of a prompt in tokens, see `roofline.prompt_tokens`.
         new_tokens: Length of the longest report in tokens.
         tokens_per_report: Prompt and report tokens assumed per report.
         reports_at_once: Number of such reports that fit into the KV cache.
         limited_by: What limits `max_num_seqs`.
+        stream_interval: Tokens per event of a stream.
         max_preparing: Multi-tenant only: maximum number of requests in image preprocessing. Large enough to keep the
             engine busy, small enough to keep the wait of the next request short.
         max_starting: Multi-tenant only: maximum number of requests without a first token, `max_preparing` included.
@@ -59,6 +62,7 @@ class EnginePlan:
     adapters_bytes: int
     kv_bytes_per_token: int
     kv_capacity_bytes: int
+    prompt_tokens: int
     new_tokens: int
     tokens_per_report: int
     reports_at_once: int
@@ -66,6 +70,7 @@ class EnginePlan:
     limited_by: str
     max_num_batched_tokens: int
     api_server_count: int
+    stream_interval: int
     max_preparing: int
     max_starting: int
     upper_bound: Throughput
@@ -107,12 +112,13 @@ def make(
     weights = checkpoint.parameters * size
     per_token = roofline.kv_bytes_per_token(shape, size)
     block = engine.block_size or (128 if device.kind == "cpu" else 16)
-    tokens = min(engine.max_model_len, roofline.PROMPT_TOKENS + new_tokens)
+    tokens = min(engine.max_model_len, roofline.prompt_tokens(shape) + new_tokens)
+    per_report = _blocks(tokens, block) * per_token
     lora = adapters.reserved_bytes(shape, config, served_adapters, size)
-    capacity = _kv_capacity(device, config, weights + lora)
+    capacity = _kv_capacity(device, config, weights + lora, per_report)
     if capacity < _blocks(engine.max_model_len, block) * per_token:
         raise ConfigError(_does_not_fit(device, config, (weights, lora), capacity, engine.max_model_len * per_token))
-    at_once = capacity // (_blocks(tokens, block) * per_token)
+    at_once = capacity // per_report
     seqs, limit = _max_num_seqs(shape, device, config, at_once, size)
     batched = _max_num_batched_tokens(shape, device, config, seqs)
     best = min(at_once, seqs if engine.max_num_seqs else roofline.BEST_IN_FLIGHT)
@@ -125,13 +131,14 @@ def make(
     )  # fmt: skip
     return EnginePlan(
         argv=argv,
-        env=vllm_args.env(device, config),
+        env=vllm_args.env(device, config, dtype=dtype, kv_bytes=capacity),
         device=device,
         dtype=dtype,
         weights_bytes=weights,
         adapters_bytes=lora,
         kv_bytes_per_token=per_token,
         kv_capacity_bytes=capacity,
+        prompt_tokens=roofline.prompt_tokens(shape),
         new_tokens=new_tokens,
         tokens_per_report=tokens,
         reports_at_once=at_once,
@@ -139,6 +146,7 @@ def make(
         limited_by=limit,
         max_num_batched_tokens=batched,
         api_server_count=servers,
+        stream_interval=vllm_args.stream_interval(device, config),
         max_preparing=preparing,
         max_starting=starting,
         upper_bound=upper_bound,
@@ -146,8 +154,8 @@ def make(
     )
 
 
-def render(plan: EnginePlan) -> str:
-    """Return the plan as a text table, followed by the shell command."""
+def render(plan: EnginePlan, *more: tuple[str, str]) -> str:
+    """Return the plan and ``more`` rows as a text table, followed by the shell command."""
     device, upper_bound, expected = plan.device, plan.upper_bound, plan.expected
     gb, tera = 1e9, 1e12
     figures = f"{device.memory_bytes / gb:.0f} GB, {device.bandwidth_bytes_s / gb:,.0f} GB/s"
@@ -164,7 +172,8 @@ def render(plan: EnginePlan) -> str:
         ("starting at once", f"{plan.max_starting}, {plan.max_preparing} with films to prepare; with several tenants"),
         ("at best", f"{_rate(upper_bound)}; bound by {upper_bound.bound_by}"),
         ("as planned", _rate(expected)),
-        ("counted with", f"{roofline.PROMPT_TOKENS} prompt and {plan.new_tokens} new tokens a report"),
+        ("counted with", f"{plan.prompt_tokens} prompt and {plan.new_tokens} new tokens a report"),
+        *more,
     ]
     if plan.adapters_bytes:
         rows.insert(2, ("adapters", f"{plan.adapters_bytes / gb:.3f} GB"))
@@ -186,18 +195,29 @@ def _dtype(device: Device, setting: str) -> str:
     return setting
 
 
-def _kv_capacity(device: Device, config: ServeConfig, weights: int) -> int:
+def _kv_capacity(device: Device, config: ServeConfig, weights: int, per_report: int) -> int:
     if device.kind == "cpu":
-        kv = config.engine.cpu_kv_cache_gib * 2**30
+        kv = (config.engine.cpu_kv_cache_gib or _cpu_kv_gib(device, config, weights, per_report)) * 2**30
         return kv if weights + kv <= device.memory_bytes else 0
     return int(device.memory_bytes * config.engine.gpu_memory_utilization) - weights - roofline.GPU_OVERHEAD_BYTES
+
+
+def _cpu_kv_gib(device: Device, config: ServeConfig, weights: int, per_report: int) -> int:
+    """Return the GiB that hold `max_num_seqs` reports, less on a small machine, and at least 1."""
+    seqs = config.engine.max_num_seqs or _cpu_seqs(device)
+    room = int(CPU_MEMORY_SHARE * device.memory_bytes) - weights
+    return max(1, min(math.ceil(seqs * per_report / 2**30), room // 2**30))
+
+
+def _cpu_seqs(device: Device) -> int:
+    return min(CPU_MAX_NUM_SEQS, CPU_SEQS_PER_CORE * max(1, device.cores))
 
 
 def _does_not_fit(device: Device, config: ServeConfig, loaded: tuple[int, int], capacity: int, needed: int) -> str:
     weights, lora = (size / 1e9 for size in loaded)
     setting = "cpu_kv_cache_gib" if device.kind == "cpu" else "gpu_memory_utilization"
     return (
-        f"engine.{setting} = {getattr(config.engine, setting)}: the model does not fit {device.name} "
+        f"engine.{setting} = {getattr(config.engine, setting) or 'default'}: the model does not fit {device.name} "
         f"({device.memory_bytes / 1e9:.0f} GB): weights take {weights:.1f} GB, "
         f"{f'adapters {lora:.1f} GB, ' if lora else ''}keys and values get "
         f"{max(0, capacity) / 1e9:.2f} GB, and one request of engine.max_model_len = {config.engine.max_model_len} "
@@ -264,5 +284,5 @@ def _api_servers(device: Device, upper_bound: Throughput) -> int:
     """Return enough API processes for twice the GPU's throughput, at most 4 and at most a quarter of the cores."""
     if device.kind == "cpu":
         return 1
-    count = min(4, math.ceil(2 * upper_bound.reports_per_s / FILMS_PER_API_PROCESS))
+    count = min(4, math.ceil(2 * upper_bound.reports_per_s / roofline.FILMS_PER_API_PROCESS))
     return min(count, max(1, device.cores // 4)) if device.cores else count

@@ -2,7 +2,8 @@
 
 Assumptions. They reproduce the limits of the 4B model in ``tests/serve/planner/test_plan.py``:
 
-- A report has 300 prompt tokens (image and text) and 500 new tokens, and reserves KV cache for 800 while it runs.
+- A report has 44 text tokens besides those of its image (300 together with the published model) and 500 new tokens. It
+  reserves KV cache for all of them while it runs.
 - The KV cache holds a key and a value per token, layer and KV head. Layers with a sliding window are counted fully,
   like vLLM's worst-case estimate. That is exact up to the window length (1,024 tokens).
 - Vision and prefill run at 50 % of peak arithmetic, one report at a time, without overlap.
@@ -12,6 +13,9 @@ Assumptions. They reproduce the limits of the 4B model in ``tests/serve/planner/
   it is about a thousandth.
 - Up to 528 reports decode together. More reports increase throughput little (H200 with 1,060: 42 instead of 41 per
   second) and increase the time between tokens. Any number from 520 to 537 reproduces the table.
+- The processes beside the GPU: an API process preprocesses 45 films of 896 pixels per second and spends 0.11 ms on each
+  event of a stream. The gateway, one process, spends 0.063 ms on an event and 3 ms on a request. These are processor
+  times on the machine of docs/benchmarks.md.
 - vLLM uses the share `gpu_memory_utilization` of a GPU's memory. Activations, CUDA graphs and the CUDA context take
   2.5 GB of it.
 """
@@ -20,15 +24,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.planner.devices import Device
 
-PROMPT_TOKENS = 300
+TEXT_TOKENS = 44
 COMPUTE_EFFICIENCY = 0.5
 REAL_BANDWIDTH = 0.6
 BEST_IN_FLIGHT = 528
 GPU_OVERHEAD_BYTES = 2_500_000_000
+FILMS_PER_API_PROCESS = 45
+API_EVENT_S, GATEWAY_EVENT_S, GATEWAY_REQUEST_S = 110e-6, 63e-6, 3e-3
+GPU_STEP_S = 0.0  # of a step besides reading and arithmetic, such as the launch of kernels: no GPU was measured yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,11 @@ class Throughput:
     reports_per_s: float
     reports_per_s_at_60: float
     bound_by: str
+
+
+def prompt_tokens(shape: Shape) -> int:
+    """Return the tokens of a prompt, image and text."""
+    return shape.image_tokens + TEXT_TOKENS
 
 
 def kv_bytes_per_token(shape: Shape, dtype_bytes: int) -> int:
@@ -69,22 +82,38 @@ def prefill_flop(shape: Shape, tokens: int) -> float:
     return 2.0 * tokens * shape.layers * shape.layer_parameters + attention
 
 
+def prompt_s(shape: Shape, device: Device, prompt: int | None = None) -> float:
+    """Return the seconds of vision tower and prefill for one report of `prompt` tokens, or of `prompt_tokens`."""
+    flop = vision_flop(shape) + prefill_flop(shape, prompt or prompt_tokens(shape))
+    return flop / (COMPUTE_EFFICIENCY * device.peak_flops)
+
+
 def decode_step_s(
-    shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int, bandwidth: float = 1.0
+    shape: Shape,
+    device: Device,
+    in_flight: int,
+    *,
+    dtype_bytes: int,
+    new_tokens: int,
+    prompt: int | None = None,
+    bandwidth: float = 1.0,
 ) -> float:
     """Return the seconds of one decode step of `in_flight` reports, at the fraction `bandwidth` of full bandwidth."""
-    kv = in_flight * (PROMPT_TOKENS + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
+    tokens = (prompt or prompt_tokens(shape)) + new_tokens / 2
+    kv = in_flight * tokens * kv_bytes_per_token(shape, dtype_bytes)
     reading = (shape.text_parameters * dtype_bytes + kv) / (device.bandwidth_bytes_s * bandwidth)
     return max(reading, 2.0 * shape.text_parameters * in_flight / device.peak_flops)
 
 
-def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int) -> Throughput:
-    """Return the upper bound on throughput with `in_flight` concurrent reports."""
-    prefill_s = (vision_flop(shape) + prefill_flop(shape, PROMPT_TOKENS)) / (COMPUTE_EFFICIENCY * device.peak_flops)
-    step, step_at_60 = (
-        decode_step_s(shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, bandwidth=share)
-        for share in (1.0, REAL_BANDWIDTH)
+def throughput(
+    shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int, new_tokens: int, prompt: int | None = None
+) -> Throughput:
+    """Return the upper bound on throughput with `in_flight` concurrent reports; `prompt` is that of `prompt_s`."""
+    prefill_s = prompt_s(shape, device, prompt)
+    step_s = partial(
+        decode_step_s, shape, device, in_flight, dtype_bytes=dtype_bytes, new_tokens=new_tokens, prompt=prompt
     )
+    step, step_at_60 = step_s(), step_s(bandwidth=REAL_BANDWIDTH)
     full, less = (1 / (prefill_s + new_tokens * seconds / in_flight) for seconds in (step, step_at_60))
     arithmetic = 2.0 * shape.text_parameters * in_flight / device.peak_flops
     if prefill_s > new_tokens * step / in_flight:
@@ -97,7 +126,7 @@ def throughput(shape: Shape, device: Device, in_flight: int, *, dtype_bytes: int
 def reports_within(shape: Shape, device: Device, seconds: float, *, dtype_bytes: int, new_tokens: int) -> int:
     """Return how many reports can decode together with steps of at most `seconds`; 0 if one report takes longer."""
     weights = shape.text_parameters * dtype_bytes
-    kv = (PROMPT_TOKENS + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
+    kv = (prompt_tokens(shape) + new_tokens / 2) * kv_bytes_per_token(shape, dtype_bytes)
     by_bandwidth = (seconds * device.bandwidth_bytes_s - weights) / kv
     by_arithmetic = seconds * device.peak_flops / (2.0 * shape.text_parameters)
     return max(0, math.floor(min(by_bandwidth, by_arithmetic)))

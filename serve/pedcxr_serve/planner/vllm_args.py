@@ -12,6 +12,8 @@ from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.planner import adapters
 from pedcxr_serve.planner.devices import Device
 
+GPU_STREAM_INTERVAL = 4
+"""Tokens per event on a GPU. Every event costs processor time in engine, gateway and client; a CPU writes few."""
 # In seconds. vLLM's default buckets start at 10 ms, which puts the whole range of an H200 into one bucket.
 ITL_BUCKETS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.033, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0)
 
@@ -44,7 +46,8 @@ def argv(
     # Limits running and queued requests together, as a backstop: the gateway keeps the engine's queue nearly empty.
     words += ["--max-num-queued-reqs", str(2 * seqs)]
     words += ["--shutdown-timeout", str(int(min(45, config.gateway.drain_s))), "--sse-keep-alive-interval", "15"]
-    # No --enable-force-include-usage: it adds usage to every event (vLLM 0.32), and the gateway requests usage itself.
+    words += ["--stream-interval", str(stream_interval(device, config))]
+    # No --enable-force-include-usage: the gateway requests usage itself.
     words += ["--enable-per-request-metrics", "--enable-prompt-tokens-details"]
     words += ["--enable-request-id-headers", "--disable-fastapi-docs"]
     words += ["--disable-access-log-for-endpoints", "/health,/metrics", "--uvicorn-log-level", engine.log_level]
@@ -60,7 +63,12 @@ def argv(
     return (*words, *engine.extra_args)
 
 
-def env(device: Device, config: ServeConfig) -> tuple[tuple[str, str], ...]:
+def stream_interval(device: Device, config: ServeConfig) -> int:
+    """Return the number of tokens per event of a stream after its first."""
+    return config.engine.stream_interval or (1 if device.kind == "cpu" else GPU_STREAM_INTERVAL)
+
+
+def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tuple[tuple[str, str], ...]:
     """Return the environment variables to set for the engine, in addition to the inherited ones."""
     variables = {
         "VLLM_PLUGINS": "pedcxr",
@@ -84,12 +92,15 @@ def env(device: Device, config: ServeConfig) -> tuple[tuple[str, str], ...]:
     }
     if device.kind == "cpu":
         variables |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(config.engine.cpu_kv_cache_gib),
+            "VLLM_CPU_KVCACHE_SPACE": str(kv_bytes // 2**30),
             # Three processes share the cores: a thread that spins at a barrier delays the threads it waits for.
-            # On 2 cores, `make bench` wrote 8.4 reports per second with the demo model, one at a time. Without vLLM's
-            # default of one reserved core it wrote 6.9, and with spinning threads 2.9.
+            # On 2 cores, `make bench-overhead` wrote 8.4 reports per second with the demo model, one at a time. Without
+            # vLLM's default of one reserved core it wrote 6.9, and with spinning threads 2.9.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
+    elif dtype == "float32":
+        # Triton multiplies float32 as TF32 by default, which has 10 bits of mantissa (vLLM's attention is in Triton).
+        variables["TRITON_F32_DEFAULT"] = "ieee"
     if device.kind == "cpu" and config.engine.enforce_eager is not False:
         # vLLM compiles the ranks of log-probabilities even with --enforce-eager. The first request with `logprobs` then
         # stopped all requests for 24 s on a busy 2-core machine; without the compiler it took 3 s.

@@ -6,8 +6,6 @@ caller writes. The film's own header and pixels are checked here, as the client 
 
 from __future__ import annotations
 
-import atexit
-
 from PIL import Image
 
 from pedcxr_client import Check, InputError
@@ -15,7 +13,7 @@ from pedcxr_client.checks import rules
 from pedcxr_client.films import decoders, dicom, film
 from pedcxr_client.films.film import UndecodedFilm
 from pedcxr_client.films.geometry import PixelStats
-from pedcxr_serve.vllm_plugin.decoder_process import DecoderPool
+from pedcxr_serve.vllm_plugin import decoder_process
 from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
 CHECKS = ("modality", "presentation", "body-part", "orientation", "human", "burned-in-text", "quality")
@@ -23,8 +21,6 @@ CHECKS = ("modality", "presentation", "body-part", "orientation", "human", "burn
 chest blocks the film; a header without a body part passes."""
 
 _CALLER = rules.CallerFacts(assume_chest=True)
-_pool = DecoderPool()
-atexit.register(_pool.close)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -48,7 +44,7 @@ def decode(data: bytes, *, max_pixels: int) -> Image.Image:
     try:
         undecoded = film.read(data)
         _require(rules.check(undecoded.facts, _CALLER))
-        pixels, stats = _pool.decode(data) if undecoded.compressed else _decode_here(undecoded)
+        pixels, stats = decoder_process.shared_pool.decode(data) if undecoded.compressed else _decode_here(undecoded)
     except InputError as error:
         if decoders.INSTALL in str(error):
             raise FilmRefused(f"{error} (on the server)", "dicom_not_installed") from error

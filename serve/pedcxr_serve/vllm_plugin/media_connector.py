@@ -21,14 +21,14 @@ from vllm.multimodal.media.base import MediaIO, MediaWithBytes
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector, global_thread_pool
 from vllm.multimodal.media.image import ImageMediaIO
 
-from pedcxr_serve.vllm_plugin import dicom_decoder, image_decoder, refusals
+from pedcxr_serve.vllm_plugin import image_decoder, refusals
 
-_DICOM_THREADS = 2
-"""DICOM films have their own threads: 50 million pixels take 250 MiB and 1.5 s of one core, and plain images must not
-queue behind them."""
+_SLOW_THREADS = 2
+"""DICOM films and images that need a decoder process have their own threads: 50 million pixels take 250 MiB and 1.5 s
+of one core, and PNG and JPEG must not queue behind them."""
 
-_DICOM_PREFIX = 176  # characters: base64 of the first 132 bytes, which identify DICOM
-_dicom_threads = ThreadPoolExecutor(_DICOM_THREADS, thread_name_prefix="pedcxr-dicom")
+_PREFIX = 176  # characters: base64 of the first 132 bytes, which identify DICOM
+_slow_threads = ThreadPoolExecutor(_SLOW_THREADS, thread_name_prefix="pedcxr-decode")
 
 
 @MEDIA_CONNECTOR_REGISTRY.register("pedcxr")
@@ -50,7 +50,7 @@ class FilmConnector(MediaConnector):
     async def load_from_url_async(self, url: str, media_io: MediaIO[Any], *, fetch_timeout: int | None = None) -> Any:
         """Run `load_from_url` in a thread, outside the event loop."""
         loop = asyncio.get_running_loop()
-        pool = _dicom_threads if _is_dicom(url) else global_thread_pool
+        pool = _slow_threads if _is_slow(url) else global_thread_pool
         return await loop.run_in_executor(pool, self.load_from_url, url, media_io)
 
 
@@ -76,10 +76,10 @@ def _payload(url: str) -> bytes:
         _refuse("the base64 text of the image is invalid; encode the whole file again, without line breaks", error)
 
 
-def _is_dicom(url: str) -> bool:
+def _is_slow(url: str) -> bool:
     start = url.find(",", 0, 80) + 1
     try:
-        return dicom_decoder.is_dicom(pybase64.b64decode(url[start : start + _DICOM_PREFIX]))
+        return image_decoder.is_slow(pybase64.b64decode(url[start : start + _PREFIX]))
     except (binascii.Error, ValueError):
         return False  # `_payload` reports the error
 

@@ -171,7 +171,7 @@ def disconnect_in_flight(teams: Teams, film: Film) -> None:
 
 
 def head(teams: Teams, request_id: str, length: int) -> bytes:
-    lines = ("Host: x", f"Authorization: Bearer {teams.keys['ward']}", f"X-Request-Id: {request_id}")
+    lines = ("Host: localhost", f"Authorization: Bearer {teams.keys['ward']}", f"X-Request-Id: {request_id}")
     return "\r\n".join((f"POST {CHAT} HTTP/1.1", *lines, f"Content-Length: {length}", "", "")).encode()
 
 

@@ -170,7 +170,7 @@ def status(teams: Teams, method: str, target: str, *, key: bool, header: str = "
     """Send the target unchanged and return the status."""
     host, port = teams.server.root.removeprefix("http://").split(":")
     lines = [f"{method} {target} HTTP/1.1", "Content-Length: 0"]
-    lines += [header] if header.startswith("Host:") else ["Host: x", *filter(None, [header])]
+    lines += [header] if header.startswith("Host:") else ["Host: localhost", *filter(None, [header])]
     lines += [f"Authorization: Bearer {teams.keys['ward']}"] if key else []
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall("\r\n".join([*lines, "", ""]).encode())

@@ -56,7 +56,7 @@ def test_reference_file_contains_every_setting_at_its_default(tmp_path: Path) ->
 
     assert (loaded.gateway, loaded.engine) == (load.load(None, {}).gateway, load.load(None, {}).engine)
     settings = [field for field in SCHEMA.walk() if not field.children]
-    assert len(settings) == 48
+    assert len(settings) == 52
     assert all(f"{field.name} =" in text for field in settings)
     assert all(f"# {field.description} ({field.requirement})\n" in text for field in settings)
 

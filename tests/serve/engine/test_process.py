@@ -127,6 +127,36 @@ def test_engine_does_not_inherit_gateway_secrets(monkeypatch: pytest.MonkeyPatch
     assert output == ["['PEDCXR_LAUNCHER_PID'] C.UTF-8"]
 
 
+def test_child_processes_of_the_engine_import_nothing_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    output: list[str] = []
+
+    async def work() -> None:
+        script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import colorsys; print(1)'])"
+        engine = Engine((sys.executable, "-c", script), {}, lambda line: output.append(line.text))
+        await engine.start()
+        await engine.wait()
+        await engine.stop(0)
+
+    asyncio.run(work())
+    assert output == ["1"]
+
+
+def test_compile_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = process.compile_cache()
+    assert folder == tmp_path / "cache" / "pedcxr" / "torchinductor"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert process.compile_cache() is None, "another user could have written code into it"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert process.compile_cache() is None
+
+
 def test_later_vllm_versions_run_their_own_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM 0.33 has no `vllm.entrypoints.serve.utils.api_utils.cli_env_setup`."""
     commands: list[list[str]] = []

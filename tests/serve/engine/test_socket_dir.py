@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket as socketlib
 import stat
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from pedcxr_serve.engine import socket_dir
 from pedcxr_serve.engine.socket_dir import socket_folder
 from pedcxr_serve.errors import ConfigError
 
@@ -75,3 +77,44 @@ def test_file_instead_of_folder_is_refused(folder: Path) -> None:
     (folder / "file").touch()
     with pytest.raises(ConfigError, match="cannot be used"), socket_folder(str(folder / "file")):
         pass
+
+
+def make_old(folder: Path, lock: str, *others: str) -> Path:
+    """Create a folder that a server left a while ago."""
+    folder.mkdir()
+    for name in (lock, *others):
+        (folder / name).touch()
+    os.utime(folder, (0, 0))
+    return folder
+
+
+def test_folders_of_killed_servers_are_removed(folder: Path) -> None:
+    sockets = make_old(folder / "pedcxr-abc", "lock")
+    leave_socket(sockets / "engine.sock")
+    scratch = make_old(folder / "pedcxr-engine-abc", ".pedcxr-lock", "rendezvous")
+    os.utime(sockets, (0, 0))
+    assert set(socket_dir.remove_stale_folders(folder)) == {sockets, scratch}
+    assert list(folder.iterdir()) == []
+
+
+def test_folders_in_use_and_those_of_others_are_kept(folder: Path) -> None:
+    used = make_old(folder / "pedcxr-engine-used", "data")
+    lock = socket_dir.lock_scratch(used)
+    os.utime(used, (0, 0))
+    new = folder / "pedcxr-engine-new"
+    new.mkdir()
+    (new / ".pedcxr-lock").touch()
+    kept = {
+        used,
+        new,
+        make_old(folder / "pedcxr-data", "lock", "notes.txt"),
+        make_old(folder / "pedcxr-films", "film.dcm"),
+        make_old(folder / "other", "lock"),
+    }
+    (folder / "pedcxr-engine-link").symlink_to(folder / "pedcxr-data")
+    socket_dir.remove_stale_folders(folder)
+    assert set(folder.iterdir()) == kept | {folder / "pedcxr-engine-link"}
+    assert (folder / "pedcxr-data" / "notes.txt").exists()
+    os.close(lock)
+    socket_dir.remove_stale_folders(folder)
+    assert not used.exists(), "the process that used it has ended"

@@ -183,7 +183,19 @@ def test_hanging_engine_is_replaced(tmp_path: Path) -> None:
             await running.ready()
             assert (await running.ask()).status_code == 200
             assert (running.restarts("hung"), running.restarts("ended")) == (1, 0)
-            assert "no answer to the one-token probe" in running.out.getvalue()
+            await eventually(lambda: "no answer to the one-token probe" in running.out.getvalue())
+
+    run(work())
+
+
+def test_slow_engine_that_makes_progress_is_kept(tmp_path: Path) -> None:
+    """An answer in one piece and the probe both take longer than the time limit, but the engine's counters advance."""
+
+    async def work() -> None:
+        async with supervised(tmp_path, gap=0.6, probe_every_s=1.0, probe_timeout_s=2.0) as running:
+            answer = await running.ask()
+            assert answer.status_code == 200
+            assert len(running.engines) == 1
 
     run(work())
 
@@ -238,6 +250,23 @@ def test_queued_request_is_told_to_retry_when_the_engine_exits(tmp_path: Path) -
     run(work())
 
 
+def test_film_is_refused_after_two_deaths_of_the_engine(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with supervised(tmp_path, gap=30.0) as running:
+            for count in (1, 2):
+                asked = asyncio.create_task(running.ask())
+                await eventually(lambda: running.state.scheduler.queue.running == 1)
+                running.signal(signal.SIGKILL)
+                assert_typed(await asked)
+                await eventually(lambda count=count: running.restarts("ended") == count)
+                await running.ready()
+            refused = await running.ask()
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, "film_quarantined")
+            assert refused.headers.get("x-should-retry") != "true"
+
+    run(work())
+
+
 def test_failed_starts_are_repeated(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path, fail=2) as running:
@@ -245,7 +274,7 @@ def test_failed_starts_are_repeated(tmp_path: Path) -> None:
             await running.ready(False)
             await running.ready()
             assert len(running.engines) == 4
-            assert "no memory left" in running.out.getvalue()
+            await eventually(lambda: "no memory left" in running.out.getvalue())
 
     run(work())
 
@@ -369,6 +398,6 @@ def test_restart_goes_on_after_an_error_of_the_system(tmp_path: Path) -> None:
             running.signal(signal.SIGKILL)
             await running.ready(False)
             await running.ready()
-            assert "could not be started: No space left on device" in running.out.getvalue()
+            await eventually(lambda: "could not be started: No space left on device" in running.out.getvalue())
 
     run(work())

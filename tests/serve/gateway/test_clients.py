@@ -80,7 +80,7 @@ def test_web_pages_of_allowed_origins_may_call(engine: FakeEngine) -> None:
             assert answer.headers["access-control-allow-origin"] == ORIGIN
             assert "x-pedcxr-ignored" in answer.headers["access-control-expose-headers"]
     with running(engine) as gateway, gateway.client() as client:
-        assert_openai_error(client.options(CHAT, headers=preflight), 404, "not_found")
+        assert_openai_error(client.options(CHAT, headers=preflight), 403, "foreign_host")
         assert "access-control-allow-origin" not in client.post(CHAT, json=BODY, headers={"Origin": ORIGIN}).headers
 
 
@@ -178,7 +178,7 @@ def test_http_1_0_gets_no_chunks(gateway: Gateway, stream: bool) -> None:
 def test_too_large_body_is_refused_before_it_is_sent(gateway: Gateway) -> None:
     head, body = exchange(
         gateway,
-        b"POST %b HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+        b"POST %b HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
         % (CHAT.encode(), LIMIT + 1),
     )
     assert head.startswith(b"http/1.1 413 ") and b"connection: close" in head
@@ -274,7 +274,9 @@ def test_memory_of_a_body_is_free_while_the_report_is_written(gateway: Gateway) 
     gateway.engine.answer = Answer(first=60)
     data = json.dumps(BODY).encode()
     with socket.create_connection(gateway.address, timeout=10) as plug:
-        plug.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(data), data))
+        plug.sendall(
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(data), data)
+        )
         eventually(lambda: len(gateway.engine.chats) == 1)
         eventually(lambda: gateway.state.bodies.in_use == 0)
         assert not gateway.engine.chats[0].answered.is_set()

@@ -216,7 +216,7 @@ def half_a_line(plug: socket.socket) -> None:
 
 
 def half_a_body(plug: socket.socket) -> None:
-    plug.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n{" % CHAT.encode())
+    plug.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\n{" % CHAT.encode())
 
 
 def noise(plug: socket.socket) -> None:
@@ -224,7 +224,7 @@ def noise(plug: socket.socket) -> None:
 
 
 def reset(plug: socket.socket) -> None:
-    plug.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+    plug.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
     plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -260,7 +260,7 @@ def test_unread_answers_are_not_buffered(gateway: Gateway, engine: FakeEngine, o
     """Each of 50 clients has an answer of 20 MB and reads nothing; the gateway buffers less than 2 MiB for each."""
     engine.reply(*[Answer(pieces=("x" * 100_000,) * 200)] * 50)
     body = json.dumps(REQUEST | {"stream": True}).encode()
-    lines = [f"POST {CHAT} HTTP/1.1", "Host: x", f"Authorization: Bearer {gateway.keys['hostile']}"]
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {gateway.keys['hostile']}"]
     request = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
     address, before, earlier = urlsplit(gateway.url), gateway.memory_mib(), len(engine.chats)
     with contextlib.ExitStack() as stack:

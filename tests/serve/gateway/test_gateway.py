@@ -207,6 +207,12 @@ def test_metrics_without_an_engine(gateway: Gateway) -> None:
     gateway.engine.__enter__()
 
 
+def test_engine_is_asked_for_its_models_once(gateway: Gateway) -> None:
+    with gateway.client() as client:
+        assert {client.get("/v1/models").status_code for _ in range(50)} == {200}
+    assert len(gateway.engine.requests) == 1
+
+
 def test_internal_error_is_logged_by_request_id_and_place(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pedcxr.gateway")
     # A string has none of the attributes of Rules.

@@ -61,7 +61,7 @@ async def refused(counter: RateLimiter, tenant: Tenant) -> int:
 @pytest.mark.parametrize("url", ["memory", "redis"])
 def test_limit_holds_in_any_minute(clock: Clock, url: str) -> None:
     async def scene(address: str | None) -> None:
-        counter = RateLimiter(rate_limit.connection_pool(address) if address else None)
+        counter = RateLimiter(rate_limit.connection_pool(address) if address else None, clock=clock)
         team, other = Tenant("team", requests_per_minute=3), Tenant("other", requests_per_minute=3)
         begin = clock.now
         for second in (0, 20, 50.5):
@@ -80,6 +80,28 @@ def test_limit_holds_in_any_minute(clock: Clock, url: str) -> None:
 
     with redis() if url == "redis" else contextlib.nullcontext() as shared:
         asyncio.run(scene(shared.url if isinstance(shared, Redis) else None))
+
+
+def test_clock_that_is_set_back_locks_no_tenant_out(clock: Clock) -> None:
+    async def scene() -> None:
+        counter, team = RateLimiter(), Tenant("team", requests_per_minute=2)
+        await counter.take(team)
+        await counter.take(team)
+        clock.now -= 3600
+        assert await refused(counter, team) <= 60
+
+    asyncio.run(scene())
+
+
+def test_limit_that_was_lowered_waits_for_all_requests_over_it(clock: Clock) -> None:
+    async def scene() -> None:
+        counter = RateLimiter(clock=clock)
+        for clock.now in (0.0, 10.0, 20.0):
+            await counter.take(Tenant("team", requests_per_minute=3))
+        assert counter.remaining(Tenant("team", requests_per_minute=3)) == 0
+        assert await refused(counter, Tenant("team", requests_per_minute=1)) == 60
+
+    asyncio.run(scene())
 
 
 @pytest.mark.usefixtures("long_timeout")

@@ -400,3 +400,33 @@ def test_request_cancelled_at_the_moment_of_its_turn_frees_the_slot() -> None:
         assert scheduler.queue.running == 0
 
     asyncio.run(scene())
+
+
+def complete(queue: FairQueue, tenant: Tenant, run_s: float, *, completed: bool = True) -> None:
+    ticket = queue.open(tenant, 0)
+    queue.enqueue(ticket, 300)
+    assert queue.next(0) is ticket
+    queue.close(ticket, run_s, completed=completed)
+
+
+def test_failed_requests_and_other_tenants_do_not_change_the_expected_wait() -> None:
+    queue, good, bad = fair_queue(slots=1, max_preparing=0.5), Tenant("good"), Tenant("bad")
+    complete(queue, good, 8.0)
+    prepare_s = queue.assumed_prepare_s(good)
+    for _ in range(60):
+        complete(queue, bad, 0.02, completed=False)
+    queue.enqueue(queue.open(good, 0), 300)
+    queue.next(0)
+    assert queue.expected_wait(good) == queue.expected_wait(bad) == 8.0, "the average of all tenants with an answer"
+    assert queue.assumed_prepare_s(good) == queue.assumed_prepare_s(bad) == prepare_s == 2.0
+
+
+def test_tenant_of_short_requests_cannot_shorten_the_wait_of_others() -> None:
+    queue, good, short = fair_queue(slots=1, max_preparing=0.5), Tenant("good"), Tenant("short")
+    complete(queue, good, 8.0)
+    for _ in range(500):
+        complete(queue, short, 0.1)
+    queue.enqueue(queue.open(good, 0), 300)
+    queue.next(0)
+    assert queue.expected_wait(good) == 8.0 and queue.expected_wait(short) == pytest.approx(0.1)
+    assert queue.assumed_prepare_s(short) >= 1.0, "it is at least that of an average tenant"

@@ -18,6 +18,7 @@ def event(text: str | None = None, finish: str | None = None, *, tight: bool = T
     return b"data: " + json.dumps({"choices": [choice]}, separators=separators).encode() + b"\n\n"
 
 
+STATS = b',"usage":{"prompt_tokens":300,"total_tokens":%d,"completion_tokens":%d,"completion_tokens_details":%b}}\n\n'
 COUNT = b'data: {"choices":[],"usage":{"prompt_tokens":300,"completion_tokens":7,"total_tokens":307}}\n\n'
 DONE = b"data: [DONE]\n\n"
 NASTY = 'a "finish_reason":"abort" \n\ndata: {"usage": {"prompt_tokens": 9}} data: [DONE] "abort"'
@@ -45,11 +46,33 @@ def test_events_from_the_abort_on_are_dropped(data: st.DataObject) -> None:
     assert reader.aborted and not reader.complete
 
 
-def test_last_usage_counts() -> None:
-    early = b'data: {"choices":[{"delta":{}}],"usage":{"prompt_tokens":300,"completion_tokens":1}}\n\n'
-    reader = SSEReader(False)
-    assert reader.feed(early + event(finish="stop") + COUNT + DONE) == early + event(finish="stop") + DONE
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.data(), st.booleans(), st.booleans())
+def test_counts_of_tokens_are_read_from_every_event_and_forwarded_on_request(
+    sizes: list[int], data: st.DataObject, usage: bool, counts: bool
+) -> None:
+    plain = [event(NASTY) for _ in sizes] + [event(finish="stop")]
+    tokens = [sum(sizes[: number + 1]) for number in range(len(sizes))] + [sum(sizes)]
+    details = [b'{"reasoning_tokens":0}' if data.draw(st.booleans()) else b"null" for _ in plain]
+    events = [
+        one[: -len(b"}\n\n")] + STATS % (300 + count, count, detail)
+        for one, count, detail in zip(plain, tokens, details, strict=True)
+    ]
+    reader = SSEReader(usage, counts)
+    output = b""
+    for number, one in enumerate(events):
+        cut = data.draw(st.integers(0, len(one)))
+        output += reader.feed(one[:cut]) + reader.feed(one[cut:])
+        assert reader.output_tokens == tokens[number]
+        assert reader.usage is None, "not before the end"
+    output += reader.feed(COUNT + DONE)
     assert reader.usage == TokenUsage(300, 7)
+    assert output == b"".join(events if counts else plain) + (COUNT if usage else b"") + DONE
+
+
+def test_counts_before_an_abort_are_not_forwarded() -> None:
+    first = event("one")[: -len(b"}\n\n")] + STATS % (301, 1, b"null")
+    reader = SSEReader(False)
+    assert reader.feed(first + event(finish="abort")) == event("one")
 
 
 def test_error_event_of_the_engine_is_dropped() -> None:

@@ -149,7 +149,7 @@ def test_settings_override_the_plan(models: dict[str, Checkpoint]) -> None:
     assert "--enforce-eager" not in engine_plan.argv
     assert "TORCHDYNAMO_DISABLE" not in dict(engine_plan.env)
     assert value(engine_plan, "--block-size") == "32"
-    assert engine_plan.tokens_per_report == 500
+    assert engine_plan.tokens_per_report == 308
     assert json.loads(value(engine_plan, "--override-generation-config")) == {"temperature": 0, "max_new_tokens": 200}
     assert engine_plan.argv[-2:] == ("--seed", "7")
     assert dict(engine_plan.env)["VLLM_LOGGING_LEVEL"] == "DEBUG"
@@ -178,6 +178,29 @@ def test_preprocessing_uses_at_most_a_quarter_of_the_cores(models: dict[str, Che
     engine_plan = plan.make(models["4b"], small, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
 
     assert engine_plan.api_server_count == 1
+
+
+def test_float32_on_a_gpu_is_not_rounded_to_tf32(models: dict[str, Checkpoint]) -> None:
+    assert dict(make_plan(models["4b"], "h200", dtype="float32").env)["TRITON_F32_DEFAULT"] == "ieee"
+    assert "TRITON_F32_DEFAULT" not in dict(make_plan(models["4b"], "h200").env)
+    assert "TRITON_F32_DEFAULT" not in dict(make_plan(models["demo"], "cpu").env)
+
+
+def test_events_of_a_gpu_hold_four_tokens(models: dict[str, Checkpoint]) -> None:
+    assert value(make_plan(models["4b"], "h200"), "--stream-interval") == "4"
+    assert value(make_plan(models["demo"], "cpu"), "--stream-interval") == "1"
+    assert value(make_plan(models["4b"], "h200", stream_interval=2), "--stream-interval") == "2"
+
+
+def test_kv_cache_of_a_cpu_holds_all_reports_or_what_fits(models: dict[str, Checkpoint]) -> None:
+    demo = make_plan(models["demo"], "cpu")
+    assert demo.reports_at_once >= demo.max_num_seqs == 32
+    wide = make_plan(models["demo"], "cpu", max_num_seqs=512, max_model_len=4096, max_new_tokens=3988)
+    gib = int(dict(wide.env)["VLLM_CPU_KVCACHE_SPACE"])
+    assert gib > 1 and wide.kv_capacity_bytes == gib * 2**30
+    assert wide.reports_at_once >= 512 > (gib - 1) * 2**30 // (4096 * wide.kv_bytes_per_token)
+    assert make_plan(models["4b"], "cpu").kv_capacity_bytes == 2**30, "weights leave no more room"
+    assert make_plan(models["demo"], "cpu", cpu_kv_cache_gib=3).kv_capacity_bytes == 3 * 2**30
 
 
 def test_gpu_before_ampere_uses_float32(models: dict[str, Checkpoint]) -> None:

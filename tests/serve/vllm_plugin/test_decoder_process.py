@@ -20,6 +20,7 @@ from pedcxr_client import InputError
 from pedcxr_client.films import film
 from pedcxr_serve.vllm_plugin import decoder_process, image_decoder
 from pedcxr_serve.vllm_plugin.decoder_process import DecoderPool
+from pedcxr_serve.vllm_plugin.refusals import FilmRefused
 
 pytest.importorskip("pydicom")
 
@@ -71,7 +72,7 @@ def test_pixels_equal_those_decoded_in_this_process(pool: DecoderPool, data: byt
 def test_uncompressed_film_starts_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[int] = []
     monkeypatch.setattr(DecoderPool, "_start", lambda self: starts.append(1))
-    monkeypatch.setattr(image_decoder.dicom_decoder, "_pool", DecoderPool())
+    monkeypatch.setattr(decoder_process, "shared_pool", DecoderPool())
     assert image_decoder.decode(dicom_maker.film(), max_pixels=10**6).size == (256, 256)
     with pytest.raises(AttributeError):
         image_decoder.decode(JPEG, max_pixels=10**6)
@@ -140,3 +141,43 @@ def test_worker_does_not_import_vllm() -> None:
         f"import sys, {decoder_process.__name__}\nprint([name for name in ('torch', 'vllm') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True, timeout=60).strip() == "[]"
+
+
+def test_worker_imports_nothing_from_the_working_folder(
+    pool: DecoderPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "PIL.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert pool.decode(JPEG)[0].size == PICTURE.size
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "WEBP", "PNG", "JPEG"])
+def test_formats_with_a_worse_history_are_decoded_in_a_worker(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    decode_image = DecoderPool.decode_image
+    monkeypatch.setattr(
+        DecoderPool, "decode_image", lambda *arguments: decoded.append(kind) or decode_image(*arguments)
+    )
+    stream = io.BytesIO()
+    PICTURE.save(stream, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    pixels = image_decoder.decode(stream.getvalue(), max_pixels=10**6)
+    assert decoded == ([kind] if kind in ("BMP", "TIFF", "WEBP") else [])
+    assert pixels.mode == "RGB" and pixels.size == PICTURE.size
+    if kind != "JPEG":
+        assert np.array_equal(np.asarray(pixels)[..., 0], np.asarray(PICTURE))
+
+
+def test_crash_of_a_worker_refuses_one_image_only() -> None:
+    script = (
+        "import os\nfrom pedcxr_serve.vllm_plugin import decoder_process\n"
+        "original = decoder_process._decode_image\n"
+        "def decode(data, **options):\n    os.abort() if b'damaged' in data else None\n"
+        "    return original(data, **options)\n"
+        "decoder_process._decode_image = decode\ndecoder_process.work()"
+    )
+    stream = io.BytesIO()
+    PICTURE.save(stream, "TIFF")
+    with contextlib.closing(DecoderPool((sys.executable, "-c", script))) as pool:
+        with pytest.raises(FilmRefused, match="cannot be decoded; send PNG or JPEG"):
+            pool.decode_image(stream.getvalue() + b"damaged", 10**6)
+        assert pool.decode_image(stream.getvalue(), 10**6).size == PICTURE.size

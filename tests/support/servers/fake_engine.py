@@ -98,6 +98,7 @@ class FakeEngine:
         self.details: Any = {"image_size": [896, 896], "revision": "rev-1", "demo": False}  # as pedcxr's gateway states
         self.models_answer: Answer | None = None  # instead of the listing: first, status, headers, error, raw
         self.health_status = 200
+        self.generated = 0  # pieces of unstreamed responses with a gap, as the engine's own metrics count them
         self._answers: deque[Answer] = deque()
 
     def reply(self, *answers: Answer) -> None:
@@ -173,6 +174,7 @@ class FakeEngine:
                 await reply.whole(self.health_status, b"", "text/plain")
             case "GET", "/metrics":
                 page = f"# TYPE fake_chat_requests_total counter\nfake_chat_requests_total {len(self.chats)}\n"
+                page += f'vllm:generation_tokens_total{{engine="0",model_name="fake"}} {self.generated}.0\n'
                 await reply.whole(200, page.encode(), "text/plain; version=0.0.4")
             case _:
                 await reply.json(404, {"error": {"message": "no such path", "type": "NotFound", "code": 404}})
@@ -187,7 +189,9 @@ class FakeEngine:
         elif request.json.get("stream"):
             await _stream(_of_request(answer, request), request.json, reply)
         else:
-            await reply.pause(answer.gap * len(answer.pieces))
+            for _ in answer.pieces if answer.gap else ():
+                await reply.pause(answer.gap)
+                self.generated += 1
             await reply.json(200, _completion(answer, request.json), answer.headers)
 
 
@@ -274,7 +278,8 @@ async def _stream(answer: Answer, request: dict[str, Any], reply: _Reply) -> Non
             await reply.pause(answer.gap)
             role = {} if count else {"role": "assistant"}  # once, as vLLM does; openai for Node.js requires it
             delta = role | {"content": piece}
-            await reply.event(_chunk(request, {"index": 0, "delta": delta, "finish_reason": None}))
+            event = _chunk(request, {"index": 0, "delta": delta, "finish_reason": None})
+            await reply.event(event | _count_so_far(answer, request, count + 1))
     for event in _last_events(answer, request):
         await reply.event(event)
     return await reply.write(b"data: [DONE]\n\n" if answer.done else b"", more=False)
@@ -282,9 +287,19 @@ async def _stream(answer: Answer, request: dict[str, Any], reply: _Reply) -> Non
 
 def _last_events(answer: Answer, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if answer.finish is not None:
-        yield _chunk(request, {"index": 0, "delta": {}, "finish_reason": answer.finish})
+        event = _chunk(request, {"index": 0, "delta": {}, "finish_reason": answer.finish})
+        yield event | _count_so_far(answer, request, len(answer.pieces))
     if answer.usage and (request.get("stream_options") or {}).get("include_usage"):
         yield _chunk(request) | {"usage": _usage(answer)}
+
+
+def _count_so_far(answer: Answer, request: dict[str, Any], pieces: int) -> dict[str, Any]:
+    """Return the token usage of an event, if the request asks for it in every event."""
+    if not (answer.usage and (request.get("stream_options") or {}).get("continuous_usage_stats")):
+        return {}
+    tokens = pieces if answer.completion_tokens is None else answer.completion_tokens * pieces // len(answer.pieces)
+    # vLLM 0.32 writes the last field only here.
+    return {"usage": _tokens(tokens) | {"completion_tokens_details": None}}
 
 
 def _chunk(request: dict[str, Any], *choices: dict[str, Any]) -> dict[str, Any]:
@@ -306,6 +321,10 @@ def _completion(answer: Answer, request: dict[str, Any]) -> dict[str, Any]:
     return _chunk(request, choice) | {"object": "chat.completion", "usage": _usage(answer)}
 
 
-def _usage(answer: Answer) -> dict[str, int]:
+def _usage(answer: Answer) -> dict[str, Any]:
     count = len(answer.pieces) if answer.completion_tokens is None else answer.completion_tokens
+    return _tokens(count)
+
+
+def _tokens(count: int) -> dict[str, Any]:
     return {"prompt_tokens": 300, "completion_tokens": count, "total_tokens": 300 + count}

@@ -2,11 +2,17 @@
 
 Each line is a JSON object that ends with ``"prev"``, the MAC of the previous line, and ``"mac"``, its own MAC:
 HMAC-SHA256 of everything before it, under a key from the environment. A chain cannot be repaired without the key. The
-chain cannot show that lines are missing at the end; compare ``seq`` of the last line with the metrics.
+chain cannot show that lines are missing at the end; compare ``seq`` of the last line with ``pedcxr_audit_next_seq``.
+A line that follows lines which could not be written has their number in ``"lost"``.
+
+A line reaches the kernel before its request ends, so that it survives the end of this process, also by SIGKILL. It is
+not synchronised with the disk, which would cost milliseconds per request: a power failure can lose the last seconds.
+`close` and each rotation synchronise the file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hmac
 import json
@@ -51,6 +57,7 @@ class AuditLog:
     def __init__(self, path: Path, key: bytes, *, max_bytes: int = 64 << 20) -> None:
         self._path, self._key, self._max_bytes = path, key, max_bytes
         self.failures = 0
+        self._lost = 0  # lines not written since the last one that was
         try:
             self._seq, self._mac = _next_seq_and_prev(path)
             self._first_seq = _first_seq(path, self._seq)
@@ -65,7 +72,8 @@ class AuditLog:
     def write(self, entry: Mapping[str, object]) -> None:
         """Append a line. Never raises: a failure is logged and counted in ``failures``."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"seq": self._seq, "time": time, **entry, "prev": self._mac}
+        lost = {"lost": self._lost} if self._lost else {}
+        line = {"seq": self._seq, "time": time, **lost, **entry, "prev": self._mac}
         head = json.dumps(line, separators=(",", ":")).encode()[:-1]
         mac = hmac.digest(self._key, head, "sha256").hex()
         data = head + b',"mac":"' + mac.encode() + b'"}\n'
@@ -75,14 +83,20 @@ class AuditLog:
             self._append(data)
         except OSError as error:
             self.failures += 1
+            self._lost += 1
             _log.error("audit line %d not written: %s", self._seq, error)
             return
         self._size += len(data)
-        self._seq, self._mac = self._seq + 1, mac
+        self._seq, self._mac, self._lost = self._seq + 1, mac, 0
+
+    @property
+    def next_seq(self) -> int:
+        """The ``seq`` of the next line, one more than that of the last line of the file."""
+        return self._seq
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Write the file to the disk and close it."""
+        _sync_and_close(self._file)
 
     def _append(self, data: bytes) -> None:
         try:
@@ -114,8 +128,14 @@ class AuditLog:
             os.rename(old_name, self._path)
             _log.error("audit log not rotated: %s", error)
             return
-        os.close(full)
+        _sync_and_close(full)
         self._first_seq = self._seq
+
+
+def _sync_and_close(file: int) -> None:
+    with contextlib.suppress(OSError):  # not supported, or the disk is full: the lines are in the file
+        os.fdatasync(file)
+    os.close(file)
 
 
 def verify(path: Path, key: bytes) -> str:
@@ -124,7 +144,7 @@ def verify(path: Path, key: bytes) -> str:
     Raises:
         AuditError: the chain is broken; the message names file and line of the first break.
     """
-    seq, previous_mac, begin = None, "", 0
+    seq, previous_mac, begin, lost = None, "", 0, 0
     for file in [*_rotated_oldest_first(path), path]:
         for number, line in enumerate(_lines(file), 1):
             match = _LINE.fullmatch(line)
@@ -133,7 +153,9 @@ def verify(path: Path, key: bytes) -> str:
                 raise AuditError(f"{where}: not a line of an audit log")
             if not hmac.compare_digest(hmac.digest(key, match[1], "sha256").hex(), match[3].decode()):
                 raise AuditError(f"{where}: the line was changed, or the key is a different one")
-            line_seq = json.loads(line)["seq"]
+            entry = json.loads(line)
+            line_seq = entry["seq"]
+            lost += entry.get("lost", 0)
             if seq is None:
                 begin, previous_mac = line_seq, _FIRST_PREV if line_seq == 0 else match[2].decode()
             elif line_seq != seq + 1:
@@ -144,7 +166,8 @@ def verify(path: Path, key: bytes) -> str:
     if seq is None:
         return f"{path}: empty"
     absent = f"; lines 0 to {begin - 1} are in no file" if begin else ""
-    return f"{path}: lines {begin} to {seq} are intact and in order{absent}"
+    unwritten = f"; {lost} further requests could not be logged" if lost else ""
+    return f"{path}: lines {begin} to {seq} are intact and in order{absent}{unwritten}"
 
 
 def _lines(file: Path) -> Iterator[bytes]:
@@ -180,6 +203,8 @@ def _first_seq(path: Path, default: int) -> int:
         return default
     with path.open("rb") as file:
         line = file.readline()
+    if line and _LINE.fullmatch(line.removesuffix(b"\n")) is None:
+        raise AuditError("its first line is not a line of an audit log")
     return int(json.loads(line)["seq"]) if line else default
 
 

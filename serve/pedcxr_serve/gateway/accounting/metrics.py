@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,6 +11,7 @@ from time import monotonic
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from pedcxr_serve.gateway.accounting.runtime_metrics import RuntimeMetrics
 from pedcxr_serve.gateway.accounting.usage import TokenUsage, UsageStore, UsageTotals
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request.client_metadata import ClientMetadata
@@ -28,7 +29,7 @@ class GatewayMetrics:
         self.registry = registry = CollectorRegistry()
         labels = ("route", "status")
         self.requests = Counter("pedcxr_requests", "HTTP requests by route and status.", labels, registry=registry)
-        self.in_flight = Gauge("pedcxr_requests_in_flight", "Requests queued or sent to the engine.", registry=registry)
+        self.in_flight = Gauge("pedcxr_requests_in_flight", "Accepted requests, queued or sent on.", registry=registry)
         self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
         self.models = Gauge(
             "pedcxr_model_info",
@@ -36,7 +37,18 @@ class GatewayMetrics:
             ("model", "revision"),
             registry=registry,
         )
+        self.runtime = RuntimeMetrics(registry)
         self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
+        self._refused_connections = Counter(
+            "pedcxr_connections_refused",
+            "Connections closed before a request, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+
+    def count_refused_connection(self, reason: str) -> None:
+        """Count a connection that was closed before the app saw a request, or for an invalid one."""
+        self._refused_connections.labels(reason).inc()
 
 
 @dataclass(slots=True)
@@ -44,8 +56,11 @@ class RequestRecord:
     """Measurements of one request, filled in while it is served. Times are those of `time.monotonic`.
 
     Attributes:
-        outcome: ``ok`` (the model ended the report), ``length``, ``aborted``, ``engine_refused``, ``engine_lost``,
-            ``client_left``, or ``refused``, for which ``reason`` holds the error code.
+        key: first 12 digits of the API key's digest, or None on a server without keys.
+        address: the client's IP address, or None over a Unix socket.
+        outcome: ``ok`` (the model ended the report), ``length``, ``incomplete`` (any other finish reason, or none),
+            ``aborted``, ``engine_refused``, ``engine_lost``, ``client_left``, ``failed`` (an error of the gateway), or
+            ``refused``, for which ``reason`` holds the error code.
         model: name of the requested model, which the server has; "" before the request is validated.
         image_tokens: tokens of the prompt that stand for the image.
         stages: seconds in ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
@@ -54,7 +69,9 @@ class RequestRecord:
     tenant: Tenant
     request_id: str
     note: ClientMetadata = field(default_factory=ClientMetadata)
-    outcome: str = "client_left"
+    key: str | None = None
+    address: str | None = None
+    outcome: str = "failed"
     reason: str = ""
     model: str = ""
     status: int = 0
@@ -115,19 +132,34 @@ class TenantMetrics:
             "time_to_first_token", "Time from the arrival of a request to its first token.", _REQUEST_BUCKETS_S
         )
         self._gap = histogram("time_per_output_token", "Mean time between the tokens of a stream.", _TOKEN_BUCKETS_S)
-        self._whole = histogram(
-            "e2e", "Time from the arrival of a request to the end of its answer.", _REQUEST_BUCKETS_S
+        self._duration = histogram(
+            "request_duration", "Time from the arrival of a request to the end of its answer.", _REQUEST_BUCKETS_S
         )
+        self._e2e = histogram("e2e", "Deprecated name of pedcxr_request_duration_seconds.", _REQUEST_BUCKETS_S)
         self._stage = histogram("stage", "Time a request spent in a stage of the gateway.", _STAGE_BUCKETS_S, "stage")
         labels = ("tenant",)
         self.running = Gauge("pedcxr_tenant_in_flight", "Requests sent to the engine.", labels, registry=registry)
         self.waiting = Gauge("pedcxr_tenant_waiting", "Requests in the scheduler queue.", labels, registry=registry)
         self.unauthenticated = Counter("pedcxr_unauthenticated", "Requests without a valid key.", registry=registry)
-        self._failed_writes = Gauge("pedcxr_writes_failed", "Failed writes to a file.", ("file",), registry=registry)
+        self._tokens_left = Gauge(
+            "pedcxr_tenant_tokens_left", "Rest of the token budget of today (UTC).", labels, registry=registry
+        )
+        self._failed_writes = Gauge(
+            "pedcxr_writes_failed", "Deprecated name of pedcxr_write_failures_total.", ("file",), registry=registry
+        )
         self.tenants_broken = Gauge("pedcxr_tenants_broken", "1 while tenants.toml is invalid.", registry=registry)
 
-    def update_gauges(self, queue: FairQueue, *, broken: bool, unaudited: int) -> None:
-        """Set the gauges before a scrape; ``unaudited`` is the number of lines that the audit log could not write."""
+    def update_gauges(self, queue: FairQueue, tenants: Iterable[Tenant], *, broken: bool, unaudited: int) -> None:
+        """Set the gauges before a scrape.
+
+        Args:
+            tenants: the current ones; those with a budget get a gauge of its rest.
+            broken: whether tenants.toml is invalid.
+            unaudited: the number of lines that the audit log could not write.
+        """
+        for tenant in tenants:
+            if tenant.tokens_per_day is not None:
+                self._tokens_left.labels(tenant.name).set(self.tokens_left(tenant))
         for name, (waiting, running) in queue.counts().items():
             self.waiting.labels(name).set(waiting)
             self.running.labels(name).set(running)
@@ -153,8 +185,9 @@ class TenantMetrics:
             self._stage.labels(name, stage).observe(seconds)
         if "queue" in record.stages:
             self._queue.labels(name).observe(record.stages["queue"])
-        if record.usage is not None:
+        if record.usage is not None or record.outcome != "refused":
             self.store.add(_today(), name, totals)
+        if record.usage is not None:
             for kind, tokens in (
                 ("prompt", totals.prompt_tokens),
                 ("image", totals.image_tokens),
@@ -162,7 +195,9 @@ class TenantMetrics:
             ):
                 self._tokens.labels(name, kind).inc(tokens)
         if record.outcome in ("ok", "length"):
-            self._whole.labels(name).observe(record.seconds)
+            seconds = record.seconds
+            self._duration.labels(name).observe(seconds)
+            self._e2e.labels(name).observe(seconds)
             if record.first_token_at is not None and record.last_token_at is not None:
                 self._first.labels(name).observe(record.first_token_at - record.arrived_at)
                 if totals.output_tokens > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 from pedcxr_serve.errors import ConfigError
@@ -30,6 +31,8 @@ class TenantStore:
         self.broken: str | None = None
         """The error of the file as it is now; None if `current` comes from it."""
         self.reloads = 0
+        self.read_at = time.time()
+        """Time of the last successful read, Unix time."""
 
     def reload(self) -> None:
         """Read the file again, changed or not. An invalid file is logged and recorded in `broken`."""
@@ -43,6 +46,7 @@ class TenantStore:
             _log.error("tenants file rejected, tenants unchanged: %s", error)
             return
         self.broken = None
+        self.read_at = time.time()
         self.reloads += 1
         _log.warning("tenants reloaded from %s: %s", self._path, ", ".join(self.current.all) or "none")
 

@@ -15,8 +15,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pedcxr_serve.config import toml_file
+from pedcxr_serve.config.schema import FieldError, Schema
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.schema import FieldError, Schema
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _Count = Annotated[int, Meta(ge=1, le=10**15)]
@@ -62,7 +62,7 @@ class Tenant(Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, Meta(ge=0.01, le=100, description="relative share of the engine under load")] = 1.0
     max_concurrent: Annotated[
         int, Meta(ge=1, le=100_000, description="maximum number of open requests, queued or in progress")
-    ] = 256
+    ] = 1024
     requests_per_minute: Annotated[_Count | None, Meta(description="maximum number of requests per minute")] = None
     tokens_per_day: Annotated[_Count | None, Meta(description="maximum tokens per UTC day, input and output")] = None
     models: Annotated[

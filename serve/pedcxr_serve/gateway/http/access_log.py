@@ -6,13 +6,17 @@ import logging
 import re
 import traceback
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pedcxr_serve.gateway import error_responses
+from pedcxr_serve.gateway.accounting.metrics import RequestRecord
+from pedcxr_serve.gateway.accounting.usage import TokenUsage
 from pedcxr_serve.gateway.state import State
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -57,15 +61,57 @@ class AccessLog:
         try:
             await self._app(scope, receive, send_observed)
         except Exception as error:
-            _log.error("request %s: internal error: %s", request_id, _describe(error))
+            extra = {"fields": {"request_id": request_id}}
+            _log.error("request %s: internal error: %s", request_id, _describe(error), extra=extra)
             if not status:  # otherwise uvicorn closes the connection, since the answer has no end
                 await error_responses.response("internal")(scope, receive, send_observed)
         finally:
-            tenant = request_state.get("tenant", "no tenant")
-            _log.info(
-                "request %s: %s %s, %s, %d after %.3f s",
-                *(request_id, scope["method"], route, tenant, status, monotonic() - start),
-            )
+            if _log.isEnabledFor(logging.INFO):
+                fields: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "route": route}
+                fields |= {"status": status, "seconds": round(monotonic() - start, 4)}
+                fields |= _caller_fields(scope) | _report_fields(request_state.get("record"))
+                _log.info(_line(fields), extra={"fields": fields})
+
+
+def _caller_fields(scope: Scope) -> dict[str, Any]:
+    """Return tenant, key and address of a request. Behind a proxy on this machine, the address is the proxy's client.
+
+    The key is named by the first 12 digits of its digest, as `pedcxr-serve keys list` prints them.
+    """
+    client, request_state = scope.get("client"), scope["state"]
+    return {
+        "tenant": request_state.get("tenant"),
+        "key": request_state.get("key"),
+        "address": client[0] if client else None,
+    }
+
+
+def _report_fields(record: RequestRecord | None) -> dict[str, Any]:
+    """Return what became of a request for a report, and an empty dict for any other request."""
+    if record is None:
+        return {}
+    usage, first = record.usage or TokenUsage(), record.first_token_at
+    return {
+        "outcome": record.outcome,
+        "code": record.reason or None,
+        "prompt_tokens": usage.prompt_tokens,
+        "output_tokens": usage.output,
+        "time_to_first_token": None if first is None else round(first - record.arrived_at, 4),
+    }
+
+
+def _line(fields: Mapping[str, Any]) -> str:
+    """Return the fields as a line of text; absent ones are left out."""
+    tenant, words = fields["tenant"] or "no tenant", []
+    if "outcome" in fields:
+        code = f" ({fields['code']})" if fields["code"] else ""
+        words += [f"{fields['outcome']}{code}", f"{fields['prompt_tokens']} + {fields['output_tokens']} tokens"]
+        if fields["time_to_first_token"] is not None:
+            words.append(f"first token after {fields['time_to_first_token']:.3f} s")
+    words += [f"key {fields['key']}"] if fields["key"] else []
+    words += [f"from {fields['address']}"] if fields["address"] else []
+    head = "request {request_id}: {method} {route}, ".format_map(fields)
+    return head + ", ".join([tenant, f"{fields['status']} after {fields['seconds']:.3f} s", *words])
 
 
 def _describe(error: Exception) -> str:

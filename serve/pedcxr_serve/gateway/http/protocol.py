@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import httptools
@@ -27,7 +28,8 @@ WRITE_TIMEOUT_S = 90.0
 """Seconds that the client may leave an answer unread before the connection is aborted."""
 
 _EXTENSION = "pedcxr"
-_OTHER_FILES = 256  # open files that are not connections
+_OTHER_FILES = 256  # open files that are neither connections nor handshakes
+_MAX_HANDSHAKES = 1024
 _SINGLE_HEADERS = (b"host", b"authorization", b"content-encoding")  # two parsers could pick different values
 _REASONS = {
     400: b"Bad Request",
@@ -72,11 +74,16 @@ def connection_limiter() -> ConnectionLimiter:
     Every client connection may need a second file, for its connection to the engine.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = 2 * MAX_CONNECTIONS + _OTHER_FILES
+    files = 2 * MAX_CONNECTIONS + _MAX_HANDSHAKES + _OTHER_FILES
     if soft < files:
         soft = min(files, hard) if hard != resource.RLIM_INFINITY else files
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return ConnectionLimiter(max(16, min(MAX_CONNECTIONS, (soft - _OTHER_FILES) // 2)))
+    return ConnectionLimiter(max(16, min(MAX_CONNECTIONS, (soft - max_handshakes() - _OTHER_FILES) // 2)))
+
+
+def max_handshakes() -> int:
+    """Return the maximum number of TLS handshakes at a time: a sixteenth of the open files, at most 1,024."""
+    return max(16, min(_MAX_HANDSHAKES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 16))
 
 
 class Connection(HttpToolsProtocol):
@@ -90,16 +97,19 @@ class Connection(HttpToolsProtocol):
     _header_bytes = 0
     _refused = False
     _in_body = False  # the parser is between the headers and the end of the current request
+    _pipelined = False  # a request came before the answer to the one before it; the connection ends with that answer
 
-    def __init__(self, *args: Any, limiter: ConnectionLimiter, **options: Any) -> None:
+    def __init__(self, *args: Any, limiter: ConnectionLimiter, refused: Callable[[str], None], **options: Any) -> None:
         super().__init__(*args, **options)
-        self._limiter = limiter
+        self._limiter, self._count_refused = limiter, refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limiter.limit and not self._limiter.evict_oldest():
-            self._refuse(503, "too many connections; try again in a moment", "too_many_connections")
-            return
+        if len(self.connections) > self._limiter.limit:
+            if not self._limiter.evict_oldest():
+                self._refuse(503, "too many connections; try again in a moment", "too_many_connections")
+                return
+            self._count_refused("idle_evicted")
         self._limiter.mark_idle(self.transport)
         self._start_headers_timer()
 
@@ -110,13 +120,15 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self._pipelined:
             return
         self._unset_keepalive_if_required()
         try:
             while data:
                 data = self._parse(data)
         except httptools.HttpParserError as error:
+            if self._pipelined:
+                return
             if isinstance(error.__context__, _HeadersTooLarge):
                 self._refuse(431, "the request's headers are too large", "headers_too_large")
             else:
@@ -131,6 +143,8 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
+            if self._pipelined:
+                return b""
             if self.parser.get_method() == b"CONNECT":
                 raise httptools.HttpParserError("CONNECT is not supported") from None
             version = self.parser.get_http_version().encode()
@@ -150,16 +164,25 @@ class Connection(HttpToolsProtocol):
             self._cancel_write_timer()
 
     def on_message_begin(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Pipelined requests are not read: uvicorn would stop reading until it has answered, and would not see that
+            # the client leaves. A client sends an unanswered request again (RFC 9112, 9.3.2).
+            self._pipelined, self.cycle.keep_alive = True, False
+            return
         super().on_message_begin()
         self.scope["extensions"] = {_EXTENSION: {"flow": self.flow}}
         self._header_bytes, self._in_body = 0, False
         self._start_headers_timer()
 
     def on_url(self, url: bytes) -> None:
+        if self._pipelined:
+            return
         self._count_header_bytes(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._pipelined:
+            return
         self._count_header_bytes(name + value)
         if self._in_body:
             return  # a trailer field, which could pose as an Authorization header (RFC 9110, 6.5.1)
@@ -173,15 +196,19 @@ class Connection(HttpToolsProtocol):
             raise _AmbiguousHeaders
 
     def on_headers_complete(self) -> None:
-        if self.parser.should_upgrade():
+        if self._pipelined or self.parser.should_upgrade():
             return  # _parse starts again
         self._cancel_headers_timer()
         self._limiter.mark_busy(self.transport)
         self._in_body = True
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        if not self._pipelined:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
-        if self.parser.should_upgrade():
+        if self._pipelined or self.parser.should_upgrade():
             return
         self._in_body = False
         if self.cycle.response_complete:
@@ -217,6 +244,7 @@ class Connection(HttpToolsProtocol):
 
     def _headers_timed_out(self) -> None:
         self._headers_timer = None
+        self._count_refused("headers_too_slow")
         self.close()
 
     def _cancel_write_timer(self) -> None:
@@ -227,6 +255,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Send an error and close. No error is sent if another answer has started or is due first."""
         self._refused = True
+        self._count_refused(code)
         self._cancel_headers_timer()
         cycle = self.cycle
         if cycle is None or cycle.response_complete or (self._in_body and not cycle.response_started):

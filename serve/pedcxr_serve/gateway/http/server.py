@@ -8,7 +8,7 @@ import functools
 import math
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -17,9 +17,10 @@ from starlette.types import ASGIApp
 
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import app
+from pedcxr_serve.gateway.http.handshakes import HandshakeServer
 from pedcxr_serve.gateway.http.listeners import Listeners
-from pedcxr_serve.gateway.http.protocol import Connection, connection_limiter
-from pedcxr_serve.gateway.http.tls import HANDSHAKE_TIMEOUT_S, CertificateStore
+from pedcxr_serve.gateway.http.protocol import Connection, connection_limiter, max_handshakes
+from pedcxr_serve.gateway.http.tls import CertificateStore
 from pedcxr_serve.gateway.state import State
 
 UVICORN_VERSIONS = ((0, 35), (0, 54))
@@ -27,7 +28,6 @@ UVICORN_VERSIONS = ((0, 35), (0, 54))
 FLUSH_S = 2
 """Seconds that connections get to send their last bytes when the server stops."""
 _POLL_S = 1.0  # between two checks of tenants.toml and the certificate
-_TLS_SHUTDOWN_TIMEOUT_S = 5.0  # for the client's close_notify
 
 
 @contextlib.asynccontextmanager
@@ -38,12 +38,16 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
         ConfigError: this version of uvicorn is not supported.
     """
     require_uvicorn(uvicorn.__version__)
+    refused = state.metrics.count_refused_connection
     servers = [
-        (_Server(_uvicorn(app.public(state, engine), state.keep_alive_s), state.tls), listeners.public),
-        (_Server(_uvicorn(app.admin(state, engine), state.keep_alive_s)), listeners.admin),
+        (_Server(_uvicorn(app.public(state, engine), state.keep_alive_s), refused, state.tls), listeners.public),
+        (_Server(_uvicorn(app.admin(state, engine), state.keep_alive_s), refused), listeners.admin),
     ]
     tasks = [asyncio.create_task(server.serve(sockets=[bound])) for server, bound in servers]
-    watch = asyncio.create_task(_watch(state))
+    public, runtime = servers[0][0], state.metrics.runtime
+    runtime.connections.set_function(lambda: len(public.server_state.connections))
+    runtime.handshakes.set_function(lambda: public.handshakes)
+    watch = asyncio.gather(_watch(state), runtime.measure_loop_lag())
     try:
         yield
     finally:
@@ -67,36 +71,45 @@ def require_uvicorn(version: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server with our certificates and without its signal handlers, which would race with ours."""
+    """uvicorn's server with our certificates and without its signal handlers, which would race with ours.
 
-    def __init__(self, config: uvicorn.Config, tls: CertificateStore | None = None) -> None:
+    ``refused`` is called with the reason for each connection that is closed without an answer of the app.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, refused: Callable[[str], None], tls: CertificateStore | None = None
+    ) -> None:
         super().__init__(config)
-        self._tls = tls
+        self._tls, self._refused = tls, refused
+
+    @property
+    def handshakes(self) -> int:
+        """Number of TLS handshakes in progress."""
+        return sum(len(server) for server in getattr(self, "servers", ()) if isinstance(server, HandshakeServer))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on bound sockets as uvicorn 0.54 does, but with timeouts of the TLS handshake and shutdown."""
+        """Listen on bound sockets as uvicorn 0.54 does, but with limits on TLS handshakes."""
         connection = functools.partial(
             Connection,
             config=self.config,
             server_state=self.server_state,
             app_state=self.lifespan.state,
             limiter=connection_limiter(),
+            refused=self._refused,
         )
-        ssl_options: dict[str, Any] = {}
-        if self._tls is not None:
-            ssl_options = {
-                "ssl": self._tls.context,
-                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
-                "ssl_shutdown_timeout": _TLS_SHUTDOWN_TIMEOUT_S,
-            }
         loop, backlog = asyncio.get_running_loop(), self.config.backlog
-        self.servers = [
-            await loop.create_server(connection, sock=bound, backlog=backlog, **ssl_options) for bound in sockets or []
-        ]
+        servers: list[Any] = []
+        for bound in sockets or []:
+            if self._tls is None:
+                servers.append(await loop.create_server(connection, sock=bound, backlog=backlog))
+            else:
+                context, limit = self._tls.context, max_handshakes()
+                servers.append(HandshakeServer(bound, connection, context, limit=limit, refused=self._refused))
+        self.servers = servers
         self.started = True
 
 

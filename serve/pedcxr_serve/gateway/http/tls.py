@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,9 +16,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.watched_file import WatchedFiles
-
-HANDSHAKE_TIMEOUT_S = 10.0
-"""Seconds that a TLS handshake may take; meanwhile the client holds a connection and nothing else."""
 
 _log = logging.getLogger("pedcxr.gateway")
 
@@ -53,22 +51,35 @@ class CertificateStore:
         self._files = WatchedFiles(certificate, key, settle=True)
         self.pair = load(certificate, key, now())
         self.reloads = 0
+        self.broken = False
+        """Whether the files as they are now could not be loaded."""
+        self.read_at = time.time()
+        """Time of the last successful read, Unix time."""
         self.context = self.pair.context
         """The context of the listener, which never changes."""
         self.context.sni_callback = self._use_current_pair
         self.failures = Counter(
             "pedcxr_tls_reload_failures", "Renewed certificates that could not be loaded.", registry=None
         )
-        self._expiry = Gauge(
-            "pedcxr_tls_expiry_seconds", "Expiry of the current certificate, Unix time.", registry=None
+        self._not_after = Gauge(
+            "pedcxr_tls_certificate_not_after_timestamp_seconds",
+            "Expiry of the current certificate, Unix time.",
+            registry=None,
         )
-        self._expiry.set_function(lambda: self.pair.expires.timestamp())
+        self._expiry = Gauge(
+            "pedcxr_tls_expiry_seconds",
+            "Deprecated name of pedcxr_tls_certificate_not_after_timestamp_seconds.",
+            registry=None,
+        )
+        for gauge in (self._not_after, self._expiry):
+            gauge.set_function(lambda: self.pair.expires.timestamp())
         if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
             _log.warning("gateway.tls_key: %s is readable by other users of this machine; chmod 600 it", key)
 
     def register(self, registry: CollectorRegistry) -> None:
         """Add the metrics of expiry and failed renewals to a registry."""
         registry.register(self.failures)
+        registry.register(self._not_after)
         registry.register(self._expiry)
 
     def reload(self) -> None:
@@ -78,9 +89,10 @@ class CertificateStore:
             pair = load(*self._paths, self._now())
         except ConfigError as error:
             self.failures.inc()
+            self.broken = True
             _log.error("certificate not reloaded, the current one expires %s: %s", _day(self.pair.expires), error)
             return
-        self.pair = pair
+        self.pair, self.broken, self.read_at = pair, False, time.time()
         self.reloads += 1
         _log.warning("certificate reloaded from %s, expires %s", self._paths[0], _day(pair.expires))
 

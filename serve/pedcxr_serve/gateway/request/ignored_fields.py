@@ -52,7 +52,6 @@ IGNORED: dict[str, tuple[tuple[object, ...], str]] = {
     "stream_reasoning": ((True,), _ROUTER),
     "include_reasoning": ((True,), _ROUTER),
     "return_hidden_states": ((False,), _ROUTER),
-    "stream_options.continuous_usage_stats": ((ANY,), "tokens are counted once, at the end of the stream"),
     "messages[].name": ((ANY,), "no personal name reaches the engine"),
     "messages[].refusal": ((ANY,), _ECHO),
     "messages[].annotations": ((ANY,), _ECHO),
@@ -127,8 +126,6 @@ def _objects(request: object) -> Iterator[tuple[str, dict[str, Any]]]:
     if not isinstance(request, dict):
         return
     yield "", request
-    if isinstance(options := request.get("stream_options"), dict):
-        yield "stream_options.", options
     for message in _dicts(request.get("messages")):
         yield "messages[].", message
         for part in _dicts(message.get("content")):

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from pedcxr_serve.config.schema import FieldError, Schema
 from pedcxr_serve.gateway.auth.models import ServedAdapter, may_use
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import ignored_fields, image_splice
 from pedcxr_serve.gateway.request.conversation import Turn, turns
 from pedcxr_serve.gateway.request.image_splice import Film, refuse
-from pedcxr_serve.schema import FieldError, Schema
 
 _MAX_PATH = 200
 _INDEX = re.compile(r"\[\d+\]")
@@ -36,6 +36,9 @@ class StreamOptions(Struct):
     """`stream_options` of OpenAI's API."""
 
     include_usage: Annotated[bool, Meta(description="whether a stream ends with an event that counts tokens")] = False
+    continuous_usage_stats: Annotated[
+        bool, Meta(description="whether every event counts the tokens so far; only with `include_usage` (vLLM)")
+    ] = False
     include_obfuscation: Annotated[bool, Meta(description="accepted; no effect")] = False
 
 
@@ -156,6 +159,7 @@ class AcceptedRequest:
     Attributes:
         parts: the body; the film in it is a view of the client's body.
         include_usage: whether the client receives the event of a stream that counts tokens.
+        include_counts: whether the client receives the count in every other event too.
         max_tokens: maximum length of the report.
         film: SHA-256 of the film's bytes, or None.
         words: all texts as the model sees them, for a digest and an estimate of their tokens; must not be logged.
@@ -166,6 +170,7 @@ class AcceptedRequest:
     model: str
     stream: bool
     include_usage: bool
+    include_counts: bool
     max_tokens: int
     temperature: float
     film: bytes | None
@@ -211,11 +216,13 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
     uuid = None if film is None else film_id(payload["cache_salt"], film.sha256)
     payload["messages"] = [turn.message(placeholder, uuid) for turn in conversation]
     payload["max_tokens"] = min([rules.max_new_tokens, *limits])
+    options = request.get("stream_options", {})
     return AcceptedRequest(
         _splice(payload, placeholder, film),
         model,
         stream,
-        include_usage=request.get("stream_options", {}).get("include_usage", False),
+        include_usage=options.get("include_usage", False),
+        include_counts=options.get("include_usage", False) and options.get("continuous_usage_stats", False),
         max_tokens=payload["max_tokens"],
         temperature=float(payload["temperature"]),
         film=None if film is None else film.sha256,
@@ -270,7 +277,8 @@ def _payload(
     payload["model"] = model
     payload.setdefault("temperature", 0)
     if request.get("stream"):
-        payload["stream_options"] = {"include_usage": True}  # for token accounting
+        # For token accounting, and for charging while the stream runs: an event may hold several tokens.
+        payload["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     payload["cache_salt"] = cache_salt(rules.secret, tenant.name, model if model in rules.adapters else "")
     return payload
 

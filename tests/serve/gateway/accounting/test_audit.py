@@ -77,8 +77,25 @@ def test_log_is_intact_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.Mon
         log.write({"request_id": "lost"})
     log.write({"request_id": "1"})
     log.close()
-    assert "lines 0 to 1 are intact" in audit.verify(path, SECRET)
-    assert log.failures == 1
+    assert audit.verify(path, SECRET) == (
+        f"{path}: lines 0 to 1 are intact and in order; 1 further requests could not be logged"
+    )
+    assert (log.failures, log.next_seq) == (1, 2)
+    assert ["lost" in line for line in path.read_text().splitlines()] == [False, True]
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["first line", "last line"])
+def test_damaged_line_is_a_configuration_error(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = audit.AuditLog(path, SECRET)
+    for number in range(2):
+        log.write({"request_id": str(number)})
+    log.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[place] = b'{"seq": damaged\n'
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(ConfigError, match=r"cannot be continued: its (first|last) line is not a line of an audit log"):
+        audit.AuditLog(path, SECRET)
 
 
 def test_failed_rotation_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ def test_seconds_until_midnight(clock: type[datetime], moment: datetime, seconds
 def test_failed_writes_are_exported() -> None:
     registry, store = CollectorRegistry(), UsageStore(None)
     store.failures = 2
-    TenantMetrics(registry, store).update_gauges(FairQueue(1, max_waiting=1, max_wait_s=1), broken=False, unaudited=3)
+    queue = FairQueue(1, max_waiting=1, max_wait_s=1)
+    TenantMetrics(registry, store).update_gauges(queue, [], broken=False, unaudited=3)
     assert registry.get_sample_value("pedcxr_writes_failed", {"file": "usage"}) == 2
     assert registry.get_sample_value("pedcxr_writes_failed", {"file": "audit"}) == 3

@@ -24,7 +24,8 @@ PAGE = (ROOT / "docs" / "metrics.md").read_text()
 
 def rows(registry: CollectorRegistry) -> Iterator[str]:
     """Yield the rows of the page, sorted by name."""
-    collectors: dict[str, Any] = {collector._name: collector for collector in registry._collector_to_names}
+    named = (collector for collector in registry._collector_to_names if hasattr(collector, "_name"))
+    collectors: dict[str, Any] = {collector._name: collector for collector in named}
     for name, collector in sorted(collectors.items()):
         kind = collector._type
         labels = ", ".join(f"`{label}`" for label in collector._labelnames)

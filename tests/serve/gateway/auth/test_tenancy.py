@@ -291,6 +291,17 @@ def test_usage_event_is_sent_on_request_only(engine: FakeEngine, include_usage: 
         assert today["anonymous"]["output_tokens"] == len(REPORT)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_counts_in_every_event_are_sent_on_request_only(engine: FakeEngine, counts: bool) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": counts}
+    with running(engine) as gateway, gateway.client() as client:
+        answer = client.post(CHAT, json=BODY | {"stream": True, "stream_options": options})
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+    tokens = [event["usage"]["completion_tokens"] for event in events if "usage" in event]
+    every = [*range(1, len(REPORT) + 1), len(REPORT)]  # an event for each piece, and one with the finish reason
+    assert tokens == [*(every if counts else []), len(REPORT)]
+
+
 def test_usage_and_budgets_survive_a_restart(engine: FakeEngine, teams: Teams, tmp_path: Path) -> None:
     teams.add("a", "tokens_per_day = 600")
     path = tmp_path / "usage.sqlite"
@@ -320,8 +331,12 @@ def test_usage_and_budgets_survive_a_restart(engine: FakeEngine, teams: Teams, t
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_client_that_leaves_early_is_charged_for_the_tokens_sent(engine: FakeEngine) -> None:
-    engine.answer = Answer(stall_after=4)
+TOKENS_PER_EVENT = pytest.mark.parametrize("tokens", [1, 4])  # the second is the default on a GPU
+
+
+@TOKENS_PER_EVENT
+def test_client_that_leaves_early_is_charged_for_the_tokens_sent(engine: FakeEngine, tokens: int) -> None:
+    engine.answer = Answer(stall_after=4, completion_tokens=tokens * len(REPORT))
     with running(engine) as gateway, gateway.client() as client:
         with client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
             lines = answer.iter_lines()
@@ -329,20 +344,21 @@ def test_client_that_leaves_early_is_charged_for_the_tokens_sent(engine: FakeEng
                 next(lines)
         eventually(gateway.usage)
         (today,) = gateway.usage().values()
-        assert today["anonymous"]["output_tokens"] == 4
+        assert today["anonymous"]["output_tokens"] == 4 * tokens
         assert today["anonymous"]["reports"] == 0
 
 
-def test_stream_is_charged_while_it_runs(engine: FakeEngine) -> None:
+@TOKENS_PER_EVENT
+def test_stream_is_charged_while_it_runs(engine: FakeEngine, tokens: int) -> None:
     """Otherwise a tenant could start many long reports before the first of them is charged."""
-    engine.answer = Answer(stall_after=4)
+    engine.answer = Answer(stall_after=4, completion_tokens=tokens * len(REPORT))
     with running(engine) as gateway, gateway.client() as client:
         with client.stream("POST", CHAT, json=BODY | {"stream": True}) as answer:
             lines = answer.iter_lines()
             for _ in range(7):  # four events and the empty lines between
                 next(lines)
             service = gateway.state.scheduler.queue.service()["anonymous"]
-        assert service == BODY_TOKENS + OUTPUT_COST * 4
+        assert service == BODY_TOKENS + OUTPUT_COST * 4 * tokens
 
 
 def test_metrics_have_a_tenant_label(engine: FakeEngine, teams: Teams) -> None:
@@ -465,6 +481,9 @@ def test_state_follows_the_configuration(teams: Teams, tmp_path: Path) -> None:
     assert (state.body_limit, state.rules.max_new_tokens, state.rules.model) == (3 << 20, 77, "named")
     assert set(state.tenants.current.all) == {"a"} and state.image_tokens == 64
     assert (tmp_path / "usage.sqlite").exists()
+    (tmp_path / "state").mkdir()
+    state_for({audit.KEY_VARIABLE: "k" * 32, "STATE_DIRECTORY": f"{tmp_path / 'state'}:/other"})
+    assert (tmp_path / "state" / "usage.sqlite").exists()
     with pytest.raises(ConfigError, match="PEDCXR_AUDIT_KEY"):
         state_for({})
     teams.path.unlink()

@@ -23,7 +23,7 @@ from pedcxr_serve.gateway.request.body import BodyMemory
 from tests.support.servers.fake_engine import Answer, FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, LIMIT, Gateway, assert_openai_error, eventually, running
 
-CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def read_all(plug: socket.socket) -> bytes:
 
 
 def head(length: object, *headers: str) -> bytes:
-    lines = [f"POST {CHAT} HTTP/1.1", "Host: x", f"Content-Length: {length}", *headers, "", ""]
+    lines = [f"POST {CHAT} HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *headers, "", ""]
     return "\r\n".join(lines).encode()
 
 
@@ -109,7 +109,7 @@ def test_body_without_end_is_cut_off(gateway: Gateway) -> None:
 
 def test_body_in_chunks_of_one_byte(gateway: Gateway) -> None:
     """A chunk per byte costs six bytes for one, and is still a valid request."""
-    body = json.dumps(BODY).encode() + b" " * 100_000
+    body = json.dumps(BODY).encode() + b" " * 20_000
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     with connected(gateway) as plug:
         plug.sendall(CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + chunks)
@@ -196,7 +196,7 @@ HEADER_BOMBS = {
 
 
 def request_with(headers: bytes) -> bytes:
-    return b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+    return b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n"
 
 
 @pytest.mark.parametrize("headers", HEADERS_OVER_A_LIMIT.values(), ids=HEADERS_OVER_A_LIMIT)
@@ -228,7 +228,7 @@ def test_header_bombs_are_cut_off(gateway: Gateway, headers: bytes) -> None:
 
 def test_long_url_is_431(gateway: Gateway) -> None:
     with connected(gateway) as plug:
-        plug.sendall(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        plug.sendall(b"GET /" + b"a" * 60_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b" 431 " in read_all(plug)
 
 
@@ -295,10 +295,35 @@ def test_bytes_that_are_not_http_are_400(gateway: Gateway, noise: bytes) -> None
     assert b" 400 " in answer and error_in(answer)["code"] == "invalid_http"
 
 
-def test_garbage_after_pipelined_requests_drops_them(gateway: Gateway) -> None:
+PIPELINED = {
+    "request": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20,
+    "upgrade": b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "headers over the limit": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 20_000 + b"\r\n\r\n",
+    "garbage": b"\x00garbage\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("behind", PIPELINED.values(), ids=PIPELINED)
+def test_first_of_pipelined_requests_is_answered(gateway: Gateway, behind: bytes) -> None:
+    """A client repeats the others, as after any closed connection."""
+    body = json.dumps(BODY).encode()
     with connected(gateway) as plug:
-        plug.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" * 20 + b"\x00garbage\r\n\r\n")
-        assert read_all(plug) == b""
+        plug.sendall(head(len(body)) + body + behind)
+        answer = read_all(plug)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 200 ") and b"connection: close" in answer.lower()
+
+
+@pytest.mark.parametrize("behind", [b"", PIPELINED["request"]], ids=["alone", "pipelined"])
+def test_client_that_leaves_is_noticed(gateway: Gateway, behind: bytes) -> None:
+    gateway.engine.answer = Answer(first=60)
+    body = json.dumps(BODY).encode()
+    with connected(gateway) as plug:
+        plug.sendall(head(len(body)) + body + behind)
+        eventually(lambda: gateway.engine.chats)
+    assert gateway.engine.chats[0].disconnected.wait(5)
+    eventually(lambda: gateway.state.in_flight == 0)
+    assert len(gateway.engine.requests) == 1
 
 
 def test_half_closed_connection_gets_no_answer(gateway: Gateway) -> None:

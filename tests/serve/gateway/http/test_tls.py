@@ -20,7 +20,7 @@ import pytest
 
 import pedcxr_client
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.gateway.http import server
+from pedcxr_serve.gateway.http import handshakes
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from tests.support import certificates
 from tests.support.certificates import NOW, Files, make_certificate
@@ -155,7 +155,7 @@ def test_files_that_still_change_are_not_read(files: Files, tmp_path: Path) -> N
 def test_incomplete_handshakes_do_not_affect_other_clients(
     engine: FakeEngine, files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(server, "HANDSHAKE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(handshakes, "TIMEOUT_S", 0.5)
     with secured(engine, files) as gateway, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(socket.create_connection(gateway.address, timeout=10)) for _ in range(100)]
         for number, plug in enumerate(slow):

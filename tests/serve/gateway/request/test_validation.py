@@ -78,8 +78,11 @@ def test_body_of_our_client() -> None:
     request_body = body(model="m", max_tokens=400, temperature=0, stream=True, stream_options={"include_usage": True})
     accepted = accept(request_body)
     salt = validation.cache_salt(b"s" * 32, "team")
-    assert payload(accepted) == with_film_id(request_body, salt) | {"cache_salt": salt}
-    assert (accepted.stream, accepted.include_usage, accepted.max_tokens) == (True, True, 400)
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    sent = with_film_id(request_body, salt) | {"cache_salt": salt, "stream_options": options}
+    assert payload(accepted) == sent
+    assert (accepted.stream, accepted.include_usage, accepted.include_counts) == (True, True, False)
+    assert accepted.max_tokens == 400
     assert accepted.film == hashlib.sha256(base64.b64decode(FILM)).digest()
     assert accepted.words == "Generate a report."
 
@@ -383,9 +386,18 @@ def test_any_bytes_are_accepted_or_refused(noise: bytes, at: int, cut: int) -> N
     assert payload(accepted)["cache_salt"]
 
 
+@pytest.mark.parametrize(("usage", "counts"), [(True, True), (True, False), (False, True), (False, False)])
+def test_counts_in_every_event_need_the_usage_too(usage: bool, counts: bool) -> None:
+    options = {"include_usage": usage, "continuous_usage_stats": counts}
+    accepted = accept(body(stream=True, stream_options=options))
+    assert (accepted.include_usage, accepted.include_counts) == (usage, usage and counts)
+    assert payload(accepted)["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
+    assert not accepted.ignored
+
+
 def test_reference_contains_every_field() -> None:
     page = SCHEMA.markdown("field")
-    assert page.count("\n") == len(list(SCHEMA.walk())) + 2 == 31
+    assert page.count("\n") == len(list(SCHEMA.walk())) + 2 == 32
     assert "`messages[].content[].image_url.url`" in page
 
 

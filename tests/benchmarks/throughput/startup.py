@@ -1,4 +1,4 @@
-"""Measure the time from start to ready, alternating pedcxr-serve and bare vLLM; part of ``make bench``."""
+"""Measure the time from start to ready, alternating pedcxr-serve and bare vLLM; part of ``make bench-overhead``."""
 
 from __future__ import annotations
 

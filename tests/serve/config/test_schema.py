@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from msgspec import Meta, Struct
 
-from pedcxr_serve.schema import FieldError, Schema
+from pedcxr_serve.config.schema import FieldError, Schema
 
 
 class Inner(Struct):

@@ -1,4 +1,4 @@
-"""``make bench``: reports per second of the gateway, of bare vLLM and of transformers' quick start.
+"""``make bench-overhead``: reports per second of the gateway, of bare vLLM and of transformers' quick start.
 
 All write reports of drawn films. No film is sent twice, so that no cache answers instead of the engine. Gateway and
 bare engine use the same engine process and are measured in turns. The quick start runs alone, before and after them.
@@ -30,9 +30,10 @@ from pedcxr_serve.config.settings import DEMO_NAME
 from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
 from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.gateway import app
-from tests.benchmarks import startup, transformers_baseline
+from tests.benchmarks import transformers_baseline
 from tests.benchmarks.load_generator import Films, Sender, send
 from tests.benchmarks.processes import processor_s
+from tests.benchmarks.throughput import startup
 from tests.support.servers.local_server import LocalServer, server
 
 _FIRST_SEED = 8_000_000  # training draws from lower seeds
@@ -76,7 +77,7 @@ class Row:
 def main() -> None:
     """Run the benchmark and print its tables."""
     own, flags = cli.split(sys.argv[1:])
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.throughput", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.throughput.overhead", description=__doc__)
     parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 32, 64], help="numbers of concurrent requests")
     parser.add_argument("--rounds", type=int, default=5, help="rounds per load, gateway and bare engine in turns")
     parser.add_argument("--pairs", type=int, default=60, help="pairs of streams to compare the time to the first word")

@@ -1,0 +1,122 @@
+"""Read measured loads from the result files of load tests.
+
+Two kinds of files are read: the JSON of ``pedcxr bench -o``, whose list ``stages`` has an object for each load, and the
+JSON of ``vllm bench serve --save-result``, which is such an object itself. These keys are used, all others are ignored:
+
+============================ ==========================================================================
+``max_concurrency``          requests in flight of a closed loop; null for an open loop, which is not used
+``completed``                number of complete reports
+``request_throughput``       complete reports per second
+``mean_ttft_ms``             mean time to first token
+``mean_tpot_ms``             mean time per output token after the first
+``total_input_tokens``       prompt tokens of the complete reports
+``total_output_tokens``      tokens of the complete reports
+``output_lens``              tokens of each report, optional; without it all have the mean length
+``valid``, ``reasons``       beside ``stages``, optional: whether the run followed the rules of the tool
+============================ ==========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from pedcxr_serve.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A measured closed loop.
+
+    Attributes:
+        in_flight: requests in flight.
+        rate: reports per second.
+        ttft, tpot: mean seconds.
+        prompt_tokens, output_tokens: means of a report.
+        lengths: tokens of the reports.
+    """
+
+    in_flight: int
+    rate: float
+    ttft: float
+    tpot: float
+    prompt_tokens: float
+    output_tokens: float
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The loads of one or several files, in ascending order, and why the figures may not count."""
+
+    loads: tuple[Load, ...]
+    doubts: tuple[str, ...]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The tokens of all reports."""
+        return tuple(length for load in self.loads for length in load.lengths)
+
+
+class _Stage(msgspec.Struct):
+    max_concurrency: float | None = None
+    completed: int = 0
+    request_throughput: float | None = None
+    mean_ttft_ms: float | None = None
+    mean_tpot_ms: float | None = None
+    total_input_tokens: int = 0
+    total_output_tokens: int = 0
+    output_lens: list[int | None] = []  # msgspec copies the default
+
+
+class _File(_Stage):
+    stages: list[_Stage] | None = None
+    valid: bool = True
+    reasons: list[str] = []
+
+
+def read(paths: Sequence[Path]) -> Measurement:
+    """Read result files.
+
+    Raises:
+        ConfigError: a file cannot be read, or no file has a closed loop with complete reports.
+    """
+    loads: list[Load] = []
+    doubts: list[str] = []
+    for path in paths:
+        try:
+            file = msgspec.json.decode(path.read_bytes(), type=_File)
+        except OSError as error:
+            raise ConfigError(f"--from {path}: {error.strerror or 'cannot be read'}") from error
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"--from {path}: is not a result of a load test ({error})") from error
+        if not file.valid:
+            doubts.append(f"{path} is INVALID: {'; '.join(file.reasons) or 'no reason is recorded'}")
+        loads += filter(None, map(_load, [file] if file.stages is None else file.stages))
+    if not loads:
+        raise ConfigError(
+            f"--from {', '.join(map(str, paths))}: has no closed loop with complete reports; use a result of "
+            "`pedcxr bench --mode knee` or of `vllm bench serve --max-concurrency N --save-result`"
+        )
+    return Measurement(tuple(sorted(loads, key=lambda load: load.in_flight)), tuple(doubts))
+
+
+def _load(stage: _Stage) -> Load | None:
+    times = (stage.request_throughput, stage.mean_ttft_ms, stage.mean_tpot_ms)
+    rate, ttft, tpot = times
+    if not (stage.max_concurrency and stage.completed and rate and ttft and tpot):
+        return None
+    mean = stage.total_output_tokens / stage.completed
+    lengths = tuple(length for length in stage.output_lens if length) or (max(1, round(mean)),)
+    return Load(
+        in_flight=int(stage.max_concurrency),
+        rate=rate,
+        ttft=ttft / 1e3,
+        tpot=tpot / 1e3,
+        prompt_tokens=stage.total_input_tokens / stage.completed,
+        output_tokens=mean,
+        lengths=lengths,
+    )

@@ -1,0 +1,226 @@
+"""``make bench``: a mid-size checkpoint with made-up weights, served and in transformers, measured in alternation.
+
+The paths are transformers with one film at a time, in both number formats; transformers with a padded batch; `vllm
+serve` with default flags and openai-python; and `pedcxr-serve` with `pedcxr_client`, both as they come. No film is sent
+twice. Every report must have the same number of tokens. Each path has one window per round; rounds run forwards and
+backwards in turn. Only ratios apply to another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+
+import aiohttp
+import openai
+import uvloop
+from tqdm import tqdm
+
+from pedcxr_client import AsyncClient
+from pedcxr_client.errors import ReportError
+from pedcxr_client.films.age import Age
+from pedcxr_client.request import prompts
+from pedcxr_serve.demo import drawing
+from pedcxr_serve.engine import health
+from tests.benchmarks.throughput import batched_transformers, unique_films, windows
+from tests.benchmarks.throughput.windows import Span, Window
+from tests.support.servers.local_server import server
+
+_NAME = "midsize"
+_AGE, _SEX = "6Y", "F"
+_START_S = 600.0
+
+Film = bytes
+Send = Callable[[Film], Awaitable[None]]
+Measure = Callable[[], Awaitable[float]]
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.throughput", description=__doc__)
+    parser.add_argument("--loads", type=int, nargs="+", default=[1, 8, 16, 32], help="numbers of concurrent requests")
+    parser.add_argument("--rounds", type=int, default=2, help="windows per path")
+    parser.add_argument("--waves", type=int, default=3, help="requests per window and concurrent request, at least 3")
+    parser.add_argument("--tokens", type=int, default=128, help="length of a report")
+    parser.add_argument("--batch", type=int, default=8, help="films that transformers pads together")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of both servers")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=drawing.SIZE, metavar=("HEIGHT", "WIDTH"), help="of a film in pixels"
+    )
+    parser.add_argument("--skip-transformers", action="store_true", help="measure the servers only")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        checkpoint = folder / "checkpoint"
+        module = "tests.benchmarks.throughput.checkpoint"
+        subprocess.run([sys.executable, "-W", "ignore", "-m", module, str(checkpoint)], check=True)
+        uvloop.run(_run(args, folder, checkpoint))
+
+
+async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None:
+    films = unique_films.films((args.size[0], args.size[1]))
+    prompt = prompts.card(Age.parse(_AGE), _SEX)
+    with ExitStack() as stack:
+        dtype = ("--dtype", args.dtype)
+        stock_url = stack.enter_context(_stock_vllm(checkpoint, dtype))
+        ours = stack.enter_context(server("--model", str(checkpoint), "--served-name", _NAME, *dtype))
+        await _wait_until_healthy(stock_url)
+        paths: dict[str, Measure] = {}
+        if not args.skip_transformers:
+            for kind in ("float32", "bfloat16"):
+                model = stack.enter_context(batched_transformers.loaded(checkpoint, kind, prompt, args.tokens))
+                for batch in (1, args.batch):
+                    name = f"transformers {kind}, " + (f"{batch} padded" if batch > 1 else "one by one")
+                    paths[name] = _transformers(model, films, folder, batch, args.tokens)
+        async with (
+            openai.AsyncOpenAI(base_url=f"{stock_url}/v1", api_key="none", max_retries=0, timeout=600) as plain,
+            AsyncClient(ours.url, model=_NAME, retries=0) as client,
+        ):
+            senders = {"vllm serve": _plain(plain, prompt, args.tokens), "pedcxr": _client(client, args.tokens)}
+            for load in args.loads:
+                for name, send in senders.items():
+                    paths[f"{name} at {load}"] = _closed_loop(send, films, load, args.waves * load)
+            for send in senders.values():  # the first requests of a server are slower
+                await _lanes(send, films, max(args.loads), max(args.loads))
+            results = await _alternate(paths, args.rounds)
+    bases = {"transformers float32, one by one": "x one by one, float32"} if not args.skip_transformers else {}
+    bases |= {f"transformers {args.dtype}, {args.batch} padded": "x padded batch"} if bases else {}
+    print("\n" + windows.table(results, bases | {"vllm serve at {load}": "x vllm serve, same load"}))
+
+
+async def _alternate(paths: dict[str, Measure], rounds: int) -> list[Window]:
+    results: list[Window] = []
+    with tqdm(total=rounds * len(paths), unit="window", disable=None) as bar:
+        for number in range(rounds):
+            for path in windows.order(list(paths), number):
+                bar.set_postfix_str(path)
+                calibration_s = _calibrate()
+                results.append(Window(path, number, await paths[path](), calibration_s))
+                bar.update()
+    return results
+
+
+def _calibrate() -> float:
+    """Return the processor time of a fixed loop: it varies with the other work on the machine."""
+    start = time.process_time()
+    value = 0
+    for number in range(2_000_000):
+        value ^= number
+    return time.process_time() - start
+
+
+def _transformers(
+    model: batched_transformers.Model, films: Iterator[Film], folder: Path, batch: int, tokens: int
+) -> Measure:
+    async def measure() -> float:
+        paths = [folder / f"{number}.png" for number in range(batch)]
+        for path in paths:
+            path.write_bytes(next(films))
+        seconds, lengths = await asyncio.to_thread(model.generate, paths)
+        _require(lengths == [tokens] * batch, f"transformers wrote {lengths} tokens")
+        return batch / seconds
+
+    return measure
+
+
+def _closed_loop(send: Send, films: Iterator[Film], in_flight: int, requests: int) -> Measure:
+    async def measure() -> float:
+        return windows.steady_rate(await _lanes(send, films, in_flight, requests), in_flight)
+
+    return measure
+
+
+async def _lanes(send: Send, films: Iterator[Film], in_flight: int, requests: int) -> list[Span]:
+    """Keep ``in_flight`` requests open until this many have been sent; return the span of each."""
+    spans: list[Span] = []
+    left = count(requests, -1)
+
+    async def lane() -> None:
+        while next(left) > 0:
+            film, start = next(films), time.perf_counter()
+            await send(film)
+            spans.append(Span(start, time.perf_counter()))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(in_flight):
+            group.create_task(lane())
+    return spans
+
+
+def _plain(client: openai.AsyncOpenAI, prompt: str, tokens: int) -> Send:
+    """Return what a user of openai-python writes against `vllm serve`."""
+
+    async def send(film: Film) -> None:
+        url = "data:image/png;base64," + base64.b64encode(film).decode()
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
+        answer = await client.chat.completions.create(
+            model=_NAME,
+            messages=[{"role": "user", "content": content}],
+            max_tokens=tokens,
+            temperature=0,
+        )
+        length = answer.usage.completion_tokens if answer.usage else None
+        _require(length == tokens, f"vllm serve wrote {length} tokens")
+
+    return send
+
+
+def _client(client: AsyncClient, tokens: int) -> Send:
+    """Return what a user of `pedcxr_client` writes. Random words are no report, so the client raises, after the end."""
+
+    async def send(film: Film) -> None:
+        try:
+            await client.report(film, age=_AGE, sex=_SEX, max_tokens=tokens)
+        except ReportError as error:
+            _require(error.finish_reason == "length", f"pedcxr ended a report by {error.finish_reason}: {error}")
+        else:
+            _require(False, "pedcxr wrote fewer tokens than it should")
+
+    return send
+
+
+@contextmanager
+def _stock_vllm(checkpoint: Path, flags: tuple[str, ...]) -> Iterator[str]:
+    """Run `vllm serve` with default flags and without the plugin, and yield its URL before it is ready."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = "import sys; from pedcxr_serve.engine.vllm_main import run_vllm; run_vllm(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "serve", str(checkpoint), "--served-model-name", _NAME, *flags]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    env = {**os.environ, "VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    log = checkpoint.parent / "vllm.log"
+    with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        except BaseException:
+            print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
+            raise
+        finally:
+            process.terminate()
+
+
+async def _wait_until_healthy(url: str) -> None:
+    async with asyncio.timeout(_START_S), aiohttp.ClientSession(url) as session:
+        while not await health.is_healthy(session):
+            await asyncio.sleep(0.5)
+
+
+def _require(is_met: bool, failure: str) -> None:
+    if not is_met:
+        raise SystemExit(f"the benchmark is invalid: {failure}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Replicas for a load: what limits them, what they cost, and measured loads in place of the roofline's times."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pedcxr_serve import cli
+from pedcxr_serve.checkpoint import inspect
+from pedcxr_serve.checkpoint.architecture import Shape
+from pedcxr_serve.checkpoint.inspect import Checkpoint
+from pedcxr_serve.config import load
+from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
+from pedcxr_serve.planner.capacity import Objectives
+from pedcxr_serve.planner.plan import EnginePlan
+from tests.support import checkpoint_folders as folders
+
+KNOWN = simulate.Replica(0.03, 0.01, 0.0005, 0.012, (29, 43, 79), 32, prompts_per_step=18)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return inspect.inspect(folders.medgemma_4b(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def shape(model: Checkpoint) -> Shape:
+    assert model.shape is not None
+    return model.shape
+
+
+@pytest.fixture(scope="module")
+def h200(model: Checkpoint) -> EnginePlan:
+    return plan.make(model, devices.TABLE["h200"], load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
+
+
+def stage(in_flight: int | None, rate: float, ttft: float, tpot: float, **more: object) -> dict[str, object]:
+    """Return an object as `vllm bench serve --save-result` writes it."""
+    return {
+        "max_concurrency": in_flight,
+        "request_throughput": rate,
+        "mean_ttft_ms": 1e3 * ttft,
+        "mean_tpot_ms": 1e3 * tpot,
+        "completed": 100,
+        "total_input_tokens": 10_800,
+        "total_output_tokens": 5000,
+        "p99_itl_ms": 3.5,
+        **more,
+    }
+
+
+def simulated_stage(in_flight: int) -> dict[str, object]:
+    outcome = simulate.simulate(KNOWN, in_flight=in_flight, reports=2000, seed=7)
+    return stage(in_flight, outcome.rate, outcome.ttft.mean, outcome.tpot.mean, output_lens=[*KNOWN.lengths, None])
+
+
+def test_replicas_carry_the_load_within_the_objectives(h200: EnginePlan, shape: Shape) -> None:
+    part = capacity.replica(h200, shape, (350,))
+    objectives = Objectives(rate=100, ttft=2, e2e=15, price=4.0)
+    answer = capacity.size(h200, shape, part, objectives)
+
+    assert answer.replicas * answer.highest_rate >= 100 > (answer.replicas - 1) * answer.highest_rate
+    assert answer.outcome.ttft.p95 <= 2 and answer.outcome.e2e.p95 <= 15
+    assert answer.cost_per_thousand == pytest.approx(answer.replicas * 4.0 / 360)
+    assert answer.bound_by == "vision tower"
+    engine = [answer.utilisation[name] for name in ("vision tower", "prefill", "decode (memory bandwidth)")]
+    assert 0.5 < sum(engine) < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "plan_changes", "bound"),
+    [
+        ({"prepare": 1.0}, {}, "film preparation"),
+        ({"event": 1e-3}, {}, "gateway"),
+        ({"prompt": 0.0001, "decode": 1e-3}, {}, "decode (memory bandwidth)"),
+        ({"prompt": 0.0001, "arithmetic": 1e-3}, {}, "decode (arithmetic)"),
+        ({"prompt": 0.0001, "slots": 16}, {}, "slots (limited by CUDA graphs, which end at 512)"),
+        ({"prompt": 0.0001, "slots": 16}, {"reports_at_once": 16, "max_num_seqs": 16}, "KV cache"),
+    ],
+    ids=str,
+)
+def test_bound_names_the_part_that_limits(
+    h200: EnginePlan, shape: Shape, changes: dict[str, float], plan_changes: dict[str, int], bound: str
+) -> None:
+    part = replace(capacity.replica(h200, shape, (100,)), **changes)
+    adjusted = replace(h200, **plan_changes)
+    assert capacity.size(adjusted, shape, part, Objectives(1, ttft=60, e2e=120)).bound_by == bound
+
+
+def test_bound_is_the_objective_while_no_part_is_busy(h200: EnginePlan, shape: Shape) -> None:
+    part = capacity.replica(h200, shape, (350,))
+    alone = simulate.simulate(part, in_flight=1, reports=10).e2e.p95
+    assert "objective of E2E" in capacity.size(h200, shape, part, Objectives(1, 2, 1.2 * alone)).bound_by
+    with pytest.raises(ConfigError, match=r"a request alone on NVIDIA H200 has .* its last after 1\.\d\d s"):
+        capacity.size(h200, shape, part, Objectives(1, 2, 0.9 * alone))
+
+
+def test_tokens_in_events_of_four_relieve_the_gateway(h200: EnginePlan, shape: Shape) -> None:
+    four, one = (
+        capacity.size(h200, shape, capacity.replica(adjusted, shape, (350,)), Objectives(20, 2, 15))
+        for adjusted in (h200, replace(h200, stream_interval=1))
+    )
+    assert one.utilisation["gateway"] > 2.5 * four.utilisation["gateway"]
+
+
+def test_measured_loads_replace_the_times_of_the_roofline(model: Checkpoint, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    stages = [simulated_stage(8), simulated_stage(32), stage(None, 9.0, 0.1, 0.02)]
+    file.write_text(json.dumps({"schema": 1, "stages": stages, "valid": False, "reasons": ["late"], "slo": {}}))
+    measured = measurement.read([file])
+    assert [one.in_flight for one in measured.loads] == [8, 32], "an open loop has no number in flight"
+    assert measured.doubts == (f"{file} is INVALID: late",)
+    assert measured.lengths == KNOWN.lengths * 2
+
+    shape = model.shape
+    assert shape is not None
+    device = replace(devices.TABLE["cpu"], memory_bytes=64 * 2**30)
+    config = load.load(None, {"engine.max_num_seqs": 32})
+    cpu = plan.make(model, device, config, model_dir=Path("/m"), socket=Path("/s"))
+    fitted = capacity.measured_replica(cpu, shape, measured)
+    between = simulate.simulate(KNOWN, in_flight=16, reports=2000)
+    assert simulate.simulate(fitted, in_flight=16, reports=2000).rate == pytest.approx(between.rate, rel=0.05)
+    with pytest.raises(ConfigError, match="at least two different numbers of requests in flight, each at most 4"):
+        capacity.measured_replica(replace(cpu, max_num_seqs=4), shape, measured)
+
+
+def test_percent_of_the_roofline(h200: EnginePlan, shape: Shape, tmp_path: Path) -> None:
+    file = tmp_path / "vllm.json"
+    file.write_text(json.dumps(stage(512, 20.0, 0.5, 0.02, total_input_tokens=30_000, total_output_tokens=50_000)))
+    ((label, text),) = capacity.measured_rows(h200, shape, measurement.read([file]))
+    share = 20 / h200.expected.reports_per_s
+    assert label == "measured at 512"
+    assert f"{share:.0%} of the roofline for 300 prompt and 500 new tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("{", "is not a result of a load test"),
+        ("[]", "is not a result of a load test"),
+        ('{"stages": 3}', "is not a result of a load test"),
+        ("{}", "has no closed loop with complete reports"),
+        (json.dumps({"stages": [stage(None, 3, 1, 1)]}), "has no closed loop with complete reports"),
+        (json.dumps(stage(8, 3, 1, 1) | {"completed": 0}), "has no closed loop with complete reports"),
+    ],
+)
+def test_file_without_a_measurement_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        measurement.read([file])
+    assert str(file) in str(caught.value)
+
+
+def test_command_prints_the_capacity(model: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--model", str(model.folder), "--gpu", "h200"]
+    assert cli.main([*words, "--rate", "20", "--slo-e2e", "15", "--slo-ttft", "2", "--price", "3.6"]) == 0
+    text = capsys.readouterr().out
+    assert "replicas                1 for 20 reports/s; simulated, times of the roofline model\n" in text
+    assert "price                   0.05 per 1,000 reports, at 3.6 an hour each\n" in text
+    assert "vllm_main serve" in text
+
+    assert cli.main([*words, "--rate", "20", "--slo-e2e", "0.5"]) == 2
+    assert "use a faster device, shorter reports (--tokens), or larger objectives" in capsys.readouterr().err
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({"stages": [simulated_stage(8), simulated_stage(32)]}))
+    assert cli.main([*words, "--rate", "20", "--from", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("of the roofline for 108 prompt and 50 new tokens") == 2
+    assert "times fitted to the measured loads" in text
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "x"])
+def test_capacity_options_must_be_positive_numbers(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", "--rate", word])
+    assert caught.value.code == 2
+    assert "--rate" in capsys.readouterr().err
