@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,9 +107,8 @@ def test_audit_and_metrics_name_the_adapter(gateway: Gateway, teams: Teams, tmp_
         eventually(lambda: len(log.read_text().splitlines()) == 4)  # written after the answers
         page = gateway.metrics()
     entries = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [(entry.get("model"), entry["revision"]) for entry in entries] == [
-        ("south", revision("south")), ("fake", BASE), ("south", revision("south")), (None, BASE),
-    ]  # fmt: skip
+    lines = Counter((entry.get("model"), entry["revision"]) for entry in entries)
+    assert lines == {("south", revision("south")): 2, ("fake", BASE): 1, (None, BASE): 1}
     assert 'pedcxr_model_requests_total{model="south",outcome="ok"} 2.0' in page
     assert 'pedcxr_model_requests_total{model="fake",outcome="ok"} 1.0' in page
     assert "Jane" not in page
