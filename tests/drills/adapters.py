@@ -24,7 +24,7 @@ from tests.support.servers.local_server import LocalServer, server
 
 BASE, ADAPTERS = "pedcxr-demo", ("north", "south")
 MODELS = (BASE, *ADAPTERS)
-FILMS, IN_FLIGHT, TOKENS, ROUNDS = 150, 32, 40, 3
+FILMS, IN_FLIGHT, TOKENS, ROUNDS = 150, 32, 40, 2
 _SEED = 9_500_000
 
 Load = tuple[str, ...]
