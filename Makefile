@@ -14,7 +14,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom drill-fleet bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill loadtest lint lock demo-checkpoint demo-finetune fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom drill-fleet bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -111,6 +111,9 @@ bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real rep
 drill: $(READY)  ## kill the engine under load ten times, and replace gateways and engine under load (about 15 minutes)
 	@$(RUN) -m tests.drills.kill_engine
 	@$(RUN) -m tests.drills.rolling_restart
+
+drill-adapters: $(READY)  ## cost of adapters: start-up, tokens per second, equal reports in a mixed batch
+	@$(RUN) -m tests.drills.adapters
 
 drill-fleet: $(READY)  ## restart and cut off replicas with fake engines, and measure 1 to 8 of them (about 5 minutes)
 	@$(RUN) -m tests.drills.fleet.drills

@@ -14,7 +14,7 @@ import pedcxr_serve
 from tests.support import installed_wheel
 from tests.support.paths import ROOT
 
-MAX_PYTHON_LINES = 34_500  # of them `pedcxr bench` 2,900, gateway and engine apart 1,400, fine-tuning 1,300
+MAX_PYTHON_LINES = 34_500  # `pedcxr bench` 2,900, gateway and engine apart 1,400, fine-tuning 1,300, adapters 1,000
 DATA = {
     "pedcxr_client/py.typed",
     "pedcxr_client/evaluation/lexicon.toml",

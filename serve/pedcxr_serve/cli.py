@@ -1,7 +1,7 @@
 """The command ``pedcxr-serve``.
 
-Exit codes: 0 success, 2 usage or configuration, 3 checkpoint, audit log or training data rejected, 4 engine or
-training, 130 Ctrl-C before the server runs or during a training, 141 closed output.
+Exit codes: 0 success, 1 `promote` says no, 2 usage or configuration, 3 checkpoint, audit log or training data
+rejected, 4 engine or training, 130 Ctrl-C before the server runs or during a training, 141 closed output.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pedcxr_serve.checkpoint import download, inspect
+from pedcxr_serve.checkpoint import adapter, download, inspect
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load
 from pedcxr_serve.config.environment import CONFIG_VARIABLE
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
-from pedcxr_serve.errors import EngineError, ServeError
+from pedcxr_serve.errors import ConfigError, EngineError, ServeError
 from pedcxr_serve.gateway.accounting import audit, usage_report
 from pedcxr_serve.gateway.auth import api_keys
-from pedcxr_serve.planner import capacity, devices, measurement, plan
+from pedcxr_serve.planner import adapters, capacity, devices, measurement, plan
 
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
@@ -38,6 +38,17 @@ _REFERENCE_HEADER = (
     "# serve.toml: settings of pedcxr-serve at their defaults. Environment variables such as PEDCXR_GATEWAY_PORT\n"
     "# override them, and command-line options such as --port override both.\n"
 )
+
+
+_THRESHOLDS: dict[str, tuple[type, str]] = {
+    "min_films": (int, "films that must have a report on both sides (default 30)"),
+    "max_more_failures": (int, "films without a usable report, beyond those of OLD (default 0)"),
+    "min_exact": (float, "share of equal reports, for the same weights (default 0.98)"),
+    "min_same_findings": (float, "share of films with the same findings, without a reference (default 0.95)"),
+    "max_length_ratio": (float, "ratio of the mean lengths in words, in either direction (default 1.5)"),
+    "margin": (float, "allowed loss of sensitivity and specificity for any abnormality (default 0.05)"),
+    "alpha": (float, "level of the test for a finding that became worse (default 0.05)"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,6 +110,8 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
     if args.command == "usage":
         print(usage_report.report(args.sources, since=args.since.isoformat() if args.since else ""), end="")
         return 0
+    if args.command == "promote":
+        return _promote(args, vllm_options)
     if args.command in _TRAINING:
         from pedcxr_serve.finetune import command
 
@@ -137,7 +150,10 @@ def _check_config(config: ServeConfig) -> int:
 def _check(config: ServeConfig) -> int:
     checkpoint = inspect.inspect(download.resolve(config.model, config.revision))
     print(inspect.table(checkpoint))
-    return 0 if checkpoint.ready else 3
+    loaded = adapters.inspect(config, checkpoint)
+    for name, one in loaded.items():
+        print("\n" + adapter.table(name, one))
+    return 0 if checkpoint.ready and all(one.ready for one in loaded.values()) else 3
 
 
 def _plan(config: ServeConfig, args: argparse.Namespace) -> int:
@@ -145,7 +161,11 @@ def _plan(config: ServeConfig, args: argparse.Namespace) -> int:
     checkpoint = inspect.inspect(folder)
     inspect.require_ready(checkpoint)
     device = devices.detect(config.engine.device)
-    engine_plan = plan.make(checkpoint, device, config, model_dir=folder, socket=_DRY_RUN_SOCKET)
+    loaded = adapters.inspect(config, checkpoint)
+    adapters.require_ready(loaded)
+    engine_plan = plan.make(
+        checkpoint, device, config, model_dir=folder, socket=_DRY_RUN_SOCKET, served_adapters=loaded
+    )
     rows = _capacity_rows(engine_plan, checkpoint, args) if args.command == "plan" else ()
     print(plan.render(engine_plan, *rows))
     return 0
@@ -171,6 +191,7 @@ def _capacity_rows(
 
 def _serve(config: ServeConfig, command: str) -> int:
     # Imported here because they load the HTTP servers, which the other commands do not need.
+    from pedcxr_serve.demo import walkthrough
     from pedcxr_serve.launcher import engine, start
 
     signal.signal(signal.SIGTERM, _terminate)  # until the event loop installs its own handlers
@@ -179,8 +200,28 @@ def _serve(config: ServeConfig, command: str) -> int:
     elif command == "gateway":
         start.gateway(config)
     else:
-        start.start(config, demo=command == "demo")
+        start.start(config, work=walkthrough.run if command == "demo" else None)
     return 0
+
+
+def _promote(args: argparse.Namespace, batch_options: list[str]) -> int:
+    from pedcxr_serve.launcher import promote, promotion
+
+    signal.signal(signal.SIGTERM, _terminate)
+    settings = load.load(args.config, {})
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {args.out}: {error.strerror}") from error
+    old = promote.resolve("old", args.against, settings, args.base, args.out)
+    new = promote.resolve("new", args.new, old.settings or settings, args.base, args.out)
+    thresholds = promotion.Thresholds(
+        **{name: value for name in _THRESHOLDS if (value := getattr(args, name)) is not None}
+    )
+    decision = promote.run(new, old, args.films, args.reference, thresholds, batch_options)
+    promote.write(args.out / "promotion.json", decision, new, old)
+    print(promotion.table(decision))
+    return 0 if decision.promote else 1
 
 
 class _Terminated(BaseException):
@@ -216,6 +257,7 @@ def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
         if name not in ("check", "check-config", "gateway"):
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     commands.add_parser("config", help="print a commented serve.toml with every setting at its default")
+    _add_promote(commands)
     for name, text in _TRAINING.items():
         command = commands.add_parser(name, help=text, description=text + ".")
         if name in selected:  # the options of the client load its packages, which the other commands do not need
@@ -230,7 +272,7 @@ def _parser(selected: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; `pedcxr-serve config` prints one")
-    for field in SCHEMA.walk():
+    for field in SCHEMA.walk(by_name=False):
         if field.children or list in field.types:
             continue
         names = [load.option_name(field.path)] + (["--gpu"] if field.path == "engine.device" else [])
@@ -301,6 +343,30 @@ def _add_keys(commands: Any) -> None:
         action.add_argument(
             "--tenants", type=Path, default=_TENANTS, metavar="FILE", help="the file (default tenants.toml)"
         )
+
+
+def _add_promote(commands: Any) -> None:
+    text = "report the same films with a new and an old model, adapter or configuration, and decide by thresholds"
+    command = commands.add_parser(
+        "promote", help=text, description=text + ".",
+        epilog="Words after -- are passed to `pedcxr batch`. Exit codes: 0 yes, 1 no, 2 usage, 3 and 4 as `start`.",
+    )  # fmt: skip
+    sources = "a model, the folder of an adapter, serve.toml, or RUN.jsonl of `pedcxr batch`"
+    command.add_argument("new", metavar="NEW", help=sources)
+    command.add_argument("--against", required=True, metavar="OLD", help=sources)
+    command.add_argument("--films", required=True, type=Path, metavar="FOLDER|MANIFEST.csv", help="the films")
+    command.add_argument(
+        "--reference", type=Path, metavar="FILE.csv", help="reference standard of the films, as for `pedcxr eval`"
+    )
+    command.add_argument("--base", metavar="MODEL", help="model of an adapter; default: that of OLD or --config")
+    command.add_argument("--config", type=Path, metavar="FILE", help="engine settings for models and adapters")
+    command.add_argument(
+        "--out", type=Path, default=Path("promotion"), metavar="FOLDER",
+        help="folder for promotion.json and the reports (default promotion)",
+    )  # fmt: skip
+    for name, (kind, text) in _THRESHOLDS.items():
+        metavar = "INTEGER" if kind is int else "NUMBER"
+        command.add_argument("--" + name.replace("_", "-"), type=kind, metavar=metavar, help=text)
 
 
 def _add_audit(commands: Any) -> None:

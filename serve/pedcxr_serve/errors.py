@@ -8,6 +8,7 @@
     │   └── AlreadyRunning         2   another server uses the socket folder
     ├── AuditError                 3   the audit log is incomplete or was changed: file and line
     ├── CheckpointError            3   the model folder cannot be served: what is missing and the remedy
+    │   └── AdapterError           3   an adapter cannot be served with the model, or has no effect
     ├── DataError                  3   the films or reports of a training are rejected: lines and reasons
     ├── TrainingError              4   a training stopped: memory, disk, or a loss that is not finite
     └── EngineError                4   vLLM failed: has its last log lines
@@ -54,6 +55,10 @@ class CheckpointError(ServeError):
     """The model folder cannot be served."""
 
     exit_code = 3
+
+
+class AdapterError(CheckpointError):
+    """An adapter does not fit the model, or does not change its answers."""
 
 
 class DataError(ServeError):

@@ -41,15 +41,16 @@ class Answers:
     seconds: float
 
 
-def ask(folder: Path, questions: Sequence[Question]) -> Answers:
+def ask(folder: Path, questions: Sequence[Question], max_new_tokens: int = MAX_NEW_TOKENS) -> Answers:
     """Run `answer` in a separate process, so that this process need not import torch and transformers."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.transformers_baseline", str(folder)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.transformers_baseline"]
+    command += [str(folder), str(max_new_tokens)]
     text = json.dumps([asdict(question) for question in questions])
     process = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True)
     return Answers(**json.loads(process.stdout))
 
 
-def answer(folder: Path, questions: Sequence[Question]) -> Answers:
+def answer(folder: Path, questions: Sequence[Question], max_new_tokens: int) -> Answers:
     """Load the checkpoint in ``folder`` and generate a report of each film."""
     import torch
     from transformers import AutoProcessor, Gemma3ForConditionalGeneration
@@ -61,7 +62,7 @@ def answer(folder: Path, questions: Sequence[Question]) -> Answers:
     def generate(question: Question) -> list[int]:
         inputs = inputs_of(processor, question)
         with torch.inference_mode():
-            out = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, top_k=None, top_p=None)
+            out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, top_k=None, top_p=None)
         ids: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
         return ids[:-1] if ids[-1] == end else ids
 
@@ -88,4 +89,4 @@ def inputs_of(processor: Any, question: Question) -> Any:
 
 if __name__ == "__main__":
     questions = [Question(**one) for one in json.load(sys.stdin)]
-    json.dump(asdict(answer(Path(sys.argv[1]), questions)), sys.stdout)
+    json.dump(asdict(answer(Path(sys.argv[1]), questions, int(sys.argv[2]))), sys.stdout)

@@ -30,8 +30,7 @@ class Report:
     Attributes:
         text: the output of the model, byte for byte.
         model: name of the model on the server.
-        model_revision: revision of the weights. None if the server did not report it, or if the caller named the model
-            and the client did not query the server.
+        model_revision: revision of the weights, ``BASE+ADAPTER`` for an adapter. None if the server did not report it.
         demo: True if the demonstration model wrote the report. Its text has no medical meaning.
         age, sex: the values in the prompt, or None if the prompt omits them.
         view: the view that the DICOM header states, such as ``"PA"``, or None.

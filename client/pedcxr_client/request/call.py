@@ -13,7 +13,7 @@ from pedcxr_client.reports.report import Report
 from pedcxr_client.request import payload, sdk_errors
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.request.retry import Clock, RetryState
-from pedcxr_client.request.stream_parser import StreamParser, new_request_id, not_openai
+from pedcxr_client.request.stream_parser import StreamParser, new_request_id, not_openai, printable
 from pedcxr_client.types import ServedModel, Timing
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class ReportCall:
         self._request_bytes = 0
         self._request_id: str | None = None
         self._demo = False
+        self._revision: str | None = None
         hook.started()
 
     # Before the request
@@ -85,6 +86,7 @@ class ReportCall:
         """
         self._request_id = headers.get("x-request-id")
         self._demo = headers.get("x-pedcxr-demo") == "1"
+        self._revision = printable(headers.get("x-pedcxr-revision", "")) or None
         if not headers.get("content-type", "").startswith("text/event-stream"):
             raise not_openai(self._url)
         if headers.get("x-pedcxr-film") == "none":
@@ -108,7 +110,7 @@ class ReportCall:
             text=self._parser.text,
             finish_reason=self._parser.finish_reason,
             model=self._parser.model or self._model.name,
-            model_revision=self._model.revision,
+            model_revision=self._revision or self._model.revision,
             demo=self._demo or self._model.demo,
             age=self._prepared.age,
             sex=self._prepared.sex,

@@ -294,7 +294,7 @@ def _serve(
 
 
 def choose_model(listing: object, url: str, name: str | None = None) -> ServedModel:
-    """Return the model of this name from the body of ``GET /v1/models``, or the only one.
+    """Return the model of this name from the body of ``GET /v1/models``, or the only one, or the default.
 
     A name that is not listed is accepted, because a server may serve more models than it lists.
     """
@@ -304,10 +304,24 @@ def choose_model(listing: object, url: str, name: str | None = None) -> ServedMo
     models = [_read_model(entry) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
     if name is not None:
         return next((model for model in models if model.name == name), ServedModel(name))
+    if len(models) > 1:
+        defaults = [model for model in models if _is_default(entries, model.name)]
+        models = defaults if len(defaults) == 1 else models
     if len(models) != 1:
         names = ", ".join(sorted(model.name for model in models)[:10]) or "none"
         raise ConfigurationError(f"model: {url} offers {printable(names)}; name one (--model)")
     return models[0]
+
+
+def _is_default(entries: list[object], name: str) -> bool:
+    """Return whether the server states that requests without a name get this model."""
+    return any(
+        isinstance(entry, dict)
+        and entry.get("id") == name
+        and isinstance(extension := entry.get("pedcxr"), dict)
+        and extension.get("default") is True
+        for entry in entries
+    )
 
 
 def _read_model(entry: dict[str, object]) -> ServedModel:

@@ -109,8 +109,8 @@ def _explain_no_weights(folder: Path, problems: list[Problem]) -> bool:
         if modules:
             what += f", with modules_to_save {modules}, which vLLM cannot load as an adapter"
         remedy = (
-            "merge it into its base model (peft: model.merge_and_unload().save_pretrained(FOLDER)) and copy the base "
-            "model's processor and tokenizer files into the same folder"
+            "give the folder of its base as the model, and serve the adapter beside it ([adapters.NAME]), "
+            "or merge it into its base (`pedcxr-serve merge`)"
         )
         problems.append(Problem("block", "adapter_config.json", what, remedy))
         return True

@@ -37,7 +37,7 @@ def settings_from(env: Mapping[str, str]) -> dict[str, object]:
         ConfigError: a variable that starts with ``PEDCXR_GATEWAY_`` or ``PEDCXR_ENGINE_`` names no setting, so that a
             misspelt limit is not lost; or a list is not valid TOML.
     """
-    fields = {variable_name(field.path): field for field in SCHEMA.walk() if not field.children}
+    fields = {variable_name(field.path): field for field in SCHEMA.walk(by_name=False) if not field.children}
     settings: dict[str, object] = {}
     for name, value in env.items():
         if not name.startswith(_PREFIX) or not value or _SERVICE_VALUE.fullmatch(value):

@@ -18,6 +18,7 @@ from pedcxr_serve.config.vllm_flags import forbidden_reason
 from pedcxr_serve.errors import ConfigError
 
 _MAX_TEXT = 4096
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def load(path: Path | None, overrides: Mapping[str, object], env: Mapping[str, str] | None = None) -> ServeConfig:
@@ -172,6 +173,16 @@ def _check_combinations(config: ServeConfig, where: Callable[[str], str]) -> Non
         )
     if engine.block_size and engine.block_size & (engine.block_size - 1):
         raise ConfigError(f"{where('engine.block_size')} = {engine.block_size}: must be 16, 32, 64, 128 or 256.")
+    for name, adapter in config.adapters.items():
+        key = where(f"adapters.{name}")
+        if not _ADAPTER_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{key}: the name must be 1 to 64 characters of A-Z a-z 0-9 _ . - and start with a letter."
+            )
+        if name == config.served_name:
+            raise ConfigError(f"{key}: the model itself has this name; rename the adapter, or set served_name.")
+        if adapter.tenants and not gateway.tenants:
+            raise ConfigError(f"{key}.tenants: requires gateway.tenants, the file of the tenants.")
     if reason := forbidden_reason(engine.extra_args):
         raise ConfigError(f"{where('engine.extra_args')}: {reason}.")
 

@@ -30,6 +30,7 @@ _TYPES: dict[type[inspect.Type], tuple[type, ...]] = {
     inspect.ListType: (list,),
     inspect.VarTupleType: (list, tuple),
     inspect.StructType: (dict,),
+    inspect.DictType: (dict,),
 }
 
 
@@ -59,7 +60,8 @@ class Field:
         requirement: the valid values in words, such as ``an integer between 0 and 65,535``.
         default: `msgspec.NODEFAULT` when the field is required.
         secret: whether errors must not contain the value.
-        children: fields of an object, or of the objects in a list.
+        children: fields of an object, of the objects in a list, or of the named objects in a table.
+        by_name: whether the field is a table of named objects.
         lengths: least and greatest length of a list of objects.
     """
 
@@ -73,6 +75,7 @@ class Field:
     default: object
     secret: bool
     children: Mapping[str, Field]
+    by_name: bool
     lengths: tuple[float, float]
 
     def invalid(self, path: str, value: object, code: str = "invalid_value") -> FieldError:
@@ -92,11 +95,12 @@ class Schema:
         self._noun = noun
         self.fields = self._fields_of(struct, "")
 
-    def walk(self, fields: Mapping[str, Field] | None = None) -> Iterator[Field]:
-        """Yield all fields, parents before their children."""
+    def walk(self, fields: Mapping[str, Field] | None = None, *, by_name: bool = True) -> Iterator[Field]:
+        """Yield all fields, parents before their children; with ``by_name`` also those of named objects."""
         for field in (self.fields if fields is None else fields).values():
             yield field
-            yield from self.walk(field.children)
+            if by_name or not field.by_name:
+                yield from self.walk(field.children, by_name=by_name)
 
     def check(self, value: object, path: str = "", fields: Mapping[str, Field] | None = None) -> dict[str, Any]:
         """Return the fields of an object, as parsed from JSON or TOML, converted to their annotations.
@@ -133,6 +137,8 @@ class Schema:
         """
         if strict and type(value) not in field.types:
             raise field.invalid(path, value, "invalid_type")
+        if field.by_name and isinstance(value, dict):
+            return {name: self.check(element, f"{path}.{name}", field.children) for name, element in value.items()}
         if field.children and isinstance(value, dict):
             return self.check(value, path, field.children)
         if field.children and isinstance(value, list):
@@ -167,7 +173,12 @@ class Schema:
     def toml(self) -> str:
         """Return a commented TOML file that sets every field to its default."""
         lines = []
-        for field in self.walk():
+        for field in self.walk(by_name=False):
+            if field.by_name:
+                lines += ["", f"# [{field.path}.NAME]  {field.description}"]
+                for child in field.children.values():
+                    lines += [f"# {child.description} ({child.requirement})", f"# {child.name} ="]
+                continue
             if field.children:
                 lines += ["", f"[{field.path}]"]
                 continue
@@ -191,9 +202,12 @@ class Schema:
         choices = _choices(annotation)
         children: dict[str, Field] = {}
         lengths = (0.0, math.inf)
+        by_name = False
         for kind in kinds:
             if isinstance(kind, inspect.StructType):
                 children = self._fields_of(kind.cls, f"{path}.")
+            elif isinstance(kind, inspect.DictType) and isinstance(kind.value_type, inspect.StructType):
+                children, by_name = self._fields_of(kind.value_type.cls, f"{path}.NAME."), True
             elif isinstance(kind, (inspect.ListType, inspect.VarTupleType)):
                 lengths = (kind.min_length or 0, kind.max_length or math.inf)
                 if isinstance(kind.item_type, inspect.StructType):
@@ -206,9 +220,10 @@ class Schema:
             choices=choices,
             requirement=notes.get("requirement") or " or ".join(self._words(kind, choices) for kind in kinds),
             description=notes["description"],
-            default=field.default,
+            default=field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
             secret=notes.get("secret", False),
             children=children,
+            by_name=by_name,
             lengths=lengths,
         )
 

@@ -207,6 +207,19 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     extra_args: Annotated[tuple[str, ...], Meta(description="further options of `vllm serve`")] = ()
 
 
+class AdapterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[adapters.NAME]`: a LoRA adapter that is served beside the model, under its own name."""
+
+    path: Annotated[str, Meta(min_length=1, description="folder that PEFT saved the adapter to")]
+    rank: Annotated[
+        Annotated[int, Meta(ge=1, le=512)] | None, Meta(description="rank that the adapter must have; none = any")
+    ] = None
+    tenants: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...],
+        Meta(description="tenants that may use the adapter; empty = all"),
+    ] = ()
+
+
 class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole configuration of `pedcxr-serve start`; `config.load` returns it checked."""
 
@@ -221,6 +234,10 @@ class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     engine: Annotated[EngineConfig, Meta(description="engine", extra={"requirement": "a table [engine]"})] = (
         EngineConfig()
     )
+    adapters: Annotated[
+        dict[str, AdapterConfig],
+        Meta(description="LoRA adapters of the model", extra={"requirement": "tables [adapters.NAME]"}),
+    ] = {}
 
 
 SCHEMA = Schema(ServeConfig, "a table")

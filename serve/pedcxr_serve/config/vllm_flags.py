@@ -29,6 +29,10 @@ _FORBIDDEN = {
         "--enable-log-requests", "--enable-log-outputs", "--log-error-stack", "--otlp-traces-endpoint",
     ),
     "code from a model repository is never run": ("--trust-remote-code",),
+    "an adapter must be checked before it is served; set [adapters.NAME] in serve.toml": (
+        "--enable-lora", "--lora-modules", "--max-loras", "--max-lora-rank", "--default-mm-loras",
+        "--lora-target-modules",
+    ),
     "a second configuration file would bypass these checks": ("--config",),
     "set model in serve.toml": ("--model",),
     "set revision in serve.toml": ("--revision",),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from pedcxr_serve.config.settings import GatewayConfig
+from pedcxr_serve.gateway.auth.models import ServedAdapter
 
 PATH = "/pedcxr/engine"
 """Route of the description on the engine's private address; `pedcxr_serve.engine.access` answers it."""
@@ -32,6 +33,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
         image_size: width and height in pixels that the model's processor resizes an image to.
         revision: of the checkpoint, or None if unknown.
         demo: whether the demo checkpoint is served.
+        adapters: the adapters that the engine has loaded, by name.
     """
 
     model: str
@@ -43,6 +45,7 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
     image_size: tuple[int, int] = (896, 896)
     revision: str | None = None
     demo: bool = False
+    adapters: dict[str, ServedAdapter] = {}
 
     def share(self, gateway: GatewayConfig) -> Share:
         """Return what a gateway with ``gateway.slots`` may use: all of it by default, and never more."""

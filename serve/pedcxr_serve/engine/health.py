@@ -1,9 +1,10 @@
-"""Ask the engine for its health, its models, one token, a warm-up report or a refusal."""
+"""Ask the engine for its health, its models, one token, a warm-up report, a refusal or the effect of an adapter."""
 
 from __future__ import annotations
 
 import base64
 import json
+import secrets
 from typing import Literal
 
 import aiohttp
@@ -13,7 +14,7 @@ from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.demo.findings import Case
 from pedcxr_serve.engine import access
-from pedcxr_serve.errors import EngineNotReady
+from pedcxr_serve.errors import AdapterError, EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
 _HEALTH_TIMEOUT_S = 2.0
@@ -22,6 +23,9 @@ _PROGRESS_COUNTERS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total"
 _SEED = 1
 DEEP_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABEAAAAABq7kcWAAAAC0lEQVR4nGPg3gEAANEAxDWDj4AAAAAASUVORK5CYII="
 """A grey PNG of 1 x 1 pixels with 16 bits, in base64. vLLM alone would turn it white."""
+_ALTERNATIVES = 5  # tokens whose log probabilities are compared
+# In natural logarithms. An adapter without effect gives the same numbers as the base, up to rounding.
+_SAME_LOGPROB = 1e-4
 _MAX_TOKENS = 16  # enough to run the vision tower, a prefill and decode steps; the text itself is not checked
 
 
@@ -121,15 +125,55 @@ async def check_plugin(engine: aiohttp.ClientSession, model: str) -> None:
         )
 
 
+async def check_adapter(engine: aiohttp.ClientSession, adapter: str, base: str) -> None:
+    """Compare the distributions of the first token of a drawn film with and without an adapter.
+
+    Raises:
+        AdapterError: they are equal: the engine answers with the base under the adapter's name.
+        EngineNotReady: the engine does not answer.
+    """
+    changed, unchanged = [await first_token(engine, model) for model in (adapter, base)]
+    if changed.keys() == unchanged.keys() and all(
+        abs(changed[token] - unchanged[token]) <= _SAME_LOGPROB for token in changed
+    ):
+        raise AdapterError(
+            f"adapters.{adapter}: has no effect: the first token of a film has the same probabilities as with {base}. "
+            "The engine would answer with reports of the base; compare the names of the adapter's weights with those "
+            "of the base, and check that it was trained"
+        )
+
+
+async def first_token(engine: aiohttp.ClientSession, model: str) -> dict[str, float]:
+    """Return the log probabilities of the most likely first tokens of a drawn film, by token.
+
+    Raises EngineNotReady unless the engine answers 200 with log probabilities.
+    """
+    # A new salt: with a cached prefix, the same model gives slightly other numbers.
+    more = {"max_tokens": 1, "logprobs": True, "top_logprobs": _ALTERNATIVES, "cache_salt": secrets.token_hex(16)}
+    async with engine.post("/v1/chat/completions", json=_drawn_film(model) | more) as response:
+        body = await response.json()
+    try:
+        [token] = body["choices"][0]["logprobs"]["content"]
+        return {entry["token"]: float(entry["logprob"]) for entry in token["top_logprobs"]}
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise EngineNotReady(
+            f"the engine answered the request for one token of {model} with status {response.status} and without log "
+            "probabilities"
+        ) from None
+
+
 def warm_up_request(model: str) -> bytes:
     """Return the JSON body of a short, greedy report of a drawn film."""
+    return json.dumps(_drawn_film(model)).encode()
+
+
+def _drawn_film(model: str) -> dict[str, object]:
     case = Case(age=Age(5, "Y"), sex="M", findings=())
     png = drawing.encode_png(drawing.render(case, _SEED))
     url = "data:image/png;base64," + base64.b64encode(png).decode()
-    body = {
+    return {
         "model": model,
         "messages": prompts.messages(prompts.card(case.age, case.sex), url),
         "max_tokens": _MAX_TOKENS,
         "temperature": 0,
     }
-    return json.dumps(body).encode()

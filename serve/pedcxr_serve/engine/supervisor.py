@@ -14,7 +14,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -82,6 +82,7 @@ class Supervisor:
         config: time-outs and the number of restarts.
         model: the served model name.
         console: prints progress, log lines and errors.
+        adapters: names of the adapters that must have an effect.
     """
 
     def __init__(
@@ -92,9 +93,12 @@ class Supervisor:
         config: GatewayConfig,
         model: str,
         console: Console,
+        *,
+        adapters: Iterable[str] = (),
     ) -> None:
         self._launch, self._state, self._session = launch, state, session
         self._config, self._model, self._console = config, model, console
+        self._adapters = tuple(adapters)
         self._watch = EngineWatch(session, state.heartbeat, config, model)
         self._engine = launch()
         self._backoff = RestartBackoff(config.restart_wait_s, config.restarts)
@@ -106,6 +110,7 @@ class Supervisor:
         Raises:
             EngineNotReady: the engine was not ready within ``gateway.start_timeout_s``.
             EngineDied: the engine exited; carries its last log lines.
+            AdapterError: an adapter has no effect.
         """
         await self._engine.start()
         loading = asyncio.create_task(self._wait_until_ready())
@@ -195,6 +200,8 @@ class Supervisor:
                 self._state.set_models(await health.model_names(self._session))
                 await health.warm_up(self._session, self._model)
                 await health.check_plugin(self._session, self._model)
+                for adapter in self._adapters:
+                    await health.check_adapter(self._session, adapter, self._model)
         except TimeoutError:
             raise EngineNotReady(
                 f"the engine was not ready after {deadline:.0f} s (last stage: {engine.stage}); see its last "

@@ -17,6 +17,7 @@ from pedcxr_serve.engine import address
 from pedcxr_serve.engine.access import RequireBearer
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting import metrics as metrics_page
+from pedcxr_serve.gateway.auth.models import may_use
 from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
 from pedcxr_serve.gateway.http.access_log import AccessLog
 from pedcxr_serve.gateway.http.engine_client import EngineClient
@@ -24,7 +25,7 @@ from pedcxr_serve.gateway.http.host_check import HostCheck
 from pedcxr_serve.gateway.state import State
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored")
+_EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored", "x-pedcxr-revision")
 
 
 engine_connector = address.connector
@@ -145,12 +146,25 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
         # Clients that read one of these remove the images of a model that does not state that it sees.
         "architecture": {"input_modalities": ["text", "image"], "output_modalities": ["text"]},
         "capabilities": {"vision": True},
-        "pedcxr": {"image_size": list(state.image_size), "revision": state.revision, "demo": state.demo},
     }
+    rules, default = state.rules, tenant.default_model or state.rules.model
+    base = models.get(rules.model, {})
     return [
-        {key: model[key] for key in public_fields if key in model} | extra_fields
+        {key: model[key] for key in public_fields if key in model}
+        # vLLM 0.32 states no length for an adapter.
+        | {key: base[key] for key in ("max_model_len",) if key in base}
+        | extra_fields
+        | {
+            "pedcxr": {
+                "image_size": list(state.image_size),
+                "revision": state.revision_of(name),
+                "adapter": name in rules.adapters,
+                "default": name == default,
+                "demo": state.demo,
+            }
+        }
         for name, model in models.items()
-        if tenant.may_use(name)
+        if may_use(tenant, name, rules.adapters)
     ]
 
 

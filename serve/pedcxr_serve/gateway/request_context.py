@@ -41,6 +41,9 @@ class RequestContext:
         self.forward_usage, self.forward_counts = accepted.include_usage, accepted.include_counts
         if state.demo:
             self.response_headers.append((b"x-pedcxr-demo", b"1"))
+        revision = state.revision_of(accepted.model)
+        if revision is not None:
+            self.response_headers.append((b"x-pedcxr-revision", revision.encode()))
         if accepted.film is None:
             self.response_headers.append((b"x-pedcxr-film", b"none"))
         if accepted.ignored:
@@ -51,8 +54,10 @@ class RequestContext:
         self.pixel_cost = self.record.image_tokens * max(0.0, images - 1)
         words = len(accepted.words) // _CHARS_PER_TOKEN + _TEMPLATE_TOKENS
         self.prompt_tokens = self.record.image_tokens + words
+        self.record.model = accepted.model
         self._audit_fields = {
             "model": accepted.model,
+            "revision": revision,
             "max_tokens": accepted.max_tokens,
             "temperature": accepted.temperature,
             "stream": accepted.stream,
@@ -94,7 +99,10 @@ class RequestContext:
         return tokens + self.pixel_cost
 
     def audit_entry(self, revision: str | None) -> Mapping[str, object]:
-        """Return the fields of the audit line. Image and prompt appear as keyed digests only, the report not at all."""
+        """Return the fields of the audit line; ``revision`` is that of the checkpoint.
+
+        Image and prompt appear as keyed digests only, the report not at all.
+        """
         record = self.record
         usage = record.usage or TokenUsage()
         return {
@@ -109,8 +117,8 @@ class RequestContext:
             "prompt": self._words_digest,
             "prompt_profile": record.note.prompt_profile,
             "overrides": record.note.overrides,
-            **self._audit_fields,
             "revision": revision,
+            **self._audit_fields,
             "prompt_tokens": usage.prompt_tokens,
             "output_tokens": usage.output,
             "finish_reason": record.finish_reason,

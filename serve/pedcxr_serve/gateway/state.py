@@ -19,6 +19,7 @@ from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 from pedcxr_serve.engine.served_models import ServedModels
+from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import AuditLog
@@ -26,6 +27,7 @@ from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics, today
 from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.accounting.usage import UsageStore
+from pedcxr_serve.gateway.auth.models import NO_ADAPTERS, ServedAdapter, revision_of
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.http.tls import CertificateStore
@@ -140,7 +142,10 @@ class State:
         """Take over what an engine that runs apart tells about itself; requests in flight are not touched."""
         self.demo, self.revision = engine.demo, engine.revision
         self.image_tokens, self.image_size = engine.image_tokens, engine.image_size
-        self.rules = dataclasses.replace(self.rules, model=engine.model, max_new_tokens=engine.max_new_tokens)
+        self.rules = dataclasses.replace(
+            self.rules, model=engine.model, max_new_tokens=engine.max_new_tokens, adapters=engine.adapters
+        )
+        self.label_models()
         self.scheduler.queue.resize(**_queue_limits(gateway, *engine.share(gateway)))
         self.metrics.runtime.slots.set(self.scheduler.queue.slots)
 
@@ -153,6 +158,16 @@ class State:
         if tenant.tokens_per_day is not None:
             day = today()
             self.shared_limits.set_tokens(day, tenant.name, self.usage.of(day, tenant.name).tokens)
+
+    def label_models(self) -> None:
+        """Set the metric of the served models to their present revisions."""
+        self.metrics.models.clear()
+        for name in (self.rules.model, *self.rules.adapters):
+            self.metrics.models.labels(name, self.revision_of(name) or "").set(1)
+
+    def revision_of(self, model: str) -> str | None:
+        """Return the revision of the weights that answer for a model; see `models.revision_of`."""
+        return revision_of(model, self.revision, self.rules.adapters)
 
     def reload(self) -> None:
         """Read tenants and certificate again, as on SIGHUP. An invalid file leaves the current values in use."""
@@ -180,12 +195,14 @@ def open_state(
     env: Mapping[str, str],
     image_size: tuple[int, int] = (896, 896),
     revision: str | None = None,
+    adapters: Mapping[str, ServedAdapter] | None = NO_ADAPTERS,
 ) -> Iterator[State]:
     """Build the state from the configuration; its files are open until the end of the block.
 
     Args:
         slots: maximum number of running requests: the plan's ``max_num_seqs``, or this gateway's part of it.
         max_preparing, max_starting: the plan's limits of the same names, applied with a tenants file only.
+        adapters: the adapters that the engine loads, by name; None if the engine will tell.
         env: holds the key of the audit log, and the address of Redis if the settings do not.
 
     Raises:
@@ -194,6 +211,7 @@ def open_state(
     gateway = settings.gateway
     tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
     tenants = TenantStore(tenants_path)
+    _check_tenants(settings, tenants.current.all, check_models=adapters is not None)
     with contextlib.ExitStack() as stack:
         usage = UsageStore(usage_path(gateway, env))
         stack.callback(usage.close)
@@ -207,11 +225,17 @@ def open_state(
         tls = None
         if gateway.tls_cert:
             tls = CertificateStore(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser())
-        rules = Rules(settings.served_name, settings.engine.max_new_tokens, system_chars=gateway.system_chars)
+        rules = Rules(
+            settings.served_name,
+            settings.engine.max_new_tokens,
+            system_chars=gateway.system_chars,
+            served=frozenset(adapters or ()),
+            adapters=adapters or {},
+        )
         if gateway.cache_secret_file:
             secret = secret_file.read_or_create(Path(gateway.cache_secret_file).expanduser())
             rules = dataclasses.replace(rules, secret=secret.encode())
-        yield State(
+        state = State(
             engine_address,
             demo=demo,
             body_limit=gateway.body_limit_mib * _MIB,
@@ -233,6 +257,8 @@ def open_state(
             allowed_origins=gateway.allowed_origins,
             allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
+        state.label_models()
+        yield state
 
 
 def _vllm_version() -> str:
@@ -272,6 +298,23 @@ def _queue_limits(gateway: GatewayConfig, slots: int, max_preparing: float, max_
 
 def _admin_token(gateway: GatewayConfig) -> str:
     return secret_file.read(Path(gateway.admin_token_file).expanduser()) if gateway.admin_token_file else ""
+
+
+def _check_tenants(settings: ServeConfig, tenants: Mapping[str, Tenant], *, check_models: bool) -> None:
+    """Raise ConfigError if a tenant of an adapter, or the default model of a tenant, does not exist."""
+    names = {settings.served_name, *settings.adapters}
+    for adapter, entry in settings.adapters.items():
+        if absent := [name for name in entry.tenants if name not in tenants]:
+            raise ConfigError(
+                f"adapters.{adapter}.tenants: no tenant {absent[0]!r} in {settings.gateway.tenants}. "
+                f"`pedcxr-serve keys new {absent[0]}` creates it."
+            )
+    for tenant in tenants.values():
+        if check_models and tenant.default_model and tenant.default_model not in names:
+            raise ConfigError(
+                f"{settings.gateway.tenants}: tenant.{tenant.name}.default_model = {tenant.default_model!r}: "
+                f"must be one of {', '.join(sorted(names))}."
+            )
 
 
 def usage_path(gateway: GatewayConfig, env: Mapping[str, str]) -> Path | None:

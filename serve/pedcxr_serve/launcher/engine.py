@@ -43,16 +43,20 @@ def serve(settings: ServeConfig) -> None:
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
         folder, where = socket.parent, listen or socket
         engine_plan = preparation.plan(where)
-        variables = access.prepare(folder, preparation.describe(engine_plan), key_file)
+        description = preparation.describe(engine_plan)
+        variables = access.prepare(folder, description, key_file)
         stack.callback(access.remove, folder)
         env = dict(engine_plan.env) | {"VLLM_RPC_BASE_PATH": str(folder)} | variables
         command = vllm((*engine_plan.argv, "--middleware", access.MIDDLEWARE))
 
         def launch() -> Engine:
+            preparation.require_unchanged()
             return Engine(command, env, terminal.print_engine_line)
 
+        for line in preparation.warnings():
+            terminal.print_line(line)
         terminal.print_line(f"pedcxr: starting the engine of {settings.served_name} on {preparation.machine.name}")
-        uvloop.run(EngineServer(launch, where, key, folder, settings, terminal).run())
+        uvloop.run(EngineServer(launch, where, key, folder, settings, terminal, tuple(description.adapters)).run())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class EngineServer:
     folder: Path
     settings: ServeConfig
     console: Console
+    adapters: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Run until SIGINT or SIGTERM, then let requests in flight complete. A second signal ends them.
@@ -83,7 +88,7 @@ class EngineServer:
         with signal_handlers(stop, urgent, lambda: None):
             async with address.session(self.where, self.key) as session:
                 name = self.settings.served_name
-                engine = Supervisor(self.launch, status, session, config, name, self.console)
+                engine = Supervisor(self.launch, status, session, config, name, self.console, adapters=self.adapters)
                 try:
                     if await first(engine.start(), stop.wait()):
                         seconds, where = time.monotonic() - started, address.describe(self.where)

@@ -4,33 +4,54 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pedcxr_serve.checkpoint import download, inspect, revision
+from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.planner import devices, plan
+from pedcxr_serve.gateway.auth.models import ServedAdapter
+from pedcxr_serve.planner import adapters, devices, plan
 from pedcxr_serve.planner.devices import Device
 from pedcxr_serve.planner.plan import EnginePlan
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """A checkpoint that can be served on this machine."""
+    """A checkpoint and its adapters, by name, that can be served on this machine."""
 
     settings: ServeConfig
     folder: Path
     checkpoint: Checkpoint
     machine: Device
+    adapters: Mapping[str, Adapter]
+
+    def warnings(self) -> Iterator[str]:
+        """Yield a line for each problem of an adapter that does not prevent serving it."""
+        for name, one in self.adapters.items():
+            for problem in one.problems:
+                yield f"warning: adapter {name}: {problem.where} {problem.what}: {problem.remedy}"
+
+    def require_unchanged(self) -> None:
+        """Raise AdapterError if the files of an adapter have changed since; see `planner.adapters`."""
+        adapters.require_unchanged(self.adapters)
 
     def plan(self, listen: EngineAddress) -> EnginePlan:
         """Plan an engine that listens at this address; see `planner.plan.make` for the errors."""
-        return plan.make(self.checkpoint, self.machine, self.settings, model_dir=self.folder, socket=listen)
+        return plan.make(
+            self.checkpoint,
+            self.machine,
+            self.settings,
+            model_dir=self.folder,
+            socket=listen,
+            served_adapters=self.adapters,
+        )
 
     def describe(self, engine_plan: EnginePlan) -> EngineDescription:
         """Return what a gateway needs to know of the planned engine."""
@@ -47,6 +68,10 @@ class Preparation:
             image_size=(side, side),
             revision=revision.of(self.folder),
             demo=self.checkpoint.demo,
+            adapters={
+                name: ServedAdapter(one.revision, frozenset(self.settings.adapters[name].tenants))
+                for name, one in self.adapters.items()
+            },
         )
 
 
@@ -60,10 +85,12 @@ def prepare(settings: ServeConfig) -> Preparation:
     folder = download.resolve(settings.model, settings.revision)
     checkpoint = inspect.inspect(folder)
     inspect.require_ready(checkpoint)
+    loaded = adapters.inspect(settings, checkpoint)
+    adapters.require_ready(loaded)
     machine = devices.detect(settings.engine.device)
     _require_kind(machine)
     _require_libnuma(machine)
-    return Preparation(settings, folder, checkpoint, machine)
+    return Preparation(settings, folder, checkpoint, machine, loaded)
 
 
 def _require_kind(machine: Device) -> None:

@@ -14,7 +14,6 @@ import uvloop
 
 from pedcxr_serve.config import load, secret_file
 from pedcxr_serve.config.settings import ServeConfig
-from pedcxr_serve.demo import walkthrough
 from pedcxr_serve.engine import address
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.process import Engine, vllm
@@ -31,8 +30,12 @@ from pedcxr_serve.launcher.server import EngineKeeper, Server
 from pedcxr_serve.vllm_plugin import sandbox
 
 
-def start(settings: ServeConfig, *, demo: bool = False) -> None:
-    """Serve until SIGINT or SIGTERM or, with ``demo``, until the demonstration has completed.
+def start(settings: ServeConfig, *, work: Callable[[str], Awaitable[None]] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM or, with ``work``, until it has completed.
+
+    Args:
+        settings: the checked configuration.
+        work: called with the base URL of the API when the server is ready.
 
     Raises:
         ServeError: see `pedcxr_serve.errors`; no process is left running.
@@ -41,6 +44,8 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
     preparation = prepare(settings)
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(gateway_console(settings))
+        for line in preparation.warnings():
+            terminal.print_line(line)
         listeners = stack.enter_context(listen(settings.gateway))
         remove_stale_folders()
         socket = stack.enter_context(socket_folder(settings.engine.socket_dir))
@@ -59,22 +64,23 @@ def start(settings: ServeConfig, *, demo: bool = False) -> None:
                 env=os.environ,
                 image_size=engine.image_size,
                 revision=engine.revision,
+                adapters=engine.adapters,
             )
         )
         env = dict(engine_plan.env) | {"VLLM_RPC_BASE_PATH": str(socket.parent)}
 
         def launch() -> Engine:
+            preparation.require_unchanged()
             return Engine(vllm(engine_plan.argv), env, terminal.print_engine_line)
 
         def attach(session: aiohttp.ClientSession) -> EngineKeeper:
-            return Supervisor(launch, state, session, settings.gateway, settings.served_name, terminal)
-
-        async def demonstration() -> None:
-            await walkthrough.run(listeners.url)
+            return Supervisor(
+                launch, state, session, settings.gateway, settings.served_name, terminal, adapters=engine.adapters
+            )
 
         terminal.print_line(f"pedcxr: starting {settings.served_name} on {preparation.machine.name}")
         server = Server(attach, state, listeners, settings.gateway, terminal)
-        uvloop.run(server.run(demonstration if demo else None))
+        uvloop.run(server.run(None if work is None else lambda: work(listeners.url)))
 
 
 def gateway(settings: ServeConfig, work: Callable[[Listeners], Awaitable[None]] | None = None) -> None:
@@ -89,7 +95,9 @@ def gateway(settings: ServeConfig, work: Callable[[Listeners], Awaitable[None]] 
         terminal = stack.enter_context(gateway_console(settings))
         listeners = stack.enter_context(listen(settings.gateway))
         # The engine tells its slots and its model when it answers; until then the gateway answers 503.
-        state = stack.enter_context(open_state(settings, where, slots=1, image_tokens=0, demo=False, env=os.environ))
+        state = stack.enter_context(
+            open_state(settings, where, slots=1, image_tokens=0, demo=False, env=os.environ, adapters=None)
+        )
         if settings.engine.key_file:
             state.engine_key = secret_file.read(Path(settings.engine.key_file).expanduser())
 

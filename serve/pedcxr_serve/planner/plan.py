@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.errors import CheckpointError, ConfigError
-from pedcxr_serve.planner import roofline, vllm_args
+from pedcxr_serve.planner import adapters, roofline, vllm_args
 from pedcxr_serve.planner.devices import Device
 from pedcxr_serve.planner.roofline import Throughput
 
@@ -36,6 +39,7 @@ class EnginePlan:
         argv: Arguments after the program name, starting with ``serve``.
         env: Environment variables to set for the engine, (name, value).
         dtype: ``bfloat16`` or ``float32``.
+        adapters_bytes: Memory that vLLM reserves for adapters.
         kv_bytes_per_token: See `roofline.kv_bytes_per_token`.
         kv_capacity_bytes: Size of the KV cache.
         prompt_tokens: Length of a prompt in tokens, see `roofline.prompt_tokens`.
@@ -56,6 +60,7 @@ class EnginePlan:
     device: Device
     dtype: str
     weights_bytes: int
+    adapters_bytes: int
     kv_bytes_per_token: int
     kv_capacity_bytes: int
     prompt_tokens: int
@@ -74,11 +79,18 @@ class EnginePlan:
 
 
 def make(
-    checkpoint: Checkpoint, device: Device, config: ServeConfig, *, model_dir: Path, socket: EngineAddress
+    checkpoint: Checkpoint,
+    device: Device,
+    config: ServeConfig,
+    *,
+    model_dir: Path,
+    socket: EngineAddress,
+    served_adapters: Mapping[str, Adapter] = MappingProxyType({}),
 ) -> EnginePlan:
     """Plan the engine.
 
     Args:
+        served_adapters: The adapters to serve, by name, each inspected and ready.
         model_dir: The folder that vLLM loads.
         socket: Path of the Unix socket that vLLM listens on, or its TCP address. The folder of a socket must be
             private (mode 0700), because vLLM does not restrict access to the socket.
@@ -103,9 +115,10 @@ def make(
     block = engine.block_size or (128 if device.kind == "cpu" else 16)
     tokens = min(engine.max_model_len, roofline.prompt_tokens(shape) + new_tokens)
     per_report = _blocks(tokens, block) * per_token
-    capacity = _kv_capacity(device, config, weights, per_report)
+    lora = adapters.reserved_bytes(shape, config, served_adapters, size)
+    capacity = _kv_capacity(device, config, weights + lora, per_report)
     if capacity < _blocks(engine.max_model_len, block) * per_token:
-        raise ConfigError(_does_not_fit(device, config, weights, capacity, engine.max_model_len * per_token))
+        raise ConfigError(_does_not_fit(device, config, (weights, lora), capacity, engine.max_model_len * per_token))
     at_once = capacity // per_report
     seqs, limit = _max_num_seqs(shape, device, config, at_once, size)
     batched = _max_num_batched_tokens(shape, device, config, seqs)
@@ -113,13 +126,17 @@ def make(
     upper_bound = roofline.throughput(shape, device, best, dtype_bytes=size, new_tokens=new_tokens)
     servers = engine.api_server_count or _api_servers(device, upper_bound)
     preparing, starting = _max_preparing_and_starting(device, config, servers)
-    argv = vllm_args.argv(device, config, model_dir, socket, dtype=dtype, seqs=seqs, batched=batched, servers=servers)
+    argv = vllm_args.argv(
+        device, config, model_dir, socket,
+        dtype=dtype, seqs=seqs, batched=batched, servers=servers, served_adapters=served_adapters,
+    )  # fmt: skip
     return EnginePlan(
         argv=argv,
         env=vllm_args.env(device, config, dtype=dtype, kv_bytes=capacity),
         device=device,
         dtype=dtype,
         weights_bytes=weights,
+        adapters_bytes=lora,
         kv_bytes_per_token=per_token,
         kv_capacity_bytes=capacity,
         prompt_tokens=roofline.prompt_tokens(shape),
@@ -145,7 +162,7 @@ def render(plan: EnginePlan, *more: tuple[str, str]) -> str:
     figures = f"{device.memory_bytes / gb:.0f} GB, {device.bandwidth_bytes_s / gb:,.0f} GB/s"
     figures += f", {device.peak_flops / tera:.3g} TFLOP/s"
     rough = " (a rule of thumb: right to the order of magnitude)" if device.kind == "cpu" else ""
-    rows = (
+    rows = [
         ("device", f"{device.name}, {figures}{rough}"),
         ("weights", f"{plan.weights_bytes / gb:.3f} GB in {plan.dtype}"),
         ("KV cache", f"{plan.kv_capacity_bytes / gb:.1f} GB at {plan.kv_bytes_per_token:,} B a token"),
@@ -158,7 +175,9 @@ def render(plan: EnginePlan, *more: tuple[str, str]) -> str:
         ("as planned", _rate(expected)),
         ("counted with", f"{plan.prompt_tokens} prompt and {plan.new_tokens} new tokens a report"),
         *more,
-    )
+    ]
+    if plan.adapters_bytes:
+        rows.insert(2, ("adapters", f"{plan.adapters_bytes / gb:.3f} GB"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join([*lines, "", vllm_args.shell(plan.argv, plan.env)])
@@ -195,11 +214,13 @@ def _cpu_seqs(device: Device) -> int:
     return min(CPU_MAX_NUM_SEQS, CPU_SEQS_PER_CORE * max(1, device.cores))
 
 
-def _does_not_fit(device: Device, config: ServeConfig, weights: int, capacity: int, needed: int) -> str:
+def _does_not_fit(device: Device, config: ServeConfig, loaded: tuple[int, int], capacity: int, needed: int) -> str:
+    weights, lora = (size / 1e9 for size in loaded)
     setting = "cpu_kv_cache_gib" if device.kind == "cpu" else "gpu_memory_utilization"
     return (
         f"engine.{setting} = {getattr(config.engine, setting) or 'default'}: the model does not fit {device.name} "
-        f"({device.memory_bytes / 1e9:.0f} GB): weights take {weights / 1e9:.1f} GB, keys and values get "
+        f"({device.memory_bytes / 1e9:.0f} GB): weights take {weights:.1f} GB, "
+        f"{f'adapters {lora:.1f} GB, ' if lora else ''}keys and values get "
         f"{max(0, capacity) / 1e9:.2f} GB, and one request of engine.max_model_len = {config.engine.max_model_len} "
         f"tokens needs {needed / 1e9:.2f} GB. Use a larger device, another engine.{setting}, or a smaller "
         "engine.max_model_len."

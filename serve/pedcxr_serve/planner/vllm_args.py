@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine.address import EngineAddress
+from pedcxr_serve.planner import adapters
 from pedcxr_serve.planner.devices import Device
 
 GPU_STREAM_INTERVAL = 4
@@ -27,6 +29,7 @@ def argv(
     seqs: int,
     batched: int,
     servers: int,
+    served_adapters: Mapping[str, Adapter],
 ) -> tuple[str, ...]:
     """Return the arguments after the program name; see `plan.make` for the values."""
     engine = config.engine
@@ -57,6 +60,7 @@ def argv(
         words += ["--enforce-eager"]
     if engine.block_size:
         words += ["--block-size", str(engine.block_size)]
+    words += adapters.argv(config, served_adapters)
     return (*words, *engine.extra_args)
 
 
@@ -79,6 +83,8 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_MAX_IMAGE_PIXELS": str(config.engine.max_image_pixels),
         "VLLM_SERVER_DEV_MODE": "0",
+        # No request may load an adapter: each is checked before the engine starts.
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
         # Fixed here because the launcher may inherit other values: requests with equal ids must stay separate, and
         # responses must not be logged.
         "VLLM_DISABLE_REQUEST_ID_RANDOMIZATION": "0",

@@ -77,3 +77,13 @@ def test_model_list_is_validated():
     assert choose_model(listing(), "url", "another") == ServedModel("another")
     with pytest.raises(ConfigurationError, match="none"):
         choose_model({"data": []}, "url")
+
+
+@pytest.mark.parametrize(("defaults", "chosen"), [({"b"}, "b"), (set(), None), ({"a", "b"}, None), ({"c"}, None)])
+def test_the_default_of_the_server_is_chosen_among_several(defaults: set[str], chosen: str | None) -> None:
+    models = {"data": [{"id": name, "pedcxr": {"default": name in defaults}} for name in ("a", "b")]}
+    if chosen is None:
+        with pytest.raises(ConfigurationError, match="offers a, b; name one"):
+            choose_model(models, "url")
+    else:
+        assert choose_model(models, "url").name == chosen

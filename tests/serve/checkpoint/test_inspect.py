@@ -212,7 +212,7 @@ def test_adapter_without_a_model_has_a_merge_remedy(tmp_path: Path) -> None:
 
     assert "LoRA adapter" in block
     assert "modules_to_save ['lm_head', 'embed_tokens']" in block
-    assert "merge_and_unload" in block
+    assert "[adapters.NAME]" in block and "pedcxr-serve merge" in block
 
 
 def test_weights_in_another_format_are_reported(tmp_path: Path) -> None:

@@ -26,11 +26,13 @@ from pedcxr_serve.engine import health, supervisor
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.supervisor import RestartBackoff, Supervisor
 from pedcxr_serve.engine.watch import EngineWatch
-from pedcxr_serve.errors import EngineDied, EngineNotReady
+from pedcxr_serve.errors import AdapterError, EngineDied, EngineNotReady
 from pedcxr_serve.gateway import app
 from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
+from pedcxr_serve.gateway.auth.models import ServedAdapter
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.gateway.http.server import serving
+from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.launcher.console import Console
@@ -78,14 +80,18 @@ async def eventually(condition: Callable[[], bool], seconds: float = 30) -> None
 
 @asynccontextmanager
 async def supervised(
-    folder: Path, *, gap: float = 0.0, fail: int = 0, slots: int = 64, **settings: Any
+    folder: Path, *, gap: float = 0.0, fail: int = 0, slots: int = 64, adapters: tuple[str, ...] = (), **settings: Any
 ) -> AsyncIterator[Running]:
     uds, starts = folder / "engine.sock", folder / "starts"
     starts.write_text(f"fail {fail}")
     defaults = {"restart_wait_s": 0.0, "probe_every_s": 1.0, "probe_timeout_s": 1.0, "port": 0, "admin_port": 0}
     config = GatewayConfig(**(defaults | settings))
     state = State(
-        uds, demo=True, body_limit=1 << 20, scheduler=FairScheduler(FairQueue(slots, max_waiting=99, max_wait_s=99))
+        uds,
+        demo=True,
+        body_limit=1 << 20,
+        rules=Rules("fake", 500, adapters={name: ServedAdapter("sha256:1") for name in adapters}),
+        scheduler=FairScheduler(FairQueue(slots, max_waiting=99, max_wait_s=99)),
     )
     command = [sys.executable, "-m", "tests.support.servers.engine_process", str(uds), str(starts), str(gap)]
     engines: list[Engine] = []
@@ -103,7 +109,7 @@ async def supervised(
             serving(state, session, listeners),
             httpx.AsyncClient(base_url=listeners.url.removesuffix("/v1"), timeout=60, trust_env=False) as client,
         ):
-            watcher = Supervisor(launch, state, session, config, "fake", Console(0, out))
+            watcher = Supervisor(launch, state, session, config, "fake", Console(0, out), adapters=adapters)
             try:
                 await watcher.start()
                 keep = asyncio.create_task(watcher.keep())
@@ -118,6 +124,15 @@ async def supervised(
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 60))
+
+
+def test_an_adapter_that_changes_nothing_ends_the_start(tmp_path: Path) -> None:
+    async def work() -> None:
+        with pytest.raises(AdapterError, match=r"adapters\.north: has no effect.* with fake"):
+            async with supervised(tmp_path, adapters=("north",)):
+                pytest.fail("the server became ready")
+
+    run(work())
 
 
 @pytest.mark.slow

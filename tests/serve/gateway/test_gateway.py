@@ -107,7 +107,13 @@ def test_models_do_not_show_the_checkpoint_folder(gateway: Gateway) -> None:
 def test_models_have_the_image_size_and_the_revision(engine: FakeEngine) -> None:
     with running(engine, demo=False, image_size=(224, 336), revision="sha256:0") as gateway, gateway.client() as client:
         (model,) = client.get("/v1/models").json()["data"]
-        extension = {"image_size": [224, 336], "revision": "sha256:0", "demo": False}
+        extension = {
+            "image_size": [224, 336],
+            "revision": "sha256:0",
+            "adapter": False,
+            "default": False,
+            "demo": False,
+        }
         assert model["pedcxr"] == extension
         with openai.OpenAI(base_url=gateway.listeners.url, api_key="none", max_retries=0) as sdk:
             (parsed,) = sdk.models.list().data

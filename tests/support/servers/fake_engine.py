@@ -343,7 +343,10 @@ def _chunk(request: dict[str, Any], *choices: dict[str, Any]) -> dict[str, Any]:
 
 def _completion(answer: Answer, request: dict[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": "".join(answer.pieces)}
-    choice = {"index": 0, "message": message, "finish_reason": answer.finish}
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": answer.finish}
+    if request.get("logprobs"):  # the same for every model
+        token = {"token": answer.pieces[0], "logprob": -0.1}
+        choice["logprobs"] = {"content": [token | {"top_logprobs": [token]}]}
     return _chunk(request, choice) | {"object": "chat.completion", "usage": _usage(answer)}
 
 

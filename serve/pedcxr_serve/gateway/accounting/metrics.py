@@ -40,6 +40,12 @@ class GatewayMetrics:
         self.requests = Counter("pedcxr_requests", "HTTP requests by route and status.", labels, registry=registry)
         self.in_flight = Gauge("pedcxr_requests_in_flight", "Accepted requests, queued or sent on.", registry=registry)
         self.ready = Gauge("pedcxr_ready", "1 while requests for reports are accepted.", registry=registry)
+        self.models = Gauge(
+            "pedcxr_model_info",
+            "1 for each model and adapter that is served.",
+            ("model", "revision"),
+            registry=registry,
+        )
         self.runtime = RuntimeMetrics(registry)
         self.restarts = Counter("pedcxr_engine_restarts", "Engine restarts by reason.", ("reason",), registry=registry)
         clock = Gauge(
@@ -68,6 +74,7 @@ class RequestRecord:
         outcome: ``ok`` (the model ended the report), ``length``, ``incomplete`` (any other finish reason, or none),
             ``aborted``, ``engine_refused``, ``engine_lost``, ``client_left``, ``failed`` (an error of the gateway), or
             ``refused``, for which ``reason`` holds the error code.
+        model: name of the requested model, which the server has; "" before the request is validated.
         image_tokens: tokens of the prompt that stand for the image.
         stages: seconds in ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
     """
@@ -79,6 +86,7 @@ class RequestRecord:
     address: str | None = None
     outcome: str = "failed"
     reason: str = ""
+    model: str = ""
     status: int = 0
     finish_reason: str | None = None
     usage: TokenUsage | None = None
@@ -126,6 +134,9 @@ class TenantMetrics:
             return Counter(f"pedcxr_{name}", text, ("tenant", *labels), registry=registry)
 
         self._requests = counter("tenant_requests", "Requests by outcome.", "outcome")
+        self._models = Counter(
+            "pedcxr_model_requests", "Valid requests by model or adapter.", ("model", "outcome"), registry=registry
+        )
         self._rejections = counter("rejections", "Requests refused by the gateway, by reason.", "reason")
         self._tokens = counter("tokens", "Tokens by kind: prompt, image, output.", "kind")
         self.service_cost = counter(
@@ -181,6 +192,8 @@ class TenantMetrics:
         """Count a request that has ended."""
         name, totals = record.tenant.name, record.totals()
         self._requests.labels(name, record.outcome).inc()
+        if record.model:
+            self._models.labels(record.model, record.outcome).inc()
         if record.reason:
             self._rejections.labels(name, record.reason).inc()
         for stage, seconds in record.stages.items():

@@ -68,6 +68,9 @@ class Tenant(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[Annotated[str, Meta(min_length=1, max_length=128)], ...],
         Meta(description="models that the tenant may request; empty = all"),
     ] = ()
+    default_model: Annotated[
+        str, Meta(max_length=128, description="model of a request that names none; empty = that of the server")
+    ] = ""
     may_sample: Annotated[
         bool, Meta(description="whether temperature and other sampling fields have an effect; false = greedy decoding")
     ] = False

@@ -10,12 +10,14 @@ import hmac
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from pedcxr_serve.config.schema import FieldError, Schema
+from pedcxr_serve.gateway.auth.models import ServedAdapter, may_use
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.request import ignored_fields, image_splice
 from pedcxr_serve.gateway.request.conversation import Turn, turns
@@ -139,6 +141,7 @@ class Rules:
         text_chars: maximum length of all texts together.
         secret: key of the cache salts.
         served: further models of the engine, such as adapters.
+        adapters: what is known of the adapters among them, by name.
     """
 
     model: str
@@ -147,6 +150,7 @@ class Rules:
     text_chars: int = 32_000
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     served: frozenset[str] = frozenset()
+    adapters: Mapping[str, ServedAdapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +196,9 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
     words = "\n".join(turn.text for turn in conversation)
     _check_lengths(conversation, len(words), rules)
     limits = [request[name] for name in ("max_tokens", "max_completion_tokens") if name in request]
-    model = request.get("model", rules.model)
+    model = request.get("model", tenant.default_model or rules.model)
     # Checked here, not by the engine's 404: an unknown model name may be a patient's name, and `model` is audited.
-    if model not in {rules.model, *rules.served} or not tenant.may_use(model):
+    if model not in {rules.model, *rules.served} or not may_use(tenant, model, rules.adapters):
         refuse("no such model; GET /v1/models lists them", "model", "model_not_found", 404)
     stream = request.get("stream", False)
     if stream and not tenant.may_stream:
@@ -232,13 +236,13 @@ def apply(body: bytes | bytearray, tenant: Tenant, rules: Rules) -> AcceptedRequ
 
 
 @functools.lru_cache(maxsize=4096)
-def cache_salt(secret: bytes, tenant: str) -> str:
-    """Return a hexadecimal salt that separates a tenant's cached prefixes from those of others."""
-    return hmac.digest(secret, tenant.encode(), "sha256").hex()
+def cache_salt(secret: bytes, tenant: str, adapter: str = "") -> str:
+    """Return a hexadecimal salt that separates a tenant's cached prefixes from those of others, for each adapter."""
+    return hmac.digest(secret, "\0".join(filter(None, (tenant, adapter))).encode(), "sha256").hex()
 
 
 def film_id(salt: str, sha256: bytes) -> str:
-    """Return the engine's name for a film, hexadecimal and different for every tenant.
+    """Return the engine's name for a film, hexadecimal and different for every tenant and adapter.
 
     vLLM 0.32 keys its cache of embeddings by the image alone, so response times would show one tenant what another has
     sent; ``cache_salt`` covers the KV cache only. vLLM uses a ``uuid`` instead of its own hash of the pixels
@@ -280,7 +284,7 @@ def _payload(
     if request.get("stream"):
         # For token accounting, and for charging while the stream runs: an event may hold several tokens.
         payload["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-    payload["cache_salt"] = cache_salt(rules.secret, tenant.name)
+    payload["cache_salt"] = cache_salt(rules.secret, tenant.name, model if model in rules.adapters else "")
     return payload
 
 

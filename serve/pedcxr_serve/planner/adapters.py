@@ -1,0 +1,86 @@
+"""The adapters of a configuration: their inspection, the memory that vLLM 0.32 reserves for them, and its arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pedcxr_serve.checkpoint import adapter, revision
+from pedcxr_serve.checkpoint.adapter import Adapter
+from pedcxr_serve.checkpoint.architecture import Shape
+from pedcxr_serve.checkpoint.inspect import Checkpoint
+from pedcxr_serve.config.settings import ServeConfig
+from pedcxr_serve.errors import AdapterError
+
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve (config/lora.py, MaxLoRARanks)
+_VISION_FLAG = "--enable-tower-connector-lora"
+
+
+def inspect(config: ServeConfig, checkpoint: Checkpoint) -> dict[str, Adapter]:
+    """Inspect the adapters of a configuration against its checkpoint; return them by name, ready or not.
+
+    Raises:
+        ConfigError: A folder does not exist.
+    """
+    if not config.adapters or checkpoint.shape is None:
+        return {}
+    base_revision = revision.of(checkpoint.folder)
+    return {
+        name: adapter.inspect(
+            Path(entry.path).expanduser(),
+            checkpoint.shape,
+            base_revision=base_revision,
+            rank=entry.rank,
+            vision=_serves_vision(config),
+        )
+        for name, entry in config.adapters.items()
+    }
+
+
+def require_ready(adapters: Mapping[str, Adapter]) -> None:
+    """Raise AdapterError unless all adapters can be served."""
+    for one in adapters.values():
+        adapter.require_ready(one)
+
+
+def require_unchanged(adapters: Mapping[str, Adapter]) -> None:
+    """Raise AdapterError if the files of an adapter have changed since it was inspected.
+
+    A restarted engine would load other weights than the reports and the audit log name.
+    """
+    for name, one in adapters.items():
+        if adapter.revision(one.folder) != one.revision:
+            raise AdapterError(
+                f"adapters.{name}: the files in {one.folder} have changed since the server started; start it again to "
+                "check and serve the new adapter"
+            )
+
+
+def reserved_bytes(shape: Shape, config: ServeConfig, adapters: Mapping[str, Adapter], dtype_bytes: int) -> int:
+    """Return the memory that vLLM reserves: a slot of the largest rank for every adapter."""
+    if not adapters:
+        return 0
+    slot = adapter.slot_parameters(shape, _rank(adapters), vision=_serves_vision(config))
+    return len(adapters) * slot * dtype_bytes
+
+
+def argv(config: ServeConfig, adapters: Mapping[str, Adapter]) -> list[str]:
+    """Return the arguments of `vllm serve`: one slot for each adapter, so that every batch may mix all of them."""
+    if not adapters:
+        return []
+    modules = [
+        {"name": name, "path": str(one.folder.absolute()), "base_model_name": config.served_name}
+        for name, one in adapters.items()
+    ]
+    words = ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(_rank(adapters))]
+    return [*words, "--lora-modules", *(json.dumps(module, separators=(",", ":")) for module in modules)]
+
+
+def _rank(adapters: Mapping[str, Adapter]) -> int:
+    largest = max(one.rank for one in adapters.values())
+    return next(rank for rank in _RANKS if rank >= largest)
+
+
+def _serves_vision(config: ServeConfig) -> bool:
+    return _VISION_FLAG in config.engine.extra_args  # experimental in vLLM 0.32, so there is no setting for it
