@@ -296,7 +296,7 @@ def check(facts: Facts, caller: CallerFacts, stats: PixelStats | None = None) ->
 def enforce(checks: Iterable[Check]) -> None:
     """Raise BlockedFilm, which holds all checks, if one blocks and the caller did not allow it."""
     checks = tuple(checks)
-    if blocking := [result for result in checks if result.blocks]:
+    if blocking := [result for result in checks if result.status == "block" and not result.allowed]:
         reasons = "; ".join(f"{result.name}: {result.why}" for result in blocking)
         names = " ".join(f"--allow {result.name}" for result in blocking)
         raise BlockedFilm(f"the film is outside the intended use. {reasons}. To send it anyway: {names}", checks)
