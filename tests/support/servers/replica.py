@@ -17,16 +17,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import uvloop
 
 from pedcxr_serve import cli
 from pedcxr_serve.engine.process import Engine
 from pedcxr_serve.engine.socket_dir import socket_folder
+from pedcxr_serve.engine.supervisor import Supervisor
 from pedcxr_serve.engine.vllm_main import die_with_parent
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.gateway.state import open_state
 from pedcxr_serve.launcher.console import Console
-from pedcxr_serve.launcher.server import Server
+from pedcxr_serve.launcher.server import EngineKeeper, Server
 from pedcxr_serve.vllm_plugin import refusals
 from tests.support.paths import ROOT
 from tests.support.servers.fake_engine import Answer, FakeEngine, RecordedRequest
@@ -59,14 +61,14 @@ def serve(words: list[str]) -> None:
         open_state(settings, socket, slots=options.slots, image_tokens=256, demo=True, env=os.environ) as state,
     ):
         command = [sys.executable, "-m", __spec__.name, "engine", str(socket), *engine_words]
-        server = Server(
-            lambda: Engine(command, {"PYTHONPATH": python_path}, console.print_engine_line),
-            state,
-            listeners,
-            settings.gateway,
-            NAME,
-            console,
-        )
+
+        def launch() -> Engine:
+            return Engine(command, {"PYTHONPATH": python_path}, console.print_engine_line)
+
+        def attach(session: aiohttp.ClientSession) -> EngineKeeper:
+            return Supervisor(launch, state, session, settings.gateway, NAME, console)
+
+        server = Server(attach, state, listeners, settings.gateway, console)
         uvloop.run(server.run())
 
 
