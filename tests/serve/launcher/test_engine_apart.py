@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,10 @@ def test_command_and_environment_of_the_engine(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(EngineServer, "run", record)
     monkeypatch.setenv("PEDCXR_AUDIT_KEY", "a" * 32)
     key_file = tmp_path / "engine.key"
-    words = ["engine", "--listen", "127.0.0.1:8100", "--key-file", str(key_file), "--socket-dir", str(tmp_path / "run")]
-    engine_launcher.serve(cli.parse(words))
+    words = ["engine", "--listen", "127.0.0.1:8100", "--key-file", str(key_file)]
+    with tempfile.TemporaryDirectory(prefix="pedcxr-", dir="/tmp") as short:  # the path of a Unix socket is short
+        engine_launcher.serve(cli.parse([*words, "--socket-dir", f"{short}/run"]))
+        assert not Path(short, "run").exists()
     [(command, env)] = launched
     key = secret_file.read(key_file)
     assert key_file.stat().st_mode & 0o777 == 0o600
@@ -142,7 +145,6 @@ def test_command_and_environment_of_the_engine(tmp_path: Path, monkeypatch: pyte
     assert "PEDCXR_AUDIT_KEY" not in env
     assert key not in " ".join([*command, *env.values()])
     assert process.vllm(("serve",)) == command[: len(process.vllm(("serve",)))]
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
