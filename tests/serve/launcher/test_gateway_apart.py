@@ -21,6 +21,7 @@ from pedcxr_serve import cli
 from pedcxr_serve.config import secret_file
 from pedcxr_serve.engine import access
 from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway.auth.models import ServedAdapter
 from pedcxr_serve.gateway.http.listeners import Listeners
 from pedcxr_serve.launcher import start
 from pedcxr_serve.launcher.console import Console
@@ -79,13 +80,33 @@ def engine_fields(engine: FakeEngine) -> list[tuple[str, str]]:
     ]
 
 
+def test_gateway_learns_the_adapters_from_the_engine(folder: Path, printed: list[str]) -> None:
+    """The engine knows which adapters it loaded and for whom; without keys the client is no tenant of a hospital."""
+    adapters = {"all": ServedAdapter("sha256:1"), "north": ServedAdapter("sha256:2", frozenset({"hospital"}))}
+
+    def check(root: str, _: str) -> None:
+        models = {model["id"]: model["pedcxr"] for model in get(root + "/v1/models").json()["data"]}
+        assert {name: (one["adapter"], one["revision"]) for name, one in models.items()} == {
+            "fake": (False, "rev"),
+            "all": (True, "rev+sha256:1"),
+        }
+        assert ask(root, model="all").headers["x-pedcxr-revision"] == "rev+sha256:1"
+        assert ask(root, model="north").status_code == 404
+
+    description = msgspec.structs.replace(DESCRIPTION, revision="rev", adapters=adapters)
+    with engine_apart(folder, description=description) as engine:
+        engine.models = ("fake", "all", "north")
+        with_gateway(f"unix:{folder}/engine.sock", check)
+
+
 def test_gateway_learns_everything_from_the_engine(folder: Path, printed: list[str]) -> None:
     def check(root: str, _: str) -> None:
         answer = ask(root, max_tokens=9999)
         assert answer.json()["choices"][0]["message"]["content"] == TEXT
         assert "x-pedcxr-demo" not in answer.headers
         [model] = get(root + "/v1/models").json()["data"]
-        assert model["pedcxr"] == {"image_size": [448, 448], "revision": None, "demo": False}
+        served = {"image_size": [448, 448], "revision": None, "demo": False}
+        assert model["pedcxr"] == served | {"adapter": False, "default": True}
 
     with engine_apart(folder) as engine:
         for number in (1, 2):
