@@ -12,6 +12,7 @@ from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.errors import AdapterError
+from pedcxr_serve.planner.devices import Device
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve (config/lora.py, MaxLoRARanks)
 _VISION_FLAG = "--enable-tower-connector-lora"
@@ -57,24 +58,37 @@ def require_unchanged(adapters: Mapping[str, Adapter]) -> None:
             )
 
 
-def reserved_bytes(shape: Shape, config: ServeConfig, adapters: Mapping[str, Adapter], dtype_bytes: int) -> int:
-    """Return the memory that vLLM reserves: a slot of the largest rank for every adapter."""
+def reserved_bytes(
+    shape: Shape, device: Device, config: ServeConfig, adapters: Mapping[str, Adapter], dtype_bytes: int
+) -> int:
+    """Return the memory that vLLM reserves: slots of the largest rank."""
     if not adapters:
         return 0
     slot = adapter.slot_parameters(shape, _rank(adapters), vision=_serves_vision(config))
-    return len(adapters) * slot * dtype_bytes
+    return _slots(device, adapters) * slot * dtype_bytes
 
 
-def argv(config: ServeConfig, adapters: Mapping[str, Adapter]) -> list[str]:
-    """Return the arguments of `vllm serve`: one slot for each adapter, so that every batch may mix all of them."""
+def argv(device: Device, config: ServeConfig, adapters: Mapping[str, Adapter]) -> list[str]:
+    """Return the arguments of `vllm serve`: every batch may mix all adapters and the base."""
     if not adapters:
         return []
     modules = [
         {"name": name, "path": str(one.folder.absolute()), "base_model_name": config.served_name}
         for name, one in adapters.items()
     ]
-    words = ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(_rank(adapters))]
+    slots = str(_slots(device, adapters))
+    words = ["--enable-lora", "--max-loras", slots, "--max-lora-rank", str(_rank(adapters))]
     return [*words, "--lora-modules", *(json.dumps(module, separators=(",", ":")) for module in modules)]
+
+
+def _slots(device: Device, adapters: Mapping[str, Adapter]) -> int:
+    """Return one slot for each adapter, and on a CPU an empty one.
+
+    In a batch with adapters, vLLM 0.32 gives the base the slot -1. Its CPU kernels (``lora/ops/torch_ops/lora_ops.py``)
+    take that for the last slot: with an adapter in it, reports of the base would be those of a mixture. The first free
+    slot is filled first, so the last one stays empty. The GPU kernels skip the slot -1.
+    """
+    return len(adapters) + (device.kind == "cpu")
 
 
 def _rank(adapters: Mapping[str, Adapter]) -> int:

@@ -115,7 +115,7 @@ def make(
     block = engine.block_size or (128 if device.kind == "cpu" else 16)
     tokens = min(engine.max_model_len, roofline.prompt_tokens(shape) + new_tokens)
     per_report = _blocks(tokens, block) * per_token
-    lora = adapters.reserved_bytes(shape, config, served_adapters, size)
+    lora = adapters.reserved_bytes(shape, device, config, served_adapters, size)
     capacity = _kv_capacity(device, config, weights + lora, per_report)
     if capacity < _blocks(engine.max_model_len, block) * per_token:
         raise ConfigError(_does_not_fit(device, config, (weights, lora), capacity, engine.max_model_len * per_token))

@@ -60,7 +60,7 @@ def argv(
         words += ["--enforce-eager"]
     if engine.block_size:
         words += ["--block-size", str(engine.block_size)]
-    words += adapters.argv(config, served_adapters)
+    words += adapters.argv(device, config, served_adapters)
     return (*words, *engine.extra_args)
 
 
