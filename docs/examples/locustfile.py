@@ -3,6 +3,7 @@ import os
 from collections import deque
 from pathlib import Path
 
+import gevent
 from locust import HttpUser, task
 from locust.exception import StopUser
 
@@ -24,4 +25,4 @@ class Client(HttpUser):
                 response.failure(f"no complete report, status {response.status_code}")
         left -= 1
         if not left:
-            self.environment.runner.quit()
+            gevent.spawn(self.environment.runner.quit)  # quit waits for the users, of which this is one
