@@ -17,8 +17,10 @@ from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, read_json, report_dangling
 
 _REMEDY = "copy it from the base model's folder (google/medgemma-4b-it, 1.0.1 or later)"
-# vLLM 0.32 (models/gemma3_mm.py) merges newline tokens through these entries; without them every request fails.
 _END_OF_TURN = "<end_of_turn>"
+# The marks of MedGemma 1.5, and the variables by which templates switch such a mode on.
+_THOUGHTS = re.compile(r"<unused9[45]>|thinking", re.IGNORECASE)
+# vLLM 0.32 (models/gemma3_mm.py) merges newline tokens through these entries; without them every request fails.
 _NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
 
 
@@ -89,6 +91,9 @@ def _chat_template(folder: Path, problems: list[Problem]) -> str:
     if "image" not in text:
         what = "does not mention images: the prompt may not contain the film"
         problems.append(Problem("warn", source, what, _REMEDY))
+    if _THOUGHTS.search(text):
+        what = "has a mode in which the model thinks aloud: every client would get the thoughts as part of the report"
+        problems.append(Problem("warn", source, what, "use the template of a base without it, such as MedGemma 1"))
     return source
 
 

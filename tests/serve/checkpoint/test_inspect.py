@@ -113,6 +113,18 @@ def test_nested_processor_of_transformers_5_is_found(tmp_path: Path) -> None:
     assert blocks(folder) == []
 
 
+@pytest.mark.parametrize("text", ["{% if enable_thinking %}", "{{ '<unused94>thought' }}"])
+def test_chat_template_of_a_model_that_thinks_aloud_is_reported(tmp_path: Path, text: str) -> None:
+    folder = folders.demo(tmp_path)
+    template = folder / "chat_template.jinja"
+    before = inspect.inspect(folder).problems
+    template.write_text(template.read_text() + text)
+
+    [problem] = [one for one in inspect.inspect(folder).problems if one not in before]
+    assert (problem.severity, problem.where) == ("warn", template.name)
+    assert "the thoughts as part of the report" in problem.what
+
+
 @pytest.mark.parametrize("name", ["chat_template.json", "tokenizer_config.json"])
 def test_chat_template_of_transformers_4_is_found(tmp_path: Path, name: str) -> None:
     folder = folders.demo(tmp_path)
