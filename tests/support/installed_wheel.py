@@ -47,8 +47,9 @@ def suite(folder: Path) -> int:
     # A path file inside a folder that is added by a path file is not read: the editable install stays out.
     (site / "shared_packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     _run(UV, "pip", "install", "--quiet", "--python", python, "--no-deps", build(folder))
-    training = "--ignore=tests/serve/demo/test_checkpoint.py"  # imports demo_training, which the wheel leaves out
-    return _pytest(python, "tests", "--ignore=tests/client/test_wheel.py", training)
+    # These import demo_training, which the wheel leaves out.
+    training = [f"--ignore=tests/{path}" for path in ("serve/demo/test_checkpoint.py", "e2e/finetune")]
+    return _pytest(python, "tests", "--ignore=tests/client/test_wheel.py", *training)
 
 
 def interpreters(folder: Path) -> int:
