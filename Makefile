@@ -14,7 +14,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom drill-fleet bench bench-overhead bench-batch bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom drill-fleet bench bench-overhead bench-batch bench-capacity bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -89,6 +89,9 @@ bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers,
 
 bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start
 	@$(RUN) -m tests.benchmarks.throughput.overhead
+
+bench-capacity: $(READY)  ## accuracy of the simulated replica of `pedcxr-serve plan` on real vLLM
+	@$(RUN) -m pytest -s -m slow tests/e2e/requests/capacity_accuracy.py
 
 bench-fairness: $(READY)  ## shares of two tenants on real vLLM, and the wait of a light tenant under a flood
 	@$(RUN) -m tests.benchmarks.fairness
