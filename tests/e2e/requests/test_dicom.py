@@ -169,7 +169,8 @@ def test_no_header_value_is_logged(running: LocalServer, client: httpx.Client) -
 
 def test_models_reports_image_size_and_revision(client: httpx.Client) -> None:
     (model,) = client.get("/v1/models").json()["data"]
-    assert model["pedcxr"] == {"image_size": [224, 224], "revision": revision.of(Path(CHECKPOINT)), "demo": True}
+    served = {"image_size": [224, 224], "revision": revision.of(Path(CHECKPOINT)), "demo": True}
+    assert model["pedcxr"] == served | {"adapter": False, "default": True}
 
 
 def test_the_example_in_the_docs(running: LocalServer, tmp_path: Path) -> None:
