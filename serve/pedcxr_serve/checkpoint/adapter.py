@@ -15,7 +15,7 @@ from typing import Any
 
 from pedcxr_serve.checkpoint import tensor_names, weights
 from pedcxr_serve.checkpoint.architecture import Shape
-from pedcxr_serve.checkpoint.problems import Problem, read_json, report_dangling
+from pedcxr_serve.checkpoint.problems import Problem, blocking, by_severity, read_json, refusal, report_dangling
 from pedcxr_serve.checkpoint.weights import HeaderError, Shard
 from pedcxr_serve.errors import AdapterError, ConfigError
 
@@ -61,7 +61,7 @@ class Adapter:
     @property
     def ready(self) -> bool:
         """Whether the adapter can be served, that is, no problem blocks."""
-        return not any(problem.severity == "block" for problem in self.problems)
+        return not blocking(self.problems)
 
 
 def inspect(
@@ -109,7 +109,7 @@ def inspect(
         parameters=sum(tensor.elements for tensor in shard.tensors.values()) if shard is not None else 0,
         revision=revision(folder) if config is not None and shard is not None else "",
         base_revision=recorded,
-        problems=tuple(sorted(problems, key=lambda problem: problem.severity != "block")),
+        problems=by_severity(problems),
     )
 
 
@@ -119,10 +119,8 @@ def require_ready(adapter: Adapter) -> None:
     Raises:
         AdapterError: Lists every blocking problem with its remedy.
     """
-    blocks = [problem for problem in adapter.problems if problem.severity == "block"]
-    if blocks:
-        lines = [f"  {problem.where} {problem.what}: {problem.remedy}." for problem in blocks]
-        raise AdapterError("\n".join([f"{adapter.folder} cannot be served as an adapter:", *lines]))
+    if message := refusal(f"{adapter.folder} cannot be served as an adapter:", adapter.problems):
+        raise AdapterError(message)
 
 
 def revision(folder: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pedcxr_serve.checkpoint import processor_files, weights
 from pedcxr_serve.checkpoint.architecture import Shape, parse
-from pedcxr_serve.checkpoint.problems import Problem, read_json
+from pedcxr_serve.checkpoint.problems import Problem, blocking, by_severity, read_json, refusal
 from pedcxr_serve.checkpoint.processor_files import ProcessorFiles
 from pedcxr_serve.checkpoint.weights import KeyStyle
 from pedcxr_serve.demo import DEMO_KEY
@@ -53,7 +53,7 @@ class Checkpoint:
     @property
     def ready(self) -> bool:
         """Whether the checkpoint can be served, that is, no problem blocks."""
-        return not any(problem.severity == "block" for problem in self.problems)
+        return not blocking(self.problems)
 
 
 def inspect(folder: Path) -> Checkpoint:
@@ -92,7 +92,7 @@ def inspect(folder: Path) -> Checkpoint:
         model_prefix=bool(tensors) and all(name.startswith("model.") or name == "lm_head.weight" for name in tensors),
         files=files,
         demo=(config or {}).get(DEMO_KEY) is True,
-        problems=tuple(sorted(problems, key=lambda problem: problem.severity != "block")),
+        problems=by_severity(problems),
     )
 
 
@@ -102,10 +102,8 @@ def require_ready(checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: Lists every blocking problem with its remedy.
     """
-    blocks = [problem for problem in checkpoint.problems if problem.severity == "block"]
-    if blocks:
-        lines = [f"  {problem.where} {problem.what}: {problem.remedy}." for problem in blocks]
-        raise CheckpointError("\n".join([f"{checkpoint.folder} cannot be served:", *lines]))
+    if message := refusal(f"{checkpoint.folder} cannot be served:", checkpoint.problems):
+        raise CheckpointError(message)
 
 
 def _read_config(config: Mapping[str, object], problems: list[Problem]) -> tuple[str, Shape | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,22 @@ class Problem:
     where: str
     what: str
     remedy: str
+
+
+def blocking(problems: Iterable[Problem]) -> list[Problem]:
+    """Return the problems that prevent serving."""
+    return [problem for problem in problems if problem.severity == "block"]
+
+
+def by_severity(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """Return the problems, those with severity ``block`` first."""
+    return tuple(sorted(problems, key=lambda problem: problem.severity != "block"))
+
+
+def refusal(title: str, problems: Iterable[Problem]) -> str:
+    """Return a message with every blocking problem and its remedy below the title; empty if none blocks."""
+    lines = [f"  {problem.where} {problem.what}: {problem.remedy}." for problem in blocking(problems)]
+    return "\n".join([title, *lines]) if lines else ""
 
 
 def read_json(path: Path, problems: list[Problem]) -> dict[str, Any] | None:
