@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
-from pedcxr_serve.gateway.upstream import MAX_EVENT_BYTES, SSEReader, parse_completion
+from pedcxr_serve.gateway.http.engine_answer import MAX_EVENT_BYTES, SSEReader, parse_completion
 
 
 def event(text: str | None = None, finish: str | None = None, *, tight: bool = True) -> bytes:
