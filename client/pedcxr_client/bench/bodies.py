@@ -20,7 +20,8 @@ from pedcxr_client.request import payload
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.types import ServedModel
 
-_PNG_HEAD = 33  # bytes of the signature and the header chunk
+PNG_HEAD = 33
+"""Bytes of the signature and the header chunk of a PNG file."""
 _JPEG_HEAD = 3  # bytes of the start marker and the first byte of the next marker
 _FIRST_SEED = 8_000_000  # the demo model was trained on phantoms of lower seeds
 _PNG_TEXT, _JPEG_TEXT = 31, 30  # characters of a comment; with them, the inserted bytes are a multiple of 3
@@ -51,16 +52,23 @@ class Case:
 
     def unique_body(self, number: int) -> bytes:
         """Return the body with a comment in its image file. The pixels are the same, the bytes occur once."""
-        text = b"%0*d" % (_PNG_TEXT if self.is_png else _JPEG_TEXT, number)
-        if self.is_png:
-            chunk = b"tEXt" + b"Comment\0" + text
-            comment = (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
-        else:  # after FF D8 FF: the rest of a comment marker, and the first byte of the next marker
-            comment = b"\xfe" + (len(text) + 4).to_bytes(2) + text + b"00\xff"
+        comment = png_comment(number) if self.is_png else _jpeg_comment(number)
         return b"".join((self.front, base64.b64encode(comment), self.rest))
 
     def __repr__(self) -> str:
         return f"<Case {self.id}>"
+
+
+def png_comment(number: int) -> bytes:
+    """Return a text chunk that no other number has, for the place after the first `PNG_HEAD` bytes of a PNG file."""
+    chunk = b"tEXtComment\0%0*d" % (_PNG_TEXT, number)
+    return (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+
+
+def _jpeg_comment(number: int) -> bytes:
+    """Return what follows FF D8 FF: the rest of a comment marker, and the first byte of the next marker."""
+    text = b"%0*d" % (_JPEG_TEXT, number)
+    return b"\xfe" + (len(text) + 4).to_bytes(2) + text + b"00\xff"
 
 
 def build(workload: Workload, model: ServedModel, progress: Callable[[Iterable[int]], Iterable[int]]) -> list[Case]:
@@ -88,7 +96,7 @@ def case(request: FilmRequest, model: ServedModel) -> Case:
     image, prompt = prepared.image, prepared.prompt
     body = payload.body(model.name, prompt, image, request.max_tokens)
     is_png = image.mime == "image/png"
-    at = body.index(image.base64[:200]) + (_PNG_HEAD if is_png else _JPEG_HEAD) // 3 * 4
+    at = body.index(image.base64[:200]) + (PNG_HEAD if is_png else _JPEG_HEAD) // 3 * 4
     headers = payload.headers(prompt, prepared.checks)
     return Case(str(request.key), body[:at], body[at:], is_png, headers, prompt.profile.system)
 

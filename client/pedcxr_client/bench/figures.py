@@ -56,10 +56,10 @@ class StageRun:
         """
         if self.stage.is_open:
             return self.begin + 0.1 * self.stage.seconds, self.begin + self.stage.seconds
-        ends = sorted(sample.done for sample in self.samples)
-        starts = max((sample.sent for sample in self.samples), default=self.begin)
-        at = min(self.stage.in_flight, len(ends)) - 1
-        return (ends[at] if ends else self.begin), starts
+        if not self.samples:
+            return self.begin, self.begin
+        spans = [(sample.sent, sample.done) for sample in self.samples]
+        return steady_window(spans, self.stage.in_flight)
 
     def in_window(self) -> list[Sample]:
         """Requests that belong to the window: by their end in a closed loop, by their scheduled time in an open one."""
@@ -78,6 +78,17 @@ class StageRun:
             if low < sample.done <= high and of(sample):
                 counts[min(PARTS - 1, int((sample.done - low) / width))] += 1
         return [count / width for count in counts]
+
+
+def steady_window(spans: Sequence[tuple[float, float]], in_flight: int) -> tuple[float, float]:
+    """Return the steady part of a closed loop: from its N-th end to its last start, so without ramp-up and drain.
+
+    Args:
+        spans: start and end of each request, at least one.
+        in_flight: N; the last end counts if there are fewer.
+    """
+    ends = sorted(end for _, end in spans)
+    return ends[min(in_flight, len(ends)) - 1], max(start for start, _ in spans)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-import zlib
 from collections.abc import Iterator
 from itertools import count
 
+from pedcxr_client.bench.bodies import PNG_HEAD, png_comment
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.demo.findings import sample
 
 _PHANTOMS = 8
 _FIRST_SEED = 8_000_000  # training draws from lower seeds
-_PNG_HEAD = 33  # bytes of a PNG's signature and IHDR
 
 
 def films(size: tuple[int, int] = drawing.SIZE) -> Iterator[bytes]:
@@ -25,6 +24,4 @@ def films(size: tuple[int, int] = drawing.SIZE) -> Iterator[bytes]:
     phantoms = [drawing.encode_png(drawing.render(sample(seed), seed, size=size)) for seed in seeds]
     for number in count(time.time_ns()):
         film = phantoms[number % _PHANTOMS]
-        note = b"tEXtComment\0%d" % number
-        chunk = (len(note) - 4).to_bytes(4) + note + zlib.crc32(note).to_bytes(4)
-        yield film[:_PNG_HEAD] + chunk + film[_PNG_HEAD:]
+        yield film[:PNG_HEAD] + png_comment(number) + film[PNG_HEAD:]

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pedcxr_client.bench.figures import steady_window
+
 MOST_NOISE = 0.15
 """Spread of the calibration loop above which absolute figures mean nothing."""
 
@@ -37,9 +39,8 @@ def steady_rate(spans: Sequence[Span], in_flight: int) -> float:
     """
     if len(spans) <= 2 * in_flight:
         raise ValueError(f"{len(spans)} requests with {in_flight} in flight have no steady part")
-    ends = sorted(span.end for span in spans)
-    begin, last = ends[in_flight - 1], max(span.start for span in spans)
-    return sum(begin < end <= last for end in ends) / (last - begin)
+    begin, last = steady_window([(span.start, span.end) for span in spans], in_flight)
+    return sum(begin < span.end <= last for span in spans) / (last - begin)
 
 
 def order(paths: Sequence[str], number: int) -> list[str]:
