@@ -191,7 +191,6 @@ def _capacity_rows(
 
 def _serve(config: ServeConfig, command: str) -> int:
     # Imported here because they load the HTTP servers, which the other commands do not need.
-    from pedcxr_serve.demo import walkthrough
     from pedcxr_serve.launcher import engine, start
 
     signal.signal(signal.SIGTERM, _terminate)  # until the event loop installs its own handlers
@@ -199,8 +198,12 @@ def _serve(config: ServeConfig, command: str) -> int:
         engine.serve(config)
     elif command == "gateway":
         start.gateway(config)
+    elif command == "demo":
+        from pedcxr_serve.demo import walkthrough
+
+        start.start(config, work=walkthrough.run)
     else:
-        start.start(config, work=walkthrough.run if command == "demo" else None)
+        start.start(config)
     return 0
 
 

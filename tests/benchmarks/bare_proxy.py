@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from pedcxr_serve.gateway import app
+from pedcxr_serve.engine import address
 
 
 async def serve(engine: Path, address_file: Path) -> None:
@@ -27,7 +27,7 @@ async def serve(engine: Path, address_file: Path) -> None:
         engine: the engine's Unix socket.
         address_file: receives the base URL, which ends in ``/v1``.
     """
-    async with aiohttp.ClientSession("http://engine", connector=app.engine_connector(engine)) as session:
+    async with aiohttp.ClientSession("http://engine", connector=address.connector(engine)) as session:
 
         async def forward(request: Request) -> StreamingResponse:
             body = await request.body()

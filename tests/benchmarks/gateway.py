@@ -27,7 +27,7 @@ from typing import NamedTuple
 import aiohttp
 import uvloop
 
-from pedcxr_serve.gateway import app
+from pedcxr_serve.engine import address
 from pedcxr_serve.gateway.accounting import metrics
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
@@ -283,7 +283,7 @@ async def _load(folder: Path, gateway: Gateway) -> None:
 
 
 async def _bare_gaps_ms(folder: Path, data: bytes) -> float:
-    connector = app.engine_connector(folder / ENGINE_SOCKET)
+    connector = address.connector(folder / ENGINE_SOCKET)
     async with aiohttp.ClientSession(connector=connector) as session:
         return await _gaps_ms(session, f"http://engine/v1{_CHAT}", data)
 

@@ -28,9 +28,6 @@ _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _EXPOSED = ("x-request-id", "retry-after", "x-pedcxr-demo", "x-pedcxr-film", "x-pedcxr-ignored", "x-pedcxr-revision")
 
 
-engine_connector = address.connector
-
-
 def engine_session(state: State) -> aiohttp.ClientSession:
     """Return a session to the engine, to be created in and closed by the event loop that uses it."""
     return address.session(state.engine_address, state.engine_key)

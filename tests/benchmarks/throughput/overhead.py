@@ -29,7 +29,7 @@ from pedcxr_serve import cli
 from pedcxr_serve.config.settings import DEMO_NAME
 from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
 from pedcxr_serve.demo.findings import sample
-from pedcxr_serve.gateway import app
+from pedcxr_serve.engine import address
 from tests.benchmarks import transformers_baseline
 from tests.benchmarks.load_generator import Films, Sender, send
 from tests.benchmarks.processes import processor_s
@@ -144,7 +144,7 @@ def quick_start_run(seeds: Iterator[int], folder: Path, number: int = 40) -> Run
 async def _measured(
     running: LocalServer, folder: Path, seeds: Iterator[int], args: argparse.Namespace
 ) -> tuple[list[Row], list[tuple[float, float]]]:
-    bare = app.engine_connector(folder / "engine.sock")
+    bare = address.connector(folder / "engine.sock")
     public = aiohttp.TCPConnector(limit=0)
     async with (
         aiohttp.ClientSession(running.root, connector=public) as gateway,
