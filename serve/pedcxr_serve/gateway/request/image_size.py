@@ -10,6 +10,7 @@ import re
 import struct
 
 _JPEG_SIZES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # SOF markers (ITU-T T.81, table B.1)
+_JPEG_STEPS = 10_000  # segments and fill bytes before the size; a crafted file of millions would take seconds
 _DICOM_HEAD = 1 << 16
 _DICOM_SIDES = (
     re.compile(rb"\x28\0\x10\0(?:US\x02\0|\x02\0\0\0)(..)", re.DOTALL),  # Rows, explicit or implicit, little endian
@@ -20,7 +21,8 @@ _DICOM_SIDES = (
 def pixel_count(data: bytes) -> int:
     """Return the number of pixels of a PNG, JPEG, DICOM, TIFF, WEBP, GIF or BMP file.
 
-    A DICOM file whose size is not found counts a pixel for every two bytes. Other files count 0 then.
+    A DICOM file whose size is not found counts a pixel for every two bytes, and a JPEG file whose size comes after
+    10,000 segments one for every byte. Other files count 0 then.
     """
     try:
         width, height = _size(data)
@@ -49,9 +51,10 @@ def _size(data: bytes) -> tuple[int, int]:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     at = 2
-    while True:
-        while data[at + 1] == 0xFF:  # fill bytes
+    for _ in range(_JPEG_STEPS):
+        if data[at + 1] == 0xFF:  # a fill byte
             at += 1
+            continue
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
         if marker in _JPEG_SIZES:
             height, width = struct.unpack_from(">HH", data, at + 5)
@@ -59,6 +62,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         if length < 2:
             return 0, 0
         at += 2 + length
+    return len(data), 1
 
 
 def _dicom_size(data: bytes) -> tuple[int, int]:

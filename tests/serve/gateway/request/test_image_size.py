@@ -48,3 +48,11 @@ def test_dicom_without_a_size_counts_by_its_length() -> None:
 def test_damaged_file_is_counted_without_an_error(data: bytes, at: int, patch: bytes) -> None:
     assert pixel_count(data[:at]) >= 0
     assert pixel_count(data[:at] + patch + data[at + len(patch) :]) >= 0
+
+
+@pytest.mark.parametrize("filler", [b"\xff", b"\xff\xfe\0\2"])
+def test_jpeg_with_endless_segments_is_given_up(filler: bytes) -> None:
+    frame = b"\xff\xc0\0\x11\x08" + (2000).to_bytes(2) + (3000).to_bytes(2)
+    assert pixel_count(b"\xff\xd8" + filler * 9_000 + frame) == 6_000_000
+    endless = b"\xff\xd8" + filler * 11_000 + frame
+    assert pixel_count(endless) == len(endless)
