@@ -110,7 +110,7 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
         variables["TRITON_F32_DEFAULT"] = "ieee"
     if device.kind == "cpu" and config.engine.enforce_eager is not False:
         # vLLM compiles the ranks of log-probabilities even with --enforce-eager. The first request with `logprobs` then
-        # stopped all requests for 24 s on a busy 2-core machine; without the compiler it took 3 s.
+        # stops all requests for many seconds while the compiler loads and runs.
         variables["TORCHDYNAMO_DISABLE"] = "1"
     return tuple(variables.items())
 
