@@ -33,6 +33,7 @@ from pedcxr_client.request.settings import (
     Certificates,
     HttpClient,
     Settings,
+    SpanTracer,
     Timeouts,
 )
 from pedcxr_client.types import ServedModel
@@ -67,10 +68,12 @@ class _BaseClient(ABC, Generic[ReportT, StreamT, BytesT]):
         headers: Mapping[str, str] | None = None,
         verify: Certificates | None = None,
         http_client: HttpClient | None = None,
+        tracer: SpanTracer | None = None,
     ) -> None:
         settings = Settings(
             url, api_key, model, timeouts, retries, insecure_http,
             headers={} if headers is None else headers, verify=verify, http_client=http_client,
+            tracer=tracer,
         )  # fmt: skip
 
         from pedcxr_client.request import concurrent  # noqa: F401  # an import needs a file descriptor, so not later
@@ -320,6 +323,7 @@ class Client(_BaseClient[Report, "ReportStream", bytes]):
             By default SSL_CERT_FILE, or else the certificates of the system.
         http_client: sends the requests, for a transport or a proxy of your own; ``close`` closes it. Both clients take
             an `httpx2.AsyncClient`, such as ``openai.DefaultAsyncHttpxClient(proxy=...)``.
+        tracer: records an OpenTelemetry span of every call, and makes the server's spans its children.
 
     Raises:
         ConfigurationError: if an argument is invalid.

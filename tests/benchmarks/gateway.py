@@ -121,7 +121,7 @@ def _metrics_page() -> None:
             record = RequestRecord(Tenant(f"tenant-{index}"), "id", outcome=outcome)
             record.usage = TokenUsage(300, 50) if outcome in ("ok", "length") else None
             record.first_token_at = record.last_token_at = record.arrived_at
-            record.stages = dict.fromkeys(("body", "policy", "queue", "engine", "stream"), 0.01)
+            record.stages = dict.fromkeys(("body", "policy", "queue", "engine", "stream"), (0.0, 0.01))
             state.tenant_metrics.count(record)
 
     async def longest_pause_ms(work: Awaitable[object]) -> float:

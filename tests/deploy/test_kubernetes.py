@@ -84,7 +84,7 @@ class TestOverlay:
         assert sources["metrics"] == [{"kubernetes.io/metadata.name": "monitoring"}]
         assert policy["policyTypes"] == ["Ingress", "Egress"]
         # includeSelectors of Kustomize would add the label of the pods to the peers, and cut DNS off.
-        assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 6379, 4317}
+        assert {port["port"] for rule in policy["egress"] for port in rule["ports"]} == {53, 6379, 4318}
         dns = policy["egress"][0]["to"][0]["podSelector"]["matchLabels"]
         assert dns == {"k8s-app": "kube-dns"}
 

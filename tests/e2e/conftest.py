@@ -6,7 +6,7 @@ import asyncio
 import base64
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -22,6 +22,7 @@ from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
 from tests.support.servers.live_server import FILMS, family, title
 from tests.support.servers.local_server import LocalServer, server
+from tests.support.servers.otlp_receiver import Received, otlp_receiver
 
 PHANTOMS = 100
 UNSEEN = 9_000_000  # training and its own evaluation draw from lower seeds
@@ -60,9 +61,10 @@ tokens_per_day = 100
 
 @dataclass(frozen=True)
 class Teams:
-    """A server with tenants that logs at DEBUG, and its files.
+    """A server with tenants that logs at DEBUG and sends traces, and its files.
 
     Attributes:
+        collector: has the spans of gateway and engine, which send them every few seconds.
         keys: API keys by tenant.
         folder: Holds tenants.toml, usage.sqlite and audit.jsonl.
     """
@@ -71,6 +73,7 @@ class Teams:
     keys: dict[str, str]
     folder: Path
     audit_key: str
+    collector: Received = field(default_factory=lambda: Received(""))
 
     def client(self, tenant: str) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.keys[tenant]}"}
@@ -89,8 +92,10 @@ def shared_by_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teams]:
     tenant_keys = {name: api_keys.new(path, name) for name in ("ward", "clinic", "narrow", "small")}
     secret = os.urandom(32).hex()
     flags = ("--tenants", str(path), "--audit-log", str(folder / "audit.jsonl"), "--log-level", "debug")
-    with server(*flags, "--block-size", "32", env={audit.KEY_VARIABLE: secret}) as ready:
-        yield Teams(ready, tenant_keys, folder, secret)
+    with otlp_receiver() as collector:
+        flags += ("--otlp-endpoint", collector.url)
+        with server(*flags, "--block-size", "32", env={audit.KEY_VARIABLE: secret}) as ready:
+            yield Teams(ready, tenant_keys, folder, secret, collector)
 
 
 @pytest.fixture(scope="session")

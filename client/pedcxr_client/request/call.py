@@ -17,6 +17,7 @@ from pedcxr_client.request.stream_parser import StreamParser, new_request_id, no
 from pedcxr_client.types import ServedModel, Timing
 
 if TYPE_CHECKING:
+    from pedcxr_client.metrics.call_span import CallSpan
     from pedcxr_client.request.settings import Settings
 
 
@@ -36,6 +37,11 @@ class ReportCall:
         self._request_bytes = 0
         self._request_id: str | None = None
         self._demo = False
+        self._span: CallSpan | None = None
+        if settings.tracer is not None:
+            from pedcxr_client.metrics.call_span import CallSpan  # OpenTelemetry is optional
+
+            self._span = CallSpan(settings.tracer, clock)
         self._revision: str | None = None
         hook.started()
 
@@ -59,7 +65,8 @@ class ReportCall:
         assert self._prepared is not None
         self._parser.sent_id = new_request_id()
         headers = payload.headers(self._prepared.prompt, self._prepared.checks)
-        return headers | {"X-Request-Id": self._parser.sent_id}
+        headers["X-Request-Id"] = self._parser.sent_id
+        return headers if self._span is None else headers | self._span.headers()
 
     def body(self, model: ServedModel, *, stream: bool = True) -> bytes:
         """Return the body of the request and record the time of sending; send it at once."""
@@ -158,15 +165,16 @@ class ReportCall:
 
     def _end(self, name: str) -> None:
         self._done = self._clock()
-        self._hook.finished(
-            Outcome(
-                name=name,
-                model=None if self._model is None else self._model.name,
-                timing=self._timing(),
-                usage=self._parser.usage,
-                request_bytes=self._request_bytes,
-            )
+        outcome = Outcome(
+            name=name,
+            model=None if self._model is None else self._model.name,
+            timing=self._timing(),
+            usage=self._parser.usage,
+            request_bytes=self._request_bytes,
         )
+        if self._span is not None:
+            self._span.end(outcome, request_id=self._request_id, attempts=self.retries.count)
+        self._hook.finished(outcome)
 
     def _timing(self) -> Timing:
         usage = self._parser.usage

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import ssl
 
     import httpx2
+    from opentelemetry.trace import Tracer
 
     Certificates: TypeAlias = ssl.SSLContext | str | os.PathLike[str]
     HttpClient: TypeAlias = httpx2.AsyncClient
-else:  # for typing.get_type_hints, without an import of ssl and httpx2
+    SpanTracer: TypeAlias = Tracer
+else:  # for typing.get_type_hints, without an import of ssl, httpx2 and opentelemetry
     Certificates = str | os.PathLike[str] | Any
     HttpClient = Any
+    SpanTracer = Any
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
@@ -71,6 +74,7 @@ class Settings:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     verify: Certificates | None = field(default=None, repr=False)
     http_client: HttpClient | None = field(default=None, repr=False)
+    tracer: SpanTracer | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_timeouts(self.timeouts)

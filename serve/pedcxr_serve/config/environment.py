@@ -18,7 +18,7 @@ from pedcxr_serve.errors import ConfigError
 CONFIG_VARIABLE = "PEDCXR_CONFIG"
 """Names the TOML file, like ``--config``."""
 _PREFIX = "PEDCXR_"
-_TABLES = (f"{_PREFIX}GATEWAY_", f"{_PREFIX}ENGINE_")
+_TABLES = (f"{_PREFIX}GATEWAY_", f"{_PREFIX}ENGINE_", f"{_PREFIX}TELEMETRY_")
 _SERVICE_VALUE = re.compile(r"(tcp|udp|sctp)://\S+")
 _SERVICE_NAME = re.compile(
     r"\w+_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)", re.ASCII
@@ -34,8 +34,8 @@ def settings_from(env: Mapping[str, str]) -> dict[str, object]:
     """Return the settings in the environment by key, as text; a list is written as in TOML. Empty means absent.
 
     Raises:
-        ConfigError: a variable that starts with ``PEDCXR_GATEWAY_`` or ``PEDCXR_ENGINE_`` names no setting, so that a
-            misspelt limit is not lost; or a list is not valid TOML.
+        ConfigError: a variable that starts with ``PEDCXR_GATEWAY_``, ``PEDCXR_ENGINE_`` or ``PEDCXR_TELEMETRY_`` names
+            no setting, so that a misspelt limit is not lost; or a list is not valid TOML.
     """
     fields = {variable_name(field.path): field for field in SCHEMA.walk(by_name=False) if not field.children}
     settings: dict[str, object] = {}

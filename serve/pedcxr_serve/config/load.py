@@ -183,8 +183,21 @@ def _check_combinations(config: ServeConfig, where: Callable[[str], str]) -> Non
             raise ConfigError(f"{key}: the model itself has this name; rename the adapter, or set served_name.")
         if adapter.tenants and not gateway.tenants:
             raise ConfigError(f"{key}.tenants: requires gateway.tenants, the file of the tenants.")
+    if (endpoint := config.telemetry.otlp_endpoint) and not _is_plain_url(endpoint):
+        raise ConfigError(
+            f"{where('telemetry.otlp_endpoint')}: must be http://HOST:PORT/PATH or https://HOST:PORT/PATH without a "
+            "password; headers with secrets come from OTEL_EXPORTER_OTLP_HEADERS in the environment."
+        )
     if reason := forbidden_reason(engine.extra_args):
         raise ConfigError(f"{where('engine.extra_args')}: {reason}.")
+
+
+def _is_plain_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.username is None and url.port != 0
+    except ValueError:
+        return False
 
 
 def _password(url: str) -> str | None:

@@ -207,6 +207,19 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     extra_args: Annotated[tuple[str, ...], Meta(description="further options of `vllm serve`")] = ()
 
 
+class TelemetryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[telemetry]`: OpenTelemetry traces of gateway and engine, without prompts, reports and films."""
+
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            description="where traces are sent, over OTLP (HTTP, protobuf), such as http://127.0.0.1:4318/v1/traces; "
+            "empty = no traces"
+        ),
+    ] = ""
+    trace_ratio: Annotated[float, Meta(ge=0, le=1, description="share of the requests whose trace is recorded")] = 1.0
+
+
 class AdapterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[adapters.NAME]`: a LoRA adapter that is served beside the model, under its own name."""
 
@@ -234,6 +247,9 @@ class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     engine: Annotated[EngineConfig, Meta(description="engine", extra={"requirement": "a table [engine]"})] = (
         EngineConfig()
     )
+    telemetry: Annotated[
+        TelemetryConfig, Meta(description="telemetry", extra={"requirement": "a table [telemetry]"})
+    ] = TelemetryConfig()
     adapters: Annotated[
         dict[str, AdapterConfig],
         Meta(description="LoRA adapters of the model", extra={"requirement": "tables [adapters.NAME]"}),

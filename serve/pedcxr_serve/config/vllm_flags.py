@@ -26,7 +26,7 @@ _FORBIDDEN = {
         "--enable-prompt-embeds", "--enable-mm-embeds", "--logits-processors",
     ),
     "prompts, reports and films are never logged": (
-        "--enable-log-requests", "--enable-log-outputs", "--log-error-stack", "--otlp-traces-endpoint",
+        "--enable-log-requests", "--enable-log-outputs", "--log-error-stack",
     ),
     "code from a model repository is never run": ("--trust-remote-code",),
     "an adapter must be checked before it is served; set [adapters.NAME] in serve.toml": (
@@ -58,6 +58,7 @@ _PLANNED = {
     "--enforce-eager": "engine.enforce_eager",
     "--override-generation-config": "engine.max_new_tokens",
     "--shutdown-timeout": "gateway.drain_s",
+    "--otlp-traces-endpoint": "telemetry.otlp_endpoint",
     "--uvicorn-log-level": "engine.log_level",
 }
 # Options that `plan` sets to values that users cannot choose.

@@ -60,6 +60,12 @@ class ChatCompletions:
             self._state.tenant_metrics.count(record)
             await error_responses.response("not_ready", stage=self._state.stage)(scope, receive, send)
             return
+        traces = self._state.traces
+        span = contextlib.nullcontext() if traces is None else traces.request(record, headers.get("traceparent", ""))
+        with span:
+            await self._serve(record, headers, scope, receive, send)
+
+    async def _serve(self, record: RequestRecord, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._admitted(record) as context:
             refusal = context if isinstance(context, Response) else await self._accept(context, headers, receive)
             if refusal is None and isinstance(context, RequestContext):

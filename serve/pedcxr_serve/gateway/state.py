@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import Counter
 
 from pedcxr_serve.config import secret_file
-from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
+from pedcxr_serve.config.settings import GatewayConfig, ServeConfig, TelemetryConfig
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
@@ -36,6 +38,9 @@ from pedcxr_serve.gateway.request.body import BodyMemory
 from pedcxr_serve.gateway.request.validation import Rules
 from pedcxr_serve.gateway.scheduler import FairQueue, FairScheduler
 
+if TYPE_CHECKING:
+    from pedcxr_serve.gateway.accounting.traces import Traces
+
 REPLICA_VARIABLE = "PEDCXR_REPLICA"
 _MIB = 1 << 20
 
@@ -48,6 +53,7 @@ class State:
         engine_address: where the engine listens.
         demo: whether the demo checkpoint is served; every report is then marked.
         body_limit: maximum size of a request body in bytes.
+        traces: records the spans of requests, or None.
         tls: certificate and key of the public port, or None for plain HTTP.
         engine_key: key that the engine asks for; empty = none.
         admin_token: bearer token that the admin port asks for; empty = none.
@@ -85,6 +91,7 @@ class State:
     bodies: BodyMemory = field(default_factory=lambda: BodyMemory(1 << 30, timeout_s=60))
     usage: UsageStore = field(default_factory=lambda: UsageStore(None))
     audit: AuditLog | None = None
+    traces: Traces | None = None
     tls: CertificateStore | None = None
     engine_key: str = field(default="", repr=False)
     admin_token: str = field(default="", repr=False)
@@ -258,7 +265,22 @@ def open_state(
             allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
         state.label_models()
+        if settings.telemetry.otlp_endpoint:
+            traces = _exporting_traces(settings.telemetry, replica, state.metrics.runtime.spans_lost)
+            state.traces = stack.enter_context(traces)
         yield state
+
+
+def _exporting_traces(
+    config: TelemetryConfig, replica: str, lost: Counter
+) -> contextlib.AbstractContextManager[Traces]:
+    try:
+        from pedcxr_serve.gateway.accounting import traces  # OpenTelemetry is optional, and takes 0.5 s to import
+    except ImportError as error:
+        raise ConfigError(
+            f"telemetry.otlp_endpoint: OpenTelemetry cannot be imported ({error.name}); install pedcxr[otel]"
+        ) from error
+    return traces.exporting(config, replica, lost)
 
 
 def _vllm_version() -> str:

@@ -83,12 +83,13 @@ class Upstream:
 
     async def _exchange(self, context: RequestContext, client: _ClientAnswer) -> None:
         record, start = context.record, monotonic()
-        request = self._engine.post(
-            "/v1/chat/completions", context.parts(), {"X-Request-Id": record.request_id}, on_sent=context.release
-        )
+        headers = {"X-Request-Id": record.request_id}
+        if record.traceparent:
+            headers["traceparent"] = record.traceparent
+        request = self._engine.post("/v1/chat/completions", context.parts(), headers, on_sent=context.release)
         try:
             async with request as answer:
-                record.stages["engine"] = monotonic() - start
+                record.stages["engine"] = start, monotonic()
                 record.status = answer.status
                 if answer.status == 200 and answer.content_type.startswith(_EVENT_STREAM):
                     # vLLM 0.32 sends the headers once the image is preprocessed.

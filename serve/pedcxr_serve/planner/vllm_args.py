@@ -60,6 +60,8 @@ def argv(
         words += ["--enforce-eager"]
     if engine.block_size:
         words += ["--block-size", str(engine.block_size)]
+    if config.telemetry.otlp_endpoint:
+        words += ["--otlp-traces-endpoint", config.telemetry.otlp_endpoint]
     words += adapters.argv(device, config, served_adapters)
     return (*words, *engine.extra_args)
 
@@ -97,6 +99,13 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
         # The supervisor reads the start-up stage from INFO lines, and prints lines from engine.log_level upwards.
         "VLLM_LOGGING_LEVEL": "DEBUG" if config.engine.log_level == "debug" else "INFO",
     }
+    if config.telemetry.otlp_endpoint:
+        variables |= {
+            "OTEL_SERVICE_NAME": "pedcxr-engine",
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
+            # The gateway decides which requests are recorded. Spans of the start would have no parent.
+            "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+        }
     if device.kind == "cpu":
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(kv_bytes // 2**30),

@@ -57,6 +57,8 @@ def outputs(shared_by_two: Teams, film: Film) -> dict[str, bytes]:
     disconnect_in_flight(shared_by_two, film)
     with shared_by_two.client("ward") as client:  # written last: all earlier lines are complete
         assert client.post(CHAT, json=film.body(), headers={"X-Request-Id": "the-last"}).status_code == 200
+    shared_by_two.collector.wait_for("pedcxr-gateway", "POST /v1/chat/completions", request_id="the-last")
+    shared_by_two.collector.wait_for("pedcxr-engine", "llm_request", request_id="the-last")
     log = shared_by_two.server.log
     lines = shared_by_two.folder / "audit.jsonl"
     eventually(lambda: b"request the-last:" in log.read_bytes() and b"request left:" in log.read_bytes())
@@ -207,6 +209,7 @@ def places(teams: Teams) -> Iterator[tuple[str, bytes]]:
     """Yield every output of the server and its processes."""
     yield "log of launcher, gateway and engine", teams.server.log.read_bytes()
     yield "/metrics", teams.metrics().encode()
+    yield "traces", b"".join(teams.collector.bodies)
     yield "/usage", httpx.get(teams.server.metrics_url.replace("metrics", "usage")).content
     for path in teams.folder.iterdir():
         yield path.name, path.read_bytes()
@@ -250,6 +253,8 @@ def test_every_output_covers_these_requests(outputs: dict[str, bytes], shared_by
     assert "POST /v1/chat/completions" in log
     assert 'pedcxr_tenant_requests_total{outcome="ok",tenant="ward"}' in outputs["/metrics"].decode()
     assert '"ward"' in outputs["/usage"].decode()
+    for written in (b"pedcxr-gateway", b"pedcxr-engine", b"answered", b"refused", b"left", b"the-last", b"llm_request"):
+        assert written in outputs["traces"]
     entries = [json.loads(line) for line in outputs["audit.jsonl"].splitlines()]
     outcomes = {(entry["request_id"], entry["outcome"]) for entry in entries}
     assert {

@@ -56,7 +56,7 @@ def test_reference_file_contains_every_setting_at_its_default(tmp_path: Path) ->
 
     assert (loaded.gateway, loaded.engine) == (load.load(None, {}).gateway, load.load(None, {}).engine)
     settings = [field for field in SCHEMA.walk() if not field.children]
-    assert len(settings) == 63
+    assert len(settings) == 65
     assert all(f"{field.name} =" in text for field in settings)
     assert all(f"# {field.description} ({field.requirement})\n" in text for field in settings)
 
@@ -139,6 +139,13 @@ def test_public_address_with_tenants_is_accepted() -> None:
     assert "must be an address" in load_error(None, {"gateway.host": "", "gateway.tenants": "tenants.toml"})
 
 
+@pytest.mark.parametrize("url", ["collector:4318", "grpc://collector:4317", "http://", "https://a:key@collector/v1"])
+def test_address_of_a_collector_is_a_plain_url(url: str) -> None:
+    message = load_error(None, {"telemetry.otlp_endpoint": url})
+    assert "--otlp-endpoint (telemetry.otlp_endpoint): must be http://HOST:PORT/PATH" in message
+    assert "a:key" not in message
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_address_is_accepted(host: str) -> None:
     assert load.load(None, {"gateway.host": host}).gateway.host == host
@@ -153,6 +160,7 @@ def test_loopback_address_is_accepted(host: str) -> None:
         (["--trust-request-chat"], "requests must not"),
         (["--enable-log-req"], "never logged"),
         (["--api-key", "x"], "gateway"),
+        (["--otlp-traces-endpoint", "http://127.0.0.1:4317"], "set telemetry.otlp_endpoint instead"),
         (["--seed", "1", "--allowed-local-media-path", "/"], "requests must not"),
         (["--limit-mm-per-prompt.image", "9"], "pedcxr sets it"),
         (["--max-num-seqs", "9"], "set engine.max_num_seqs instead"),
@@ -202,4 +210,4 @@ def test_options_are_unique_and_the_reference_is_valid_toml() -> None:
     options = [load.option_name(field.path) for field in SCHEMA.walk(by_name=False) if not field.children]
 
     assert len(set(options)) == len(options)
-    assert set(tomllib.loads(SCHEMA.toml())) == {"model", "served_name", "gateway", "engine"}
+    assert set(tomllib.loads(SCHEMA.toml())) == {"model", "served_name", "gateway", "engine", "telemetry"}

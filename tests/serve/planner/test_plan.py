@@ -192,6 +192,20 @@ def test_events_of_a_gpu_hold_four_tokens(models: dict[str, Checkpoint]) -> None
     assert value(make_plan(models["4b"], "h200", stream_interval=2), "--stream-interval") == "2"
 
 
+def test_engine_sends_the_traces_of_recorded_requests_only_where_the_gateway_does(
+    models: dict[str, Checkpoint],
+) -> None:
+    url = "http://127.0.0.1:4318/v1/traces"
+    traced = make_plan(models["demo"], "cpu", table="telemetry", otlp_endpoint=url)
+    assert value(traced, "--otlp-traces-endpoint") == url
+    added = dict(traced.env)
+    assert added["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    assert added["OTEL_TRACES_SAMPLER"] == "parentbased_always_off"
+
+    plain = make_plan(models["demo"], "cpu")
+    assert "--otlp-traces-endpoint" not in plain.argv and not any(name.startswith("OTEL") for name, _ in plain.env)
+
+
 def test_kv_cache_of_a_cpu_holds_all_reports_or_what_fits(models: dict[str, Checkpoint]) -> None:
     demo = make_plan(models["demo"], "cpu")
     assert demo.reports_at_once >= demo.max_num_seqs == 32

@@ -76,7 +76,8 @@ class RequestRecord:
             ``refused``, for which ``reason`` holds the error code.
         model: name of the requested model, which the server has; "" before the request is validated.
         image_tokens: tokens of the prompt that stand for the image.
-        stages: seconds in ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
+        stages: start and end of ``body``, ``policy``, ``queue``, ``engine`` (to the response headers) and ``stream``.
+        traceparent: of the request's span, as the engine gets it; empty without traces.
     """
 
     tenant: Tenant
@@ -94,7 +95,8 @@ class RequestRecord:
     arrived_at: float = field(default_factory=monotonic)
     first_token_at: float | None = None
     last_token_at: float | None = None
-    stages: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
+    traceparent: str = ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -103,7 +105,7 @@ class RequestRecord:
         try:
             yield
         finally:
-            self.stages[name] = monotonic() - start
+            self.stages[name] = start, monotonic()
 
     @property
     def seconds(self) -> float:
@@ -196,10 +198,10 @@ class TenantMetrics:
             self._models.labels(record.model, record.outcome).inc()
         if record.reason:
             self._rejections.labels(name, record.reason).inc()
-        for stage, seconds in record.stages.items():
-            self._stage.labels(name, stage).observe(seconds)
-        if "queue" in record.stages:
-            self._queue.labels(name).observe(record.stages["queue"])
+        for stage, (start, end) in record.stages.items():
+            self._stage.labels(name, stage).observe(end - start)
+            if stage == "queue":
+                self._queue.labels(name).observe(end - start)
         if record.usage is not None or record.outcome != "refused":
             self.store.add(today(), name, totals)
         if record.usage is not None:

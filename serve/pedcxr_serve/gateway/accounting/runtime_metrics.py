@@ -48,6 +48,7 @@ class RuntimeMetrics:
         self._write_failures = Counter(
             "pedcxr_write_failures", "Failed writes to a file.", ("file",), registry=registry
         )
+        self.spans_lost = Counter("pedcxr_spans_lost", "Spans that the collector did not take.", registry=registry)
         self._failures_seen: dict[str, int] = {}
 
     def follow_reloads(self, file: str, is_successful: Callable[[], bool], read_at: Callable[[], float]) -> None:

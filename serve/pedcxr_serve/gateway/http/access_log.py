@@ -96,6 +96,7 @@ def _report_fields(record: RequestRecord | None) -> dict[str, Any]:
         "code": record.reason or None,
         "prompt_tokens": usage.prompt_tokens,
         "output_tokens": usage.output,
+        "trace_id": record.traceparent[3:35] or None,  # 00-TRACE-SPAN-FLAGS
         "time_to_first_token": None if first is None else round(first - record.arrived_at, 4),
     }
 
@@ -108,6 +109,7 @@ def _line(fields: Mapping[str, Any]) -> str:
         words += [f"{fields['outcome']}{code}", f"{fields['prompt_tokens']} + {fields['output_tokens']} tokens"]
         if fields["time_to_first_token"] is not None:
             words.append(f"first token after {fields['time_to_first_token']:.3f} s")
+    words += [f"trace {trace}"] if (trace := fields.get("trace_id")) else []
     words += [f"key {fields['key']}"] if fields["key"] else []
     words += [f"from {fields['address']}"] if fields["address"] else []
     head = "request {request_id}: {method} {route}, ".format_map(fields)

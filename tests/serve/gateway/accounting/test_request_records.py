@@ -42,6 +42,7 @@ def test_request_line_has_outcome_tokens_key_and_address(
         "address": "127.0.0.1",
         "outcome": "ok",
         "code": None,
+        "trace_id": None,
         "prompt_tokens": 300,
         "output_tokens": len(REPORT),
     }
