@@ -33,7 +33,12 @@ class Preparation:
     adapters: Mapping[str, Adapter]
 
     def warnings(self) -> Iterator[str]:
-        """Yield a line for each problem of an adapter that does not prevent serving it."""
+        """Yield a line for each problem of the settings or an adapter that does not prevent serving."""
+        if self.machine.slow_bfloat16 and self.settings.engine.dtype == "bfloat16":
+            yield (
+                "warning: engine.dtype = bfloat16: this CPU has no instructions for it (avx512_bf16, amx_bf16), and a "
+                "step may take so long that the engine counts as hung; use float32"
+            )
         for name, one in self.adapters.items():
             for problem in one.problems:
                 yield f"warning: adapter {name}: {problem.where} {problem.what}: {problem.remedy}"

@@ -35,6 +35,7 @@ class Device:
         peak_flops: Operations per second in dense bfloat16 (float32 on a CPU).
         compute_capability: (major, minor) of a GPU, None for a CPU.
         cores: CPU cores available to this process; 0 if the device is not in this machine.
+        slow_bfloat16: whether this is a CPU without instructions for bfloat16, which takes far longer there.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Device:
     peak_flops: float
     compute_capability: tuple[int, int] | None
     cores: int
+    slow_bfloat16: bool = False
 
 
 def _gpu(name: str, gigabytes: int, gigabytes_s: float, teraflops: float, capability: tuple[int, int]) -> Device:
@@ -104,7 +106,17 @@ def recognise(
 
 
 def _this_cpu() -> Device:
-    return replace(_cpu(_cores(), _memory()), name=f"CPU ({platform.machine()}, {_cores()} cores)")
+    name = f"CPU ({platform.machine()}, {_cores()} cores)"
+    return replace(_cpu(_cores(), _memory()), name=name, slow_bfloat16=lacks_bfloat16(Path("/proc/cpuinfo")))
+
+
+def lacks_bfloat16(cpuinfo: Path) -> bool:
+    """Return whether an x86 CPU has neither AVX-512 BF16 nor AMX, by its flags; False where these are unknown."""
+    with suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("flags"):
+                return {"avx512_bf16", "amx_bf16"}.isdisjoint(line.split())
+    return False
 
 
 def _cores() -> int:

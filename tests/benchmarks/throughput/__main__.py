@@ -33,6 +33,7 @@ from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
 from pedcxr_serve.engine import health
+from pedcxr_serve.planner import devices
 from tests.benchmarks.throughput import batched_transformers, unique_films, windows
 from tests.benchmarks.throughput.windows import Span, Window
 from tests.support.servers.local_server import server
@@ -55,7 +56,13 @@ def main() -> None:
     parser.add_argument("--waves", type=int, default=3, help="requests per window and concurrent request, at least 3")
     parser.add_argument("--tokens", type=int, default=128, help="length of a report")
     parser.add_argument("--batch", type=int, default=8, help="films that transformers pads together")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of both servers")
+    slow = devices.detect("cpu").slow_bfloat16
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="float32" if slow else "bfloat16",
+        help="of both servers; by default float32 on a CPU without instructions for bfloat16",
+    )
     parser.add_argument(
         "--size", type=int, nargs=2, default=drawing.SIZE, metavar=("HEIGHT", "WIDTH"), help="of a film in pixels"
     )
@@ -79,7 +86,7 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
         await _wait_until_healthy(stock_url, stock)
         paths: dict[str, Measure] = {}
         if not args.skip_transformers:
-            for kind in ("float32", "bfloat16"):
+            for kind in ("float32",) if devices.detect("cpu").slow_bfloat16 else ("float32", "bfloat16"):
                 model = stack.enter_context(batched_transformers.loaded(checkpoint, kind, prompt, args.tokens))
                 for batch in (1, args.batch):
                     name = f"transformers {kind}, " + (f"{batch} padded" if batch > 1 else "one by one")

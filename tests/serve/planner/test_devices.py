@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
+from pedcxr_serve.checkpoint import inspect
+from pedcxr_serve.config import load
+from pedcxr_serve.demo import CHECKPOINT
 from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.launcher.preparation import Preparation
 from pedcxr_serve.planner import devices
 
 GB = 10**9
@@ -218,3 +223,28 @@ def test_plan_counts_with_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "cgroup_memory", lambda: iter([3 * 2**30, 2**62]))
     cpu = devices.detect("cpu")
     assert (cpu.cores, cpu.memory_bytes) == (1, 3 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("flags", "slow"),
+    [
+        ("fpu avx avx2 fma", True),
+        ("avx512f avx512_bf16", False),
+        ("avx512f amx_tile amx_bf16", False),
+    ],
+)
+def test_bfloat16_is_slow_on_a_cpu_without_instructions_for_it(tmp_path: Path, flags: str, slow: bool) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert devices.lacks_bfloat16(cpuinfo) is slow
+    cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")  # aarch64
+    assert not devices.lacks_bfloat16(cpuinfo)
+    assert not devices.lacks_bfloat16(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [("bfloat16", True), ("float32", False), ("auto", False)])
+def test_slow_bfloat16_is_a_warning(dtype: str, warned: bool) -> None:
+    machine = replace(devices.TABLE["cpu"], slow_bfloat16=True)
+    settings = load.load(None, {"engine.dtype": dtype})
+    prepared = Preparation(settings, CHECKPOINT, inspect.inspect(CHECKPOINT), machine, {})
+    assert any("bfloat16" in line for line in prepared.warnings()) is warned
