@@ -20,7 +20,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from pedcxr_serve.gateway.state import State
 from tests.benchmarks import processes
 from tests.benchmarks.instant_engine import EVENTS, PACE, PACED_EVENTS
 from tests.benchmarks.processes import ENGINE_SOCKET, Gateway
+from tests.support.servers.otlp_receiver import otlp_receiver
 
 _PACED_STREAMS = 250
 _ROUNDS = 5  # of gateway and bare proxy in turns; medians are printed
@@ -66,9 +67,25 @@ def main() -> None:
             processes.engine(folder),
             processes.gateway(folder, _TEAM) as gateway,
             processes.bare_proxy(folder) as bare,
+            processes.relay(folder) as relay,
+            _traced_gateway(folder) as traced,
         ):
-            uvloop.run(_compare(gateway, bare, args.requests, args.streams))
+            sides = {"gateway": gateway, "proxy": bare, "relay": relay, "traced": traced}
+            uvloop.run(_compare(sides, args.requests, args.streams))
             uvloop.run(_load(folder, gateway))
+
+
+@contextlib.contextmanager
+def _traced_gateway(folder: Path) -> Iterator[Gateway]:
+    """Run another gateway of the same engine, which records every request."""
+    own = folder / "traced"
+    own.mkdir()
+    (own / ENGINE_SOCKET).symlink_to(folder / ENGINE_SOCKET)
+    with (
+        otlp_receiver() as collector,
+        processes.gateway(own, _TEAM, env={"PEDCXR_TELEMETRY_OTLP_ENDPOINT": collector.url}) as gateway,
+    ):
+        yield gateway
 
 
 def body(film_bytes: int, *, stream: bool = False, answer: str | None = None) -> bytes:
@@ -223,32 +240,30 @@ async def _load_on(gateway: Gateway) -> AsyncIterator[_Load]:
         yield _Load(session, gateway)
 
 
-async def _compare(gateway: Gateway, bare: Gateway, requests: int, streams: int) -> None:
-    """Print the processor time of gateway and bare proxy per request and per event, taken in turns."""
+async def _compare(sides: Mapping[str, Gateway], requests: int, streams: int) -> None:
+    """Print the processor time of each side per request and per event, taken in turns."""
     films, burst = body(100_000), body(10_000, stream=True)
     brief, paced = body(10_000, stream=True, answer="brief"), body(10_000, stream=True, answer="pace")
-    rounds = []
-    async with _load_on(gateway) as ours, _load_on(bare) as theirs:
-        for load in (ours, theirs):
+    rounds: list[dict[str, _Costs]] = []
+    async with contextlib.AsyncExitStack() as stack:
+        loads = {name: await stack.enter_async_context(_load_on(side)) for name, side in sides.items()}
+        for load in loads.values():
             await load.send(films, 200, 32)
         for _ in range(_ROUNDS):
-            pair = []
-            for load in (ours, theirs):
+            rounds.append({})
+            for name, load in loads.items():
                 whole = await load.send(films, requests, 32)
                 opening = await load.send(brief, _PACED_STREAMS, 32)
                 block = await load.send(burst, streams, 32)
                 events = await load.send(paced, _PACED_STREAMS, _PACED_STREAMS)
-                pair.append(
-                    _Costs(
-                        1e3 * whole.processor / requests,
-                        1e3 * opening.processor / _PACED_STREAMS,
-                        1e6 * block.processor / (streams * EVENTS),
-                        1e6 * (events.processor - opening.processor) / (_PACED_STREAMS * PACED_EVENTS),
-                        requests / whole.seconds,
-                        events.chunks / (_PACED_STREAMS * PACED_EVENTS),
-                    )
+                rounds[-1][name] = _Costs(
+                    1e3 * whole.processor / requests,
+                    1e3 * opening.processor / _PACED_STREAMS,
+                    1e6 * block.processor / (streams * EVENTS),
+                    1e6 * (events.processor - opening.processor) / (_PACED_STREAMS * PACED_EVENTS),
+                    requests / whole.seconds,
+                    events.chunks / (_PACED_STREAMS * PACED_EVENTS),
                 )
-            rounds.append((pair[0], pair[1]))
     rows = (
         ("request with 0.1 MB", "request_ms", "ms", "<= 1.2"),
         ("stream without events", "opening_ms", "ms", "none"),
@@ -256,12 +271,16 @@ async def _compare(gateway: Gateway, bare: Gateway, requests: int, streams: int)
         ("event alone, as vLLM sends it", "event_us", "us", "<= 25"),
     )
     for name, key, unit, target in rows:
-        one, other = (statistics.median(getattr(costs, key) for costs in side) for side in zip(*rounds, strict=True))
-        ratio = statistics.median(getattr(costs, key) / getattr(bare_costs, key) for costs, bare_costs in rounds)
-        rate = (1e3 if unit == "ms" else 1e6) / one
-        text = f"{target} of processor time; {rate:,.0f} per core-second; bare proxy {other:.2f} {unit}, x {ratio:.2f}"
-        _print_row(name, f"{one:.2f} {unit}", text)
-    reads, rate = (statistics.median(getattr(costs, key) for costs, _ in rounds) for key in ("reads", "requests_per_s"))
+        measured = {side: statistics.median(getattr(costs[side], key) for costs in rounds) for side in sides}
+        rate = (1e3 if unit == "ms" else 1e6) / measured["gateway"]
+        words = [f"{target} of processor time; {rate:,.0f} per core-second"]
+        for side in ("proxy", "relay", "traced"):
+            ratio = statistics.median(getattr(costs["gateway"], key) / getattr(costs[side], key) for costs in rounds)
+            words.append(f"{side} {measured[side]:.2f} {unit}, x {ratio:.2f}")
+        _print_row(name, f"{measured['gateway']:.2f} {unit}", "; ".join(words))
+    reads, rate = (
+        statistics.median(getattr(costs["gateway"], key) for costs in rounds) for key in ("reads", "requests_per_s")
+    )
     _print_row("requests with 0.1 MB", f"{rate:.0f} /s", ">= 500, on a machine with nothing else to do")
     _print_row("reads per event", f"{reads:.2f}", "1; below, the client was late and several events came together")
 

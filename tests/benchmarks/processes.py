@@ -71,12 +71,15 @@ def processor_s(pid: int) -> float:
 
 
 @contextmanager
-def gateway(folder: Path, *names: str) -> Iterator[Gateway]:
-    """Run a gateway with tenants, usage and audit log in front of the engine on ``folder / ENGINE_SOCKET``."""
+def gateway(folder: Path, *names: str, env: Mapping[str, str] | None = None) -> Iterator[Gateway]:
+    """Run a gateway with tenants, usage and audit log in front of the engine on ``folder / ENGINE_SOCKET``.
+
+    ``env`` may hold further settings, as ``PEDCXR_*``.
+    """
     tenants = folder / "tenants.toml"
     tenants.write_text("".join(f"[tenant.{name}]\nmax_concurrent = {SLOTS}\n\n" for name in names))
     keys = {name: api_keys.new(tenants, name) for name in names}
-    with _child("gateway", folder, folder / "url") as pid:
+    with _child("gateway", folder, folder / "url", env) as pid:
         yield Gateway(pid, (folder / "url").read_text(), keys)
 
 
@@ -88,6 +91,13 @@ def bare_proxy(folder: Path) -> Iterator[Gateway]:
 
 
 @contextmanager
+def relay(folder: Path) -> Iterator[Gateway]:
+    """Run the relay in front of the engine on ``folder / ENGINE_SOCKET``; it has no keys."""
+    with _child("relay", folder, folder / "relay") as pid:
+        yield Gateway(pid, (folder / "relay").read_text(), {})
+
+
+@contextmanager
 def engine(folder: Path) -> Iterator[None]:
     """Run the instant engine on ``folder / ENGINE_SOCKET``."""
     with _child("engine", folder, (folder / ENGINE_SOCKET).with_suffix(".up")):
@@ -95,9 +105,9 @@ def engine(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _child(role: str, folder: Path, ready_file: Path) -> Iterator[int]:
+def _child(role: str, folder: Path, ready_file: Path, env: Mapping[str, str] | None = None) -> Iterator[int]:
     command = [sys.executable, "-m", "tests.benchmarks.processes", role, str(folder)]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command, env={**os.environ, **(env or {})}) as process:
         try:
             end = time.monotonic() + _START_S
             while not ready_file.exists():
@@ -116,7 +126,8 @@ async def _gateway(folder: Path) -> None:
     from pedcxr_serve.gateway.state import open_state
 
     flags = {"gateway.tenants": str(folder / "tenants.toml"), "gateway.audit_log": str(folder / "audit.jsonl")}
-    settings = load.load(None, flags | {"gateway.port": 0, "gateway.admin_port": 0, "served_name": "bench"})
+    flags |= {"gateway.port": "0", "gateway.admin_port": "0", "served_name": "bench"}
+    settings = load.load(None, flags, os.environ)
     env = {"PEDCXR_AUDIT_KEY": "bench" * 10}
     opened = open_state(settings, folder / ENGINE_SOCKET, slots=SLOTS, image_tokens=256, demo=False, env=env)
     with opened as state, listen(settings.gateway) as listeners:
@@ -130,7 +141,7 @@ async def _gateway(folder: Path) -> None:
 def main() -> None:
     """Run one of them until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.processes", description=__doc__)
-    parser.add_argument("role", choices=("engine", "gateway", "proxy"))
+    parser.add_argument("role", choices=("engine", "gateway", "proxy", "relay"))
     parser.add_argument("folder", type=Path, help="folder of the sockets and files")
     args = parser.parse_args()
     engine_socket = args.folder / ENGINE_SOCKET
@@ -139,6 +150,8 @@ def main() -> None:
             uvloop.run(_gateway(args.folder))
         case "proxy":
             uvloop.run(bare_proxy_server.serve(engine_socket, args.folder / "proxy"))
+        case "relay":
+            uvloop.run(bare_proxy_server.relay(engine_socket, args.folder / "relay"))
         case _:
             uvloop.run(instant_engine.serve(engine_socket))
 

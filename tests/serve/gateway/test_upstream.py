@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +44,25 @@ def test_events_from_the_abort_on_are_dropped(data: st.DataObject) -> None:
     reader = SSEReader(True)
     assert reader.feed(stream[:cut]) + reader.feed(stream[cut:]) == event("one")
     assert reader.aborted and not reader.complete
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=9) | st.just(NASTY), st.booleans(), st.booleans()), max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_events_one_by_one_give_what_they_give_together(
+    texts: list[tuple[str, bool, bool]], usage: bool, counts: bool
+) -> None:
+    events = []
+    for number, (text, tight, counted) in enumerate(texts, 1):
+        one = event(text, tight=tight)
+        events.append(one[: -len(b"}\n\n")] + STATS % (300 + number, number, b"null") if counted else one)
+    events += [b": ping\n\n", event(finish="stop"), COUNT, DONE]
+    alone, together = SSEReader(usage, counts), SSEReader(usage, counts)
+    assert b"".join(map(alone.feed, events)) == together.feed(b"".join(events))
+    alone_at_end, together_at_end = (asdict(reader) for reader in (alone, together))
+    assert alone_at_end == together_at_end
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.data(), st.booleans(), st.booleans())

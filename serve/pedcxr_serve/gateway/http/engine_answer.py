@@ -60,6 +60,8 @@ class SSEReader:
         """
         if self.aborted or self.failed:
             return b""
+        if not self._rest and (one := self._take_one(chunk)) is not None:
+            return one
         data = self._rest + chunk if self._rest else chunk
         cut = data.rfind(_EVENT_END) + len(_EVENT_END)
         if cut < len(_EVENT_END):
@@ -83,6 +85,25 @@ class SSEReader:
         if b"[DONE]" in block and (b"\ndata: [DONE]" in block or block.startswith(b"data: [DONE]")):
             self.complete = True
         return block
+
+    def _take_one(self, chunk: bytes) -> bytes | None:
+        """Take a chunk that is a single event with text, as vLLM sends nearly all. Return None for any other chunk."""
+        if not chunk.startswith(b"data: {") or chunk.startswith(b'data: {"error"'):
+            return None
+        if chunk.find(_EVENT_END) != len(chunk) - len(_EVENT_END) or b'"finish_reason":null' not in chunk:
+            return None
+        start = chunk.rfind(b'}],"usage":{')
+        if start >= 0:
+            count = _COUNT.match(chunk, start)
+            if count is None or chunk[count.end() :] != b"}\n\n":
+                return None
+            self.output_tokens = int(count[2])
+            if not self.forward_counts:
+                chunk = chunk[: count.start(1)] + b"}\n\n"
+        elif b'"usage"' in chunk:
+            return None
+        self.events += 1
+        return chunk
 
     def _take_counts(self, block: bytes) -> bytes:
         counts = list(_COUNT.finditer(block))
