@@ -138,7 +138,7 @@ class ChatCompletions:
             with record.stage("policy"):
                 accepted = await _validated(data, record.tenant, state.rules)
                 context.accept(accepted, state)
-                state.quarantine.check(record.tenant.name, accepted.film)
+                context.ticket.suspect = state.quarantine.check(record.tenant.name, accepted.film)
                 del accepted  # its parts hold the body
             del data
             if state.ready:
@@ -169,19 +169,18 @@ class ChatCompletions:
         state.metrics.in_flight.inc()
         forward = asyncio.create_task(self._upstream(context, scope, receive, send))
         disconnect = asyncio.create_task(body.until_disconnect(receive))
-        with state.quarantine.observed(context.film, context.ticket, context.record):
-            try:
-                await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
-                if forward.done():
-                    forward.result()
-                elif context.record.outcome == "failed":  # no outcome so far
-                    context.record.outcome = "client_left"
-            finally:
-                for task in (forward, disconnect):
-                    task.cancel()
-                await asyncio.gather(forward, disconnect, return_exceptions=True)
-                state.in_flight -= 1
-                state.metrics.in_flight.dec()
+        try:
+            await asyncio.wait((forward, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if forward.done():
+                forward.result()
+            elif context.record.outcome == "failed":  # no outcome so far
+                context.record.outcome = "client_left"
+        finally:
+            for task in (forward, disconnect):
+                task.cancel()
+            await asyncio.gather(forward, disconnect, return_exceptions=True)
+            state.in_flight -= 1
+            state.metrics.in_flight.dec()
 
 
 def authenticate(state: State, headers: Headers) -> Tenant | None:

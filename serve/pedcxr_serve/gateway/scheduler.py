@@ -66,6 +66,8 @@ class Ticket:
         prepared: whether the engine has read the request and preprocessed its image.
         started: whether the engine has produced the first token.
         shared: id in the limits that gateways share, set by the gateway; None if the request is not counted there.
+        suspect: whether its film may have ended the engine, set by the gateway: it is sent only while no other suspect
+            runs without a first token.
     """
 
     tenant: Tenant
@@ -76,6 +78,7 @@ class Ticket:
     prepared: bool = False
     started: bool = False
     shared: str | None = None
+    suspect: bool = False
 
 
 @dataclass(slots=True)
@@ -121,6 +124,7 @@ class FairQueue:
         self.running = 0
         self.preparing = 0
         self.starting = 0
+        self._suspect_starting = False
         self.waiting = 0
 
     def resize(self, slots: int, *, max_preparing: float, max_starting: float, spare: int) -> None:
@@ -179,9 +183,12 @@ class FairQueue:
         """Return the request to send to the engine now, or None. Call it until it returns None."""
         if not self.waiting:
             return None
-        candidates = (account for account in self._accounts.values() if account.waiting)
+        heads = [(account, self._head(account)) for account in self._accounts.values() if account.waiting]
+        candidates = [(account, ticket) for account, ticket in heads if ticket is not None]
+        if not candidates:
+            return None
         # Counters are equal after a lift: then the tenant with fewer running requests is next.
-        account = min(candidates, key=lambda candidate: (candidate.counter, candidate.running))
+        account, ticket = min(candidates, key=lambda candidate: (candidate[0].counter, candidate[0].running))
         spare = max(0, self._spare - account.running)
         if (
             self.running >= self._slots + spare
@@ -189,9 +196,9 @@ class FairQueue:
             or self.starting >= self._max_starting + spare
         ):
             return None
-        ticket = next(iter(account.waiting))
         self._leave_queue(account, ticket)
         ticket.stage, ticket.sent_at = "running", now
+        self._suspect_starting |= ticket.suspect
         account.running += 1
         self.running += 1
         self.preparing += 1
@@ -211,6 +218,8 @@ class FairQueue:
         if ticket.stage == "running" and not ticket.started:
             ticket.started = True
             self.starting -= 1
+            if ticket.suspect:
+                self._suspect_starting = False
 
     def charge(self, ticket: Ticket, cost: float) -> None:
         """Charge service to the request's tenant; a negative cost corrects an estimate."""
@@ -289,6 +298,10 @@ class FairQueue:
         means = [other.mean_run_s for other in self._accounts.values() if other.mean_run_s is not None]
         return sum(means) / len(means) if means else 0.0
 
+    def _head(self, account: _Account) -> Ticket | None:
+        """Return the next request of a tenant that has some waiting; None if all wait for another suspect's token."""
+        return next((ticket for ticket in account.waiting if not (ticket.suspect and self._suspect_starting)), None)
+
     def _leave_queue(self, account: _Account, ticket: Ticket) -> None:
         del account.waiting[ticket]
         self.waiting -= 1
@@ -329,7 +342,12 @@ class FairScheduler:
         self._send_next()
 
     def assume_progress(self, ticket: Ticket) -> None:
-        """Mark an unstreamed request as prepared and as started after the times that its queue assumes."""
+        """Mark an unstreamed request as prepared and as started after the times that its queue assumes.
+
+        A suspect is started by its answer alone: an engine that it stops may be noticed only after these times.
+        """
+        if ticket.suspect:
+            return
         loop = asyncio.get_running_loop()
         loop.call_later(self.queue.assumed_prepare_s(ticket.tenant), self.mark_prepared, ticket)
         loop.call_later(self.queue.assumed_start_s(ticket.tenant), self.mark_started, ticket)

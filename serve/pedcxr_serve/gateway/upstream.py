@@ -49,7 +49,8 @@ class Upstream:
             if not context.stream:
                 scheduler.assume_progress(context.ticket)
                 scheduler.queue.charge(context.ticket, OUTPUT_COST * self._expected_output(context))
-            await self._exchange(context, client)
+            with self._state.quarantine.observed(context.film, record):
+                await self._exchange(context, client)
         except AdmissionRefused as error:
             record.refuse(error.code, error.status)
             await client.refuse(error_responses.admission_refused(error))

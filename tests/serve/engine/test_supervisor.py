@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
 import io
 import os
@@ -19,8 +20,10 @@ from typing import Any
 import aiohttp
 import httpx
 import pytest
+from PIL import Image
 from prometheus_client import generate_latest
 
+from pedcxr_client.films.film import encode_png
 from pedcxr_serve.config.settings import GatewayConfig
 from pedcxr_serve.engine import health, supervisor
 from pedcxr_serve.engine.process import Engine
@@ -267,6 +270,40 @@ def test_film_is_refused_after_two_deaths_of_the_engine(tmp_path: Path) -> None:
             refused = await running.ask()
             assert (refused.status_code, refused.json()["error"]["code"]) == (422, "film_quarantined")
             assert refused.headers.get("x-should-retry") != "true"
+
+    run(work())
+
+
+def test_film_that_shared_the_engine_with_a_poison_film_is_not_refused(tmp_path: Path) -> None:
+    def with_film(grey: int) -> dict[str, object]:
+        film = base64.b64encode(encode_png(Image.new("L", (2, 2), grey))).decode()
+        part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{film}"}}
+        return {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "Report."}]}], "stream": True}
+
+    poison, innocent = with_film(1), with_film(2)
+
+    async def work() -> None:
+        async with supervised(tmp_path, gap=30.0) as running:
+            queue = running.state.scheduler.queue
+
+            async def send_and_kill(*, sent: int, waiting: int, deaths: int) -> list[str]:
+                asked = [asyncio.create_task(running.ask(**poison))]
+                await eventually(lambda: queue.running == 1)
+                asked.append(asyncio.create_task(running.ask(**innocent)))
+                await eventually(lambda: (queue.running, queue.waiting) == (sent, waiting))
+                running.signal(signal.SIGKILL)
+                answers = await asyncio.gather(*asked)
+                await eventually(lambda: running.restarts("ended") == deaths)
+                await running.ready()
+                return [re.findall(r'"code": ?"(\w+)"', answer.text)[0] for answer in answers]
+
+            assert await send_and_kill(sent=2, waiting=0, deaths=1) == ["engine_lost", "engine_lost"]
+            codes = await send_and_kill(sent=1, waiting=1, deaths=2)
+            assert codes == ["engine_lost", "engine_restarting"], "the second suspect waited outside of the engine"
+            assert (await running.ask(**poison)).json()["error"]["code"] == "film_quarantined"
+            asked = asyncio.create_task(running.ask(**innocent))
+            await eventually(lambda: queue.running == 1)
+            asked.cancel()
 
     run(work())
 

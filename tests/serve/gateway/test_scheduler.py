@@ -384,6 +384,42 @@ def test_unstreamed_request_counts_as_started_after_the_assumed_time(limit: str)
     asyncio.run(scene())
 
 
+def test_one_suspect_at_a_time_is_sent_and_others_overtake() -> None:
+    queue = fair_queue(8)
+    first, second, other = (queue.open(FREE, 0) for _ in range(3))
+    first.suspect = second.suspect = True
+    for ticket in (first, second, other):
+        queue.enqueue(ticket, 1)
+    assert [queue.next(0), queue.next(0), queue.next(0)] == [first, other, None]
+    queue.mark_started(first)
+    assert queue.next(0) is second
+    third = queue.open(FREE, 0)
+    third.suspect = True
+    queue.enqueue(third, 1)
+    assert queue.next(0) is None
+    queue.close(second, 1)
+    assert queue.next(1) is third
+
+
+def test_unstreamed_suspect_is_not_assumed_to_have_started() -> None:
+    async def scene() -> None:
+        scheduler = FairScheduler(fair_queue(8))
+        first, second = (scheduler.open(FREE, tokens_left=1, reset_s=0) for _ in range(2))
+        first.suspect = second.suspect = True
+        await scheduler.wait_turn(first, 1)
+        waits = asyncio.create_task(scheduler.wait_turn(second, 1))
+        scheduler.assume_progress(first)
+        timer_of_zero_s = asyncio.Event()
+        asyncio.get_running_loop().call_later(0, timer_of_zero_s.set)
+        await timer_of_zero_s.wait()
+        await asyncio.sleep(0)
+        assert not waits.done()
+        scheduler.close(first)
+        await waits
+
+    asyncio.run(scene())
+
+
 def test_request_cancelled_at_the_moment_of_its_turn_frees_the_slot() -> None:
     async def scene() -> None:
         scheduler = FairScheduler(fair_queue(1))

@@ -64,7 +64,7 @@ class GatewayMetrics:
         self._refused_connections.labels(reason).inc()
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class RequestRecord:
     """Measurements of one request, filled in while it is served. Times are those of `time.monotonic`.
 
