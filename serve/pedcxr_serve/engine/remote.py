@@ -43,8 +43,8 @@ class GatewayStatus(EngineStatus, Protocol):
     def end_requests(self) -> Callable[[], None]:
         """Ends all requests that the engine has, with a typed error to their clients."""
 
-    def use_engine(self, engine: EngineDescription, gateway: GatewayConfig) -> None:
-        """Take over slots, model and limits."""
+    def use_engine(self, engine: EngineDescription, vllm: str, gateway: GatewayConfig) -> None:
+        """Take over slots, model, limits, and the version of vLLM; the last is empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class RemoteEngine:
                     break
             await asyncio.sleep(_POLL_S)
         self._model = engine.model
-        self._state.use_engine(engine, self._settings.gateway)
+        self._state.use_engine(engine, facts.version or "", self._settings.gateway)
         self._state.set_models(facts.models)
         self._state.heartbeat.beat()
         self._state.heartbeat.clear()

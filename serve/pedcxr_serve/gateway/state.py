@@ -119,7 +119,6 @@ class State:
         self.tenants.register(self.metrics.registry)
         self.rate_limiter.register(self.metrics.registry)
         self.shared_limits.register(self.metrics.registry)
-        self.metrics.runtime.replica_info.labels(self.replica, self.revision or "", _vllm_version()).set(1)
         runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
         runtime.slots.set(self.scheduler.queue.slots)
         runtime.body_bytes.set_function(lambda: self.bodies.in_use)
@@ -145,14 +144,14 @@ class State:
         self.metrics.restarts.labels(reason).inc()
         self.quarantine.engine_died()
 
-    def use_engine(self, engine: EngineDescription, gateway: GatewayConfig) -> None:
+    def use_engine(self, engine: EngineDescription, vllm: str, gateway: GatewayConfig) -> None:
         """Take over what an engine that runs apart tells about itself; requests in flight are not touched."""
         self.demo, self.revision = engine.demo, engine.revision
         self.image_tokens, self.image_size = engine.image_tokens, engine.image_size
         self.rules = dataclasses.replace(
             self.rules, model=engine.model, max_new_tokens=engine.max_new_tokens, adapters=engine.adapters
         )
-        self.label_models()
+        self.label_served(vllm)
         self.scheduler.queue.resize(**_queue_limits(gateway, *engine.share(gateway)))
         self.metrics.runtime.slots.set(self.scheduler.queue.slots)
 
@@ -166,8 +165,11 @@ class State:
             day = today()
             self.shared_limits.set_tokens(day, tenant.name, self.usage.of(day, tenant.name).tokens)
 
-    def label_models(self) -> None:
-        """Set the metric of the served models to their present revisions."""
+    def label_served(self, vllm: str) -> None:
+        """Set the metrics of what is served to the present revisions and the version of vLLM, empty if unknown."""
+        info = self.metrics.runtime.replica_info
+        info.clear()
+        info.labels(self.replica, self.revision or "", vllm).set(1)
         self.metrics.models.clear()
         for name in (self.rules.model, *self.rules.adapters):
             self.metrics.models.labels(name, self.revision_of(name) or "").set(1)
@@ -264,7 +266,7 @@ def open_state(
             allowed_origins=gateway.allowed_origins,
             allowed_hosts=tuple(host.lower() for host in gateway.allowed_hosts),
         )
-        state.label_models()
+        state.label_served("" if adapters is None else _vllm_version())
         if settings.telemetry.otlp_endpoint:
             traces = _exporting_traces(settings.telemetry, replica, state.metrics.runtime.spans_lost)
             state.traces = stack.enter_context(traces)

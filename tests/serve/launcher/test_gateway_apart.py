@@ -159,9 +159,13 @@ def in_flight(running: LocalServer) -> float:
 
 
 def test_engine_goes_away_and_comes_back_as_another(folder: Path, printed: list[str]) -> None:
-    first, other = contextlib.ExitStack(), msgspec.structs.replace(DESCRIPTION, model="other", slots=2)
+    first, other = contextlib.ExitStack(), msgspec.structs.replace(DESCRIPTION, model="other", slots=2, revision="new")
+
+    def replica(admin: str) -> list[str]:
+        return re.findall(r'pedcxr_replica_info{replica="r",(.*)} 1', get(admin + "/metrics").text)
 
     def check(root: str, admin: str) -> None:
+        assert replica(admin) == ['revision="",vllm="0.32.0"']
         first.close()
         eventually(lambda: not is_ready(root), 30)
         assert_openai_error(ask(root), 503, "not_ready")
@@ -171,15 +175,16 @@ def test_engine_goes_away_and_comes_back_as_another(folder: Path, printed: list[
             assert_openai_error(ask(root), 503, "not_ready")
             assert reports(engine) == [], "a replacement that is not accepted gets no request"
         with engine_apart(folder, description=other) as engine:
-            engine.models = ("other",)
+            engine.models, engine.version = ("other",), "0.32.9"
             eventually(lambda: is_ready(root), 30)
+            assert replica(admin) == ['revision="new",vllm="0.32.9"'], "those of the engine, not of this environment"
             assert ask(root).status_code == 200
             assert reports(engine)[0].json["model"] == "other"
             assert 'pedcxr_engine_restarts_total{reason="ended"} 1.0' in get(admin + "/metrics").text
 
     first.enter_context(engine_apart(folder))
     with first:
-        with_gateway(f"unix:{folder}/engine.sock", check)
+        with_gateway(f"unix:{folder}/engine.sock", check, "--replica", "r")
 
 
 def test_engine_that_stops_completes_its_reports_and_gets_no_others(folder: Path) -> None:

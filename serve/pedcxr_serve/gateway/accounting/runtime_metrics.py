@@ -26,7 +26,7 @@ class RuntimeMetrics:
         ProcessCollector(namespace=PROCESS_NAMESPACE, registry=registry)
         build = gauge("build_info", "1, with the versions of pedcxr and Python.", "version", "python")
         build.labels(version("pedcxr"), platform.python_version()).set(1)
-        text = "1, with the name of this server, its checkpoint and its vLLM."
+        text = "1, with the name of this server and the checkpoint and vLLM of its engine."
         self.replica_info = gauge("replica_info", text, "replica", "revision", "vllm")
         self.loop_lag = Histogram(
             "pedcxr_event_loop_lag_seconds",
