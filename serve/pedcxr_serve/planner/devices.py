@@ -72,7 +72,8 @@ def detect(name: str = "auto", *, env: Mapping[str, str] = os.environ) -> Device
     Args:
         name: ``auto`` for the first visible GPU of this machine (through NVML), otherwise its CPU; ``cpu`` for the
             CPU of this machine; any other key of `TABLE` for that row of the table.
-        env: The environment, for ``CUDA_VISIBLE_DEVICES``.
+        env: The environment, for ``CUDA_VISIBLE_DEVICES``. Its numbers are those of NVML and nvidia-smi, also for the
+            engine (`pedcxr_serve.planner.vllm_args.env`).
 
     Raises:
         ConfigError: `name` is not a key of `TABLE`.

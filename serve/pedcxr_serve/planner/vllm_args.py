@@ -106,6 +106,9 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
             # The gateway decides which requests are recorded. Spans of the start would have no parent.
             "OTEL_TRACES_SAMPLER": "parentbased_always_off",
         }
+    if device.kind == "cuda":
+        # The plan is for the GPU of this number in NVML and nvidia-smi, which CUDA alone would number by speed.
+        variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if device.kind == "cpu":
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(kv_bytes // 2**30),

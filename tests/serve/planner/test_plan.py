@@ -186,6 +186,12 @@ def test_float32_on_a_gpu_is_not_rounded_to_tf32(models: dict[str, Checkpoint]) 
     assert "TRITON_F32_DEFAULT" not in dict(make_plan(models["demo"], "cpu").env)
 
 
+def test_engine_numbers_gpus_as_the_planner_does(models: dict[str, Checkpoint]) -> None:
+    """CUDA_VISIBLE_DEVICES=1 is NVML's second GPU for the planner; for CUDA it would be the second fastest."""
+    assert dict(make_plan(models["4b"], "l4").env)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "CUDA_DEVICE_ORDER" not in dict(make_plan(models["demo"], "cpu").env)
+
+
 def test_events_of_a_gpu_hold_four_tokens(models: dict[str, Checkpoint]) -> None:
     assert value(make_plan(models["4b"], "h200"), "--stream-interval") == "4"
     assert value(make_plan(models["demo"], "cpu"), "--stream-interval") == "1"
