@@ -114,12 +114,12 @@ def _usage(path: Path) -> str:
     # SQLite itself would create files beside it, perhaps as another user than the server's.
     try:
         with path.open("rb+") as file:
-            magic = file.read(len(_SQLITE))
+            magic, size = file.read(len(_SQLITE)), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ServeError(f"{path}: cannot be written ({error.strerror})") from error
     if magic not in (_SQLITE, b""):
         raise ServeError(f"{path}: is no SQLite database; move it away")
-    return f"{path.stat().st_size:,} bytes"
+    return f"{size:,} bytes"
 
 
 def _created(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from pathlib import Path
@@ -37,13 +36,12 @@ class TenantStore:
         self.read_at = time.time()
         """Time of the last successful read, Unix time."""
         self._info: Gauge | None = None
-        self._digest = self._file_digest()
 
     def register(self, registry: CollectorRegistry) -> None:
         """Add a gauge that shows which version of the file is in use, so that replicas can be compared."""
         text = "1; the label is the start of the SHA-256 of the tenants file in use."
         self._info = Gauge("pedcxr_tenants_info", text, ("sha256",), registry=registry)
-        self._info.labels(self._digest).set(1)
+        self._info.labels(self.current.digest).set(1)
 
     def reload(self) -> None:
         """Read the file again, changed or not. An invalid file is logged and recorded in `broken`."""
@@ -59,10 +57,9 @@ class TenantStore:
         self.broken = None
         self.read_at = time.time()
         self.reloads += 1
-        self._digest = self._file_digest()
         if self._info is not None:
             self._info.clear()
-            self._info.labels(self._digest).set(1)
+            self._info.labels(self.current.digest).set(1)
         _log.warning("tenants reloaded from %s: %s", self._path, ", ".join(self.current.all) or "none")
 
     def reload_if_changed(self) -> None:
@@ -72,6 +69,3 @@ class TenantStore:
         if self.broken is None and self._files.orphaned:
             self.broken = f"{self._path} was replaced outside of this mount: mount its folder instead of the file"
             _log.error("tenants unchanged: %s", self.broken)
-
-    def _file_digest(self) -> str:
-        return "" if self._path is None else hashlib.sha256(self._path.read_bytes()).hexdigest()[:12]

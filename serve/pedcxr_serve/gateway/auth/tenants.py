@@ -102,10 +102,12 @@ class Tenants:
     Attributes:
         all: by name.
         is_anonymous: there is no tenants file: every request, with a key or without, belongs to `ANONYMOUS`.
+        digest: first 12 digits of the file's SHA-256; empty without a file.
     """
 
     all: Mapping[str, Tenant]
     is_anonymous: bool = False
+    digest: str = ""
     _keys: dict[str, list[tuple[Key, Tenant]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -157,7 +159,8 @@ def parse(text: str, source: str) -> Tenants:
     except FieldError as error:
         raise ConfigError(f"{source}: {error.assignment}: {error}.") from error
     _reject_shared_keys(all_tenants, source)
-    return Tenants(all_tenants)
+    # Of the text that was read: the file may have been replaced or removed since.
+    return Tenants(all_tenants, digest=digest(text)[:12])
 
 
 def _tenant(name: str, table: object) -> Tenant:

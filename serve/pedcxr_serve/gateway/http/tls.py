@@ -73,7 +73,7 @@ class CertificateStore:
         )
         for gauge in (self._not_after, self._expiry):
             gauge.set_function(lambda: self.pair.expires.timestamp())
-        if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        if _is_readable_by_others(key):
             _log.warning("gateway.tls_key: %s is readable by other users of this machine; chmod 600 it", key)
 
     def register(self, registry: CollectorRegistry) -> None:
@@ -156,6 +156,13 @@ def _reason(error: ssl.SSLError, certificate: Path, *, has_passphrase: bool) -> 
     if error.reason == "KEY_VALUES_MISMATCH":
         return f"is not the key of {certificate}; give the key that belongs to the certificate"
     return f"cannot be used with {certificate} ({error.reason or 'no PEM'}); give its private key in PEM"
+
+
+def _is_readable_by_others(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH))
+    except OSError:  # a renewal replaces the file, which was there when it was loaded
+        return False
 
 
 def _read(path: Path, setting: str) -> bytes:

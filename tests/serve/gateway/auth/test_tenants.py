@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
@@ -9,6 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth import api_keys, tenants
@@ -190,6 +192,26 @@ def test_store_reloads_and_survives_an_invalid_edit(path: Path, caplog: pytest.L
     path.write_text(FILE)
     store.reload_if_changed()
     assert store.broken is None
+
+
+def test_file_that_is_removed_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_text(FILE)
+
+    def load_and_remove(path: Path) -> Tenants:
+        loaded = load(path)
+        path.unlink()
+        return loaded
+
+    load = tenants.load
+    monkeypatch.setattr(tenants, "load", load_and_remove)
+    store, registry = TenantStore(path), CollectorRegistry()
+    store.register(registry)
+    rewritten = FILE + "\n[tenant.late]\n"
+    for text in (FILE, rewritten):
+        path.write_text(text)
+        store.reload()
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        assert registry.get_sample_value("pedcxr_tenants_info", {"sha256": digest}) == 1
 
 
 def test_store_without_a_file_never_reloads() -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 
 import pedcxr_client
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.gateway.http import handshakes
+from pedcxr_serve.gateway.http import handshakes, tls
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from tests.support import certificates
 from tests.support.certificates import NOW, Files, make_certificate
@@ -225,6 +225,17 @@ def test_command_refuses_an_invalid_pair_before_the_engine_starts(files: Files) 
     ):
         process = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert (process.returncode, message in process.stderr) == (2, True), process.stderr
+
+
+def test_key_that_is_renewed_during_the_start(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_and_remove(certificate: Path, key: Path, now: datetime) -> tls.KeyPair:
+        pair = load(certificate, key, now)
+        key.unlink()
+        return pair
+
+    load = tls.load
+    monkeypatch.setattr(tls, "load", load_and_remove)
+    assert not CertificateStore(files.certificate, files.key).broken
 
 
 def test_key_readable_by_others_is_logged(files: Files, caplog: pytest.LogCaptureFixture) -> None:
