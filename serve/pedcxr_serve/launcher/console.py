@@ -18,6 +18,7 @@ from typing import TextIO
 
 from pedcxr_serve.engine.process import LogLine
 from pedcxr_serve.launcher.line_writer import LineWriter
+from pedcxr_serve.vllm_plugin import log_redaction
 
 _REDRAW_S = 0.5
 _REPEAT_S = 15.0  # when the output is not a terminal but a journal or a CI log, which keeps every line
@@ -58,19 +59,23 @@ class Console:
 
     @contextlib.contextmanager
     def attached(self, name: str, level: int) -> Iterator[None]:
-        """Print the records of a logger of this package from ``level`` on; at the end, write what still waits."""
-        logger, handler = logging.getLogger(name), _ConsoleHandler(self, level)
-        logger.setLevel(level)
-        logger.addHandler(handler)
+        """Print the records of a logger of this package from ``level`` on; at the end, write what still waits.
+
+        Warnings of other packages, such as uvicorn, are printed too: logging would write them to stderr itself.
+        """
+        root, handler = logging.getLogger(), _ConsoleHandler(self)
+        logging.getLogger(name).setLevel(level)
+        root.addHandler(handler)
         try:
             yield
         finally:
-            logger.removeHandler(handler)
+            root.removeHandler(handler)
             self.close()
 
     def print_record(self, record: logging.LogRecord) -> None:
-        """Print a record of a logger."""
-        text = record.getMessage()
+        """Print a record of a logger, without request content."""
+        log_redaction.redact(record)
+        text = ": ".join(filter(None, [record.getMessage().strip(), record.exc_text]))
         if self._json:
             fields = getattr(record, "fields", {})
             self._write_json(text, "gateway", record.levelno, _utc(record.created), fields)
@@ -118,8 +123,8 @@ class Console:
 
 
 class _ConsoleHandler(logging.Handler):
-    def __init__(self, console: Console, level: int) -> None:
-        super().__init__(level)
+    def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:

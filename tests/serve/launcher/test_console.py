@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -108,6 +109,43 @@ def test_json_lines() -> None:
         {"level": "error", "source": "engine", "message": "(EngineCore pid=7) ERROR 11-23 text"},
         {"level": "info", "source": "gateway", "message": "request r-1", "request_id": "r-1", "status": 200},
     ]
+
+
+@pytest.mark.parametrize("json_lines", [False, True])
+def test_exceptions_of_every_logger_are_printed_without_their_messages(json_lines: bool) -> None:
+    out = io.StringIO()
+    console = Console(logging.INFO, out, json_lines=json_lines)
+
+    async def fail() -> None:
+        try:
+            raise ValueError("Jane Doe")
+        except ValueError as error:
+            raise RuntimeError("Jane Doe") from error
+
+    def fail_in_callback(data: bytes) -> None:
+        raise RuntimeError(data)
+
+    async def work() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.wait((task,))
+        del task  # its exception was never retrieved
+        asyncio.get_running_loop().call_soon(fail_in_callback, b"Jane Doe")
+        with pytest.raises(RuntimeError) as caught:
+            await fail()
+        logging.getLogger("pedcxr.test").error("ours", exc_info=caught.value)
+        logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=caught.value)
+
+    with console.attached("pedcxr.test", logging.INFO):
+        asyncio.run(work())
+        gc.collect()
+    text = out.getvalue()
+    assert "Jane" not in text
+    assert text.count("RuntimeError at test_console.py:") == 4
+    assert text.count("; caused by ValueError at test_console.py:") == 3
+    for words in ("ours: ", "ASGI application: ", "never retrieved: ", "fail_in_callback: "):
+        assert words + "RuntimeError" in text
+    if json_lines:
+        assert {json.loads(line)["source"] for line in text.splitlines()} == {"gateway"}
 
 
 def test_process_ends_while_stderr_stalls(tmp_path: Path) -> None:

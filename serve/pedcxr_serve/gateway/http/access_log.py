@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-import traceback
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -18,6 +16,7 @@ from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
 from pedcxr_serve.gateway.state import State
+from pedcxr_serve.vllm_plugin import log_redaction
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ROUTES = ("/v1/chat/completions", "/v1/models", "/health", "/health/live", "/health/ready")
@@ -28,7 +27,7 @@ class AccessLog:
     """ASGI middleware. The request id is the client's ``X-Request-Id`` if valid, else a new one.
 
     Metric labels and log lines hold nothing else that the client sent. An unknown path appears as ``other``. An
-    exception appears by type and place, without its message, which may contain the prompt.
+    exception and its causes appear by type and place, without their messages, which may contain the prompt.
     """
 
     def __init__(self, app: ASGIApp, state: State) -> None:
@@ -62,7 +61,7 @@ class AccessLog:
             await self._app(scope, receive, send_observed)
         except Exception as error:
             extra = {"fields": {"request_id": request_id}}
-            _log.error("request %s: internal error: %s", request_id, _describe(error), extra=extra)
+            _log.error("request %s: internal error: %s", request_id, log_redaction.describe(error), extra=extra)
             if not status:  # otherwise uvicorn closes the connection, since the answer has no end
                 await error_responses.response("internal")(scope, receive, send_observed)
         finally:
@@ -114,9 +113,3 @@ def _line(fields: Mapping[str, Any]) -> str:
     words += [f"from {fields['address']}"] if fields["address"] else []
     head = "request {request_id}: {method} {route}, ".format_map(fields)
     return head + ", ".join([tenant, f"{fields['status']} after {fields['seconds']:.3f} s", *words])
-
-
-def _describe(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames)]
-    return f"{type(error).__name__} at " + ", in ".join(places)
