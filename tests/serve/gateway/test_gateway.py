@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -139,7 +140,6 @@ def test_refusal_of_the_engine_gets_a_retry_after(gateway: Gateway, status: int,
     assert (answer.status_code, answer.headers["retry-after"]) == (status, "2")
 
 
-@pytest.mark.slow
 def test_unstreamed_report_is_charged_before_its_answer(gateway: Gateway) -> None:
     """First half of `max_tokens`, later the tenant's mean output; the engine's count corrects both."""
     queue = gateway.state.scheduler.queue
@@ -147,11 +147,14 @@ def test_unstreamed_report_is_charged_before_its_answer(gateway: Gateway) -> Non
     actual = 300 + OUTPUT_COST * len(REPORT)
     with gateway.client() as client, ThreadPoolExecutor(1) as pool:
         for before, expected_output in ((0.0, 50), (actual, len(REPORT))):
-            gateway.engine.reply(Answer(first=2))
+            answered = threading.Event()
+            gateway.engine.reply(Answer(hold=answered))
             chats = len(gateway.engine.chats)
             request = pool.submit(client.post, CHAT, json=BODY | {"max_tokens": 100})
             eventually(lambda chats=chats: len(gateway.engine.chats) > chats)
-            assert queue.service()["anonymous"] - before == pytest.approx(prompt + OUTPUT_COST * expected_output)
+            charged = queue.service()["anonymous"] - before
+            answered.set()
+            assert charged == pytest.approx(prompt + OUTPUT_COST * expected_output)
             assert request.result().status_code == 200
             eventually(lambda: gateway.state.in_flight == 0)
             assert queue.service()["anonymous"] - before == pytest.approx(actual)
