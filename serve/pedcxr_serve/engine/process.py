@@ -215,7 +215,7 @@ def compile_cache() -> Path | None:
         return None
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
         return None
-    return folder
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None  # torch would fail on a read-only file system
 
 
 def _members(group: int) -> list[int]:

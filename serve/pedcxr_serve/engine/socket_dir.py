@@ -43,7 +43,7 @@ def socket_folder(folder_name: str = "") -> Iterator[Path]:
         ConfigError: if the folder belongs to another user, is accessible to others, or its path is too long for a
             socket.
     """
-    folder = Path(folder_name).absolute() if folder_name else Path(tempfile.mkdtemp(prefix=_PREFIX))
+    folder = Path(folder_name).absolute() if folder_name else _temporary_folder()
     temporary = not folder_name or not folder.exists()
     try:
         with _locked(folder):
@@ -55,6 +55,15 @@ def socket_folder(folder_name: str = "") -> Iterator[Path]:
     finally:
         if temporary:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=_PREFIX))
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of temporary files cannot be written ({error.strerror}); free space on its disk, or set TMPDIR"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -99,7 +108,12 @@ def remove_stale_folders(parent: Path | None = None) -> list[Path]:
         parent: default is the system's folder of temporary files.
     """
     removed = []
-    for folder in (parent or Path(tempfile.gettempdir())).glob(f"{_PREFIX}*"):
+    if parent is None:
+        try:
+            parent = Path(tempfile.gettempdir())
+        except OSError:  # none can be written, which `socket_folder` reports
+            return []
+    for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             status = folder.lstat()
             is_scratch = folder.name.startswith(SCRATCH_PREFIX)

@@ -112,7 +112,10 @@ class Supervisor:
             EngineDied: the engine exited; carries its last log lines.
             AdapterError: an adapter has no effect.
         """
-        await self._engine.start()
+        try:
+            await self._engine.start()
+        except OSError as error:  # such as no space for the engine's temporary files
+            raise _not_started(error) from error
         loading = asyncio.create_task(self._wait_until_ready())
         exit_status = asyncio.create_task(self._engine.wait())
         try:

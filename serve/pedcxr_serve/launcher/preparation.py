@@ -13,6 +13,7 @@ from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import ServeConfig
+from pedcxr_serve.engine import process
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.errors import ConfigError
@@ -33,15 +34,25 @@ class Preparation:
     adapters: Mapping[str, Adapter]
 
     def warnings(self) -> Iterator[str]:
-        """Yield a line for each problem of the settings or an adapter that does not prevent serving."""
+        """Yield a line for each problem that does not prevent serving: of settings, adapters or the kernel cache."""
         if self.machine.slow_bfloat16 and self.settings.engine.dtype == "bfloat16":
             yield (
                 "warning: engine.dtype = bfloat16: this CPU has no instructions for it (avx512_bf16, amx_bf16), and a "
                 "step may take so long that the engine counts as hung; use float32"
             )
+        if self._compiles and "TORCHINDUCTOR_CACHE_DIR" not in os.environ and process.compile_cache() is None:
+            yield (
+                "warning: compiled kernels are not kept: there is no cache folder that only this user can write; each "
+                "start of the engine compiles them again; set XDG_CACHE_HOME"
+            )
         for name, one in self.adapters.items():
             for problem in one.problems:
                 yield f"warning: adapter {name}: {problem.where} {problem.what}: {problem.remedy}"
+
+    @property
+    def _compiles(self) -> bool:
+        eager = self.settings.engine.enforce_eager
+        return not (self.machine.kind == "cpu" if eager is None else eager)
 
     def require_unchanged(self) -> None:
         """Raise AdapterError if the files of an adapter have changed since; see `planner.adapters`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -154,6 +155,13 @@ def test_compile_cache_is_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert process.compile_cache() is None, "another user could have written code into it"
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert process.compile_cache() is None
+
+
+def test_compile_cache_on_a_read_only_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert process.compile_cache() is not None
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # root may write into any other folder
     assert process.compile_cache() is None
 
 

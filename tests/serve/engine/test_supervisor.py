@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -316,6 +317,17 @@ def test_failed_starts_are_repeated(tmp_path: Path) -> None:
             await running.ready()
             assert len(running.engines) == 4
             await eventually(lambda: "no memory left" in running.out.getvalue())
+
+    run(work())
+
+
+def test_first_start_without_room_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+
+    async def work() -> None:
+        with pytest.raises(EngineDied, match="could not be started: "):
+            async with supervised(tmp_path):
+                pytest.fail("the engine started")
 
     run(work())
 

@@ -251,6 +251,17 @@ def test_engine_of_somebody_else_is_served_with_what_does_not_hold(tmp_path: Pat
     assert any("DOES NOT HOLD  a film that the engine would change" in line for line in printed)
 
 
+def test_gateway_with_ipv6_addresses_only(folder: Path, printed: list[str]) -> None:
+    def check(root: str, admin: str) -> None:
+        assert root.startswith("http://[::1]:") and admin.startswith("http://[::1]:")
+        assert ask(root).status_code == 200
+        assert "pedcxr_ready 1.0" in get(admin + "/metrics").text
+
+    with engine_apart(folder):
+        with_gateway(f"unix:{folder}/engine.sock", check, "--host", "::1", "--admin-host", "::1")
+    assert any("API      http://[::1]:" in line for line in printed)
+
+
 def test_gateway_says_that_no_engine_answers(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pedcxr_serve", "gateway", "--port", "0", "--admin-port", "0"]
     for flags, code, text in (

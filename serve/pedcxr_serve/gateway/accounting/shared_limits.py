@@ -3,7 +3,8 @@
 A request costs one call of a script, which counts and admits in one step. Everything else is written by a background
 task: ended requests, the leases of open ones, and the tokens that this gateway counted today. The task writes absolute
 values every 5 s, so that a Redis that was restarted empty is correct again within that time. The leases of a gateway
-that was killed expire after 15 s, by the clock of Redis.
+that was killed expire after 15 s, by the clock of Redis. It writes without requests too, so that a Redis with another
+password, or a full one, is reported at the start of the gateway.
 
 A request waits at most 0.1 s for Redis. While Redis does not answer, each gateway applies the limits by itself, or
 refuses requests if the limits are required.
@@ -96,6 +97,7 @@ class SharedLimits:
         self._left: dict[str, float] = {}  # tenant -> rest of the budget when Redis was asked last
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self._retry_at = self._renew_at = -math.inf
         self.redis_down = False
 
@@ -106,6 +108,12 @@ class SharedLimits:
             gauge = Gauge("pedcxr_shared_limits_fallback", text, registry=registry)
             gauge.set_function(lambda: self.redis_down)
 
+    def start(self) -> None:
+        """Start the background task, which asks Redis at once. Idempotent; no effect if nothing is shared."""
+        if self._redis is not None and self._task is None:
+            self._changed.set()
+            self._task = asyncio.create_task(self._write_changes())
+
     async def admit(self, tenant: Tenant) -> str | None:
         """Count a request as open; return its id for `close`, or None if it is not counted in Redis.
 
@@ -115,8 +123,7 @@ class SharedLimits:
         """
         if self._redis is None:
             return None
-        if self._task is None:
-            self._task = asyncio.create_task(self._write_changes())
+        self.start()
         name, day = f"{self._prefix}-{next(self._numbers)}", self._today()
         budget = -1 if tenant.tokens_per_day is None else tenant.tokens_per_day
         keys = (_open_key(tenant.name), _tokens_key(day, tenant.name))
@@ -160,12 +167,13 @@ class SharedLimits:
     async def stop(self) -> None:
         """Remove what is left of this gateway's requests from Redis, and end the background task."""
         if self._task is not None:
-            self._task.cancel()
+            self._stopping = True
+            self._task.cancel()  # the client of Redis may swallow it
             await asyncio.gather(self._task, return_exceptions=True)
             await self._write()
 
     async def _write_changes(self) -> None:
-        while True:
+        while not self._stopping:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RENEW_S):
                     await self._changed.wait()
@@ -188,6 +196,7 @@ class SharedLimits:
 
         def send(redis: Any) -> Any:
             pipeline = redis.pipeline(transaction=False)
+            pipeline.set(f"pedcxr:alive:{self._replica}", 1, ex=_LEASE_S)  # without it, nothing might ask Redis
             for name, tenant in ended:
                 pipeline.zrem(_open_key(tenant), name)
             for tenant, names in renewed.items():

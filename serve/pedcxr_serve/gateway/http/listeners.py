@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,10 +55,11 @@ def _bind(host: str, port: int, key: str) -> socket.socket:
         bound.listen(2048)
     except OSError as error:
         bound.close()
-        raise PortInUse(
-            f"{key} = {port}: cannot listen on {host}:{port}: {error.strerror}; stop the program that uses the port, "
-            f"or choose another port with --{key.partition('.')[2].replace('_', '-')}"
-        ) from error
+        option = f"--{key.partition('.')[2].replace('_', '-')}"
+        remedy = f"choose another address with {option.replace('port', 'host')}"
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            remedy = f"stop the program that uses the port, or choose another port with {option}"
+        raise PortInUse(f"{key} = {port}: cannot listen on {host}:{port}: {error.strerror}; {remedy}") from error
     return bound
 
 

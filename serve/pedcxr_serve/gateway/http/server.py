@@ -50,6 +50,7 @@ async def serving(state: State, engine: aiohttp.ClientSession, listeners: Listen
     public, runtime = servers[0][0], state.metrics.runtime
     runtime.connections.set_function(lambda: len(public.server_state.connections))
     runtime.handshakes.set_function(lambda: public.handshakes)
+    state.shared_limits.start()
     watch = asyncio.gather(_watch(state), runtime.measure_loop_lag())
     try:
         with short_pauses():
