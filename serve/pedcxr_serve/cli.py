@@ -153,7 +153,14 @@ def _check(config: ServeConfig) -> int:
     loaded = adapters.inspect(config, checkpoint)
     for name, one in loaded.items():
         print("\n" + adapter.table(name, one))
-    return 0 if checkpoint.ready and all(one.ready for one in loaded.values()) else 3
+    if not (checkpoint.ready and all(one.ready for one in loaded.values())):
+        return 3
+    if config.require_promotion or any(entry.require_promotion for entry in config.adapters.values()):
+        from pedcxr_serve.launcher import promotion_file
+
+        promotion_file.require(config, checkpoint.folder, loaded)
+        print("\npromotion          as required")
+    return 0
 
 
 def _plan(config: ServeConfig, args: argparse.Namespace) -> int:
@@ -208,7 +215,7 @@ def _serve(config: ServeConfig, command: str) -> int:
 
 
 def _promote(args: argparse.Namespace, batch_options: list[str]) -> int:
-    from pedcxr_serve.launcher import promote, promotion
+    from pedcxr_serve.launcher import promote, promotion, promotion_file
 
     signal.signal(signal.SIGTERM, _terminate)
     settings = load.load(args.config, {})
@@ -222,7 +229,7 @@ def _promote(args: argparse.Namespace, batch_options: list[str]) -> int:
         **{name: value for name in _THRESHOLDS if (value := getattr(args, name)) is not None}
     )
     decision = promote.run(new, old, args.films, args.reference, thresholds, batch_options)
-    promote.write(args.out / "promotion.json", decision, new, old)
+    promotion_file.write(args.out / "promotion.json", decision.as_dict(), new=new.source, old=old.source)
     print(promotion.table(decision))
     return 0 if decision.promote else 1
 

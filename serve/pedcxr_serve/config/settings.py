@@ -231,6 +231,9 @@ class AdapterConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...],
         Meta(description="tenants that may use the adapter; empty = all"),
     ] = ()
+    require_promotion: Annotated[
+        str, Meta(description="promotion.json that must say yes for the adapter's revision; empty = none")
+    ] = ""
 
 
 class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -240,6 +243,13 @@ class ServeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     revision: Annotated[str | None, Meta(description="branch, tag or commit of a hub id")] = None
     served_name: Annotated[
         str, Meta(description=f'model name in the API; empty = "{DEMO_NAME}", or the name of folder or hub id')
+    ] = ""
+    require_promotion: Annotated[
+        str,
+        Meta(
+            description="promotion.json of `pedcxr-serve promote` that must say yes for the revision of the model; "
+            "empty = none"
+        ),
     ] = ""
     gateway: Annotated[GatewayConfig, Meta(description="gateway", extra={"requirement": "a table [gateway]"})] = (
         GatewayConfig()

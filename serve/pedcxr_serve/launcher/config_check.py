@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pedcxr_serve.config import load, secret_file
@@ -17,6 +18,7 @@ from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.http import tls
 from pedcxr_serve.gateway.state import usage_path
+from pedcxr_serve.launcher import promotion_file
 
 _SQLITE = b"SQLite format 3\0"
 
@@ -55,6 +57,11 @@ def _checks(config: ServeConfig, env: Mapping[str, str]) -> Iterator[tuple[str, 
     gateway, engine = config.gateway, config.engine
     yield "settings", lambda: f"model {config.served_name}, API on {gateway.host}:{gateway.port}"
     yield "environment", lambda: _environment(env)
+    if config.require_promotion:
+        yield "require_promotion", lambda: _promotion(_path(config.require_promotion))
+    for name, adapter in config.adapters.items():
+        if adapter.require_promotion:
+            yield f"adapters.{name}.require_promotion", partial(_promotion, _path(adapter.require_promotion))
     if gateway.tenants:
         yield "gateway.tenants", lambda: _tenants(_path(gateway.tenants))
     if gateway.tls_cert:
@@ -84,6 +91,11 @@ def _path(setting: str) -> Path:
 def _environment(env: Mapping[str, str]) -> str:
     load.reject_environment(env)
     return "no variable that vLLM must not see"
+
+
+def _promotion(path: Path) -> str:
+    result = promotion_file.read(path)
+    return f"{'yes' if result.get('promote') is True else 'no'}, of {result.get('created')}"
 
 
 def _redis(url: str) -> str:

