@@ -27,12 +27,13 @@ FILES = (
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
-def resolve(model: str, revision: str | None = None) -> Path:
+def resolve(model: str, revision: str | None = None, *, setting: str = "model =") -> Path:
     """Return the folder of a model; download a hub id on first use (9 GB for the 4B model).
 
     Args:
         model: ``demo``, a folder, or a hub id ``owner/name``.
         revision: Branch, tag or commit of a hub id. Not allowed with the demo or a folder.
+        setting: How messages name what ``model`` comes from.
 
     Raises:
         ConfigError: The folder or repository does not exist, or access or network is missing.
@@ -46,12 +47,12 @@ def resolve(model: str, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if folder.exists():
-        raise ConfigError(f"model = {model!r}: is a file. Give the folder that contains config.json and the weights.")
+        raise ConfigError(f"{setting} {model!r}: is a file. Give the folder that contains config.json and the weights.")
     if model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model):
         raise ConfigError(
-            f'model = {model!r}: no such folder. Use "demo", an existing folder, or a hub id such as owner/name.'
+            f'{setting} {model!r}: no such folder. Use "demo", an existing folder, or a hub id such as owner/name.'
         )
-    return _download(model, revision)
+    return _download(model, revision, setting)
 
 
 def _demo() -> Path:
@@ -63,14 +64,14 @@ def _demo() -> Path:
     return folder
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _download(model: str, revision: str | None, setting: str) -> Path:
     try:
         from huggingface_hub import constants, errors, snapshot_download
     except ImportError as error:
         raise ConfigError(
-            f"model = {model!r}: a hub id requires huggingface_hub. Install pedcxr[gpu] or pedcxr[cpu]."
+            f"{setting} {model!r}: a hub id requires huggingface_hub. Install pedcxr[gpu] or pedcxr[cpu]."
         ) from error
-    setting = f"model = {model!r}" + (f", revision = {revision!r}" if revision else "")
+    setting = f"{setting} {model!r}" + (f", revision = {revision!r}" if revision else "")
     page = f"{constants.ENDPOINT}/{model}"
     alternative = f"or download it on a machine with network access (`hf download {model}`) and give the folder."
     try:

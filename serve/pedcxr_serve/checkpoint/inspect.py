@@ -81,6 +81,8 @@ def inspect(folder: Path) -> Checkpoint:
     for tensor in tensors.values():
         dtypes[tensor.dtype] += tensor.nbytes
     files = processor_files.inspect(folder, shape, problems)
+    if config is None:  # nothing else of an adapter is to be mended
+        problems = [problem for problem in problems if problem.where == "adapter_config.json"] or problems
     return Checkpoint(
         folder=folder,
         architecture=architecture,

@@ -72,6 +72,10 @@ def add_finetune_options(command: argparse.ArgumentParser) -> None:
         "--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=None,
         help="compute activations twice instead of storing them: less memory, a third more time",
     )  # fmt: skip
+    group.add_argument(
+        "--deterministic", action="store_true", default=None,
+        help="on a GPU, use only kernels that give the same digits in each run: slower; a CPU needs no option",
+    )  # fmt: skip
     group.add_argument("--quantize", action="store_true", default=None, help="base weights in 4 bits (QLoRA; GPU)")
     group.add_argument(
         "--validation", type=_share, metavar="SHARE", help="share of the patients, if DATA states no split"
@@ -124,7 +128,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 def finetune(args: argparse.Namespace) -> int:
     """Check the data, train, and write adapter or checkpoint, record and card; return the exit code."""
     recipe = recipe_of(args)
-    base = download.resolve(args.base, args.revision)
+    base = download.resolve(args.base, args.revision, setting="--base")
     checkpoint_files.require_base(base)
     try:
         request = _request(args)
@@ -148,17 +152,17 @@ def _train(args: argparse.Namespace, base: Path, rows: list[Row], recipe: Recipe
     print(f"{model_card.summary(data)}\nserving: {recipe.serving}", file=sys.stderr)
     run = _run(args, base, data, recipe)
     run_folder.begin(args.out, run)
-    # Imported here because torch and trl take 10 s to load, and other errors are known before.
-    from pedcxr_serve.finetune import result, trainer
-
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        # Imported here because torch and trl take 10 s to load, and other errors are known before.
+        from pedcxr_serve.finetune import result, trainer
+
         trained = trainer.train(args.out, base, data, recipe, save_every=args.save_every)
     except KeyboardInterrupt:
         print("pedcxr-serve: interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
     result.publish(args.out, base, run, trained)
-    print(model_card.next_steps(args.out, recipe))
+    print(model_card.next_steps(args.out, recipe, args.base))
     return 0
 
 

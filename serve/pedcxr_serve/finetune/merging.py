@@ -86,7 +86,7 @@ def _base(folder: Path, config: dict[str, Any], base: str | None, revision_name:
     name = base or config.get("base_model_name_or_path")
     if not name:
         raise ConfigError(f"{folder}: does not name its base model; add --base.")
-    base_folder = download.resolve(name, revision_name)
+    base_folder = download.resolve(name, revision_name, setting="--base")
     checkpoint_files.require_base(base_folder)
     recorded, actual = config.get("revision"), revision.of(base_folder)
     if recorded and recorded != actual:

@@ -53,7 +53,11 @@ def card(record: dict[str, Any]) -> str:
             "prompt": data["prompt_profile"],
             "films prepared as": data["preparation"],
         },
-        "Training": {name.replace("_", " "): _text(value) for name, value in recipe.items()},
+        "Training": {
+            name.replace("_", " "): _text(value)
+            for name, value in recipe.items()
+            if name != ("epochs" if recipe["steps"] else "steps")
+        },
         "Result": {
             "updates": result["steps"],
             "trained parameters": f"{result['trained_parameters']:,} of {result['parameters']:,}",
@@ -82,8 +86,13 @@ def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def next_steps(folder: Path, recipe: Recipe) -> str:
+def next_steps(folder: Path, recipe: Recipe, base: str) -> str:
     """Return what a person does with the result."""
+    promote = f"--against {base} --films UNSEEN"
     if recipe.method == "full":
-        return f"wrote {folder}\nnext: pedcxr-serve check --model {folder}"
-    return f"wrote {folder}: {recipe.serving}\nnext: pedcxr-serve merge {folder} --out MERGED"
+        return f"wrote {folder}\nnext: pedcxr-serve promote {folder} {promote}"
+    lines = [f"wrote {folder}: {recipe.serving}", f"next: pedcxr-serve merge {folder} --out MERGED"]
+    lines.append(f"then: pedcxr-serve promote MERGED {promote}")
+    if recipe.modules == ("text",):
+        lines.append(f"or beside the base: pedcxr-serve promote {folder} {promote}, then [adapters.NAME] in serve.toml")
+    return "\n".join(lines)

@@ -67,10 +67,21 @@ def read(path: Path, *, allow_outside: bool = False) -> list[Row]:
     if len({row.split is None for row in rows}) == 2:
         empty = next(row for row in rows if row.split is None)
         problems.append(f"{empty.where}: split is empty; fill it in on every line, or remove the column")
+    if path.is_dir() and not rows and problems:
+        raise DataError(f"{path}: no film has a report that can be read, such as {problems[0]}. {_hint(path)}")
     raise_problems(path, problems)
     if not rows:
-        raise DataError(f"{path}: holds no film with a report")
+        raise DataError(f"{path}: holds no film. {_hint(path)}")
     return rows
+
+
+def _hint(path: Path) -> str:
+    """Return what to give instead of data without films or reports."""
+    if not path.is_dir():
+        return "Write one line per film below the header."
+    if manifests := sorted(file.name for file in path.iterdir() if file.suffix in (".csv", ".jsonl")):
+        return f"If {manifests[0]} in it lists films and reports, give that file."
+    return "Give a manifest (CSV or JSONL), or a folder with NAME.txt, the report, beside each film."
 
 
 def raise_problems(path: Path, problems: list[str]) -> None:
@@ -89,6 +100,11 @@ def _manifest_rows(path: Path, allow_outside: bool) -> Iterator[Row | str]:
     for line, cells in rows:
         if isinstance(cells, str):
             yield f"line {line}: {cells}"
+            continue
+        if problem := _column_problem(cells):
+            yield f"line {line if path.suffix == '.jsonl' else 1}: {problem}"
+            if path.suffix != ".jsonl":  # the same on every line
+                return
             continue
         entry = manifest.entry(cells, str(path), allow_outside=allow_outside)
         yield f"line {line}: {entry}" if isinstance(entry, str) else _row(f"line {line}", entry, cells)
@@ -123,12 +139,14 @@ def _json_cells(text: str, columns: tuple[str, ...]) -> dict[str, str] | str:
     return {name: cell.strip() for name, cell in cells.items()}
 
 
-def _row(where: str, entry: Entry, cells: dict[str, str]) -> Row | str:
+def _column_problem(cells: dict[str, str]) -> str:
     if parts := [name for name in _IN_PARTS if name in cells]:
         columns = " and ".join(parts + ["report"] * ("report" in cells))
-        return f"{where}: the report is in other columns ({columns}); join them into one column, report"
-    if "report" not in cells:
-        return f"{where}: the column report is missing"
+        return f"the report is in other columns ({columns}); join them into one column, report"
+    return "" if "report" in cells else "the column report is missing; add it, with the text that the model is to write"
+
+
+def _row(where: str, entry: Entry, cells: dict[str, str]) -> Row | str:
     split = cells.get("split", "").lower()
     if split and split not in _SPLITS:
         return f"{where}: split must be train, validation or test"

@@ -124,6 +124,7 @@ def _trainer(
         optim="adamw_torch" if device == "CPU" or not _has_8_bit(recipe) else "adamw_8bit",
         seed=recipe.seed,
         data_seed=recipe.seed,
+        full_determinism=recipe.deterministic,
         bf16=_is_bf16(recipe, device),
         use_cpu=device == "CPU",
         gradient_checkpointing=recipe.gradient_checkpointing,

@@ -70,6 +70,8 @@ def test_the_result_is_an_adapter_with_record_and_card(adapter: Path) -> None:
     card = (adapter / "README.md").read_text()
     for text in (record["base"]["revision"], record["data"]["sha256"], "Not for diagnosis", "| trl |", "| seed | 0 |"):
         assert text in card
+    assert "| steps |" in card
+    assert "| epochs |" not in card
     losses = [json.loads(line).get("loss") for line in (adapter / "metrics.jsonl").read_text().splitlines()]
     assert losses[0] > losses[STEPS - 1]
 
@@ -95,6 +97,16 @@ def test_an_interrupted_training_continues_to_the_same_weights(
     assert finetune(data, out) == 0
     assert (out / ADAPTER).read_bytes() == (adapter / ADAPTER).read_bytes()
     assert steps_in(out) == steps_in(adapter)
+
+
+def test_the_same_seed_gives_the_same_weights(data: Path, adapter: Path, tmp_path: Path) -> None:
+    """On a CPU also without the option; with it, PyTorch refuses a kernel that is not deterministic."""
+    try:
+        assert finetune(data, tmp_path / "out", "--deterministic") == 0
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (tmp_path / "out" / ADAPTER).read_bytes() == (adapter / ADAPTER).read_bytes()
 
 
 def test_another_seed_gives_other_weights(data: Path, adapter: Path, tmp_path: Path) -> None:

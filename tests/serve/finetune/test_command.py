@@ -47,6 +47,13 @@ def test_a_base_that_is_an_adapter_is_refused(data: Path, tmp_path: Path, capsys
     assert "is a LoRA adapter, not a model. Merge it first" in capsys.readouterr().err
 
 
+def test_an_unknown_base_is_named_with_its_option(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["finetune", str(data), "--base", "absent", "--out", str(tmp_path / "out")]) == 2
+    assert "--base 'absent': no such folder" in capsys.readouterr().err
+
+
 def test_a_base_that_cannot_be_served_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

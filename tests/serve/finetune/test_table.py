@@ -39,7 +39,7 @@ def test_splits_have_synonyms(manifest) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,age\na.png,5y\n", "line 2: the column report is missing"),
+        ("path,age\na.png,5y\nb.png,5y\n", "line 1: the column report is missing; add it"),
         ("path,report\na.png,A.\nb.png,\n", "line 3: report is empty"),
         ("path,report\na.png,   \n", "line 2: report is empty"),
         ("path,findings,impression\na.png,A.,B.\n", "findings and impression); join them into one column"),
@@ -51,7 +51,7 @@ def test_splits_have_synonyms(manifest) -> None:
         ("path,report,split\na.png,A.,training\n", "split must be train, validation or test"),
         ("path,report,split\na.png,A.,train\nb.png,B.,\n", "line 3: split is empty"),
         ("path,report\n../a.png,A.\n", "leads outside"),
-        ("path,report\n", "holds no film"),
+        ("path,report\n", "holds no film. Write one line per film below the header"),
     ],
 )
 def test_mistakes_in_a_csv(manifest, text: str, message: str) -> None:
@@ -94,6 +94,23 @@ def test_a_folder_has_a_text_file_beside_each_film(tmp_path: Path) -> None:
     assert [(row.where, row.patient) for row in rows] == [("c.png", ""), ("one/a.png", "one"), ("one/b.png", "one")]
     (tmp_path / "c.txt").unlink()
     with pytest.raises(DataError, match=r"c\.png: its report is missing"):
+        table.read(tmp_path)
+
+
+def test_what_every_line_lacks_is_said_once(manifest) -> None:
+    with pytest.raises(DataError) as error:
+        table.read(manifest("path,age\na.png,5y\nb.png,5y\n"))
+    assert str(error.value).count("the column report is missing") == 1
+
+
+def test_a_folder_without_films_or_reports_names_the_manifest_in_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no film\. Give a manifest .* or a folder with NAME\.txt"):
+        table.read(tmp_path)
+    (tmp_path / "reports.csv").write_text("path,report\na.png,A.\n")
+    with pytest.raises(DataError, match=r"holds no film\. If reports\.csv in it lists films and reports, give that"):
+        table.read(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"no film has a report .* a\.png: its report is missing.* If reports\.csv"):
         table.read(tmp_path)
 
 
