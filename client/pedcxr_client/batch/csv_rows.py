@@ -22,7 +22,7 @@ def read(path: str, label: str, columns: Sequence[str], *, required: str) -> Ite
     Args:
         path: the file.
         label: names the file in messages.
-        columns: the allowed column names, in lower case. Letter case and surrounding blanks are ignored.
+        columns: the allowed column names. Letter case and surrounding blanks are ignored; a space and ``-`` are ``_``.
         required: the column that must be present.
 
     Raises:
@@ -88,9 +88,10 @@ def _separator_of(header: str) -> str:
 
 
 def _header(row: list[str], label: str, columns: Sequence[str], required: str) -> list[str]:
-    header = [cell.strip().lower() for cell in row]
+    known = {_normalised(name): name for name in columns}
+    header = [known.get(_normalised(cell), "") for cell in row]
     for number, name in enumerate(header, 1):
-        if name not in columns:
+        if not name:
             raise InputError(
                 f"{label}: unknown column {number}; rename or remove it. Allowed columns: {', '.join(columns)}"
             )
@@ -99,3 +100,7 @@ def _header(row: list[str], label: str, columns: Sequence[str], required: str) -
     if required not in header:
         raise InputError(f'{label}: the column "{required}" is missing; the first line must name the columns')
     return header
+
+
+def _normalised(name: str) -> str:
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
