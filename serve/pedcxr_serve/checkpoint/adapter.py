@@ -23,6 +23,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 512
 """Largest rank that vLLM 0.32 serves (``config/lora.py``)."""
 
+VISION_OPTION = "--enable-tower-connector-lora"
+"""The option with which vLLM serves adapters of the vision tower."""
+
 # PEFT's options that vLLM 0.32 refuses (``lora/peft_helper.py``).
 _UNSUPPORTED = (
     "use_dora", "lora_bias", "layer_replication", "alora_invocation_tokens", "use_bdlora", "use_qalora",
@@ -134,6 +137,15 @@ def revision(folder: Path) -> str:
                 while block := file.read(1 << 20):
                     digest.update(block)
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def can_adapt_vision(base: Shape) -> bool:
+    """Return whether vLLM 0.32 can apply adapters to the vision tower of this model.
+
+    It assumes 16 patches per image token (``get_mm_lora_token_counts`` in models/gemma3_mm.py), as the published models
+    have. With another number the first film ends the engine, even if no adapter changes the tower.
+    """
+    return base.vision.patches == 16 * base.image_tokens
 
 
 def slot_parameters(base: Shape, rank: int, *, vision: bool = False) -> int:
@@ -255,7 +267,8 @@ def _check_names(
     tower = [name for name in pairs if _is_vision(name)]
     if tower and not vision:
         what = f"adapts {len(tower)} modules of the vision tower, which the engine does not serve as an adapter"
-        remedy = f'{_MERGE}, or set engine.extra_args = ["--enable-tower-connector-lora"], experimental in vLLM'
+        option = f', or set engine.extra_args = ["{VISION_OPTION}"], experimental in vLLM'
+        remedy = _MERGE + (option if can_adapt_vision(base) else "")
         problems.append(_block(WEIGHTS, what, remedy))
     return tuple(pairs)
 

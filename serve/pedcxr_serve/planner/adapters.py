@@ -11,21 +11,26 @@ from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config.settings import ServeConfig
-from pedcxr_serve.errors import AdapterError
+from pedcxr_serve.errors import AdapterError, ConfigError
 from pedcxr_serve.planner.devices import Device
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve (config/lora.py, MaxLoRARanks)
-_VISION_FLAG = "--enable-tower-connector-lora"
 
 
 def inspect(config: ServeConfig, checkpoint: Checkpoint) -> dict[str, Adapter]:
     """Inspect the adapters of a configuration against its checkpoint; return them by name, ready or not.
 
     Raises:
-        ConfigError: A folder does not exist.
+        ConfigError: A folder does not exist, or vLLM cannot adapt the vision tower of this model.
     """
     if not config.adapters or checkpoint.shape is None:
         return {}
+    if _serves_vision(config) and not adapter.can_adapt_vision(checkpoint.shape):
+        raise ConfigError(
+            f"engine.extra_args: {adapter.VISION_OPTION}: vLLM serves it for models with 16 patches per image token "
+            f"only, and {config.model} has {checkpoint.shape.vision.patches // checkpoint.shape.image_tokens}. Remove "
+            "the option; merge adapters that change the vision tower (`pedcxr-serve merge`)."
+        )
     base_revision = revision.of(checkpoint.folder)
     return {
         name: adapter.inspect(
@@ -97,4 +102,4 @@ def _rank(adapters: Mapping[str, Adapter]) -> int:
 
 
 def _serves_vision(config: ServeConfig) -> bool:
-    return _VISION_FLAG in config.engine.extra_args  # experimental in vLLM 0.32, so there is no setting for it
+    return adapter.VISION_OPTION in config.engine.extra_args  # experimental in vLLM 0.32, so there is no setting for it

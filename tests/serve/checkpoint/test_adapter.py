@@ -140,7 +140,9 @@ def test_vision_layers_are_refused_unless_the_engine_serves_them(tmp_path: Path)
     folder = lora_adapter.make(tmp_path, vision=True)
     [problem] = problems(folder)
     assert "adapts 18 modules of the vision tower" in problem
-    assert "--enable-tower-connector-lora" in problem
+    assert "pedcxr-serve merge" in problem
+    assert "--enable-tower-connector-lora" not in problem  # vLLM cannot adapt the tower of the demo
+    assert BASE.vision.patches == 4 * BASE.image_tokens
     assert problems(folder, vision=True) == []
     assert len(look(folder, vision=True).modules) == TEXT_MODULES + 18
 

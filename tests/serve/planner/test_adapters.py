@@ -10,6 +10,7 @@ import pytest
 
 from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.checkpoint.adapter import slot_parameters
+from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.cli import main
 from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import ServeConfig
@@ -28,12 +29,14 @@ def configured(folder: Path, *lines: str) -> tuple[Path, ServeConfig]:
     return path, load.load(path, {})
 
 
-def planned(config: ServeConfig, memory: int | None = None, key: str = "cpu") -> EnginePlan:
+def planned(
+    config: ServeConfig, memory: int | None = None, key: str = "cpu", checkpoint: Checkpoint = DEMO
+) -> EnginePlan:
     device = devices.TABLE[key]
     device = device if memory is None else replace(device, memory_bytes=memory)
-    served = adapters.inspect(config, DEMO)
+    served = adapters.inspect(config, checkpoint)
     adapters.require_ready(served)
-    return plan.make(DEMO, device, config, model_dir=CHECKPOINT, socket=Path("/s"), served_adapters=served)
+    return plan.make(checkpoint, device, config, model_dir=CHECKPOINT, socket=Path("/s"), served_adapters=served)
 
 
 @pytest.mark.parametrize(("key", "slots"), [("cpu", "3"), ("h100", "2")])
@@ -82,13 +85,31 @@ def test_files_that_change_after_the_start_are_refused(tmp_path: Path) -> None:
         adapters.require_unchanged(loaded)
 
 
-def test_vision_layers_need_the_flag_of_vllm(tmp_path: Path) -> None:
+def test_vision_layers_need_the_flag_of_vllm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = lora_adapter.make(tmp_path / "a", vision=True)
     lines = [f'[adapters.a]\npath = "{folder}"']
-    with pytest.raises(AdapterError, match="adapts 18 modules of the vision tower"):
-        planned(configured(tmp_path, *lines)[1])
-    engine_plan = planned(configured(tmp_path, *lines, "[engine]\nextra_args = ['--enable-tower-connector-lora']")[1])
+    assert DEMO.shape is not None
+    published = replace(DEMO, shape=replace(DEMO.shape, image_tokens=DEMO.shape.vision.patches // 16))
+    with pytest.raises(AdapterError, match=r"adapts 18 modules of the vision tower.*--enable-tower-connector-lora"):
+        planned(configured(tmp_path, *lines)[1], checkpoint=published)
+    for command in (["check"], ["start", "--dry-run"]):
+        assert main([*command, "--config", str(tmp_path / "serve.toml")]) == 3
+        printed = "".join(capsys.readouterr())
+        assert "adapts 18 modules of the vision tower, which the engine does not serve as an adapter" in printed
+        assert "merge it into its base" in printed
+    flagged = configured(tmp_path, *lines, "[engine]\nextra_args = ['--enable-tower-connector-lora']")[1]
+    engine_plan = planned(flagged, checkpoint=published)
     assert engine_plan.adapters_bytes > planned_text_bytes()
+
+
+def test_vllm_cannot_adapt_every_vision_tower(tmp_path: Path) -> None:
+    """With 4 patches per image token, as the demo has, vLLM 0.32 ends at the first film."""
+    folder = lora_adapter.make(tmp_path / "a")
+    lines = [f'[adapters.a]\npath = "{folder}"', "[engine]\nextra_args = ['--enable-tower-connector-lora']"]
+    with pytest.raises(
+        ConfigError, match=r"extra_args: --enable-tower.* 16 patches per image token only, and demo has 4"
+    ):
+        planned(configured(tmp_path, *lines)[1])
 
 
 def planned_text_bytes() -> int:
