@@ -9,13 +9,11 @@ from pedcxr_client.bench import charts, watch
 from pedcxr_client.bench.charts import Series
 from pedcxr_client.bench.figures import STAGES, Figures
 from pedcxr_client.bench.results import Result
+from pedcxr_client.reports import html_head
 
 _STYLE = """\
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 64rem; padding: 0 1rem }
 h1 { font-size: 1.3rem } h2 { font-size: 1.05rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left } .bad { color: #a40000 } .plot { overflow-x: auto }"""
+.bad { color: #a40000 } .plot { overflow-x: auto }"""
 _FOOT = (
     "Latencies of the user count from the scheduled time of a request, those of the server from its sending. A request "
     "is sent once. Goodput counts reports that meet every objective; a failed or refused request is bad."
@@ -149,10 +147,7 @@ def html(result: Result) -> str:
         for title, head, rows in tables(result)
     )
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>pedcxr bench</title><style>{_STYLE}</style></head><body><h1>{escape(headline(result))}</h1>"
+        f"{html_head.head('pedcxr bench', _STYLE)}<h1>{escape(headline(result))}</h1>"
         f"<ul>{reasons}{unchecked}</ul>{pictures}{body}<footer><p>{escape(_FOOT)}</p></footer></body></html>\n"
     )
 

@@ -7,13 +7,11 @@ from base64 import b64decode, b64encode
 from html import escape
 
 from pedcxr_client.films.film import EncodedImage
-from pedcxr_client.reports import provenance
+from pedcxr_client.reports import html_head, provenance
 from pedcxr_client.reports.report import DISCLAIMER, Report
 
 _SIDE = 320  # longest side of a thumbnail in pixels
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """\
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }
 article { display: flex; gap: 1.5rem; border-top: 1px solid #ddd; padding: 1rem 0; break-inside: avoid }
 img, .none { width: 20rem; flex: none; align-self: flex-start; background: #eee }
 .none { padding: 4rem 0; text-align: center }
@@ -24,15 +22,8 @@ h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere } p { margin: .4rem 0 }
 
 def start(title: str) -> str:
     """Return the start of the page."""
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
-            f"<h1>{escape(title)}</h1><p class=warning>{escape(DISCLAIMER)}</p>\n",
-        ]
-    )
+    heading = f"<h1>{escape(title)}</h1><p class=warning>{escape(DISCLAIMER)}</p>\n"
+    return html_head.head(title, _STYLE, images=True) + heading
 
 
 def card(report: Report, *, film_id: str | None, image: EncodedImage | None) -> str:

@@ -11,14 +11,12 @@ from html import escape
 from pedcxr_client.evaluation.scoring import Evaluation
 from pedcxr_client.evaluation.statistics import Agreement, Rate
 from pedcxr_client.evaluation.text_tables import interval, summary, tables
+from pedcxr_client.reports import html_head
 from pedcxr_client.reports.report import DISCLAIMER
 
 _STYLE = """\
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 72rem; padding: 0 1rem }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } .wide td { white-space: normal; text-align: left }
+th, td { white-space: nowrap } .wide td { white-space: normal; text-align: left }
 .plot { overflow-x: auto } footer { margin-top: 2rem; color: #555 }"""
 _RULES = """\
 A finding counts as present if the lexicon reads it as present, or as uncertain with --uncertain positive. A finding
@@ -35,11 +33,7 @@ _PANEL = _PLOT + _FIGURES + _GAP
 def html(result: Evaluation) -> str:
     """Return the page."""
     parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-        f"<title>pedcxr eval</title><style>{_STYLE}</style></head><body>",
-        "<h1>Agreement of draft reports with their references</h1>",
+        html_head.head("pedcxr eval", _STYLE) + "<h1>Agreement of draft reports with their references</h1>",
         _table(None, summary(result), kind="wide"),
         f'<h2>Sensitivity and specificity</h2><div class="plot">{_forest_plot(result.findings)}</div>',
     ]

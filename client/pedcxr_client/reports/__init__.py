@@ -6,11 +6,10 @@ marks a report as final or verified.
 
 from pedcxr_client.reports.csv_table import COLUMNS, to_csv
 from pedcxr_client.reports.dicom_header import Identity, identity_of
-from pedcxr_client.reports.dicom_pdf import to_dicom_pdf
 from pedcxr_client.reports.dicom_sr import to_sr
 from pedcxr_client.reports.fhir import Context, context_of, to_fhir
 from pedcxr_client.reports.json_lines import Line, read_jsonl, to_json, to_jsonl
-from pedcxr_client.reports.pdf import to_pdf
+from pedcxr_client.reports.pdf import to_dicom_pdf, to_pdf
 from pedcxr_client.reports.plain_text import to_text
 
 __all__ = [
