@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 
 import uvloop
 
+from pedcxr_client.bench import watch
+from pedcxr_client.bench.watch import Process
 from pedcxr_serve.config import load
 from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import bare_proxy as bare_proxy_server
@@ -23,7 +24,6 @@ from tests.benchmarks import instant_engine
 ENGINE_SOCKET = "engine.sock"
 SLOTS = 1024
 """Maximum number of running requests."""
-_TICKS = os.sysconf("SC_CLK_TCK")
 _START_S = 60.0
 
 
@@ -42,15 +42,15 @@ class Gateway:
 
     def processor_s(self) -> float:
         """Return the processor time so far, in seconds."""
-        return processor_s(self.pid)
+        return measure(self.pid).cpu_s
 
     def memory_mib(self) -> float:
         """Return the resident memory."""
-        return self._status("VmRSS")
+        return measure(self.pid).rss_mib
 
     def peak_mib(self) -> float:
         """Return the maximum resident memory since the start or `reset_peak`."""
-        return self._status("VmHWM")
+        return int(Path(f"/proc/{self.pid}/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
     def reset_peak(self) -> None:
         """Reset `peak_mib` to the current value."""
@@ -58,16 +58,15 @@ class Gateway:
 
     def open_files(self) -> int:
         """Return the number of open file descriptors, sockets included."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def _status(self, name: str) -> float:
-        return int(Path(f"/proc/{self.pid}/status").read_text().partition(f"{name}:")[2].split()[0]) / 1024
+        return measure(self.pid).files
 
 
-def processor_s(pid: int) -> float:
-    """Return the processor time of a process so far, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+def measure(pid: int) -> Process:
+    """Return processor time, memory and open files of a running process."""
+    process = watch.process(pid)
+    if process is None:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return process
 
 
 @contextmanager

@@ -175,10 +175,11 @@ def processes(root: int | None) -> list[Process]:
     family = [root]
     for pid in family:
         family += sorted(child for child, parent in parents.items() if parent == pid)
-    return [process for pid in family if (process := _process(pid)) is not None]
+    return [one for pid in family if (one := process(pid)) is not None]
 
 
-def _process(pid: int) -> Process | None:
+def process(pid: int) -> Process | None:
+    """Return a process from ``/proc``, or None if it has ended or there is no ``/proc``."""
     folder = Path(f"/proc/{pid}")
     try:
         name, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")

@@ -30,9 +30,8 @@ from pedcxr_serve.config.settings import DEMO_NAME
 from pedcxr_serve.demo import CHECKPOINT, drawing, expected_report
 from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.engine import address
-from tests.benchmarks import transformers_baseline
+from tests.benchmarks import processes, transformers_baseline
 from tests.benchmarks.load_generator import Films, Sender, send
-from tests.benchmarks.processes import processor_s
 from tests.benchmarks.throughput import startup
 from tests.support.servers.local_server import LocalServer, server
 
@@ -168,12 +167,12 @@ async def _rows(
         for in_flight in loads:
             number = max(12, 3 * in_flight)
             runs: dict[aiohttp.ClientSession, list[Run]] = {gateway: [], engine: []}
-            before = processor_s(pid)
+            before = processes.measure(pid).cpu_s
             for turn in range(rounds):
                 for session in (gateway, engine) if turn % 2 else (engine, gateway):
                     runs[session].append(await measure(session, films(seeds, number), in_flight))
                     bar.update()
-            seconds = (processor_s(pid) - before) / (rounds * number)
+            seconds = (processes.measure(pid).cpu_s - before) / (rounds * number)
             rows.append(_row(in_flight, runs[gateway], runs[engine], seconds))
     return rows
 
