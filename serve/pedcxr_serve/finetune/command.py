@@ -23,8 +23,8 @@ from pedcxr_client.errors import ConfigurationError, PedcxrError
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_client.types import __version__
 from pedcxr_serve.checkpoint import download, inspect, revision
-from pedcxr_serve.errors import ConfigError, DataError, ServeError
-from pedcxr_serve.finetune import checkpoint_files, dataset, model_card, run_folder, table
+from pedcxr_serve.errors import ConfigError, DataError, ServeError, TrainingError
+from pedcxr_serve.finetune import checkpoint_files, dataset, exhaustion, model_card, run_folder, table
 from pedcxr_serve.finetune.dataset import Dataset
 from pedcxr_serve.finetune.recipes import MODULES, RECIPES, Recipe
 from pedcxr_serve.finetune.table import Row
@@ -145,6 +145,13 @@ def finetune(args: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from error
     except PedcxrError as error:
         raise DataError(str(error)) from error
+    except OSError as error:
+        if not (reason := exhaustion.disk_reason(error)):
+            raise
+        where = tempfile.gettempdir() if args.dry_run else f"--out {args.out}"
+        raise TrainingError(
+            f"{where}: cannot be written ({reason}). Free some disk space and start the same command again."
+        ) from error
 
 
 def _train(args: argparse.Namespace, base: Path, rows: list[Row], recipe: Recipe, request: Any) -> int:
@@ -244,8 +251,17 @@ def merge(args: argparse.Namespace) -> int:
     try:
         print(merging.merge(args.adapter, staged, base=args.base, revision=args.revision, dtype=args.dtype))
         staged.replace(args.out)
-    except OSError as error:
-        raise ServeError(f"--out {args.out}: cannot be written ({error.strerror or error}).") from error
+    except Exception as error:  # PyTorch and safetensors have no common class for these
+        if reason := exhaustion.disk_reason(error) or (str(error) if isinstance(error, OSError) else ""):
+            raise ServeError(
+                f"--out {args.out}: cannot be written ({reason}); nothing is left of it. Free some disk space, or give "
+                "another folder, and start again."
+            ) from error
+        if exhaustion.is_memory(error):
+            raise ServeError(
+                "out of memory. A merge takes 4 bytes per weight of the model in main memory; use a machine with more."
+            ) from error
+        raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     print(inspect.table(inspect.inspect(args.out)))

@@ -142,7 +142,8 @@ def _prepare(row: Row, request: FilmRequest, films: Path, *, allow_identifiers: 
     blocking = tuple(check.name for check in result.checks if check.blocks)
     if blocking:
         reasons = "; ".join(f"{check.name}: {check.why}" for check in result.checks if check.blocks)
-        return _Refusal(f"{row.where}: the film is outside the intended use. {reasons}", blocking)
+        remedy = "remove the line, or use --skip-blocked"
+        return _Refusal(f"{row.where}: the film is outside the intended use. {reasons}; {remedy}", blocking)
     if result.error is not None or result.image is None or result.prompt is None or result.pixels is None:
         return _Refusal(f"{row.where}: {result.error}")
     patient = row.patient

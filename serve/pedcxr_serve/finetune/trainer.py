@@ -6,7 +6,6 @@ gets, and turns Ctrl-C, a full disk and a lack of memory into a state from which
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import shutil
@@ -31,12 +30,11 @@ from trl import SFTConfig, SFTTrainer
 
 from pedcxr_client.request import prompts
 from pedcxr_serve.errors import ConfigError, TrainingError
-from pedcxr_serve.finetune import run_folder
+from pedcxr_serve.finetune import exhaustion, run_folder
 from pedcxr_serve.finetune.dataset import Dataset, Example
 from pedcxr_serve.finetune.metrics import MetricsFile
 from pedcxr_serve.finetune.recipes import Recipe
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _STATES_KEPT = 2
 
 
@@ -284,8 +282,7 @@ def saving_failed(error: Exception, folder: Path) -> TrainingError:
     """Return the error for a failed write into the folder."""
     state = run_folder.last_state(folder)
     outcome = f"the state after step {_step_of(state)} is kept" if state is not None else "no earlier state exists"
-    number = getattr(error, "errno", None)
-    reason = os.strerror(number) if number in _DISK else str(error).splitlines()[0]
+    reason = exhaustion.disk_reason(error) or str(error).splitlines()[0]
     return TrainingError(
         f"--out {folder}: saving failed ({reason}); {outcome}. Free some disk space and start the same command again."
     )
@@ -342,32 +339,6 @@ def _memory_advice(recipe: Recipe) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not exhaustion.is_memory(error):
             raise
-        raise TrainingError(f"out of memory. Use {', or '.join(memory_advice(recipe))}.") from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(
-        text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
-def memory_advice(recipe: Recipe) -> list[str]:
-    """Return what needs less memory, the settings that change no result first."""
-    advice = []
-    if recipe.batch > 1:
-        half = recipe.batch // 2
-        advice.append(f"--batch {half} --accumulate {recipe.accumulate * math.ceil(recipe.batch / half)}")
-    if not recipe.gradient_checkpointing:
-        advice.append("--gradient-checkpointing")
-    if recipe.precision == "float32":
-        advice.append("--precision bf16")
-    if recipe.method == "full":
-        advice.append("--recipe text, which trains an adapter")
-    elif recipe.modules != ("text",):
-        advice.append("--modules text")
-    elif not recipe.quantize:
-        advice.append("--quantize (a GPU only)")
-    return advice or ["a device with more memory"]
+        raise TrainingError(f"out of memory. Use {', or '.join(exhaustion.memory_advice(recipe))}.") from error

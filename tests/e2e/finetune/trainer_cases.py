@@ -10,6 +10,8 @@ import os
 import resource
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,8 @@ from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.cli import main
 from pedcxr_serve.demo import CHECKPOINT
 from pedcxr_serve.errors import TrainingError
-from pedcxr_serve.finetune import trainer
+from pedcxr_serve.finetune import result, trainer
 from pedcxr_serve.finetune.command import INTERRUPTED
-from pedcxr_serve.finetune.recipes import Recipe
 from tests.benchmarks.transformers_baseline import Question, inputs_of
 
 FILMS = 24
@@ -42,6 +43,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finetune(data: Path, out: Path, *options: str) -> int:
     few = ("--steps", str(STEPS), "--batch", "4", "--accumulate", "1", "--learning-rate", "3e-3", "--save-every", "2")
     return main(["finetune", str(data), "--base", "demo", "--out", str(out), *few, *options])
+
+
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Let writes fail beyond 100 kB, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture(scope="session")
@@ -118,15 +130,11 @@ def test_a_full_disk_leaves_the_last_state(
     data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A limit on the size of files stops the second state as a full disk does: in the middle of a write."""
-    save, limits = trainer._Trainer._save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = trainer._Trainer._save_checkpoint
 
     def limited(self: Any, model: Any, trial: Any) -> None:
-        if self.state.global_step == 4:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        try:
+        with small_files() if self.state.global_step == 4 else nullcontext():
             save(self, model, trial)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(trainer._Trainer, "_save_checkpoint", limited)
     out = tmp_path / "out"
@@ -293,6 +301,29 @@ def test_an_adapter_that_does_not_fit_is_refused(
     assert {path.name for path in tmp_path.iterdir()} == {"broken"}
 
 
-def test_memory_advice_ends_with_another_device() -> None:
-    recipe = Recipe(name="x", gradient_checkpointing=True, quantize=True)
-    assert trainer.memory_advice(recipe) == ["a device with more memory"]
+def test_a_full_disk_at_the_end_leaves_the_last_state(
+    data: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish = result.publish
+
+    def limited(*args: Any) -> None:
+        with small_files():
+            publish(*args)
+
+    monkeypatch.setattr(result, "publish", limited)
+    out = tmp_path / "out"
+    assert finetune(data, out) == 4
+    assert f"the state after step {STEPS} is kept. Free some disk space" in capsys.readouterr().err
+    assert not (out / ADAPTER).exists()
+    monkeypatch.setattr(result, "publish", publish)
+    assert finetune(data, out) == 0
+    assert (out / ADAPTER).read_bytes() == (adapter / ADAPTER).read_bytes()
+
+
+def test_a_merge_on_a_full_disk_leaves_nothing(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_files():
+        assert main(["merge", str(adapter), "--out", str(tmp_path / "merged")]) == 4
+    assert "merged: cannot be written (File too large); nothing is left of it" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pedcxr_serve.cli import main
 from pedcxr_serve.demo import CHECKPOINT, drawing
 from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.finetune import command
+from pedcxr_serve.finetune import command, exhaustion
 from pedcxr_serve.finetune.recipes import RECIPES, Recipe
 
 
@@ -71,6 +73,43 @@ def test_missing_packages_are_named_before_anything_is_written(
     assert main(["finetune", str(data), "--base", "demo", "--out", str(tmp_path / "out")]) == 2
     assert "Install the extra: pip install 'pedcxr[train]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_is_full_of_prepared_films(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit on the size of files stops a write as a full disk does."""
+    monkeypatch.setattr(command, "_require_packages", lambda: None)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code = main(["finetune", str(data), "--base", "demo", "--out", str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 4
+    message = capsys.readouterr().err
+    assert f"--out {tmp_path}/out: cannot be written (File too large). Free some disk space" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "x"), "No space left on device"),
+        (OSError(errno.EACCES, "x"), ""),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ""),
+    ],
+)
+def test_errors_that_mean_a_full_disk(error: Exception, reason: str) -> None:
+    assert exhaustion.disk_reason(error).startswith(reason)
+    assert bool(exhaustion.disk_reason(error)) is bool(reason)
+    assert exhaustion.is_memory(error) is ("memory" in str(error))
+
+
+def test_memory_advice_ends_with_another_device() -> None:
+    recipe = Recipe(name="x", gradient_checkpointing=True, quantize=True)
+    assert exhaustion.memory_advice(recipe) == ["a device with more memory"]
+    assert exhaustion.memory_advice(RECIPES["full"])[-1] == "--recipe text, which trains an adapter"
 
 
 def test_a_wrong_option_of_the_client_is_an_error_of_usage(

@@ -124,6 +124,7 @@ def test_blocked_films_are_refused_or_left_out(prepare: Prepare) -> None:
         prepare(*films)
     assert "line 2: the film is outside the intended use. body-part" in str(error.value)
     assert "line 3: the film is outside the intended use. age" in str(error.value)
+    assert str(error.value).count("; remove the line, or use --skip-blocked") == 2
     data = prepare(*films, skip_blocked=True)
     assert len(data.train) == 1
     assert data.skipped == {"body-part": 1, "age": 1}
