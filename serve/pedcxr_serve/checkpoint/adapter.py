@@ -36,6 +36,7 @@ _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 # `vllm_plugin.weight_names`).
 _SERVED = re.compile(r"(?:model\.language_model|language_model\.model|(?:model\.)?vision_tower)\.")
 _REVISION = re.compile(r"[0-9a-f]{40}|sha256:[0-9a-f]{16}")
+_NOT_SERVED = (".multi_modal_projector.", ".lm_head.", ".embed_tokens.")
 _MERGE = "merge it into its base with `pedcxr-serve merge`, and serve the merged checkpoint"
 _LISTED = 3
 
@@ -253,6 +254,10 @@ def _check_names(
             unknown.append(name)
         else:
             pairs.setdefault(module, {})[match[2]] = tensor.shape
+    if other := [name for name in unknown if any(part in name for part in _NOT_SERVED)]:
+        what = f"adapts the projector, the embedding or the output layer ({_some(other)}), only served when merged"
+        problems.append(_block(WEIGHTS, what, _MERGE))
+    unknown = [name for name in unknown if name not in other]
     if unknown:
         what = f"contains {len(unknown)} of {len(shard.tensors)} weights that belong to no module of the base"
         remedy = "train the adapter on this base with the names of transformers; vLLM would ignore these weights"

@@ -147,6 +147,15 @@ def test_vision_layers_are_refused_unless_the_engine_serves_them(tmp_path: Path)
     assert len(look(folder, vision=True).modules) == TEXT_MODULES + 18
 
 
+@pytest.mark.parametrize("module", ["model.multi_modal_projector", "lm_head", "model.language_model.embed_tokens"])
+def test_other_modules_than_layers_must_be_merged(tmp_path: Path, module: str) -> None:
+    last = "layers.3.mlp.down_proj"
+    folder = lora_adapter.make(tmp_path, rename=lambda name: name.replace(f"model.language_model.{last}", module))
+    [problem] = problems(folder)
+    assert f"output layer (base_model.model.{module}.lora_A.weight, " in problem
+    assert "only served when merged: merge it into its base with `pedcxr-serve merge`" in problem
+
+
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt"])
 def test_pickled_weights_are_refused(tmp_path: Path, name: str) -> None:
     folder = lora_adapter.make(tmp_path)
