@@ -10,7 +10,9 @@ from pathlib import Path
 
 import msgspec
 
-from pedcxr_client.errors import PedcxrError
+from pedcxr_client.batch import folder, manifest
+from pedcxr_client.batch.manifest import Entry
+from pedcxr_client.errors import InputError, PedcxrError
 from pedcxr_client.evaluation import lexicon, references
 from pedcxr_serve.checkpoint.adapter import CONFIG
 from pedcxr_serve.config import load
@@ -78,6 +80,8 @@ def run(
     if reference is not None:
         _reference(reference)  # before minutes of reports
     waiting = [side for side in (old, new) if side.settings is not None]
+    if waiting:
+        _require_films(films, allow_outside="--allow-outside" in batch)
     # Sides that differ in the adapter only share one engine.
     while waiting:
         shared = [side for side in waiting if side.settings == waiting[0].settings]
@@ -87,6 +91,18 @@ def run(
         return promotion.decide(new.run, old.run, None if reference is None else _reference(reference), thresholds)
     except PedcxrError as error:
         raise ConfigError(str(error)) from error
+
+
+def _require_films(films: Path, *, allow_outside: bool) -> None:
+    """Raise, before an engine takes minutes to start, if ``pedcxr batch`` could not read the films."""
+    try:
+        if films.is_dir():
+            if not any(isinstance(item, Entry) for item in folder.walk(str(films), allow_outside=allow_outside)):
+                raise ConfigError(f"--films {films}: holds no film. Give a folder of films, or a manifest.")
+        else:
+            manifest.check(str(films), allow_outside=allow_outside)
+    except InputError as error:
+        raise ConfigError(f"--films {films}: {error}") from error
 
 
 def _report(sides: Sequence[Candidate], films: Path, batch: Sequence[str]) -> None:

@@ -121,6 +121,15 @@ def test_the_same_seed_gives_the_same_weights(data: Path, adapter: Path, tmp_pat
     assert (tmp_path / "out" / ADAPTER).read_bytes() == (adapter / ADAPTER).read_bytes()
 
 
+@pytest.mark.parametrize("option", [("--gradient-checkpointing",), ("--precision", "bf16")])
+def test_settings_that_need_less_memory_give_the_same_losses(
+    data: Path, adapter: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    assert finetune(data, tmp_path / "out", *option) == 0
+    losses, plain = (json.loads((out / "training.json").read_text()) for out in (tmp_path / "out", adapter))
+    assert losses["result"]["losses"] == pytest.approx(plain["result"]["losses"], rel=0.01)
+
+
 def test_another_seed_gives_other_weights(data: Path, adapter: Path, tmp_path: Path) -> None:
     assert finetune(data, tmp_path / "out", "--seed", "1") == 0
     assert (tmp_path / "out" / ADAPTER).read_bytes() != (adapter / ADAPTER).read_bytes()

@@ -244,8 +244,31 @@ def test_a_model_that_loops_is_not_promoted(tmp_path: Path, films: Path, starts:
 def test_a_batch_that_fails_is_an_error(
     tmp_path: Path, films: Path, starts: Starts, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path, tmp_path / "absent.csv", "demo", "demo") == 2
-    assert "pedcxr batch ended with exit code 3" in capsys.readouterr().err
+    assert run(tmp_path, films, "demo", "demo", "--", "--no-such-option") == 2
+    assert "pedcxr batch ended with exit code 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file or directory; check the path"),
+        ("path,report\n0.png,Clear.\n", "unknown column 2; rename or remove it"),
+        ("path\n", "lists no film"),
+        ("", "holds no film"),
+    ],
+)
+def test_films_are_checked_before_an_engine_starts(
+    tmp_path: Path, films: Path, starts: Starts, capsys: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
+    path = films.parent / "new.csv"
+    if text == "":
+        path.mkdir()
+    elif text is not None:
+        path.write_text(text)
+    assert run(tmp_path, path, "demo", "demo") == 2
+    assert f"--films {path}: " in (error := capsys.readouterr().err)
+    assert message in error
+    assert starts.settings == []
 
 
 def test_an_existing_run_needs_no_engine(tmp_path: Path, films: Path, starts: Starts) -> None:
