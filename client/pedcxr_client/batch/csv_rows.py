@@ -88,8 +88,8 @@ def _separator_of(header: str) -> str:
 
 
 def _header(row: list[str], label: str, columns: Sequence[str], required: str) -> list[str]:
-    known = {_normalised(name): name for name in columns}
-    header = [known.get(_normalised(cell), "") for cell in row]
+    names = {_normalised(name): name for name in columns}
+    header = [names.get(_normalised(cell), "") for cell in row]
     for number, name in enumerate(header, 1):
         if not name:
             raise InputError(

@@ -83,15 +83,15 @@ def _refusals(settings: ServeConfig, folder: Path, adapters: Mapping[str, Adapte
 def _refusal(path: Path, served: str) -> str:
     """Return why a result file does not promote this revision with the installed vLLM; "" if it does."""
     result = read(path)
-    promoted = sorted({model.partition("@")[2] for model in result["new"]["models"]})
-    if promoted != [served]:
-        return f"{path} is about revision {' and '.join(promoted) or 'unknown'}, but {served} would be served"
+    revisions = sorted({model.partition("@")[2] for model in result["new"]["models"]})
+    if revisions != [served]:
+        return f"{path} is about revision {' and '.join(revisions) or 'unknown'}, but {served} would be served"
     if result["promote"] is not True:
         failed = [check["name"] for check in result["checks"] if not check["passed"]]
         return f"{path} says no ({'; '.join(failed)})"
-    decided, installed = _engine(result["versions"]), _engine(_versions())
-    if decided and decided != installed:
-        return f"{path} was decided with vLLM {decided}, but {installed or 'none'} is installed"
+    before, now = _engine(result["versions"]), _engine(_versions())
+    if before and before != now:
+        return f"{path} was decided with vLLM {before}, but {now or 'none'} is installed"
     return ""
 
 
