@@ -14,7 +14,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom drill-fleet bench bench-overhead bench-batch bench-capacity bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom audit drill-fleet bench bench-overhead bench-batch bench-capacity bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -124,8 +124,20 @@ drill-fleet: $(READY)  ## restart and cut off replicas with fake engines, and me
 sbom: $(READY) $(DEPLOYTOOLS)  ## build/sbom/: CycloneDX of the installed packages with licences, and of each lock
 	@mkdir -p build/sbom
 	@.venv/deploytools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible -o build/sbom/environment.json
-	@for lock in cpu gpu; do .venv/deploytools/bin/cyclonedx-py requirements locks/$$lock.txt --pyproject pyproject.toml \
-	    --output-reproducible -o build/sbom/$$lock.json; done
+	@for lock in cpu gpu; do PYTHONWARNINGS=ignore .venv/deploytools/bin/cyclonedx-py requirements locks/$$lock.txt \
+	    --pyproject pyproject.toml --output-reproducible -o build/sbom/$$lock.json || exit; done
+	@ls -s -h build/sbom
+
+# pip-audit exits with 0 when a database knows none of the packages, as the JSON API of a mirror may. A release with a published
+# vulnerability shows first that the database answers.
+LOCKS ?= cpu gpu gpu-image train
+DATABASE ?= --vulnerability-service pypi
+PIP_AUDIT := .venv/deploytools/bin/pip-audit --strict --disable-pip --progress-spinner off
+audit: $(DEPLOYTOOLS)  ## look for known vulnerabilities of the packages in locks/ (needs the JSON API of PyPI)
+	@echo 'jinja2==2.10' | $(PIP_AUDIT) $(DATABASE) --no-deps -r /dev/stdin 2>&1 | grep -qE 'CVE-|GHSA-|PYSEC-' || { \
+	    echo 'audit: no vulnerability database in reach: nothing was checked. The default is the JSON API of PyPI,' >&2; \
+	    echo 'which many mirrors lack. Run `make audit` where it answers, or use OSV: make audit DATABASE="-s osv"' >&2; exit 2; }
+	@failed=; for lock in $(LOCKS); do echo "locks/$$lock.txt"; $(PIP_AUDIT) $(DATABASE) --require-hashes -r locks/$$lock.txt || failed=1; done; [ -z "$$failed" ]
 
 loadtest: $(READY) $(TESTERS) $(GUIDELLM)  ## short runs of guidellm, aiperf, locust and vllm bench at the gateway (6 GB of packages more)
 	@$(RUN) -m tests.drills.load_testers

@@ -1,0 +1,82 @@
+"""`make audit`, with a database on loopback in place of OSV."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import subprocess
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.deploy.test_kubernetes import tool
+from tests.support.paths import ROOT
+
+CANARY = ("jinja2", "2.10")  # the Makefile asks for this release first
+LOCKED = re.search(r"^([\w-]+)==(\S+)", (ROOT / "locks/testdata.txt").read_text(), re.MULTILINE)
+
+
+@contextmanager
+def osv(vulnerable: Collection[tuple[str, str]]) -> Iterator[str]:
+    """Answer queries as OSV does; yield the address. Names and versions in ``vulnerable`` have an advisory."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            query = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            name, version = query["package"]["name"], query["version"]
+            advisory = {
+                "id": "CVE-2000-0001",
+                "summary": "made up",
+                "details": "made up",
+                "published": "2000-01-01T00:00:00Z",
+                "affected": [{"package": {"name": name, "ecosystem": "PyPI"}, "versions": [version]}],
+            }
+            page = json.dumps({"vulns": [advisory]} if (name, version) in vulnerable else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def audit(address: str, locks: str = "testdata") -> subprocess.CompletedProcess[str]:
+    tool("pip-audit")
+    database = f"DATABASE=--vulnerability-service osv --osv-url {address}"
+    # -o: a test installs nothing.
+    words = ["make", "-o", ".venv/deploytools/.ready", "audit", f"LOCKS={locks}", database]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("answers", [True, False], ids=["a database that knows nothing", "no database"])
+def test_without_a_database_it_fails_and_says_so(answers: bool) -> None:
+    with osv(()) as address:
+        completed = audit(address if answers else "http://127.0.0.1:9")
+    assert completed.returncode == 2
+    assert "no vulnerability database in reach" in completed.stderr
+    assert "locks/" not in completed.stdout
+
+
+def test_locks_without_an_advisory_pass() -> None:
+    with osv([CANARY]) as address:
+        completed = audit(address)
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout == "locks/testdata.txt\n"
+
+
+def test_an_advisory_fails_and_does_not_hide_the_next_lock() -> None:
+    assert LOCKED is not None
+    with osv([CANARY, (LOCKED[1], LOCKED[2])]) as address:
+        completed = audit(address, "testdata testdata")
+    assert completed.returncode == 2
+    assert "CVE-2000-0001" in completed.stdout
+    assert completed.stdout.count("locks/testdata.txt") == 2
