@@ -19,7 +19,7 @@ from typing import Any
 
 from pedcxr_serve.checkpoint import adapter, download, inspect
 from pedcxr_serve.checkpoint.inspect import Checkpoint
-from pedcxr_serve.config import load
+from pedcxr_serve.config import load, secret_file
 from pedcxr_serve.config.environment import CONFIG_VARIABLE
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
 from pedcxr_serve.errors import ConfigError, EngineError, ServeError
@@ -108,7 +108,8 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
             print(audit.verify(file, key))
         return 0
     if args.command == "usage":
-        print(usage_report.report(args.sources, since=args.since.isoformat() if args.since else ""), end="")
+        token = secret_file.read(args.token_file) if args.token_file else ""
+        print(usage_report.report(args.sources, args.since.isoformat() if args.since else "", token), end="")
         return 0
     if args.command == "promote":
         return _promote(args, vllm_options)
@@ -393,3 +394,5 @@ def _add_usage(commands: Any) -> None:
     text = "a usage database, or the URL of an admin port, such as http://127.0.0.1:8001"
     command.add_argument("sources", nargs="+", metavar="SOURCE", help=text)
     command.add_argument("--since", type=_date, metavar="YYYY-MM-DD", help="first day, UTC")
+    text = "file with the token of the admin ports (gateway.admin_token_file)"
+    command.add_argument("--token-file", type=Path, metavar="FILE", help=text)

@@ -19,18 +19,19 @@ Usage = Mapping[tuple[str, str], UsageTotals]
 """Totals by day (YYYY-MM-DD, UTC) and tenant."""
 
 
-def report(sources: Sequence[str], since: str = "") -> str:
+def report(sources: Sequence[str], since: str = "", token: str = "") -> str:
     """Return a table of the summed usage since a day, that day included.
 
     Args:
         sources: usage databases (``gateway.usage_db``), or URLs of admin ports such as ``http://127.0.0.1:8001``.
+        token: of the admin ports (``gateway.admin_token_file``).
 
     Raises:
         ConfigError: a source cannot be read; the message names it. Nothing is left out silently.
     """
     if len(set(sources)) < len(sources):
         raise ConfigError("a source is named twice, and would be counted twice")
-    return table(add(_read(source) for source in sources), since)
+    return table(add(_read(source, token) for source in sources), since)
 
 
 def add(ledgers: Iterable[Usage]) -> Usage:
@@ -57,15 +58,17 @@ def table(usage: Usage, since: str = "") -> str:
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
-def _read(source: str) -> Usage:
+def _read(source: str, token: str) -> Usage:
     try:
-        return _from_url(source) if source.startswith(("http://", "https://")) else _from_file(Path(source))
+        return _from_url(source, token) if source.startswith(("http://", "https://")) else _from_file(Path(source))
     except (OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{source}: cannot be read as usage: {error}") from error
 
 
-def _from_url(url: str) -> Usage:
-    with urllib.request.urlopen(url.rstrip("/") + "/usage", timeout=_TIMEOUT_S) as answer:  # noqa: S310
+def _from_url(url: str, token: str) -> Usage:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url.rstrip("/") + "/usage", headers=headers)  # noqa: S310
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
         days = json.load(answer)["days"]
     return {
         (day, tenant): UsageTotals(*(counts[name] for name in UsageTotals.__slots__))

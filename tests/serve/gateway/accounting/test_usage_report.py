@@ -47,6 +47,18 @@ def test_running_server_and_file_are_added_up(tmp_path: Path, engine: FakeEngine
     assert lines[1].split()[:4] == [day, "anonymous", "2", "2"]
 
 
+def test_port_with_a_token(tmp_path: Path, engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    token = tmp_path / "token"
+    token.write_text("t" * 64 + "\n")
+    with running(engine, admin_token="t" * 64) as gateway, gateway.client() as client:
+        assert client.post(CHAT, json=BODY).status_code == 200
+        admin = gateway.listeners.metrics_url.removesuffix("/metrics")
+        assert main(["usage", admin, "--token-file", str(token)]) == 0
+        assert "anonymous" in capsys.readouterr().out
+        assert main(["usage", admin]) == 2
+        assert "401" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("source", ["absent.sqlite", "http://127.0.0.1:1", __file__])
 def test_source_that_cannot_be_read_is_an_error(source: str, tmp_path: Path) -> None:
     file = ledger(tmp_path / "one.sqlite")
