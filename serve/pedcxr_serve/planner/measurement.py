@@ -13,6 +13,7 @@ JSON of ``vllm bench serve --save-result``, which is such an object itself. Thes
 ``total_output_tokens``      tokens of the complete reports
 ``output_lens``              tokens of each report, optional; without it all have the mean length
 ``valid``, ``reasons``       beside ``stages``, optional: whether the run followed the rules of the tool
+``schema``                   beside ``stages``: version of the format of ``pedcxr bench``
 ============================ ==========================================================================
 """
 
@@ -25,6 +26,8 @@ from pathlib import Path
 import msgspec
 
 from pedcxr_serve.errors import ConfigError
+
+_SCHEMA = 1  # that of `pedcxr_client.bench.results`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class _Stage(msgspec.Struct):
 
 class _File(_Stage):
     stages: list[_Stage] | None = None
+    schema: int = _SCHEMA
     valid: bool = True
     reasons: list[str] = []
 
@@ -93,6 +97,11 @@ def read(paths: Sequence[Path]) -> Measurement:
             raise ConfigError(f"--from {path}: {error.strerror or 'cannot be read'}") from error
         except msgspec.DecodeError as error:
             raise ConfigError(f"--from {path}: is not a result of a load test ({error})") from error
+        if file.schema != _SCHEMA:
+            raise ConfigError(
+                f"--from {path}: was written by another version of pedcxr bench, in format {file.schema}; this version "
+                f"reads format {_SCHEMA}: repeat the run with this version"
+            )
         if not file.valid:
             doubts.append(f"{path} is INVALID: {'; '.join(file.reasons) or 'no reason is recorded'}")
         loads += filter(None, map(_load, [file] if file.stages is None else file.stages))

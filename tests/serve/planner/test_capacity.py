@@ -165,6 +165,7 @@ def test_percent_of_the_roofline(h200: EnginePlan, shape: Shape, tmp_path: Path)
         ("{}", "has no closed loop with complete reports"),
         (json.dumps({"stages": [stage(None, 3, 1, 1)]}), "has no closed loop with complete reports"),
         (json.dumps(stage(8, 3, 1, 1) | {"completed": 0}), "has no closed loop with complete reports"),
+        (json.dumps({"schema": 2, "stages": [stage(8, 3, 1, 1)]}), "another version of pedcxr bench, in format 2"),
     ],
 )
 def test_file_without_a_measurement_is_refused(content: str | None, message: str, tmp_path: Path) -> None:

@@ -53,6 +53,13 @@ def test_a_wrong_key_names_the_tenant(engine: FakeEngine, tmp_path: Path, capsys
     assert "tenant ward: HTTP 401: unauthorized: unknown key" in capsys.readouterr().err
 
 
+def test_a_wrong_key_is_found_before_films_are_prepared(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
+    engine.models_answer = Answer(status=401, error={"message": "unknown key", "code": "unauthorized"})
+    assert bench(tmp_path, engine.url, "knee") == (2, {})
+    assert "unknown key" in capsys.readouterr().err
+    assert engine.chats == []
+
+
 def test_a_report_that_fails_alone_says_how_to_allow_it(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
     engine.answer = Answer(finish="length")
     assert bench(tmp_path, engine.url, "run") == (4, {})
@@ -225,6 +232,24 @@ def test_a_clock_that_is_set_during_the_run(engine: FakeEngine, tmp_path: Path, 
     code, result = bench(tmp_path, engine.url, "run")
     assert code == 1
     assert "the system clock was set by +" in " ".join(reasons(result))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"schema": 2, "tool": "pedcxr bench 9.0", "stages": []}, "was written by pedcxr bench 9.0 in format 2"),
+        ({"schema": 1, "stages": [], "knee": None}, "holds no knee"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["certify", "soak"])
+def test_a_rate_from_another_version_or_another_mode_is_refused(
+    engine: FakeEngine, tmp_path: Path, capsys: Any, content: dict[str, object], words: str, mode: str
+) -> None:
+    knee = tmp_path / "knee.json"
+    knee.write_text(json.dumps(content))
+    assert bench(tmp_path, engine.url, mode, "--from", str(knee)) == (2, {})
+    assert words in capsys.readouterr().err
+    assert engine.chats == []
 
 
 @pytest.mark.parametrize(
