@@ -200,9 +200,19 @@ def _program(folder: Path, name: str) -> str:
         words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
         return name
-    if not name.startswith("python") or len(words) < 2:
+    if not name.startswith("python"):
         return name
-    return words[2] if words[1] == "-m" else Path(words[1]).name if not words[1].startswith("-") else name
+    rest = iter(words[1:])
+    for word in rest:
+        if word == "-m":
+            return next(rest, name)
+        if word in ("-W", "-X"):
+            next(rest, "")
+        elif not word.startswith("-"):
+            return Path(word).name or name
+        elif word == "-c":
+            break
+    return name
 
 
 def machine() -> dict[str, object]:
