@@ -111,9 +111,10 @@ bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at
 bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real reports
 	@$(RUN) -m tests.client.evaluation.lexicon_accuracy
 
-drill: $(READY)  ## kill the engine under load ten times, and replace gateways and engine under load (about 15 minutes)
+drill: $(READY)  ## kill the engine ten times, replace gateways and engine, overload, soak (about 45 minutes)
 	@$(RUN) -m tests.drills.kill_engine
 	@$(RUN) -m tests.drills.rolling_restart
+	@$(RUN) -m tests.drills.overload
 
 drill-adapters: $(READY)  ## cost of adapters: start-up, tokens per second, equal reports in a mixed batch
 	@$(RUN) -m tests.drills.adapters

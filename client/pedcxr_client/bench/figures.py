@@ -281,18 +281,19 @@ def _tenants(good: Sequence[Sample]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _by_name(processes: Sequence[Process]) -> dict[str, Process]:
+def by_name(processes: Sequence[Process]) -> dict[str, Process]:
+    """Return the processes by name; a second one of a name gets a number."""
     counts: Counter[str] = Counter()
-    by_name = {}
+    named = {}
     for process in processes:
         counts[process.name] += 1
         number = counts[process.name]
-        by_name[process.name if number == 1 else f"{process.name} {number}"] = process
-    return by_name
+        named[process.name if number == 1 else f"{process.name} {number}"] = process
+    return named
 
 
 def _cpu_ms(run: StageRun) -> dict[str, float]:
-    before, after = map(_by_name, run.processes)
+    before, after = map(by_name, run.processes)
     count = sum(sample.is_ok for sample in run.samples)
     return {
         name: 1e3 * (process.cpu_s - before[name].cpu_s) / count
@@ -302,7 +303,7 @@ def _cpu_ms(run: StageRun) -> dict[str, float]:
 
 
 def _rss_growth(run: StageRun) -> dict[str, float]:
-    before, after = map(_by_name, run.processes)
+    before, after = map(by_name, run.processes)
     return {
         name: process.rss_mib / before[name].rss_mib - 1
         for name, process in after.items()

@@ -1,0 +1,82 @@
+"""``tests.drills.overload``: what it calls a failure, and a short run on a gateway with a fake engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pedcxr_client.bench.workload import Objectives
+from tests.client.cli.bench.helpers import poisson, sample
+from tests.drills.overload import Bench, Overload, Soak
+from tests.support.servers.apart import engine_apart
+from tests.support.servers.fake_engine import Answer
+from tests.support.servers.local_server import server
+
+SLO = Objectives(ttft=2.0, e2e=15.0)
+LOAD_S = 20.0
+
+
+def overload(*more: Any, probes: float = 0.1, memory: list[float] | None = None) -> Overload:
+    """10 reports per second for 20 s, a refusal per second, a probe per second with this TTFT, and more requests."""
+    refused = [
+        sample(at, outcome="unavailable", status=503, retry_after=1.0, first=None, last=None) for at in range(20)
+    ]
+    after = [sample(LOAD_S + at, ttft=probes) for at in range(1, 10)]
+    run = poisson()
+    return Overload(replace(run, samples=[*run.samples, *refused, *after, *more]), LOAD_S, {"gateway": memory or []})
+
+
+def test_a_server_that_keeps_its_promises_has_no_failures() -> None:
+    result = overload(memory=[100.0] * 20)
+    assert result.goodput(SLO) == pytest.approx(10, rel=0.03)
+    assert (len(result.refused), result.recovery_s(SLO)) == (20, 1.0)
+    assert result.failures(10.5, SLO) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (overload(sample(3, outcome="server", status=500)), "1 requests ended as server"),
+        (overload(sample(3, outcome="rate_limited", status=429)), "1 refusals without Retry-After"),
+        (overload(sample(LOAD_S + 6.5, outcome="unavailable", status=503, retry_after=1.0)), "recovery took 7.0 s"),
+        (overload(probes=2.5), "the server did not recover"),
+        (overload(memory=[100.0] * 10 + [110.0] * 10), "memory of gateway grew by 10.0%"),
+    ],
+)
+def test_each_broken_promise_is_named(result: Overload, words: str) -> None:
+    (failure,) = result.failures(10.0, SLO)
+    assert words in failure
+
+
+def test_reports_that_miss_the_objectives_are_no_goodput() -> None:
+    assert "goodput is 50% of that at the knee" in overload().failures(20.0, SLO)[0]
+    assert "goodput is 0%" in overload().failures(10.0, Objectives(e2e=0.4))[0]
+
+
+def test_a_soak_allows_no_refusal_no_growth_and_no_open_file() -> None:
+    figures = {"outcomes": {"ok": 900}, "rss_growth": {"gateway": 0.004, "engine": -0.01}}
+    files = {"gateway": 20, "engine": 30}
+    assert Soak({"figures": figures}, (files, files)).failures() == []
+    figures = {"outcomes": {"ok": 899, "unavailable": 1}, "rss_growth": {"gateway": 0.02}}
+    assert Soak({"figures": figures}, (files, {"gateway": 23, "engine": 29})).failures() == [
+        "1 requests ended as unavailable",
+        "memory of gateway grew by 2.00%",
+        "gateway has 23 open files, 20 before",
+    ]
+
+
+def test_more_than_an_engine_can_carry(tmp_path: Path) -> None:
+    """Four slots of 0.3 s carry at most 13.3 requests per second; 40 are offered."""
+    with engine_apart(tmp_path / "run") as engine:
+        engine.answer = Answer(gap=0.05)
+        flags = ("--engine", f"unix:{tmp_path}/run/engine.sock", "--slots", "4", "--max-wait-s", "1")
+        with server(*flags, command="gateway") as running:
+            result = Bench(running, tmp_path).overload(40, 4, probes=3)
+    assert {sample.outcome for sample in result.run.samples} == {"ok", "unavailable"}
+    assert {sample.status for sample in result.refused} == {503}
+    assert all(sample.retry_after for sample in result.refused)
+    assert result.memory["pedcxr_serve"]
+    assert result.recovery_s(Objectives(e2e=200.0)) is not None  # on a busy machine, all are late
