@@ -42,7 +42,7 @@ class Load:
         request: returns the body of the request with a number.
         outcomes: number of requests by their end: ``complete``, or a description.
         finished: number of complete reports so far.
-        resent: number of requests that were refused with 503 and sent again.
+        resent: number of requests that were refused, with 503 or before they were sent, and sent again.
     """
 
     gateways: list[str]
@@ -67,6 +67,9 @@ class Load:
             root = self._ready_gateway(number)
             try:
                 answer = httpx.post(root + CHAT, json=request, timeout=300, trust_env=False)
+            except httpx.ConnectError:  # nobody got the request: every balancer tries another server
+                self.resent += 1
+                continue
             except httpx.TransportError as error:
                 return repr(error)
             if answer.status_code == 503 and "retry-after" in answer.headers:
