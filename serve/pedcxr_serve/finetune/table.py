@@ -68,7 +68,7 @@ def read(path: Path, *, allow_outside: bool = False) -> list[Row]:
         empty = next(row for row in rows if row.split is None)
         problems.append(f"{empty.where}: split is empty; fill it in on every line, or remove the column")
     if path.is_dir() and not rows and problems:
-        raise DataError(f"{path}: no film has a report that can be read, such as {problems[0]}. {_hint(path)}")
+        raise DataError(f"{path}: no film has a report that can be read ({problems[0]}). {_hint(path)}")
     raise_problems(path, problems)
     if not rows:
         raise DataError(f"{path}: holds no film. {_hint(path)}")

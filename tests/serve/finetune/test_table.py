@@ -110,7 +110,7 @@ def test_a_folder_without_films_or_reports_names_the_manifest_in_it(tmp_path: Pa
     with pytest.raises(DataError, match=r"holds no film\. If reports\.csv in it lists films and reports, give that"):
         table.read(tmp_path)
     (tmp_path / "a.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"no film has a report .* a\.png: its report is missing.* If reports\.csv"):
+    with pytest.raises(DataError, match=r"no film has a report .*a\.png: its report is missing.* If reports\.csv"):
         table.read(tmp_path)
 
 
