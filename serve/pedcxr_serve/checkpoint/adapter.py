@@ -23,8 +23,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 512
 """Largest rank that vLLM 0.32 serves (``config/lora.py``)."""
 
-VISION_OPTION = "--enable-tower-connector-lora"
-"""The option with which vLLM serves adapters of the vision tower."""
 
 # PEFT's options that vLLM 0.32 refuses (``lora/peft_helper.py``).
 _UNSUPPORTED = (
@@ -74,7 +72,6 @@ def inspect(
     *,
     base_revision: str | None = None,
     rank: int | None = None,
-    vision: bool = False,
 ) -> Adapter:
     """Inspect an adapter folder. Problems of the adapter are returned in `problems`, not raised.
 
@@ -82,7 +79,6 @@ def inspect(
         base: Dimensions of the model that it is to be served with.
         base_revision: Of that model (`checkpoint.revision.of`), or None to compare no revisions.
         rank: The rank that the adapter must have, or None.
-        vision: Whether the engine serves adapters of the vision tower.
 
     Raises:
         ConfigError: The folder does not exist.
@@ -102,7 +98,7 @@ def inspect(
         remedy = "correct `rank` in serve.toml, or give the adapter that has this rank"
         problems.append(_block(CONFIG, f"has rank {max(ranks)}, not {rank}", remedy))
     shard = _read_weights(folder, problems)
-    modules = _check_names(shard, base, ranks, vision, problems) if shard is not None else ()
+    modules = _check_names(shard, base, ranks, problems) if shard is not None else ()
     if shard is not None and shard.nbytes == shard.expected:
         weights.check_values(folder, [shard], problems)
         _check_effect(folder, shard, problems)
@@ -140,22 +136,13 @@ def revision(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def can_adapt_vision(base: Shape) -> bool:
-    """Return whether vLLM 0.32 can apply adapters to the vision tower of this model.
-
-    It assumes 16 patches per image token (``get_mm_lora_token_counts`` in models/gemma3_mm.py), as the published models
-    have. With another number the first film ends the engine, even if no adapter changes the tower.
-    """
-    return base.vision.patches == 16 * base.image_tokens
-
-
-def slot_parameters(base: Shape, rank: int, *, vision: bool = False) -> int:
-    """Return the number of weights that vLLM reserves for one adapter: for every module, whether it is adapted or not.
+def slot_parameters(base: Shape, rank: int) -> int:
+    """Return the number of weights that vLLM reserves for one adapter: for every module of the text model.
 
     Source: ``lora/layers`` of vLLM 0.32, which allocate A (rank, input) and B (output, rank) for each module.
     """
     sizes = _modules(base)
-    return sum(rank * sum(size) for name, size in sizes.items() if vision or not _is_vision(name))
+    return sum(rank * sum(size) for name, size in sizes.items() if not _is_vision(name))
 
 
 def table(name: str, adapter: Adapter) -> str:
@@ -240,9 +227,7 @@ def _read_weights(folder: Path, problems: list[Problem]) -> Shard | None:
     return None
 
 
-def _check_names(
-    shard: Shard, base: Shape, ranks: frozenset[int], vision: bool, problems: list[Problem]
-) -> tuple[str, ...]:
+def _check_names(shard: Shard, base: Shape, ranks: frozenset[int], problems: list[Problem]) -> tuple[str, ...]:
     """Compare names and shapes with the modules of the base; return the modules that exist."""
     known = _modules(base)
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -270,11 +255,9 @@ def _check_names(
         what = f"has weights that do not fit the base or the rank in {len(wrong)} modules ({wrong[0]}: {sizes})"
         problems.append(_block(WEIGHTS, what, "give an adapter of this base, with its own adapter_config.json"))
     tower = [name for name in pairs if _is_vision(name)]
-    if tower and not vision:
+    if tower:
         what = f"adapts {len(tower)} modules of the vision tower, which the engine does not serve as an adapter"
-        option = f', or set engine.extra_args = ["{VISION_OPTION}"], experimental in vLLM'
-        remedy = _MERGE + (option if can_adapt_vision(base) else "")
-        problems.append(_block(WEIGHTS, what, remedy))
+        problems.append(_block(WEIGHTS, what, _MERGE))
     return tuple(pairs)
 
 

@@ -33,6 +33,11 @@ _FORBIDDEN = {
         "--enable-lora", "--lora-modules", "--max-loras", "--max-lora-rank", "--default-mm-loras",
         "--lora-target-modules",
     ),
+    # vLLM 0.32 assumes 16 patches per image token (models/gemma3_mm.py, `get_mm_lora_token_counts`). With another
+    # number the first film ends the engine. On a model that has 16, the second adapter of a server had no effect.
+    "adapters of the vision tower are served only when merged (`pedcxr-serve merge`)": (
+        "--enable-tower-connector-lora",
+    ),
     "a second configuration file would bypass these checks": ("--config",),
     "set model in serve.toml": ("--model",),
     "set revision in serve.toml": ("--revision",),

@@ -80,7 +80,7 @@ class Recipe:
         if self.modules_to_save:
             return f"vLLM cannot serve it beside its base ({', '.join(self.modules_to_save)} are trained): merge it"
         if "vision" in self.modules:
-            return "beside its base, vLLM needs --enable-tower-connector-lora; or merge it"
+            return "vLLM does not serve adapters of the vision tower beside their base: merge it"
         return "vLLM can serve it beside its base, or merged"
 
 

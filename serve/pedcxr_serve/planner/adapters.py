@@ -11,7 +11,7 @@ from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config.settings import ServeConfig
-from pedcxr_serve.errors import AdapterError, ConfigError
+from pedcxr_serve.errors import AdapterError
 from pedcxr_serve.planner.devices import Device
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can reserve (config/lora.py, MaxLoRARanks)
@@ -21,16 +21,10 @@ def inspect(config: ServeConfig, checkpoint: Checkpoint) -> dict[str, Adapter]:
     """Inspect the adapters of a configuration against its checkpoint; return them by name, ready or not.
 
     Raises:
-        ConfigError: A folder does not exist, or vLLM cannot adapt the vision tower of this model.
+        ConfigError: A folder does not exist.
     """
     if not config.adapters or checkpoint.shape is None:
         return {}
-    if _serves_vision(config) and not adapter.can_adapt_vision(checkpoint.shape):
-        raise ConfigError(
-            f"engine.extra_args: {adapter.VISION_OPTION}: vLLM serves it for models with 16 patches per image token "
-            f"only, and {config.model} has {checkpoint.shape.vision.patches // checkpoint.shape.image_tokens}. Remove "
-            "the option; merge adapters that change the vision tower (`pedcxr-serve merge`)."
-        )
     base_revision = revision.of(checkpoint.folder)
     return {
         name: adapter.inspect(
@@ -38,7 +32,6 @@ def inspect(config: ServeConfig, checkpoint: Checkpoint) -> dict[str, Adapter]:
             checkpoint.shape,
             base_revision=base_revision,
             rank=entry.rank,
-            vision=_serves_vision(config),
         )
         for name, entry in config.adapters.items()
     }
@@ -69,7 +62,7 @@ def reserved_bytes(
     """Return the memory that vLLM reserves: slots of the largest rank."""
     if not adapters:
         return 0
-    slot = adapter.slot_parameters(shape, _rank(adapters), vision=_serves_vision(config))
+    slot = adapter.slot_parameters(shape, _rank(adapters))
     return _slots(device, adapters) * slot * dtype_bytes
 
 
@@ -99,7 +92,3 @@ def _slots(device: Device, adapters: Mapping[str, Adapter]) -> int:
 def _rank(adapters: Mapping[str, Adapter]) -> int:
     largest = max(one.rank for one in adapters.values())
     return next(rank for rank in _RANKS if rank >= largest)
-
-
-def _serves_vision(config: ServeConfig) -> bool:
-    return adapter.VISION_OPTION in config.engine.extra_args  # experimental in vLLM 0.32, so there is no setting for it

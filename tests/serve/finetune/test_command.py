@@ -142,7 +142,7 @@ def test_settings_that_exclude_each_other(settings: dict[str, object], message: 
 def test_a_recipe_says_how_its_result_is_served() -> None:
     assert RECIPES["text"].serving == "vLLM can serve it beside its base, or merged"
     assert "lm_head, embed_tokens are trained): merge it" in RECIPES["card"].serving
-    assert "--enable-tower-connector-lora" in Recipe(name="x", modules=("text", "vision")).serving
+    assert "vision tower beside their base: merge it" in Recipe(name="x", modules=("text", "vision")).serving
     assert "complete checkpoint" in RECIPES["full"].serving
 
 

@@ -85,36 +85,18 @@ def test_files_that_change_after_the_start_are_refused(tmp_path: Path) -> None:
         adapters.require_unchanged(loaded)
 
 
-def test_vision_layers_need_the_flag_of_vllm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vision_layers_are_served_only_when_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = lora_adapter.make(tmp_path / "a", vision=True)
     lines = [f'[adapters.a]\npath = "{folder}"']
-    assert DEMO.shape is not None
-    published = replace(DEMO, shape=replace(DEMO.shape, image_tokens=DEMO.shape.vision.patches // 16))
-    with pytest.raises(AdapterError, match=r"adapts 18 modules of the vision tower.*--enable-tower-connector-lora"):
-        planned(configured(tmp_path, *lines)[1], checkpoint=published)
+    with pytest.raises(AdapterError, match=r"adapts 18 modules of the vision tower"):
+        planned(configured(tmp_path, *lines)[1])
     for command in (["check"], ["start", "--dry-run"]):
         assert main([*command, "--config", str(tmp_path / "serve.toml")]) == 3
         printed = "".join(capsys.readouterr())
         assert "adapts 18 modules of the vision tower, which the engine does not serve as an adapter" in printed
         assert "merge it into its base" in printed
-    flagged = configured(tmp_path, *lines, "[engine]\nextra_args = ['--enable-tower-connector-lora']")[1]
-    engine_plan = planned(flagged, checkpoint=published)
-    assert engine_plan.adapters_bytes > planned_text_bytes()
-
-
-def test_vllm_cannot_adapt_every_vision_tower(tmp_path: Path) -> None:
-    """With 4 patches per image token, as the demo has, vLLM 0.32 ends at the first film."""
-    folder = lora_adapter.make(tmp_path / "a")
-    lines = [f'[adapters.a]\npath = "{folder}"', "[engine]\nextra_args = ['--enable-tower-connector-lora']"]
-    with pytest.raises(
-        ConfigError, match=r"extra_args: --enable-tower.* 16 patches per image token only, and demo has 4"
-    ):
-        planned(configured(tmp_path, *lines)[1])
-
-
-def planned_text_bytes() -> int:
-    assert DEMO.shape is not None
-    return 2 * 4 * slot_parameters(DEMO.shape, 8)
+    with pytest.raises(ConfigError, match="served only when merged"):
+        configured(tmp_path, *lines, "[engine]\nextra_args = ['--enable-tower-connector-lora']")
 
 
 @pytest.mark.parametrize(
