@@ -14,7 +14,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs sbom audit drill-fleet bench bench-overhead bench-batch bench-capacity bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs pictures sbom audit drill-fleet bench bench-overhead bench-batch bench-capacity bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -121,6 +121,9 @@ drill-adapters: $(READY)  ## cost of adapters: start-up, tokens per second, equa
 
 drill-fleet: $(READY)  ## restart and cut off replicas with fake engines, and measure 1 to 8 of them (about 5 minutes)
 	@$(RUN) -m tests.drills.fleet.drills
+
+pictures: $(READY)  ## draw docs/fleet/*.svg: the dashboards' queries on a real Prometheus (15 minutes, with real vLLM at the end)
+	@$(RUN) -m tests.drills.fleet.pictures
 
 sbom: $(READY) $(DEPLOYTOOLS)  ## build/sbom/: CycloneDX of the installed packages with licences, and of each lock
 	@mkdir -p build/sbom

@@ -109,6 +109,15 @@ def state_alerts() -> list[dict[str, object]]:
                "the certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}"),
         _alert("PedcxrFleetUneven", uneven, "5m", "ticket",
                "one replica has over twice the requests of the average: is the balancer counting connections?"),
+        _alert("PedcxrKvCacheFull",
+               "max by (job, instance) (avg_over_time(vllm:kv_cache_usage_perc[10m])) > 0.9 and "
+               "sum by (job, instance) (increase(vllm:num_preemptions_total[10m])) > 0", "5m", "ticket",
+               "the KV cache of {{ $labels.instance }} is {{ $value | humanizePercentage }} full, and the engine preempts requests"),
+        # The next two need dcgm-exporter; without its metrics they are silent.
+        _alert("PedcxrGpuError", "DCGM_FI_DEV_XID_ERRORS > 0", "0m", "ticket",
+               "GPU {{ $labels.gpu }} of {{ $labels.Hostname }} reported XID {{ $value }}"),
+        _alert("PedcxrGpuHot", "DCGM_FI_DEV_GPU_TEMP > 85", "10m", "ticket",
+               "GPU {{ $labels.gpu }} of {{ $labels.Hostname }} has {{ $value }} degrees C"),
     ]  # fmt: skip
 
 
@@ -149,6 +158,9 @@ def _quantiles(metric: str, by: str = "") -> tuple[tuple[str, str], ...]:
     )
 
 
+# Names and labels of dcgm-exporter's default-counters.csv.
+GPU = "{{Hostname}} {{gpu}}"
+
 DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
     "service": (
         "pedcxr: service",
@@ -186,6 +198,16 @@ DASHBOARDS: dict[str, tuple[str, tuple[Panel, ...]]] = {
             ("Time to first token in the engine", "s", _quantiles("vllm:time_to_first_token_seconds")),
             ("Time in the engine's own queue", "s", _quantiles("vllm:request_queue_time_seconds")),
             ("Time of the prefill", "s", _quantiles("vllm:request_prefill_time_seconds")),
+        ),
+    ),
+    "gpu": (
+        "pedcxr: GPU (needs dcgm-exporter)",
+        (
+            ("GPU in use", "percent", (("DCGM_FI_DEV_GPU_UTIL", GPU),)),
+            ("GPU memory in use", "percentunit", (("DCGM_FI_DEV_FB_USED / (DCGM_FI_DEV_FB_USED + DCGM_FI_DEV_FB_FREE)", GPU),)),
+            ("Power", "watt", (("DCGM_FI_DEV_POWER_USAGE", GPU),)),
+            ("Temperature", "celsius", (("DCGM_FI_DEV_GPU_TEMP", GPU),)),
+            ("Last XID error; 0: none", "short", (("DCGM_FI_DEV_XID_ERRORS", GPU),)),
         ),
     ),
     "fleet": (

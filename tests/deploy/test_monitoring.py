@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.server
 import json
 import re
@@ -12,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,10 +18,9 @@ from tests.deploy.test_fleet import REPLICA, local_fleet
 from tests.support import real_tools
 from tests.support.paths import ROOT
 from tests.support.scripts import load_script
-from tests.support.servers.fleet_load import Load, drive
 from tests.support.servers.gateway_server import eventually
+from tests.support.servers.watched_fleet import MONITORING, load_on, watched
 
-MONITORING = ROOT / "deploy/monitoring"
 generate = load_script(MONITORING / "generate.py")
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 ALERTS_PAGE = ROOT / "docs/fleet/alerts.md"
@@ -42,6 +39,19 @@ def test_generated_file_is_current(path: Path) -> None:
 @pytest.mark.parametrize("words", [["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]])
 def test_promtool_accepts(words: list[str]) -> None:
     completed = subprocess.run(["promtool", *words], cwd=MONITORING, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+@needs_promtool
+def test_promtool_accepts_the_scrape_of_kubernetes(tmp_path: Path) -> None:
+    page = (ROOT / "docs/fleet/kubernetes.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    file = tmp_path / "prometheus.yml"
+    # Debian's Prometheus is built without the discovery of Kubernetes.
+    file.write_text(re.sub(r"kubernetes_sd_configs: .*", "static_configs: [{ targets: [a] }]", example))
+    completed = subprocess.run(
+        ["promtool", "check", "config", "--syntax-only", str(file)], capture_output=True, text=True
+    )
     assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
@@ -75,41 +85,6 @@ def receiver() -> Iterator[tuple[int, list[tuple[str, str]]]]:
         server.shutdown()
 
 
-def targets(fleet: Any) -> str:
-    return ", ".join(f'"127.0.0.1:{replica.admin_port}"' for replica in fleet.replicas)
-
-
-@contextmanager
-def watched(folder: Path, fleet: Any, balancer: Any, alertmanager: str) -> Iterator[str]:
-    """Run Prometheus with the shipped files, other addresses, short intervals, and alerts that fire at once."""
-    (folder / "rules.yml").write_text(re.sub(r'for: "\w+"', 'for: "0s"', (MONITORING / "rules.yml").read_text()))
-    config = (MONITORING / "prometheus.yml").read_text()
-    for old, new in (
-        ('"127.0.0.1:8100", "127.0.0.1:8101"', targets(fleet)),
-        ("127.0.0.1:8405", balancer.metrics_url.split("/")[2]),
-        ("127.0.0.1:9093", alertmanager),
-        ("scrape_interval: 15s, evaluation_interval: 15s", "scrape_interval: 1s, evaluation_interval: 1s"),
-    ):
-        assert old in config
-        config = config.replace(old, new)
-    with real_tools.prometheus(config, folder) as address:
-        yield address
-
-
-@contextmanager
-def load_on(url: str, users: int) -> Iterator[None]:
-    """Drive a fleet from a thread during the block."""
-    load, loop = Load(), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=(drive(url, users, load, film_bytes=1000),))
-    thread.start()
-    try:
-        yield
-    finally:
-        loop.call_soon_threadsafe(load.stop.set)
-        thread.join()
-        loop.close()
-
-
 @real_tools.needs_prometheus
 @real_tools.needs_alertmanager
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
@@ -133,10 +108,49 @@ def test_dashboards_and_an_alert_on_a_real_fleet(tmp_path: Path) -> None:
             real_tools.alertmanager(config, manager_folder) as manager,
             watched(prometheus_folder, fleet, balancer, manager) as address,
         ):
-            with load_on(balancer.url, 40):  # more than the slots and queues of both, so that some are refused
+            # More users than the slots and queues of both, so that some are refused.
+            with load_on(balancer.url, 40, film_bytes=1000):
                 empty = [query for query in sorted(queries) if real_tools.value(address, query) is None]
             assert empty == []
             killed = fleet.replicas[1]
             killed.kill()
             fired.clear()  # on a busy machine a scrape may have failed before
             eventually(lambda: ("PedcxrReplicaDown", f"127.0.0.1:{killed.admin_port}") in fired, 60)
+
+
+@contextmanager
+def dcgm_exporter() -> Iterator[str]:
+    """Serve metrics in the form of NVIDIA's dcgm-exporter; yield the address."""
+    labels = '{gpu="0",UUID="GPU-1",device="nvidia0",modelName="NVIDIA H100 80GB HBM3",Hostname="gpu1"}'
+    values = {"GPU_UTIL": 93, "FB_USED": 71000, "FB_FREE": 10000, "POWER_USAGE": 512.3, "GPU_TEMP": 61, "XID_ERRORS": 0}
+    page = "".join(f"# TYPE DCGM_FI_DEV_{name} gauge\nDCGM_FI_DEV_{name}{labels} {values[name]}\n" for name in values)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@real_tools.needs_prometheus
+def test_dashboard_of_the_gpu(tmp_path: Path) -> None:
+    config = (MONITORING / "prometheus.yml").read_text()
+    config, count = re.subn(r"^  # (- job_name: gpu|  static_configs)", r"  \1", config, flags=re.MULTILINE)
+    assert count == 2  # the optional job, with its comment signs removed
+    panels = json.loads((MONITORING / "dashboards/gpu.json").read_text())["panels"]
+    with dcgm_exporter() as exporter:
+        config = (
+            config.replace("127.0.0.1:9400", exporter).replace("15s", "1s").replace("rule_files: [rules.yml]\n", "")
+        )
+        with real_tools.prometheus(config, tmp_path) as address:
+            queries = [target["expr"] for panel in panels for target in panel["targets"]]
+            assert [query for query in queries if real_tools.value(address, query) is None] == []

@@ -21,43 +21,58 @@ class Series:
     points: Sequence[tuple[float, float]]
 
 
-def lines(series: Sequence[Series], x_label: str, y_label: str, limit: float | None = None) -> str:
-    """Return a chart whose y axis starts at 0, with a dashed line at ``limit``; "" without points."""
+def lines(
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    limit: float | None = None,
+    *,
+    log_x: bool = False,
+    gap: float = math.inf,
+) -> str:
+    """Return a chart whose y axis starts at 0, with a dashed line at ``limit``; "" without points.
+
+    Args:
+        log_x: logarithmic x axis; every x must be positive.
+        gap: a line breaks between points that are further apart in x.
+    """
     series = [one for one in series if one.points]
     if not series:
         return ""
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points] + ([limit] if limit else [])
-    low, high, top = min(xs), max(xs), _ceiling(max(ys))
+    scale = math.log if log_x else float
+    low, high, top = scale(min(xs)), scale(max(xs)), _ceiling(max(ys))
     high = high if high > low else low + 1
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = _LEFT + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+        across = _LEFT + (scale(x) - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
         return across, _HEIGHT - _BOTTOM - y / top * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = [_open(_HEIGHT, f"{y_label} against {x_label}")]
     for step in range(_TICKS + 1):
         value = top * step / _TICKS
-        _, y = at(low, value)
+        _, y = at(xs[0], value)
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(_text(_LEFT - 6, y + 4, f"{value:.3g}", anchor="end"))
+        parts.append(_text(_LEFT - 6, y + 4, _number(value), anchor="end"))
     for x in _some(sorted(set(xs))):
         across, _ = at(x, 0)
-        parts.append(_text(across, _HEIGHT - _BOTTOM + 18, f"{x:.3g}", anchor="middle"))
+        parts.append(_text(across, _HEIGHT - _BOTTOM + 18, _number(x), anchor="middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, f"{x_label}; y: {y_label}", anchor="middle"))
     if limit:
-        _, y = at(low, limit)
+        _, y = at(xs[0], limit)
         parts.append(
             f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#a40000" '
             f'stroke-dasharray="6 4"/>{_text(_WIDTH - _RIGHT + 6, y + 4, f"objective {limit:g}", colour="#a40000")}'
         )
     for number, one in enumerate(series):
         colour = _COLOURS[number % len(_COLOURS)]
-        points = [at(x, y) for x, y in sorted(one.points)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        if len(points) <= 40:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
+        for part in _unbroken(sorted(one.points), gap):
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (at(*point) for point in part))
+            parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        if len(one.points) <= 40:
+            places = [at(*point) for point in one.points]
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
         parts.append(_text(_WIDTH - _RIGHT + 6, _TOP + 14 + 16 * number, one.name, colour=colour))
     return "".join([*parts, "</svg>"])
 
@@ -80,7 +95,7 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], labe
             colour = _COLOURS[part % len(_COLOURS)]
             parts.append(f'<rect x="{x:.1f}" y="{y + 4}" width="{width:.1f}" height="{_ROW - 8}" fill="{colour}"/>')
             x += width
-        parts.append(_text(x + 6, y + 16, f"{sum(values):.3g}"))
+        parts.append(_text(x + 6, y + 16, _number(sum(values))))
     parts.append(_text(_BAR_LEFT, height - 6, label))
     return "".join([*parts, "</svg>"])
 
@@ -94,6 +109,22 @@ def _open(height: float, label: str) -> str:
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", colour: str = "#333") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+
+
+def _unbroken(points: Sequence[tuple[float, float]], gap: float) -> list[list[tuple[float, float]]]:
+    """Split sorted points where two are further apart in x than ``gap``."""
+    parts: list[list[tuple[float, float]]] = []
+    for point in points:
+        if parts and point[0] - parts[-1][-1][0] <= gap:
+            parts[-1].append(point)
+        else:
+            parts.append([point])
+    return parts
+
+
+def _number(value: float) -> str:
+    """Return three digits of a number: 0.125, 1,000."""
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def _some(values: list[float]) -> list[float]:

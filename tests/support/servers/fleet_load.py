@@ -116,14 +116,30 @@ def _kind(status: int, page: bytes, content_type: str) -> str:
     return "ok" if status == 200 and "choices" in value else str(value["error"]["code"])
 
 
-async def drive(url: str, users: int, load: Load, *, film_bytes: int = 100_000, pause_s: float = 0.0) -> None:
-    """Keep ``users`` requests in flight until ``load.stop``; every second user streams."""
+async def drive(
+    url: str,
+    users: int,
+    load: Load,
+    *,
+    film_bytes: int = 100_000,
+    pause_s: float = 0.0,
+    key: str = "",
+    make_body: Callable[[bool], bytes] | None = None,
+) -> None:
+    """Keep ``users`` requests in flight until ``load.stop``; every second user streams.
+
+    Args:
+        key: of a tenant.
+        make_body: called for each request, with whether it streams; by default a user sends one body again and again.
+    """
     bodies = [body(film_bytes=film_bytes, stream=bool(number % 2)) for number in range(2)]
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def user(number: int) -> None:
             while not load.stop.is_set():
-                outcome = await send(session, url, bodies[number % 2])
+                data = make_body(bool(number % 2)) if make_body else bodies[number % 2]
+                outcome = await send(session, url, data, **headers)
                 load.outcomes.append(outcome)
                 if outcome.kind != "ok" or pause_s:
                     await asyncio.sleep(pause_s or 0.05)
