@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -33,7 +34,15 @@ LAME_DUCK_S = 2.5
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
+    """Return a port of 127.0.0.1 that was free a moment ago.
+
+    It lies below the ports that the kernel gives to outgoing connections: a probe or a client could take one of those
+    before the server that needs it has started.
+    """
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(max(1024, first - 10_000), first), 100) if first > 2000 else ():
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
     with socket.create_server(("127.0.0.1", 0)) as plug:
         return int(plug.getsockname()[1])
 
@@ -171,7 +180,7 @@ class Balancer:
             "haproxy": ["haproxy", "-W", "-db", "-f", str(path)],
             "nginx": ["nginx", "-c", str(path), "-p", str(self._folder), "-g", "daemon off;"],
         }[self._kind]
-        with self._log.open("ab") as out:
+        with self.log.open("ab") as out:
             self._process = subprocess.Popen(  # noqa: S603
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
             )
@@ -193,13 +202,14 @@ class Balancer:
                 self._process.wait()
 
     @property
-    def _log(self) -> Path:
+    def log(self) -> Path:
+        """File with the requests and errors of the balancer."""
         return self._folder / f"{self._kind}.log"
 
     def _ready(self) -> bool:
         assert self._process is not None
         if self._process.poll() is not None:
-            raise RuntimeError(f"{self._kind} ended:\n{self._log.read_text()}")
+            raise RuntimeError(f"{self._kind} ended:\n{self.log.read_text()}")
         return _status(f"{self.url}/health/ready") == 200
 
 

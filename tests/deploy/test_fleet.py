@@ -20,7 +20,7 @@ from pedcxr_serve.config.settings import GatewayConfig
 from tests.support.paths import ROOT
 from tests.support.scripts import load_script
 from tests.support.servers.fleet_load import Load, Outcome, body, send, under_load
-from tests.support.servers.gateway_server import CHAT, ERROR_KEYS
+from tests.support.servers.gateway_server import CHAT, ERROR_KEYS, eventually
 from tests.support.servers.replica import POISON
 
 FLEET = ROOT / "deploy/fleet"
@@ -167,6 +167,13 @@ class TestAnswers:
         assert post(url, body(), **{"X-Request-Id": "mine-1"}).headers["x-request-id"] == "mine-1"
         assert post(url, body(), **{"X-Request-Id": "not valid/"}).headers["x-request-id"] != "not valid/"
 
+    def test_log_names_client_and_request(self, balancers: list[tuple[str, Any]]) -> None:
+        # The replica sees the address of the balancer only: audit and log are matched by the id.
+        for name, balancer in balancers:
+            assert post(balancer.url, body(), **{"X-Request-Id": f"logged-{name}"}).status_code == 200
+            line = re.compile(rf"127\.0\.0\.1.*logged-{name}|logged-{name}.*127\.0\.0\.1")
+            eventually(lambda line=line, balancer=balancer: line.search(balancer.log.read_text()))
+
     def test_poison_film_reaches_one_engine(self, fleet: Any, url: str) -> None:
         before = begun(fleet)
         answer = post(url, body(text=POISON))
@@ -195,6 +202,25 @@ class TestDrills:
 
         for name, load in drill(balancers, event).items():
             assert load.failures == [], name
+
+    def test_canary_gets_its_share(self, fleet: Any, fleet_and_balancers: Any) -> None:
+        need("haproxy")
+        balancer = fleet_and_balancers[1]["haproxy"]
+        file = balancer.log.with_name("haproxy.cfg")
+        shipped = file.read_text()
+        backend = re.search(r"^backend replicas\n(.*?)^(?=\S)", shipped, re.MULTILINE | re.DOTALL)
+        assert backend is not None
+        canary = re.sub(r" +server replica0 .*\n", "", backend[0]).replace("backend replicas", "backend canary")
+        text = re.sub(r" +server replica1 .*\n", "", shipped).replace("# use_backend canary", "use_backend canary")
+        file.write_text(text.replace("lt 5 }", "lt 20 }") + "\n" + canary)
+        balancer.reload()
+        eventually(lambda: 'backend_status{proxy="canary",state="UP"} 1' in httpx.get(balancer.metrics_url).text, 30)
+        before = begun(fleet)
+        for _ in range(60):  # one at a time: by weights, an idle fleet would give the canary half of them
+            assert post(balancer.url, body()).status_code == 200
+        assert 0 < begun(fleet)[1] - before[1] < 26  # 12 are expected; 26 is 4.5 standard deviations more
+        file.write_text(shipped)
+        balancer.reload()
 
     def test_killed_replica_loses_only_what_it_ran(self, fleet: Any, balancers: list[tuple[str, Any]]) -> None:
         killed = []

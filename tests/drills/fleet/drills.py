@@ -38,7 +38,11 @@ async def _measured(url: str, users: int, seconds: float) -> Load:
 
 
 def linear() -> list[str]:
-    """Return what is wrong with the rates of 1, 2, 4 and 8 replicas: each must be 95 % of linear."""
+    """Return what is wrong with the rates of 1, 2, 4 and 8 replicas: each must be 95 % of linear.
+
+    The fake engines wait, and compute nothing. So this shows that the balancer fills every slot of every replica. It
+    shows neither how much work a machine can carry, nor how GPUs scale.
+    """
     failures, single = [], 0.0
     for count in (1, 2, 4, 8):
         # Reports of 2 s on 3 slots: the load that 8 replicas add to this machine is small.
@@ -173,8 +177,11 @@ DRILLS: dict[str, Callable[[], list[str]]] = {"linear": linear, "restart": resta
 def main() -> int:
     """Run the drills; return 1 if a figure was missed."""
     parser = argparse.ArgumentParser("python -m tests.drills.fleet.drills")
-    parser.add_argument("names", nargs="*", choices=[*DRILLS, []], default=list(DRILLS))
-    failures = [failure for name in parser.parse_args().names for failure in DRILLS[name]()]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(DRILLS)}; default: all")
+    names = parser.parse_args().names or list(DRILLS)
+    if unknown := set(names) - set(DRILLS):
+        parser.error(f"unknown: {', '.join(unknown)}")
+    failures = [failure for name in names for failure in DRILLS[name]()]
     for failure in failures:
         print(f"FAILURE: {failure}")
     return 1 if failures else 0
