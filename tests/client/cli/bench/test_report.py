@@ -89,3 +89,15 @@ def test_charts_without_points_are_empty_and_names_are_escaped() -> None:
     assert charts.lines([Series("a", [])], "x", "y") == charts.bars([], ["a"], "y") == ""
     assert "&lt;a&gt;" in charts.lines([Series("<a>", [(1, 2), (1, 3)])], "x", "y")
     assert charts.lines([Series("a", [(float(at), 1.0) for at in range(100)])], "x", "y").count("<circle") == 0
+
+
+def test_a_line_breaks_at_a_gap() -> None:
+    points = [(0.0, 1.0), (1.0, 1.0), (5.0, 1.0)]
+    assert charts.lines([Series("a", points)], "x", "y").count("<polyline") == 1
+    assert charts.lines([Series("a", points)], "x", "y", gap=1.5).count("<polyline") == 2
+
+
+def test_a_logarithmic_axis_spreads_powers_evenly() -> None:
+    chart = charts.lines([Series("a", [(1, 0.5), (10, 0.5), (1000, 0.5)])], "x", "y", log_x=True)
+    first, second, third = (float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart))
+    assert (third - first) / (second - first) == pytest.approx(3, abs=0.01)
