@@ -32,7 +32,7 @@ local_fleet = load_script(ROOT / "deploy/fleet/local_fleet.py")
 OUT = ROOT / "docs/fleet"
 STEP_S = 4
 WARM_UP_S = 20  # until every panel has data
-NOBODY = "127.0.0.1:9"  # in place of Alertmanager
+NO_ALERTMANAGER = "127.0.0.1:9"
 FAKE = [sys.executable, "-m", "tests.support.servers.replica", "start", "--max-waiting", "24"]
 FAKE_ENGINE = ["--", "--slots", "8", "--pieces", "20", "--gap", "0.1"]
 REAL = [sys.executable, "-m", "pedcxr_serve", "start", "--device", "cpu"]
@@ -94,7 +94,7 @@ def draw_fleet(names: Sequence[str], minutes: float) -> None:
         command = [*FAKE, "--tenants", str(file), *FAKE_ENGINE]
         fleet, balancers = stack.enter_context(local_fleet.running(command, 2))
         balancer = balancers["haproxy"]
-        address = stack.enter_context(watched(folder, fleet, balancer, NOBODY))
+        address = stack.enter_context(watched(folder, fleet, balancer, NO_ALERTMANAGER))
 
         def users(tenant: str, count: int, stack: ExitStack) -> None:
             stack.enter_context(load_on(balancer.url, count, key=keys[tenant], pause_s=0.5, film_bytes=20_000))
@@ -123,7 +123,7 @@ def draw_engine(minutes: float) -> None:
     with tempfile.TemporaryDirectory(prefix="pictures-") as name, ExitStack() as stack:
         fleet, balancers = stack.enter_context(local_fleet.running(REAL, 1))
         balancer = balancers["haproxy"]
-        address = stack.enter_context(watched(Path(name), fleet, balancer, NOBODY))
+        address = stack.enter_context(watched(Path(name), fleet, balancer, NO_ALERTMANAGER))
         time.sleep(WARM_UP_S)
         start = time.time()
         for users in (2, 24, 6):

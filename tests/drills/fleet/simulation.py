@@ -1,5 +1,8 @@
 """A discrete-event simulation of a fleet: ``python -m tests.drills.fleet.simulation`` prints a table.
 
+``--plot FILE`` also draws it. The time grows with replicas and slots: 64 replicas with 256 slots take a minute of one
+core per balancer, and so do 1,000 with 8.
+
 A replica admits requests by the Virtual Token Counter of `pedcxr_serve.gateway.scheduler`, simplified, and runs them by
 continuous batching: a step of a batch of b takes ``step_s + step_per_request_s * b``. The length of a report is
 lognormal. Clients are closed loops: each sends its next request when one has ended.
@@ -15,14 +18,20 @@ of films, prefill, network.
 from __future__ import annotations
 
 import argparse
+import gc
 import heapq
 import itertools
 import math
 import random
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from pedcxr_client.bench.charts import Series, lines
+from tests.drills.fleet.sheet import sheet
 
 BALANCERS = ("requests", "better-of-two", "in-turn", "connections")
 CONNECTIONS = 16
@@ -64,7 +73,7 @@ class _Replica:
         self._counters: Counter[str] = Counter()
         self._waiting: dict[str, deque[_Request]] = {}
         self._running: list[tuple[float, int, _Request]] = []
-        self._progress, self._at, self._plan, self._up = 0.0, 0.0, 0, True
+        self._progress, self._at, self._plan = 0.0, 0.0, 0
         self.open = 0
 
     def take(self, request: _Request) -> None:
@@ -75,18 +84,16 @@ class _Replica:
             floor = min(others, default=0)
             self._counters[request.tenant] = max(self._counters[request.tenant], floor)
         queue.append(request)
-        self._advance()
-        self._start()
+        if len(self._running) < self._model.slots:
+            self._advance()
+            self._start()
 
     def lose(self) -> list[_Request]:
         """End the replica; return what it had open."""
         lost = [request for _, _, request in self._running] + list(itertools.chain(*self._waiting.values()))
-        self._running, self._waiting, self._up, self.open = [], {}, False, 0
+        self._running, self._waiting, self.open = [], {}, 0
+        self._plan += 1
         return lost
-
-    @property
-    def up(self) -> bool:
-        return self._up
 
     def _step_s(self) -> float:
         return self._model.step_s + self._model.step_per_request_s * len(self._running)
@@ -114,7 +121,7 @@ class _Replica:
             self._fleet.at(self._fleet.now + seconds, lambda: self._finish(plan))
 
     def _finish(self, plan: int) -> None:
-        if plan != self._plan or not self._up:
+        if plan != self._plan:
             return
         self._advance()
         _, _, request = heapq.heappop(self._running)
@@ -149,8 +156,8 @@ class Fleet:
         self._random = random.Random(self.seed)
         self._numbers = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._all = [_Replica(self, self.model) for _ in range(self.replicas)]
-        self._turn = itertools.cycle(self._all)
+        self._up = [_Replica(self, self.model) for _ in range(self.replicas)]
+        self._turn = itertools.count()
         self._pins: dict[str, list[_Replica]] = {}
 
     def number(self) -> int:
@@ -173,8 +180,8 @@ class Fleet:
 
     def lose_replica(self) -> int:
         """End the first replica; return the number of requests that are lost. Their clients send the next ones."""
-        lost = self._all[0].lose()
-        for request in lost if any(one.up for one in self._all) else []:
+        lost = self._up.pop(0).lose()
+        for request in lost if self._up else []:
             self._send(request.tenant)
         return len(lost)
 
@@ -198,24 +205,26 @@ class Fleet:
         return max(1.0, self._random.lognormvariate(math.log(self.model.tokens) - sigma * sigma / 2, sigma))
 
     def _choose(self, tenant: str) -> _Replica:
-        up = [one for one in self._all if one.up] if any(not one.up for one in self._all) else self._all
+        up = self._up
         if self.balancer == "connections":
-            pins = self._pins.setdefault(tenant, self._random.choices(self._all, k=CONNECTIONS))
+            pins = self._pins.setdefault(tenant, self._random.choices(up, k=CONNECTIONS))
             at = self._random.randrange(CONNECTIONS)
-            if not pins[at].up:
+            if self.replicas > len(up) and pins[at] not in up:
                 pins[at] = self._random.choice(up)
             return pins[at]
         if self.balancer == "in-turn":
-            return next(one for one in self._turn if one.up)
-        count = 2 if self.balancer == "better-of-two" else 24 if len(up) > 64 else len(up)
-        sample = up if count >= len(up) else self._random.sample(up, count)
+            return up[next(self._turn) % len(up)]
+        if self.balancer == "better-of-two":
+            sample = self._random.sample(up, min(2, len(up)))
+        else:  # with replacement, which is fast; two of 24 are seldom the same
+            sample = up if len(up) <= 64 else self._random.choices(up, k=24)
         fewest = min(one.open for one in sample)
         return self._random.choice([one for one in sample if one.open == fewest])
 
 
-def saturated(balancer: str, replicas: int, *, seconds: float = 30) -> Fleet:
+def saturated(balancer: str, replicas: int, model: EngineModel | None = None, *, seconds: float = 30) -> Fleet:
     """Return a fleet measured with two tenants of weights 1 and 3, which both ask for more than their share."""
-    fleet = Fleet(balancer, replicas, {"one": 1, "three": 3})
+    fleet = Fleet(balancer, replicas, {"one": 1, "three": 3}, model or EngineModel())
     slots = fleet.model.slots * replicas
     fleet.clients("one", int(1.5 * slots))
     fleet.clients("three", int(1.25 * slots))
@@ -225,30 +234,89 @@ def saturated(balancer: str, replicas: int, *, seconds: float = 30) -> Fleet:
     return fleet
 
 
-def row(balancer: str, replicas: int) -> str:
-    """Return a row of the table under `HEAD`."""
-    fleet = saturated(balancer, replicas)
+@dataclass(frozen=True)
+class Row:
+    """What a balancer makes of a number of replicas.
+
+    Attributes:
+        rate: reports per second of the saturated fleet, as a share of all slots in use.
+        share: what the tenant with three quarters of the weight got.
+        wait_s: p99 of the time in the queue, with one client for each of 90 % of the slots.
+        lost: share of the open requests that end with one replica, at 1.5 clients per slot.
+    """
+
+    balancer: str
+    replicas: int
+    rate: float
+    share: float
+    wait_s: float
+    lost: float
+
+    def __str__(self) -> str:
+        """Return the row of the table under `HEAD`."""
+        figures = f"{self.rate:.0%} | {self.share:.1%} | {self.wait_s:.1f} s | {self.lost:.1%}"
+        return f"| {self.balancer} | {self.replicas:,} | {figures} |"
+
+
+def row(balancer: str, replicas: int, slots: int) -> Row:
+    """Simulate the three loads on replicas with a number of slots."""
+    model = EngineModel(slots=slots)
+    fleet = saturated(balancer, replicas, model)
     rate = fleet.completed / 30 / (fleet.model.rate * replicas)
     share = fleet.service["three"] / sum(fleet.service.values())
-    loss = Fleet(balancer, replicas, {"one": 1})
-    loss.clients("one", int(1.5 * loss.model.slots * replicas))
-    loss.run(20)
-    lost = loss.lose_replica() / (1.5 * loss.model.slots * replicas)
-    return f"| {balancer} | {replicas} | {rate:.0%} | {share:.1%} | {lost:.1%} |"
+    slots *= replicas
+    fleet = Fleet(balancer, replicas, {"one": 1}, model)
+    fleet.clients("one", int(0.9 * slots))
+    fleet.run(30)
+    fleet.measuring = True
+    fleet.run(60)
+    waits = sorted(fleet.waits["one"])
+    fleet = Fleet(balancer, replicas, {"one": 1}, model)
+    fleet.clients("one", int(1.5 * slots))
+    fleet.run(20)
+    return Row(balancer, replicas, rate, share, waits[int(0.99 * len(waits))], fleet.lose_replica() / int(1.5 * slots))
 
 
-HEAD = """| balancer | replicas | of the full rate | share of the tenant with 3/4 | lost with one replica |
-|---|---|---|---|---|"""
+HEAD = """| balancer | replicas | of the full rate | tenant with 3/4 | p99 wait at 90 % load | lost with one replica |
+|---|---|---|---|---|---|"""
+
+
+def plot(rows: Sequence[Row]) -> str:
+    """Return an SVG with a chart of each column against the number of replicas."""
+    columns: list[tuple[str, str, Callable[[Row], float]]] = [
+        ("Reports per second of the saturated fleet", "% of the full rate", lambda row: 100 * row.rate),
+        ("Share of the tenant with 3/4 of the weight", "%", lambda row: 100 * row.share),
+        ("p99 wait at 90 % load", "seconds", lambda row: row.wait_s),
+        ("Open requests lost with one replica", "%", lambda row: 100 * row.lost),
+    ]
+    charts = []
+    for title, unit, value in columns:
+        series = [
+            Series(balancer, [(row.replicas, value(row)) for row in rows if row.balancer == balancer])
+            for balancer in BALANCERS
+        ]
+        charts.append((title, lines(series, "replicas", unit, log_x=True)))
+    return sheet(charts)
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser("python -m tests.drills.fleet.simulation")
-    parser.add_argument("replicas", type=int, nargs="*", default=[2, 8, 32])
+    parser.add_argument("replicas", type=int, nargs="*", default=[1, 2, 8, 64])
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="write a chart of each column, as SVG")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes")
+    parser.add_argument("--slots", type=int, default=256, metavar="N", help="of each replica (default 256)")
+    args = parser.parse_args()
+    gc.disable()  # nothing here is a cycle but the fleets themselves, and there are millions of requests
     print(HEAD)
-    for replicas in parser.parse_args().replicas:
-        for balancer in BALANCERS:
-            print(row(balancer, replicas), flush=True)
+    rows = []
+    with ProcessPoolExecutor(args.jobs) as pool:
+        cells = [(balancer, replicas, args.slots) for replicas in args.replicas for balancer in BALANCERS]
+        for one in pool.map(row, *zip(*cells, strict=True)):
+            rows.append(one)
+            print(one, flush=True)
+    if args.plot:
+        args.plot.write_text(plot(rows))
     return 0
 
 
