@@ -1,9 +1,9 @@
 """Twice the load that the server can carry, then a soak: ``make drill``, or ``python -m tests.drills.overload``.
 
-The server runs the demo checkpoint and refuses requests that would wait longer than a second. ``pedcxr bench`` finds
-the knee and sends the load. At twice the rate of the knee, goodput must hold, every refusal must be a 429 or 503 with
-Retry-After, memory must be flat, and the server must have recovered within 5 seconds of the last request. At 80 %, no
-request may fail, and neither memory nor the number of open files may grow.
+The server runs the demo checkpoint and refuses requests that would wait longer than two seconds. ``pedcxr bench``
+finds the knee and sends the load. At twice the rate of the knee, goodput must hold, every refusal must be a 429 or 503
+with Retry-After, memory must be flat, and the server must have recovered within 5 seconds of the last request. At 80 %,
+no request may fail, and neither memory nor the number of open files may grow.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pedcxr_client.bench.workload import Objectives
 from tests.support.bench_command import BenchCommand
 from tests.support.servers.local_server import LocalServer, server
 
-MAX_WAIT_S = "1"
-OBJECTIVES = Objectives(ttft=2.0, e2e=15.0)
+MAX_WAIT_S = "2"
+OBJECTIVES = Objectives(ttft=3.0, e2e=15.0)
 GOODPUT, RECOVERY_S = 0.9, 5.0
 FLAT, SOAK_GROWTH = 0.05, 0.01
 _PROBE_EVERY_S = 0.5
