@@ -87,8 +87,9 @@ demo-finetune: $(READY) $(TRAIN)  ## teach the demo checkpoint another wording, 
 bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers, vllm serve, pedcxr (15 minutes)
 	@$(RUN) -m tests.benchmarks.throughput
 
-bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start
+bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start, CPU
 	@$(RUN) -m tests.benchmarks.throughput.overhead
+	@$(RUN) -m tests.benchmarks.throughput.event_cost
 
 bench-capacity: $(READY)  ## accuracy of the simulated replica of `pedcxr-serve plan` on real vLLM
 	@$(RUN) -m pytest -s -m slow tests/e2e/requests/capacity_accuracy.py

@@ -179,6 +179,7 @@ class _Costs(NamedTuple):
     """Processor time of one round; ``event_us`` does not include the opening of its stream."""
 
     request_ms: float
+    film_ms: float
     opening_ms: float
     burst_us: float
     event_us: float
@@ -242,7 +243,7 @@ async def _load_on(gateway: Gateway) -> AsyncIterator[_Load]:
 
 async def _compare(sides: Mapping[str, Gateway], requests: int, streams: int) -> None:
     """Print the processor time of each side per request and per event, taken in turns."""
-    films, burst = body(100_000), body(10_000, stream=True)
+    films, large, burst = body(100_000), body(500_000), body(10_000, stream=True)
     brief, paced = body(10_000, stream=True, answer="brief"), body(10_000, stream=True, answer="pace")
     rounds: list[dict[str, _Costs]] = []
     async with contextlib.AsyncExitStack() as stack:
@@ -253,11 +254,13 @@ async def _compare(sides: Mapping[str, Gateway], requests: int, streams: int) ->
             rounds.append({})
             for name, load in loads.items():
                 whole = await load.send(films, requests, 32)
+                film = await load.send(large, requests // 2, 32)
                 opening = await load.send(brief, _PACED_STREAMS, 32)
                 block = await load.send(burst, streams, 32)
                 events = await load.send(paced, _PACED_STREAMS, _PACED_STREAMS)
                 rounds[-1][name] = _Costs(
                     1e3 * whole.processor / requests,
+                    1e3 * film.processor / (requests // 2),
                     1e3 * opening.processor / _PACED_STREAMS,
                     1e6 * block.processor / (streams * EVENTS),
                     1e6 * (events.processor - opening.processor) / (_PACED_STREAMS * PACED_EVENTS),
@@ -266,6 +269,7 @@ async def _compare(sides: Mapping[str, Gateway], requests: int, streams: int) ->
                 )
     rows = (
         ("request with 0.1 MB", "request_ms", "ms", "<= 1.2"),
+        ("request with 0.5 MB", "film_ms", "ms", "none"),
         ("stream without events", "opening_ms", "ms", "none"),
         ("event in a burst", "burst_us", "us", "<= 33"),
         ("event alone, as vLLM sends it", "event_us", "us", "<= 25"),

@@ -21,6 +21,7 @@ from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
 from pedcxr_serve.planner.capacity import Objectives
 from pedcxr_serve.planner.plan import EnginePlan
+from tests.benchmarks.throughput import event_cost
 from tests.client.cli.bench.helpers import closed, poisson
 from tests.support import checkpoint_folders as folders
 
@@ -153,6 +154,20 @@ def test_percent_of_the_roofline(h200: EnginePlan, shape: Shape, tmp_path: Path)
     share = 20 / h200.expected.reports_per_s
     assert label == "measured at 512"
     assert f"{share:.0%} of the roofline for 300 prompt and 500 new tokens" in text
+
+
+def test_bench_splits_cpu_time_into_requests_and_events() -> None:
+    """Of reports with 8 and 48 events, a request costs 20 ms and an event 0.1 ms."""
+
+    def stage_of(events: int, cpu_ms: float) -> dict[str, object]:
+        report = {"outcome": "ok", "gaps": [0.01] * (events - 1)}
+        return {
+            "samples": [report, report | {"outcome": "aborted", "gaps": []}],
+            "figures": {"server_cpu_ms": {"api": cpu_ms}},
+        }
+
+    (cost,) = event_cost.costs(stage_of(8, 20.8), stage_of(48, 24.8)).values()
+    assert (cost.request, cost.event) == (pytest.approx(20), pytest.approx(0.1))
 
 
 @pytest.mark.parametrize(
