@@ -70,7 +70,8 @@ def main() -> None:
             processes.relay(folder) as relay,
             _traced_gateway(folder) as traced,
         ):
-            sides = {"gateway": gateway, "proxy": bare, "relay": relay, "traced": traced}
+            # The relay comes last: spans are sent after the end of their requests.
+            sides = {"gateway": gateway, "proxy": bare, "traced": traced, "relay": relay}
             uvloop.run(_compare(sides, args.requests, args.streams))
             uvloop.run(_load(folder, gateway))
 
