@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import Counter
-
 from pedcxr_serve.config import secret_file
-from pedcxr_serve.config.settings import GatewayConfig, ServeConfig, TelemetryConfig
+from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
@@ -268,21 +267,24 @@ def open_state(
         )
         state.label_served("" if adapters is None else _vllm_version())
         if settings.telemetry.otlp_endpoint:
-            traces = _exporting_traces(settings.telemetry, replica, state.metrics.runtime.spans_lost)
-            state.traces = stack.enter_context(traces)
+            exporting = import_traces().exporting(settings.telemetry, replica, state.metrics.runtime.spans_lost)
+            state.traces = stack.enter_context(exporting)
         yield state
 
 
-def _exporting_traces(
-    config: TelemetryConfig, replica: str, lost: Counter
-) -> contextlib.AbstractContextManager[Traces]:
+def import_traces() -> ModuleType:
+    """Import OpenTelemetry, which is optional and takes 0.5 s.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
-        from pedcxr_serve.gateway.accounting import traces  # OpenTelemetry is optional, and takes 0.5 s to import
+        from pedcxr_serve.gateway.accounting import traces
     except ImportError as error:
         raise ConfigError(
             f"telemetry.otlp_endpoint: OpenTelemetry cannot be imported ({error.name}); install pedcxr[otel]"
         ) from error
-    return traces.exporting(config, replica, lost)
+    return traces
 
 
 def _vllm_version() -> str:

@@ -17,7 +17,7 @@ from pedcxr_serve.gateway import rate_limit
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.http import tls
-from pedcxr_serve.gateway.state import usage_path
+from pedcxr_serve.gateway.state import import_traces, usage_path
 from pedcxr_serve.launcher import promotion_file
 
 _SQLITE = b"SQLite format 3\0"
@@ -76,6 +76,8 @@ def _checks(config: ServeConfig, env: Mapping[str, str]) -> Iterator[tuple[str, 
         yield "gateway.admin_token_file", lambda: secret_file.read(_path(gateway.admin_token_file)) and "a secret"
     if gateway.cache_secret_file:
         yield "gateway.cache_secret_file", lambda: _created(_path(gateway.cache_secret_file))
+    if config.telemetry.otlp_endpoint:
+        yield "telemetry.otlp_endpoint", lambda: f"traces by {import_traces().SERVICE_NAME}"
     if engine.key_file:
         yield "engine.key_file", lambda: _created(_path(engine.key_file))
     if gateway.engine:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pedcxr_serve.cli import main
+from pedcxr_serve.gateway import accounting
 from pedcxr_serve.gateway.accounting.audit import KEY_VARIABLE, AuditLog
 from pedcxr_serve.gateway.accounting.usage import UsageStore, UsageTotals
 from pedcxr_serve.gateway.auth import api_keys
@@ -103,6 +105,23 @@ def test_absent_audit_key_is_named(
     monkeypatch.delenv(KEY_VARIABLE)
     code, out = run(config, capsys)
     assert code == 2 and KEY_VARIABLE in out
+
+
+def test_absent_opentelemetry_is_named(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config.parent / "new").mkdir()
+    with config.open("a") as file:
+        file.write('[telemetry]\notlp_endpoint = "http://127.0.0.1:4318/v1/traces"\n')
+    assert run(config, capsys)[0] == 0
+    monkeypatch.delattr(accounting, "traces")
+    monkeypatch.delitem(sys.modules, "pedcxr_serve.gateway.accounting.traces")
+    for name in ("opentelemetry", "opentelemetry.context"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, text = run(config, capsys)
+    assert code == 2
+    assert "WRONG  telemetry.otlp_endpoint: telemetry.otlp_endpoint: OpenTelemetry cannot be imported" in text
+    assert "install pedcxr[otel]" in text
 
 
 def test_wrong_setting_is_an_error_as_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
