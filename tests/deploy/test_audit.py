@@ -53,7 +53,7 @@ def audit(address: str, locks: str = "testdata") -> subprocess.CompletedProcess[
     tool("pip-audit")
     database = f"DATABASE=--vulnerability-service osv --osv-url {address}"
     # -o: a test installs nothing.
-    words = ["make", "-o", ".venv/deploytools/.ready", "audit", f"LOCKS={locks}", database]
+    words = ["make", "--no-print-directory", "-o", ".venv/deploytools/.ready", "audit", f"LOCKS={locks}", database]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
 
