@@ -41,22 +41,37 @@ class Answers:
     seconds: float
 
 
-def ask(folder: Path, questions: Sequence[Question], max_new_tokens: int = MAX_NEW_TOKENS) -> Answers:
-    """Run `answer` in a separate process, so that this process need not import torch and transformers."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.transformers_baseline"]
-    command += [str(folder), str(max_new_tokens)]
+def ask(
+    folder: Path,
+    questions: Sequence[Question],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    *,
+    adapter: Path | None = None,
+    python: Path = Path(sys.executable),
+) -> Answers:
+    """Run `answer` in a separate process, so that this process need not import torch and transformers.
+
+    Args:
+        adapter: of PEFT, for which ``python`` must have PEFT.
+    """
+    command = [python, "-W", "ignore", "-m", "tests.benchmarks.transformers_baseline", folder, str(max_new_tokens)]
+    command += [] if adapter is None else [adapter]
     text = json.dumps([asdict(question) for question in questions])
     process = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True)
     return Answers(**json.loads(process.stdout))
 
 
-def answer(folder: Path, questions: Sequence[Question], max_new_tokens: int) -> Answers:
-    """Load the checkpoint in ``folder`` and generate a report of each film."""
+def answer(folder: Path, questions: Sequence[Question], max_new_tokens: int, *adapters: Path) -> Answers:
+    """Load the checkpoint in ``folder``, put the adapters on it, and generate a report of each film."""
     import torch
     from transformers import AutoProcessor, Gemma3ForConditionalGeneration
 
     processor = AutoProcessor.from_pretrained(folder)
     model = Gemma3ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    for adapter in adapters:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).eval()
     end = processor.tokenizer.convert_tokens_to_ids("<end_of_turn>")
 
     def generate(question: Question) -> list[int]:
@@ -89,4 +104,4 @@ def inputs_of(processor: Any, question: Question) -> Any:
 
 if __name__ == "__main__":
     questions = [Question(**one) for one in json.load(sys.stdin)]
-    json.dump(asdict(answer(Path(sys.argv[1]), questions, int(sys.argv[2]))), sys.stdout)
+    json.dump(asdict(answer(Path(sys.argv[1]), questions, int(sys.argv[2]), *map(Path, sys.argv[3:]))), sys.stdout)
