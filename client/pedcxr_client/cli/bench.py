@@ -31,8 +31,8 @@ exit codes: 0 the run is valid; 1 it is invalid, misses its objectives, or compa
 2 usage, configuration or key; 3 a film was refused; 4 the server is unreachable or died; 130 interrupted"""
 _MODES = {
     "knee": "double the requests in flight until the rate no longer grows",
-    "certify": "measure with Poisson arrivals at 50, 70, 85 and 100 %% of the knee's rate",
-    "soak": "send at 80 %% of the knee's rate for a long time",
+    "certify": "measure with Poisson arrivals at 50, 70, 85 and 100 per cent of the knee's rate",
+    "soak": "send at 80 per cent of the knee's rate for a long time",
     "run": "run the load of the workload file",
 }
 _SECONDS = {"knee": 15.0, "certify": 60.0, "soak": 1200.0, "run": 0.0}
@@ -50,7 +50,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         _add_mode(
             modes.add_parser(mode, help=summary, description=summary, epilog=_EXIT_CODES, allow_abbrev=False), mode
         )
-    summary = "compare two results: ratios with 95 %% intervals"
+    summary = "compare two results: ratios with 95 per cent intervals"
     compare = modes.add_parser("compare", help=summary, description=summary, epilog=_EXIT_CODES, allow_abbrev=False)
     compare.add_argument("before", metavar="A.json", help="result of pedcxr bench -o")
     compare.add_argument("after", metavar="B.json", help="result of the same mode and workload")

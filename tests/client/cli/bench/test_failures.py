@@ -271,3 +271,11 @@ def test_without_aiohttp_the_command_names_the_extra(capsys: Any, monkeypatch: A
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     assert main(["bench", "run"]) == 2
     assert 'pip install "pedcxr[bench]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["", "knee", "certify", "soak", "run", "compare"])
+def test_help_shows_no_placeholder(mode: str, capsys: Any) -> None:
+    assert main(["bench", *filter(None, [mode]), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "usage: pedcxr bench" in text
+    assert "%%" not in text
