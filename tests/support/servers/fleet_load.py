@@ -18,12 +18,15 @@ from tests.support.servers.gateway_server import BODY, CHAT
 _FILM = "data:image/png;base64,"
 
 
+_RETRIES = 2  # by default in openai-python and in pedcxr_client
+
+
 @dataclass
 class Outcome:
     """The end of one request; ``kind`` is ``ok``, ``cut`` (a stream without its end), or the code of an error.
 
-    ``resent``: the balancer closed the connection before it answered, and the request was sent again, as the clients of
-    OpenAI and of this project do.
+    ``resent``: the balancer closed the connection before it answered, and the request was sent again, at most
+    twice, as the clients of OpenAI and of this project do.
     """
 
     kind: str
@@ -83,7 +86,9 @@ async def send(session: aiohttp.ClientSession, url: str, data: bytes, **headers:
     """Send one request and read its answer to the end."""
     start = time.monotonic()
     outcome = await _send(session, url, data, headers)
-    if outcome.kind == "closed":
+    for _ in range(_RETRIES):
+        if outcome.kind != "closed":
+            break
         outcome = await _send(session, url, data, headers)
         outcome.resent = True
     outcome.start, outcome.seconds = start, time.monotonic() - start
