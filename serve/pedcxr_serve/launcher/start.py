@@ -138,8 +138,7 @@ def gateway_console(settings: ServeConfig) -> Iterator[Console]:
     engine_level, gateway_level = console.level(settings.engine.log_level), settings.gateway.log_level
     terminal = console.Console(engine_level, json_lines=settings.gateway.log_format == "json")
     level = console.level(gateway_level) if gateway_level else min(engine_level, logging.WARNING)
-    # The exporter of traces says there that the collector does not answer.
-    with terminal.attached("opentelemetry", logging.WARNING), terminal.attached("pedcxr.gateway", level):
+    with terminal.attached("pedcxr.gateway", level):
         if not settings.gateway.tls_cert and not load.is_loopback(settings.gateway.host):
             terminal.print_line(
                 "warning: API keys and films cross the network unencrypted; set gateway.tls_cert and gateway.tls_key, "

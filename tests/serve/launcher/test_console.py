@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from pedcxr_serve.config import load
 from pedcxr_serve.engine.process import Engine, LogLine
-from pedcxr_serve.launcher import line_writer
+from pedcxr_serve.launcher import line_writer, start
 from pedcxr_serve.launcher.console import Console
 
 WAIT_S = 30
@@ -146,6 +147,16 @@ def test_exceptions_of_every_logger_are_printed_without_their_messages(json_line
         assert words + "RuntimeError" in text
     if json_lines:
         assert {json.loads(line)["source"] for line in text.splitlines()} == {"gateway"}
+
+
+def test_a_gateway_prints_each_record_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    names = ("pedcxr.gateway", "uvicorn.error", "opentelemetry.exporter")
+    with start.gateway_console(load.load(None, {})):
+        for name in names:
+            logging.getLogger(name).warning("from %s", name)
+    lines = sys.stderr.getvalue().splitlines()
+    assert [line.rpartition(" from ")[2] for line in lines] == [*names]
 
 
 def test_process_ends_while_stderr_stalls(tmp_path: Path) -> None:
