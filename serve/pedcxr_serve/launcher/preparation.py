@@ -19,7 +19,7 @@ from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth.models import ServedAdapter
 from pedcxr_serve.launcher import promotion_file
-from pedcxr_serve.planner import adapters, devices, plan
+from pedcxr_serve.planner import adapters, devices, plan, vllm_args
 from pedcxr_serve.planner.devices import Device
 from pedcxr_serve.planner.plan import EnginePlan
 
@@ -41,7 +41,8 @@ class Preparation:
                 "warning: engine.dtype = bfloat16: this CPU has no instructions for it (avx512_bf16, amx_bf16), and a "
                 "step may take so long that the engine counts as hung; use float32"
             )
-        if self._compiles and "TORCHINDUCTOR_CACHE_DIR" not in os.environ and process.compile_cache() is None:
+        compiles = not vllm_args.is_eager(self.machine, self.settings)
+        if compiles and "TORCHINDUCTOR_CACHE_DIR" not in os.environ and process.compile_cache() is None:
             yield (
                 "warning: compiled kernels are not kept: there is no cache folder that only this user can write; each "
                 "start of the engine compiles them again; set XDG_CACHE_HOME"
@@ -49,11 +50,6 @@ class Preparation:
         for name, one in self.adapters.items():
             for problem in one.problems:
                 yield f"warning: adapter {name}: {problem.where} {problem.what}: {problem.remedy}"
-
-    @property
-    def _compiles(self) -> bool:
-        eager = self.settings.engine.enforce_eager
-        return not (self.machine.kind == "cpu" if eager is None else eager)
 
     def require_unchanged(self) -> None:
         """Raise AdapterError if the files of an adapter have changed since; see `planner.adapters`."""

@@ -34,7 +34,6 @@ def argv(
     """Return the arguments after the program name; see `plan.make` for the values."""
     engine = config.engine
     cpu = device.kind == "cpu"
-    eager = cpu if engine.enforce_eager is None else engine.enforce_eager
     generation = {"temperature": 0, "max_new_tokens": engine.max_new_tokens}
     buckets = {"inter_token_latency": ITL_BUCKETS}
     words = ["serve", str(model_dir), *_listen(socket), "--served-model-name", config.served_name]
@@ -56,7 +55,7 @@ def argv(
         words += ["--disable-chunked-mm-input"]  # the attention of the plugin needs a whole image in one step
     else:
         words += ["--gpu-memory-utilization", f"{engine.gpu_memory_utilization:g}"]
-    if eager:
+    if is_eager(device, config):
         words += ["--enforce-eager"]
     if engine.block_size:
         words += ["--block-size", str(engine.block_size)]
@@ -75,6 +74,12 @@ def _listen(address: EngineAddress) -> tuple[str, ...]:
 def stream_interval(device: Device, config: ServeConfig) -> int:
     """Return the number of tokens per event of a stream after its first."""
     return config.engine.stream_interval or (1 if device.kind == "cpu" else GPU_STREAM_INTERVAL)
+
+
+def is_eager(device: Device, config: ServeConfig) -> bool:
+    """Return whether the engine neither compiles nor captures graphs."""
+    eager = config.engine.enforce_eager
+    return device.kind == "cpu" if eager is None else eager
 
 
 def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tuple[tuple[str, str], ...]:
@@ -120,7 +125,7 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
     elif dtype == "float32":
         # Triton multiplies float32 as TF32 by default, which has 10 bits of mantissa (vLLM's attention is in Triton).
         variables["TRITON_F32_DEFAULT"] = "ieee"
-    if device.kind == "cpu" and config.engine.enforce_eager is not False:
+    if device.kind == "cpu" and is_eager(device, config):
         # vLLM compiles the ranks of log-probabilities even with --enforce-eager. The first request with `logprobs` then
         # stops all requests for many seconds while the compiler loads and runs.
         variables["TORCHDYNAMO_DISABLE"] = "1"
