@@ -183,8 +183,8 @@ class FairQueue:
         """Return the request to send to the engine now, or None. Call it until it returns None."""
         if not self.waiting:
             return None
-        heads = [(account, self._head(account)) for account in self._accounts.values() if account.waiting]
-        candidates = [(account, ticket) for account, ticket in heads if ticket is not None]
+        accounts = self._accounts.values()
+        candidates = [(account, head) for account in accounts if (head := self._head(account)) is not None]
         if not candidates:
             return None
         # Counters are equal after a lift: then the tenant with fewer running requests is next.
@@ -299,7 +299,7 @@ class FairQueue:
         return sum(means) / len(means) if means else 0.0
 
     def _head(self, account: _Account) -> Ticket | None:
-        """Return the next request of a tenant that has some waiting; None if all wait for another suspect's token."""
+        """Return the next request of a tenant; None without one, or if all wait for another suspect's first token."""
         return next((ticket for ticket in account.waiting if not (ticket.suspect and self._suspect_starting)), None)
 
     def _leave_queue(self, account: _Account, ticket: Ticket) -> None:
