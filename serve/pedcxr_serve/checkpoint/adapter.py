@@ -23,7 +23,6 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 512
 """Largest rank that vLLM 0.32 serves (``config/lora.py``)."""
 
-
 # PEFT's options that vLLM 0.32 refuses (``lora/peft_helper.py``).
 _UNSUPPORTED = (
     "use_dora", "lora_bias", "layer_replication", "alora_invocation_tokens", "use_bdlora", "use_qalora",
@@ -34,7 +33,7 @@ _NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.weight")
 # `vllm_plugin.weight_names`).
 _SERVED = re.compile(r"(?:model\.language_model|language_model\.model|(?:model\.)?vision_tower)\.")
 _REVISION = re.compile(r"[0-9a-f]{40}|sha256:[0-9a-f]{16}")
-_NOT_SERVED = (".multi_modal_projector.", ".lm_head.", ".embed_tokens.")
+_MERGED_ONLY = (".multi_modal_projector.", ".lm_head.", ".embed_tokens.")
 _MERGE = "merge it into its base with `pedcxr-serve merge`, and serve the merged checkpoint"
 _LISTED = 3
 
@@ -232,17 +231,19 @@ def _check_names(shard: Shard, base: Shape, ranks: frozenset[int], problems: lis
     known = _modules(base)
     pairs: dict[str, dict[str, tuple[int, ...]]] = {}
     unknown: list[str] = []
+    merged_only: list[str] = []
     for name, tensor in shard.tensors.items():
         match = _NAME.fullmatch(name)
         module = tensor_names.canonical(match[1] + ".").removesuffix(".") if match and _SERVED.match(match[1]) else ""
         if match is None or module not in known:
-            unknown.append(name)
+            (merged_only if any(part in name for part in _MERGED_ONLY) else unknown).append(name)
         else:
             pairs.setdefault(module, {})[match[2]] = tensor.shape
-    if other := [name for name in unknown if any(part in name for part in _NOT_SERVED)]:
-        what = f"adapts the projector, the embedding or the output layer ({_some(other)}), only served when merged"
+    if merged_only:
+        what = (
+            f"adapts the projector, the embedding or the output layer ({_some(merged_only)}), only served when merged"
+        )
         problems.append(_block(WEIGHTS, what, _MERGE))
-    unknown = [name for name in unknown if name not in other]
     if unknown:
         what = f"contains {len(unknown)} of {len(shard.tensors)} weights that belong to no module of the base"
         remedy = "train the adapter on this base with the names of transformers; vLLM would ignore these weights"
