@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="length of a report")
     parser.add_argument("--batch", type=int, default=8, help="films that transformers pads together")
     slow = devices.detect("cpu").slow_bfloat16
+    parser.set_defaults(types=("float32",) if slow else ("float32", "bfloat16"))  # of transformers
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
@@ -86,7 +87,7 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
         await _wait_until_healthy(stock_url, stock)
         paths: dict[str, Measure] = {}
         if not args.skip_transformers:
-            for kind in ("float32",) if devices.detect("cpu").slow_bfloat16 else ("float32", "bfloat16"):
+            for kind in args.types:
                 model = stack.enter_context(batched_transformers.loaded(checkpoint, kind, prompt, args.tokens))
                 for batch in (1, args.batch):
                     name = f"transformers {kind}, " + (f"{batch} padded" if batch > 1 else "one by one")
