@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.deploy.test_kubernetes import tool
+from tests.support.http_server import Handler, serving
 from tests.support.paths import ROOT
 
 CANARY = ("jinja2", "2.10")  # the Makefile asks for this release first
@@ -23,9 +22,9 @@ LOCKED = re.search(r"^([\w-]+)==(\S+)", (ROOT / "locks/testdata.txt").read_text(
 def osv(vulnerable: Collection[tuple[str, str]]) -> Iterator[str]:
     """Answer queries as OSV does; yield the address. Names and versions in ``vulnerable`` have an advisory."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Osv(Handler):
         def do_POST(self) -> None:
-            query = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            query = json.loads(self.body())
             name, version = query["package"]["name"], query["version"]
             advisory = {
                 "id": "CVE-2000-0001",
@@ -34,19 +33,10 @@ def osv(vulnerable: Collection[tuple[str, str]]) -> Iterator[str]:
                 "published": "2000-01-01T00:00:00Z",
                 "affected": [{"package": {"name": name, "ecosystem": "PyPI"}, "versions": [version]}],
             }
-            page = json.dumps({"vulns": [advisory]} if (name, version) in vulnerable else {}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(page)))
-            self.end_headers()
-            self.wfile.write(page)
+            self.answer(json.dumps({"vulns": [advisory]} if (name, version) in vulnerable else {}).encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(Osv) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def audit(address: str, locks: str = "testdata") -> subprocess.CompletedProcess[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 
 from tests.deploy.test_fleet import REPLICA, local_fleet
 from tests.support import real_tools
+from tests.support.http_server import Handler, serving
 from tests.support.paths import ROOT
 from tests.support.scripts import load_script
 from tests.support.servers.gateway_server import eventually
@@ -68,21 +67,15 @@ def receiver() -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """Receive webhooks of Alertmanager: the port, and name and instance of the alerts that fired."""
     alerts: list[tuple[str, str]] = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Webhook(Handler):
         def do_POST(self) -> None:
-            page = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            page = json.loads(self.body())
             firing = [alert["labels"] for alert in page["alerts"] if alert["status"] == "firing"]
             alerts.extend((labels["alertname"], labels.get("instance", "")) for labels in firing)
-            self.send_response(200)
-            self.end_headers()
+            self.answer()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield server.server_port, alerts
-        server.shutdown()
+    with serving(Webhook) as port:
+        yield port, alerts
 
 
 @real_tools.needs_prometheus
@@ -125,20 +118,12 @@ def dcgm_exporter() -> Iterator[str]:
     values = {"GPU_UTIL": 93, "FB_USED": 71000, "FB_FREE": 10000, "POWER_USAGE": 512.3, "GPU_TEMP": 61, "XID_ERRORS": 0}
     page = "".join(f"# TYPE DCGM_FI_DEV_{name} gauge\nDCGM_FI_DEV_{name}{labels} {values[name]}\n" for name in values)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Metrics(Handler):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.end_headers()
-            self.wfile.write(page.encode())
+            self.answer(page.encode(), kind="text/plain; version=0.0.4")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(Metrics) as port:
+        yield f"127.0.0.1:{port}"
 
 
 @real_tools.needs_prometheus

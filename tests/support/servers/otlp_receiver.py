@@ -6,10 +6,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+
+from tests.support.http_server import Handler, serving
 
 
 @dataclass
@@ -49,28 +50,17 @@ class Received:
 def otlp_receiver() -> Iterator[Received]:
     """Run a collector on loopback until the end of the block."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Collector(Handler):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.body()
             with received.arrived:
                 received.bodies.append(body)
                 received.arrived.notify_all()
-            self.send_response(received.status)
-            self.send_header("content-length", "0")
-            self.end_headers()
+            self.answer(status=received.status)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        received = Received(f"http://127.0.0.1:{server.server_port}/v1/traces")
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield received
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Collector) as port:
+        received = Received(f"http://127.0.0.1:{port}/v1/traces")
+        yield received
 
 
 def attributes(span: Span) -> dict[str, object]:
