@@ -16,7 +16,8 @@ from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.planner import roofline, simulate
 from pedcxr_serve.planner.measurement import Load, Measurement
 from pedcxr_serve.planner.plan import DTYPE_BYTES, EnginePlan
-from pedcxr_serve.planner.simulate import Outcome, Replica
+from pedcxr_serve.planner.replica_model import Replica
+from pedcxr_serve.planner.simulate import Outcome
 
 _REPORTS = 2000  # of each simulation
 _SATURATED = 0.8  # a part that is busier than that limits a replica; below, the objectives do

@@ -21,11 +21,12 @@ from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
 from pedcxr_serve.planner.capacity import Objectives
 from pedcxr_serve.planner.plan import EnginePlan
+from pedcxr_serve.planner.replica_model import Replica
 from tests.benchmarks.throughput import event_cost
 from tests.client.cli.bench.helpers import closed, poisson
 from tests.support import checkpoint_folders as folders
 
-KNOWN = simulate.Replica(0.03, 0.01, 0.0005, 0.012, (29, 43, 79), 32, prompts_per_step=18)
+KNOWN = Replica(0.03, 0.01, 0.0005, 0.012, (29, 43, 79), 32, prompts_per_step=18)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from random import Random
 
 import pytest
 
-from pedcxr_serve.planner.simulate import Distribution, Measured, Replica, fit, highest_rate, simulate
+from pedcxr_serve.planner.replica_model import Replica
+from pedcxr_serve.planner.simulate import Distribution, Measured, fit, highest_rate, simulate
 
 REPLICA = Replica(prepare=0.02, step=0.01, decode=0.0002, prompt=0.03, lengths=(50,), slots=32)
 KNOWN = Replica(
