@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
+from pedcxr_serve.planner.replica_model import Replica
 from tests.deploy.test_fleet import local_fleet, need
-from tests.drills.fleet.simulation import BALANCERS, EngineModel, Fleet, saturated
+from tests.drills.fleet.simulation import BALANCERS, Fleet, full_rate, planned, rate_of, saturated
 from tests.support.servers.fleet_load import Load, drive
 
 PIECES, GAP_S, SLOTS, REPLICAS, USERS = 10, 0.25, 4, 2, 12
@@ -17,13 +19,11 @@ PIECES, GAP_S, SLOTS, REPLICAS, USERS = 10, 0.25, 4, 2, 12
 
 def simulated_rate() -> float:
     """Reports per second of replicas whose reports all take 2.5 s, with more clients than slots."""
-    model = EngineModel(slots=SLOTS, tokens=PIECES, spread=0, step_s=GAP_S, step_per_request_s=0)
-    fleet = Fleet("requests", REPLICAS, {"anonymous": 1}, model)
-    fleet.clients("anonymous", USERS)
+    times = Replica(prepare=0, step=GAP_S, decode=0, prompt=0, lengths=(PIECES,), slots=SLOTS)
+    fleet = Fleet("requests", REPLICAS, {"anonymous": 1}, times)
+    fleet.clients({"anonymous": USERS})
     fleet.run(10)
-    fleet.measuring = True
-    fleet.run(1010)
-    return fleet.completed / 1000
+    return rate_of(fleet, 1000)
 
 
 def test_rate_of_real_gateways_is_within_15_percent() -> None:
@@ -52,11 +52,22 @@ def test_rate_of_real_gateways_is_within_15_percent() -> None:
 
 @pytest.mark.parametrize("balancer", BALANCERS)
 def test_pinned_connections_lose_a_part_of_the_fleet(balancer: str) -> None:
-    fleet = saturated(balancer, 8, seconds=10)
-    rate = fleet.completed / 10 / (fleet.model.rate * 8)
-    share = fleet.service["three"] / sum(fleet.service.values())
+    times = replace(planned("h100"), slots=128)
+    full = full_rate(times)
+    fleet = saturated(balancer, 8, times, full)
+    rate = rate_of(fleet, 15) / (8 * full)
     if balancer == "connections":
         assert rate < 0.85
     else:
         assert rate > 0.95
-        assert share == pytest.approx(0.75, abs=0.01)
+        assert fleet.share("three") == pytest.approx(0.75, abs=0.02)
+
+
+def test_lost_replica_takes_its_requests_with_it_and_the_others_serve_on() -> None:
+    times = Replica(prepare=0.01, step=0.1, decode=0, prompt=0.02, lengths=(5, 10), slots=4)
+    fleet = Fleet("requests", 2, {"one": 1}, times)
+    fleet.clients({"one": 12})
+    fleet.run(20)
+    assert fleet.lose_replica() == 6
+    rate = rate_of(fleet, 100)
+    assert rate == pytest.approx(full_rate(times), rel=0.05)

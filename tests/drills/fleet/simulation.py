@@ -1,133 +1,62 @@
 """A discrete-event simulation of a fleet: ``python -m tests.drills.fleet.simulation`` prints a table.
 
-``--plot FILE`` also draws it. The time grows with replicas and slots: 64 replicas with 256 slots take a minute of one
-core per balancer, and so do 1,000 with 8.
-
-A replica admits requests by the Virtual Token Counter of `pedcxr_serve.gateway.scheduler`, simplified, and runs them by
-continuous batching: a step of a batch of b takes ``step_s + step_per_request_s * b``. The length of a report is
-lognormal. Clients are closed loops: each sends its next request when one has ended.
+``--plot FILE`` also draws it. A replica is that of `pedcxr_serve.planner`: with the times that the planner gives the
+published model on a GPU, and the gateway's own queue. Clients are closed loops: each sends its next request when one
+has ended. 1,000 replicas with 256 slots take a few minutes of one core per balancer, and some GB of memory.
 
 Balancers: ``requests`` sends a request to the replica with the fewest open ones, ties at random (of 24, if there are
 over 64 replicas); ``better-of-two`` compares two; ``in-turn`` takes them in turn; ``connections`` sends the requests of
 a tenant over 16 connections, each pinned to a replica, as a balancer of TCP connections does.
 
-`tests/deploy/test_fleet_simulation.py` compares it with real gateways before fake engines. Not simulated: preparation
-of films, prefill, network.
+`tests/deploy/test_fleet_simulation.py` compares it with real gateways before fake engines, and the drill ``vllm`` of
+`drills` with real engines. Not simulated: the network, and cores that processes share.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import heapq
 import itertools
 import math
 import random
 import sys
-from collections import Counter, deque
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import NormalDist
 
 from pedcxr_client.bench.charts import Series, lines
+from pedcxr_serve.checkpoint import inspect
+from pedcxr_serve.config import load
+from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.scheduler import OUTPUT_COST
+from pedcxr_serve.planner import capacity, devices, plan, simulate
+from pedcxr_serve.planner.replica_model import Agenda, Replica, Request, RunningReplica
 from tests.drills.fleet.sheet import sheet
+from tests.support import checkpoint_folders
 
 BALANCERS = ("requests", "better-of-two", "in-turn", "connections")
 CONNECTIONS = 16
+_PROMPT_TOKENS = 300
+_WARM_UP, _MEASURED = 4.0, 3.0  # in units of the time that a report takes with all slots in use
+_MEAN_LOG, _SPREAD_LOG = 5.78, 0.385  # of the tokens of a report: a mean of 350, a standard deviation of 140
 
 
-@dataclass(frozen=True)
-class EngineModel:
-    """How fast an engine is. The default is an H100 at 256 slots: 27 reports of 350 tokens per second.
-
-    Attributes:
-        tokens: mean length of a report.
-        spread: coefficient of variation of the length; 0 makes all reports equal.
-    """
-
-    slots: int = 256
-    tokens: float = 350
-    spread: float = 0.4
-    step_s: float = 0.00642
-    step_per_request_s: float = 0.0000801
-
-    @property
-    def rate(self) -> float:
-        """Reports per second with all slots in use."""
-        return self.slots / (self.tokens * (self.step_s + self.step_per_request_s * self.slots))
-
-
-@dataclass(eq=False)
-class _Request:
-    tenant: str
-    tokens: float
-    sent: float
-
-
-class _Replica:
-    """A gateway with fair queueing and its engine. ``progress`` counts tokens that every running request has got."""
-
-    def __init__(self, fleet: Fleet, model: EngineModel) -> None:
-        self._fleet, self._model = fleet, model
-        self._counters: Counter[str] = Counter()
-        self._waiting: dict[str, deque[_Request]] = {}
-        self._running: list[tuple[float, int, _Request]] = []
-        self._progress, self._at, self._plan = 0.0, 0.0, 0
-        self.open = 0
-
-    def take(self, request: _Request) -> None:
-        self.open += 1
-        queue = self._waiting.setdefault(request.tenant, deque())
-        if not queue:
-            others = [self._counters[name] for name, waiting in self._waiting.items() if waiting]
-            floor = min(others, default=0)
-            self._counters[request.tenant] = max(self._counters[request.tenant], floor)
-        queue.append(request)
-        if len(self._running) < self._model.slots:
-            self._advance()
-            self._start()
-
-    def lose(self) -> list[_Request]:
-        """End the replica; return what it had open."""
-        lost = [request for _, _, request in self._running] + list(itertools.chain(*self._waiting.values()))
-        self._running, self._waiting, self.open = [], {}, 0
-        self._plan += 1
-        return lost
-
-    def _step_s(self) -> float:
-        return self._model.step_s + self._model.step_per_request_s * len(self._running)
-
-    def _advance(self) -> None:
-        if self._running:
-            self._progress += (self._fleet.now - self._at) / self._step_s()
-        self._at = self._fleet.now
-
-    def _start(self) -> None:
-        while len(self._running) < self._model.slots:
-            names = [name for name, waiting in self._waiting.items() if waiting]
-            if not names:
-                break
-            name = min(names, key=lambda one: self._counters[one])
-            request = self._waiting[name].popleft()
-            cost = 316 + 2 * request.tokens
-            self._counters[name] += cost / self._fleet.weights[name]
-            self._fleet.measure_start(request, cost)
-            heapq.heappush(self._running, (self._progress + request.tokens, self._fleet.number(), request))
-        self._plan += 1
-        if self._running:
-            seconds = (self._running[0][0] - self._progress) * self._step_s()
-            plan = self._plan
-            self._fleet.at(self._fleet.now + seconds, lambda: self._finish(plan))
-
-    def _finish(self, plan: int) -> None:
-        if plan != self._plan:
-            return
-        self._advance()
-        _, _, request = heapq.heappop(self._running)
-        self.open -= 1
-        self._start()
-        self._fleet.ended(request)
+def planned(gpu: str) -> Replica:
+    """Return the replica that the planner expects of the published model on a GPU, with reports of 350 tokens."""
+    quantile = NormalDist(_MEAN_LOG, _SPREAD_LOG).inv_cdf
+    lengths = [round(math.exp(quantile((number + 0.5) / 500))) for number in range(500)]
+    with tempfile.TemporaryDirectory(prefix="model-") as name:
+        model = Path(name)
+        checkpoint = inspect.inspect(checkpoint_folders.medgemma_4b(model))
+        assert checkpoint.shape is not None
+        engine = plan.make(
+            checkpoint, devices.TABLE[gpu], load.load(None, {}), model_dir=model, socket=model / "socket"
+        )
+        return capacity.replica(engine, checkpoint.shape, lengths)
 
 
 @dataclass
@@ -136,75 +65,68 @@ class Fleet:
 
     Attributes:
         weights: of the tenants, by name.
-        completed: requests that ended while `measuring`.
-        service: cost given to each tenant while `measuring`.
-        waits: seconds in the queue of each request that started while `measuring`, by tenant.
+        ended: the requests that ended while `measuring`.
     """
 
     balancer: str
     replicas: int
     weights: Mapping[str, float]
-    model: EngineModel = field(default_factory=EngineModel)
+    times: Replica
     seed: int = 1
-    now: float = 0.0
     measuring: bool = False
-    completed: int = 0
-    service: Counter[str] = field(default_factory=Counter)
-    waits: dict[str, list[float]] = field(default_factory=dict)
+    ended: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._agenda = Agenda()
         self._random = random.Random(self.seed)
-        self._numbers = itertools.count()
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._up = [_Replica(self, self.model) for _ in range(self.replicas)]
+        self._up = [RunningReplica(self.times, self._agenda, self._end) for _ in range(self.replicas)]
+        self._tenants = {
+            name: Tenant(name, weight=weight, max_concurrent=10**9) for name, weight in self.weights.items()
+        }
         self._turn = itertools.count()
-        self._pins: dict[str, list[_Replica]] = {}
+        self._pins: dict[str, list[RunningReplica]] = {}
 
-    def number(self) -> int:
-        return next(self._numbers)
-
-    def at(self, time: float, call: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (time, self.number(), call))
+    @property
+    def now(self) -> float:
+        """Simulated seconds."""
+        return self._agenda.now
 
     def run(self, until: float) -> None:
         """Simulate until a time."""
-        while self._events and self._events[0][0] <= until:
-            self.now, _, call = heapq.heappop(self._events)
-            call()
-        self.now = until
+        self._agenda.run(until)
 
-    def clients(self, tenant: str, count: int) -> None:
-        """Add closed loops of a tenant."""
-        for _ in range(count):
+    def clients(self, counts: Mapping[str, int]) -> None:
+        """Add closed loops of tenants, by name, in random order."""
+        tenants = list(Counter(counts).elements())
+        self._random.shuffle(tenants)
+        for tenant in tenants:
             self._send(tenant)
 
     def lose_replica(self) -> int:
         """End the first replica; return the number of requests that are lost. Their clients send the next ones."""
         lost = self._up.pop(0).lose()
         for request in lost if self._up else []:
-            self._send(request.tenant)
+            self._send(request.tenant.name)
         return len(lost)
 
-    def measure_start(self, request: _Request, cost: float) -> None:
-        if self.measuring:
-            self.service[request.tenant] += cost  # type: ignore[assignment]
-            self.waits.setdefault(request.tenant, []).append(self.now - request.sent)
+    def share(self, tenant: str) -> float:
+        """Return the share of a tenant in the cost of what ended."""
+        costs = Counter[str]()
+        for request in self.ended:
+            costs[request.tenant.name] += request.cost  # type: ignore[assignment]
+        return costs[tenant] / sum(costs.values())
 
-    def ended(self, request: _Request) -> None:
-        self.completed += self.measuring
-        self._send(request.tenant)
+    def _end(self, request: Request) -> None:
+        if self.measuring:
+            self.ended.append(request)
+        self._send(request.tenant.name)
 
     def _send(self, tenant: str) -> None:
-        self._choose(tenant).take(_Request(tenant, self._tokens(), self.now))
+        tokens = self._random.choice(self.times.lengths)
+        cost = _PROMPT_TOKENS + OUTPUT_COST * tokens
+        self._choose(tenant).take(Request(self._tenants[tenant], tokens, self._agenda.now, cost))
 
-    def _tokens(self) -> float:
-        spread = self.model.spread
-        if not spread:
-            return self.model.tokens
-        sigma = math.sqrt(math.log(1 + spread * spread))
-        return max(1.0, self._random.lognormvariate(math.log(self.model.tokens) - sigma * sigma / 2, sigma))
-
-    def _choose(self, tenant: str) -> _Replica:
+    def _choose(self, tenant: str) -> RunningReplica:
         up = self._up
         if self.balancer == "connections":
             pins = self._pins.setdefault(tenant, self._random.choices(up, k=CONNECTIONS))
@@ -222,15 +144,25 @@ class Fleet:
         return self._random.choice([one for one in sample if one.open == fewest])
 
 
-def saturated(balancer: str, replicas: int, model: EngineModel | None = None, *, seconds: float = 30) -> Fleet:
-    """Return a fleet measured with two tenants of weights 1 and 3, which both ask for more than their share."""
-    fleet = Fleet(balancer, replicas, {"one": 1, "three": 3}, model or EngineModel())
-    slots = fleet.model.slots * replicas
-    fleet.clients("one", int(1.5 * slots))
-    fleet.clients("three", int(1.25 * slots))
-    fleet.run(30)
-    fleet.measuring = True
-    fleet.run(30 + seconds)
+def rate_of(fleet: Fleet, seconds: float) -> float:
+    """Run a fleet for a time and return its reports per second."""
+    begin, fleet.measuring = fleet.now, True
+    fleet.run(begin + seconds)
+    return len(fleet.ended) / seconds
+
+
+def full_rate(times: Replica) -> float:
+    """Return the reports per second of a replica that is never short of requests."""
+    return simulate.simulate(times, in_flight=4 * times.slots, reports=20 * times.slots).rate
+
+
+def saturated(balancer: str, replicas: int, times: Replica, full: float) -> Fleet:
+    """Return a fleet with two tenants of weights 1 and 3, which both ask for more than their share, after a warm-up."""
+    gc.collect()  # the fleet before
+    fleet = Fleet(balancer, replicas, {"one": 1, "three": 3}, times)
+    slots = times.slots * replicas
+    fleet.clients({"one": int(1.5 * slots), "three": int(1.25 * slots)})
+    fleet.run(_WARM_UP * times.slots / full)
     return fleet
 
 
@@ -258,23 +190,26 @@ class Row:
         return f"| {self.balancer} | {self.replicas:,} | {figures} |"
 
 
-def row(balancer: str, replicas: int, slots: int) -> Row:
-    """Simulate the three loads on replicas with a number of slots."""
-    model = EngineModel(slots=slots)
-    fleet = saturated(balancer, replicas, model)
-    rate = fleet.completed / 30 / (fleet.model.rate * replicas)
-    share = fleet.service["three"] / sum(fleet.service.values())
-    slots *= replicas
-    fleet = Fleet(balancer, replicas, {"one": 1}, model)
-    fleet.clients("one", int(0.9 * slots))
-    fleet.run(30)
-    fleet.measuring = True
-    fleet.run(60)
-    waits = sorted(fleet.waits["one"])
-    fleet = Fleet(balancer, replicas, {"one": 1}, model)
-    fleet.clients("one", int(1.5 * slots))
-    fleet.run(20)
+def row(balancer: str, replicas: int, times: Replica, full: float) -> Row:
+    """Simulate the three loads. ``full``: reports per second of a replica whose slots are all in use."""
+    slots = times.slots * replicas
+    seconds = _MEASURED * times.slots / full
+    fleet = saturated(balancer, replicas, times, full)
+    rate = rate_of(fleet, seconds) / (full * replicas)
+    share = fleet.share("three")
+    fleet = _one_tenant(balancer, replicas, times, full, int(0.9 * slots))
+    rate_of(fleet, seconds)
+    waits = sorted(request.wait_s for request in fleet.ended)
+    fleet = _one_tenant(balancer, replicas, times, full, int(1.5 * slots))
     return Row(balancer, replicas, rate, share, waits[int(0.99 * len(waits))], fleet.lose_replica() / int(1.5 * slots))
+
+
+def _one_tenant(balancer: str, replicas: int, times: Replica, full: float, clients: int) -> Fleet:
+    gc.collect()  # the fleet before
+    fleet = Fleet(balancer, replicas, {"one": 1}, times)
+    fleet.clients({"one": clients})
+    fleet.run(_WARM_UP * times.slots / full)
+    return fleet
 
 
 HEAD = """| balancer | replicas | of the full rate | tenant with 3/4 | p99 wait at 90 % load | lost with one replica |
@@ -305,14 +240,18 @@ def main() -> int:
     parser.add_argument("replicas", type=int, nargs="*", default=[1, 2, 8, 64])
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a chart of each column, as SVG")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes")
-    parser.add_argument("--slots", type=int, default=256, metavar="N", help="of each replica (default 256)")
+    parser.add_argument("--gpu", default="h100", choices=sorted(devices.TABLE), help="of each replica (default h100)")
+    parser.add_argument("--slots", type=int, metavar="N", help="of each replica (default: those of the plan)")
     args = parser.parse_args()
-    gc.disable()  # nothing here is a cycle but the fleets themselves, and there are millions of requests
-    print(HEAD)
+    gc.disable()  # there are millions of requests; only the fleets themselves are cycles, which `row` collects
+    times = planned(args.gpu)
+    times = replace(times, slots=args.slots or times.slots)
+    full = full_rate(times)
+    print(f"{times.slots} slots, {full:.2f} reports per second each\n\n{HEAD}")
     rows = []
     with ProcessPoolExecutor(args.jobs) as pool:
-        cells = [(balancer, replicas, args.slots) for replicas in args.replicas for balancer in BALANCERS]
-        for one in pool.map(row, *zip(*cells, strict=True)):
+        cells = [(balancer, replicas) for replicas in args.replicas for balancer in BALANCERS]
+        for one in pool.map(row, *zip(*cells, strict=True), itertools.repeat(times), itertools.repeat(full)):
             rows.append(one)
             print(one, flush=True)
     if args.plot:
