@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from pedcxr_client.bench.bodies import Supply
@@ -49,7 +50,7 @@ def commands(
     model: str,
     workload: Workload,
     tenants: tuple[Tenant, ...],
-    metrics: str | None,
+    metrics: Sequence[str],
     requests: int,
 ) -> str:
     """Return the commands, with the key of each tenant as a shell variable. TOKENIZER is the checkpoint's folder."""
@@ -66,7 +67,7 @@ def commands(
             str(folder / f"{tenant.name}.aiperf"), "--ui", "none", "--no-gpu-telemetry",
             *(("--request-rate", f"{rate:g}", "--arrival-pattern", "poisson") if is_open
               else ("--concurrency", str(load.in_flight))),
-            *(("--server-metrics", metrics) if metrics else ()),
+            *(("--server-metrics", *metrics) if metrics else ()),
         ]  # fmt: skip
         vllm = [
             "vllm", "bench", "serve", "--backend", "openai-chat", "--base-url", root, "--endpoint",

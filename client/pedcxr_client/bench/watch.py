@@ -8,7 +8,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,41 +75,48 @@ class Scrapes:
 
 
 class Metrics:
-    """Reads a metrics page. A server without one is no error: what cannot be checked is named in the result."""
+    """Reads the metrics pages of the replicas of a server, and adds them up.
 
-    def __init__(self, session: aiohttp.ClientSession, url: str | None) -> None:
-        self._session, self.url = session, url
+    A server without a page is no error: what cannot be checked is named in the result.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str]) -> None:
+        self._session, self._urls = session, urls
 
     async def flags(self) -> dict[str, str]:
-        """Return vLLM's cache configuration, which its page shows as labels; {} without them."""
-        match = _CACHE_CONFIG.search(await self._text())
-        return dict(_LABEL.findall(match[1])) if match else {}
-
-    async def page(self) -> dict[str, float]:
-        """Return the values of the page, or {} without a page."""
-        return parse(await self._text())
-
-    async def _text(self) -> str:
-        if self.url is None:
-            return ""
-        try:
-            async with self._session.get(self.url, timeout=aiohttp.ClientTimeout(total=5)) as response:
-                return await response.text() if response.status == 200 else ""
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            return ""
+        """Return vLLM's cache configuration, which the first page shows as labels; {} without them."""
+        for page in (await self._pages())[:1]:
+            if match := _CACHE_CONFIG.search(page):
+                return dict(_LABEL.findall(match[1]))
+        return {}
 
     async def counters(self) -> dict[str, float]:
-        """Return the counters of the page."""
-        return {name: value for name, value in (await self.page()).items() if _KEPT.match(name)}
+        """Return the counters."""
+        return {name: value for name, value in (await self._values()).items() if _KEPT.match(name)}
 
     async def follow(self, scrapes: Scrapes, clock: Callable[[], float]) -> None:
         """Record the gauges once a second until cancelled."""
-        while self.url is not None:
-            page = await self.page()
-            gauges = {label: page[name] for label, name in _GAUGES.items() if name in page}
-            if gauges:
+        while self._urls:
+            values = await self._values()
+            if gauges := {label: values[name] for label, name in _GAUGES.items() if name in values}:
+                if "kv" in gauges:  # a share of each replica's cache
+                    gauges["kv"] /= len(self._urls)
                 scrapes.series.append({"time": clock(), **gauges})
             await asyncio.sleep(1)
+
+    async def _values(self) -> dict[str, float]:
+        pages = await self._pages()
+        return parse("\n".join(pages)) if all(pages) else {}  # the sum of a part would be wrong
+
+    async def _pages(self) -> list[str]:
+        return await asyncio.gather(*map(self._page, self._urls))
+
+    async def _page(self, url: str) -> str:
+        try:
+            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=5)) as response:
+                return await response.text() if response.status == 200 else ""
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return ""
 
 
 @dataclass(slots=True)

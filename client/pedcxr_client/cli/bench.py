@@ -72,8 +72,9 @@ def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
     parser.add_argument("--model", metavar="NAME", help="name of the model, if the server offers several")
     parser.add_argument("--insecure-http", action="store_true", help="allow plain HTTP to another machine")
     parser.add_argument(
-        "--metrics-url", metavar="URL", help="the server's metrics page (default: /metrics of --url, if it exists)"
-    )
+        "--metrics-url", metavar="URL", action="append",
+        help="the server's metrics page, once for each replica (default: /metrics of --url, if it exists)",
+    )  # fmt: skip
     parser.add_argument(
         "--server-pid", metavar="PID", type=shared.positive(int),
         help="a server on this machine: measure its processes and their children",
@@ -142,7 +143,9 @@ def run_mode(options: argparse.Namespace) -> int:
         folder = Path(options.export_aiperf)
         export.write(folder, supply, load, tenants, options.requests)
         print(
-            export.commands(folder, options.url, model.name, load, tenants, options.metrics_url, options.requests),
+            export.commands(
+                folder, options.url, model.name, load, tenants, options.metrics_url or (), options.requests
+            ),
             end="",
         )
         return 0
@@ -190,7 +193,7 @@ def _run(
             key = next(iter(keys.values()))
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
             record.server = await describe(session, options.url, headers)
-            metrics = Metrics(session, options.metrics_url or f"{options.url.removesuffix('/v1')}/metrics")
+            metrics = Metrics(session, options.metrics_url or [f"{options.url.removesuffix('/v1')}/metrics"])
             record.server["cache_config"] = await metrics.flags()
             runner = run.Runner(
                 target, supply, record, metrics=metrics, server_pid=options.server_pid, progress=progress
