@@ -223,7 +223,11 @@ class LocalFleet:
                 free_port(),
                 free_port(),
                 folder / f"replica{number}.log",
-                {"CUDA_VISIBLE_DEVICES": str(number), "PEDCXR_REPLICA": f"replica{number}"},
+                {
+                    "CUDA_VISIBLE_DEVICES": str(number),
+                    "VLLM_CPU_OMP_THREADS_BIND": _cores(number, count),
+                    "PEDCXR_REPLICA": f"replica{number}",
+                },
             )
             for number in range(count)
         ]
@@ -254,6 +258,12 @@ class LocalFleet:
                 replica.stop()
             except subprocess.TimeoutExpired:
                 replica.kill()
+
+
+def _cores(number: int, count: int) -> str:
+    """Return the cores of one of several replicas on a CPU: vLLM alone would bind all of them to the same core."""
+    cores = sorted(os.sched_getaffinity(0))
+    return ",".join(map(str, cores[number::count] or [cores[number % len(cores)]]))
 
 
 @contextlib.contextmanager

@@ -126,6 +126,24 @@ def test_lame_duck_is_longer_than_two_probes() -> None:
     assert 2 * every + 0.5 <= local_fleet.LAME_DUCK_S
 
 
+@pytest.mark.parametrize(
+    ("cores", "count", "lists"),
+    [
+        ({0, 1}, 2, ["0", "1"]),
+        ({0, 1}, 3, ["0", "1", "0"]),
+        ({3}, 2, ["3", "3"]),
+        ({4, 5, 6, 7, 9}, 2, ["4,6,9", "5,7"]),
+    ],
+    ids=str,
+)
+def test_replicas_on_a_cpu_share_no_core_if_there_are_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cores: set[int], count: int, lists: list[str]
+) -> None:
+    monkeypatch.setattr(local_fleet.os, "sched_getaffinity", lambda _: cores)
+    fleet = local_fleet.LocalFleet(["none"], count, tmp_path)
+    assert [replica.env["VLLM_CPU_OMP_THREADS_BIND"] for replica in fleet.replicas] == lists
+
+
 class TestAnswers:
     def test_reports_pass_unchanged(self, fleet: Any, url: str) -> None:
         direct = post(fleet.replicas[0].url, body()).json()
