@@ -90,12 +90,14 @@ bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers,
 bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start, CPU
 	@$(RUN) -m tests.benchmarks.throughput.overhead
 	@$(RUN) -m tests.benchmarks.throughput.event_cost
+	@$(RUN) -m tests.benchmarks.throughput.film_preparation
 
 bench-capacity: $(READY)  ## accuracy of the simulated replica of `pedcxr-serve plan` on real vLLM
 	@$(RUN) -m pytest -s -m slow tests/e2e/requests/capacity_accuracy.py
 
 bench-fairness: $(READY)  ## shares of two tenants on real vLLM, and the wait of a light tenant under a flood
 	@$(RUN) -m tests.benchmarks.fairness
+	@$(RUN) -m tests.benchmarks.throughput.from_outside
 
 bench-films: $(READY)  ## milliseconds from DICOM to request body, beside a naive implementation
 	@$(RUN) -m tests.benchmarks.films
@@ -112,9 +114,10 @@ bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at
 bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real reports
 	@$(RUN) -m tests.client.evaluation.lexicon_accuracy
 
-drill: $(READY)  ## kill the engine ten times, replace gateways and engine, overload, soak (about 45 minutes)
+drill: $(READY)  ## kill the engine ten times, replace gateways, engine and replicas, overload, soak (about an hour)
 	@$(RUN) -m tests.drills.kill_engine
 	@$(RUN) -m tests.drills.rolling_restart
+	@$(RUN) -m tests.drills.fleet.real_engines
 	@$(RUN) -m tests.drills.overload
 
 drill-adapters: $(READY)  ## cost of adapters: start-up, tokens per second, equal reports in a mixed batch

@@ -139,7 +139,7 @@ class Bench:
 
     def __init__(self, running: LocalServer, folder: Path, slo: Objectives = OBJECTIVES) -> None:
         self.slo, self._pid, self._folder = slo, running.process.pid, folder
-        self._bench = BenchCommand(running, folder, "--slo-ttft", str(slo.ttft), "--slo-e2e", str(slo.e2e))
+        self._bench = BenchCommand.of(running, folder, "--slo-ttft", str(slo.ttft), "--slo-e2e", str(slo.e2e))
 
     def knee(self, seconds: float, most: int) -> tuple[int, float]:
         """Return the requests in flight at the knee and the goodput there."""

@@ -124,9 +124,9 @@ def replace_each(load: Load, servers: list[LocalServer], start: Callable[[], Loc
 
 
 @contextlib.contextmanager
-def engine(folder: Path, log: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``pedcxr-serve engine`` in a folder until the end of the block; yield when it is ready."""
-    command = [sys.executable, "-m", "pedcxr_serve", "engine", "--socket-dir", str(folder), *flags]
+def engine(log: Path, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``pedcxr-serve engine`` until the end of the block; yield when it is ready."""
+    command = [sys.executable, "-m", "pedcxr_serve", "engine", *flags]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
         try:
             eventually(lambda: "engine ready" in log.read_text() or process.poll() is not None, START_S)
@@ -147,7 +147,7 @@ def main() -> int:
         folder.mkdir(mode=0o700)
         first = contextlib.ExitStack()
         with first:
-            process = first.enter_context(engine(folder, Path(name, "engine-1.log")))
+            process = first.enter_context(engine(Path(name, "engine-1.log"), "--socket-dir", str(folder)))
             flags = ("--socket-dir", str(folder), "--lame-duck-s", LAME_DUCK_S, "--cache-secret-file", secret)
 
             def start() -> LocalServer:
@@ -162,7 +162,7 @@ def main() -> int:
                 process.terminate()
                 assert process.wait(90) == 0
                 stopped = time.monotonic()
-                stack.enter_context(engine(folder, Path(name, "engine-2.log")))
+                stack.enter_context(engine(Path(name, "engine-2.log"), "--socket-dir", str(folder)))
                 finished = load.finished
                 eventually(lambda: load.finished >= finished + clients, START_S)
                 print(

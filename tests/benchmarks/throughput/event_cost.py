@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of short and of long reports, in turns")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as name, server() as running:
-        bench = BenchCommand(running, Path(name))
+        bench = BenchCommand.of(running, Path(name))
         measure(bench, in_flight=args.in_flight, seconds=args.seconds, rounds=args.rounds)
 
 

@@ -160,9 +160,10 @@ async def under_load(
     *,
     before: int = 40,
     after: int = 40,
+    make_body: Callable[[bool], bytes] | None = None,
 ) -> None:
     """Drive each address; once ``before`` requests have ended at each, run ``event``, then wait for ``after`` more."""
-    drivers = [asyncio.create_task(drive(url, users, loads[name])) for name, url in urls.items()]
+    drivers = [asyncio.create_task(drive(url, users, loads[name], make_body=make_body)) for name, url in urls.items()]
     try:
         await asyncio.gather(*(load.until(before) for load in loads.values()))
         await asyncio.to_thread(event)

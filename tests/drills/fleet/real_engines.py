@@ -1,0 +1,124 @@
+"""Two replicas with real vLLM and the demo checkpoint behind HAProxy: a part of ``make drill``.
+
+First the simulation of a fleet is compared with this one. ``pedcxr bench`` measures three loads, the model of a replica
+is fitted to the smallest and the largest, and the simulated rate at the one between must be within 15 %. The replicas
+share the machine's cores, so that the fit contains what each takes from the other.
+
+Then both replicas restart in turn under load: no request may be lost. Last, one is killed under load: only what it had
+open may be lost, each request with a typed error or as a cut stream. HAProxy must be installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pedcxr_serve.checkpoint import inspect
+from pedcxr_serve.config import load
+from pedcxr_serve.demo import CHECKPOINT
+from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
+from tests.drills.fleet.drills import local_fleet
+from tests.drills.fleet.simulation import Fleet, rate_of
+from tests.drills.kill_engine import body
+from tests.support.bench_command import BenchCommand
+from tests.support.servers.fleet_load import Load, under_load
+
+REPLICAS, USERS = 2, 8
+LOADS = (8, 16, 32)
+TOLERANCE = 0.15
+_FIRST_SEED = 9_700_000
+_KINDS = {"server_lost", "cut"}
+
+
+def compare(bench: BenchCommand, *, seconds: float, rounds: int) -> list[str]:
+    """Return what is wrong with the simulated rate at the load that the model was not fitted to."""
+    by_load: dict[int, list[measurement.Load]] = {in_flight: [] for in_flight in LOADS}
+    for number in range(rounds):  # in turns, so that a change of the machine reaches all loads
+        for in_flight in LOADS if number % 2 else reversed(LOADS):
+            bench("run", load={"kind": "closed", "in_flight": in_flight, "seconds": seconds})
+            by_load[in_flight] += measurement.read([bench.result_file]).loads
+    points = {in_flight: _of_one_replica(loads) for in_flight, loads in by_load.items()}
+    checkpoint, config = inspect.inspect(CHECKPOINT), load.load(None, {})
+    assert checkpoint.shape is not None
+    engine = plan.make(checkpoint, devices.detect("cpu"), config, model_dir=CHECKPOINT, socket=Path("/run/e.sock"))
+    lengths = [length for loads in by_load.values() for one in loads for length in one.lengths]
+    low, between, high = LOADS
+    times = simulate.fit([points[low], points[high]], capacity.replica(engine, checkpoint.shape, lengths))
+    failures = []
+    for in_flight, point in points.items():
+        fleet = Fleet("requests", REPLICAS, {"one": 1}, times)
+        fleet.clients({"one": in_flight})
+        fleet.run(60)
+        simulated, measured = rate_of(fleet, 600), REPLICAS * point.rate
+        deviation = simulated / measured - 1
+        use = "predicted" if in_flight == between else "fitted"
+        print(f"{in_flight} in flight: {measured:.2f} reports/s, simulated {simulated:.2f} ({deviation:+.1%}, {use})")
+        if in_flight == between and abs(deviation) > TOLERANCE:
+            failures.append(f"the simulated rate deviates by {deviation:+.1%}")
+    return failures
+
+
+def _of_one_replica(loads: list[measurement.Load]) -> simulate.Measured:
+    return simulate.Measured(
+        loads[0].in_flight // REPLICAS,
+        statistics.fmean(one.rate for one in loads) / REPLICAS,
+        statistics.fmean(one.ttft for one in loads),
+        statistics.fmean(one.tpot for one in loads),
+    )
+
+
+def disturb(url: str, event: Callable[[], object], reports: int) -> Load:
+    """Run an event between reports of `USERS` clients; return what they saw."""
+    seeds = itertools.count(_FIRST_SEED)
+
+    def make_body(stream: bool) -> bytes:
+        return json.dumps(body(next(seeds), stream=stream)).encode()
+
+    seen = Load()
+    asyncio.run(
+        under_load({"": url}, {"": seen}, USERS, event, before=reports, after=reports, make_body=make_body)
+    )  # fmt: skip
+    return seen
+
+
+def main() -> int:
+    """Run the drill; return 1 if a promise was broken, 2 without HAProxy."""
+    parser = argparse.ArgumentParser("python -m tests.drills.fleet.real_engines", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=2, help="of the three loads")
+    args = parser.parse_args()
+    if shutil.which("haproxy") is None:
+        print("haproxy is not installed (Debian, Ubuntu: apt-get install haproxy)", file=sys.stderr)
+        return 2
+    command = [sys.executable, "-m", "pedcxr_serve", "start", "--device", "cpu"]
+    with (
+        tempfile.TemporaryDirectory(prefix="drill-") as name,
+        local_fleet.running(command, REPLICAS) as (fleet, balancers),
+    ):
+        url = balancers["haproxy"].url
+        pages = [replica.metrics_url for replica in fleet.replicas]
+        failures = compare(BenchCommand(f"{url}/v1", pages, Path(name)), seconds=args.seconds, rounds=args.rounds)
+        begin = time.monotonic()
+        restart = disturb(url, fleet.rolling_restart, reports=4 * USERS)
+        print(f"both restarted in turn, {time.monotonic() - begin:.0f} s: {restart.summary()}", flush=True)
+        failures += [f"restart: {one}" for one in restart.failures]
+        killed = disturb(url, fleet.replicas[0].kill, reports=4 * USERS)
+        print(f"one killed: {killed.summary()}", flush=True)
+        if len(killed.failures) > USERS or {one.kind for one in killed.failures} - _KINDS:
+            failures.append(f"kill: {killed.failures}")
+    for failure in failures:
+        print(f"FAILURE: {failure}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
