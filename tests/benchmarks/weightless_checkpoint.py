@@ -23,15 +23,22 @@ from tests.support import checkpoint_folders as folders
 
 VOCABULARY = 262_208
 SIDE, IMAGE_TOKENS = folders.CONFIG_4B["vision_config"]["image_size"], folders.CONFIG_4B["mm_tokens_per_image"]
+SHALLOW: folders.Config = folders.CONFIG_4B | {
+    "text_config": folders.CONFIG_4B["text_config"]
+    | {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64},
+    "vision_config": folders.CONFIG_4B["vision_config"]
+    | {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3},
+}
+"""The published model's images and vocabulary, with one narrow layer in each part: an engine that costs little."""
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, config: folders.Config = folders.CONFIG_4B) -> None:
     """Create the folder, which must not exist."""
     folder.mkdir(parents=True)
     demo = _read("config.json")
     ids = {key: demo[key] for key in ("boi_token_index", "eoi_token_index", "image_token_index", "eos_token_id")}
-    folders.write_json(folder / "config.json", folders.CONFIG_4B | ids | {DEMO_KEY: True})
-    folders.write_weights(folder, folders.tensors(folders.CONFIG_4B, "BF16"), 1)
+    folders.write_json(folder / "config.json", config | ids | {DEMO_KEY: True})
+    folders.write_weights(folder, folders.tensors(config, "BF16"), 1)
     for name in ("chat_template.jinja", "generation_config.json", "tokenizer_config.json"):
         shutil.copy(CHECKPOINT / name, folder)
     for name in ("processor_config.json", "preprocessor_config.json"):

@@ -83,7 +83,9 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
     with ExitStack() as stack:
         dtype = ("--dtype", args.dtype)
         stock_url, stock = stack.enter_context(_stock_vllm(checkpoint, dtype))
-        ours = stack.enter_context(server("--model", str(checkpoint), "--served-name", _NAME, *dtype))
+        # Both engines bind their thread to the same core. In the other's window a probe may get no answer for a minute.
+        probe = ("--probe-every-s", "3600")
+        ours = stack.enter_context(server("--model", str(checkpoint), "--served-name", _NAME, *dtype, *probe))
         await _wait_until_healthy(stock_url, stock)
         paths: dict[str, Measure] = {}
         if not args.skip_transformers:
@@ -100,9 +102,13 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
             for load in args.loads:
                 for name, send in senders.items():
                     paths[f"{name} at {load}"] = _closed_loop(send, films, load, args.waves * load)
-            for send in senders.values():  # the first requests of a server are slower
-                await _lanes(send, films, max(args.loads), max(args.loads))
-            results = await _alternate(paths, args.rounds)
+            try:
+                for send in senders.values():  # the first requests of a server are slower
+                    await _lanes(send, films, max(args.loads), max(args.loads))
+                results = await _alternate(paths, args.rounds)
+            except Exception:
+                print(ours.log.read_text(errors="replace"), file=sys.stderr)
+                raise
     bases = {"transformers float32, one by one": "x one by one, float32"} if not args.skip_transformers else {}
     bases |= {f"transformers {args.dtype}, {args.batch} padded": "x padded batch"} if bases else {}
     print("\n" + windows.table(results, bases | {"vllm serve at {load}": "x vllm serve, same load"}))
