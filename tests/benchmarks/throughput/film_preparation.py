@@ -16,7 +16,8 @@ from tests.benchmarks import weightless_checkpoint
 from tests.support.bench_command import BenchCommand
 from tests.support.servers.local_server import server
 
-SIZES = {'896 x 896, as the client\'s resize="model" sends': (896, 896), "2500 x 2048, full size": (2500, 2048)}
+SIZES = {"896 x 896": (896, 896), "2500 x 2048": (2500, 2048)}
+"""Height and width: as the client sends with ``resize="model"``, and a film of full size."""
 
 
 def main() -> None:
@@ -40,10 +41,10 @@ def main() -> None:
                     films = {"source": "phantoms", "count": 16, "height": height, "width": width}
                     result = bench("run", load=load, reports=reports, films=films)
                     times[size].append(result["stages"][0]["figures"]["server_cpu_ms"])
-    print(f"\n{'CPU time of a request, median of the rounds':50}" + "".join(f"{name:>20}" for name in times[size][0]))
-    for size, rounds in times.items():
-        values = (statistics.median(one[name] for one in rounds) for name in rounds[0])
-        print(f"{size:50}" + "".join(f"{value:>17.1f} ms" for value in values))
+    print(f"\n{'CPU time of a request, median of the rounds':50}" + "".join(f"{size:>16}" for size in SIZES))
+    for process in times[next(iter(SIZES))][0]:
+        medians = (statistics.median(one.get(process, 0.0) for one in rounds) for rounds in times.values())
+        print(f"{process:50}" + "".join(f"{value:>13.1f} ms" for value in medians))
 
 
 if __name__ == "__main__":
