@@ -13,10 +13,11 @@ Assumptions. They reproduce the limits of the 4B model in ``tests/serve/planner/
   it is about a thousandth.
 - Up to 528 reports decode together. More reports increase throughput little (H200 with 1,060: 42 instead of 41 per
   second) and increase the time between tokens. Any number from 520 to 537 reproduces the table.
-- The processes beside the GPU: an API process preprocesses 45 films of 896 pixels per second and spends 0.2 ms on each
-  event of a stream (`python -m tests.benchmarks.throughput.event_cost`). The gateway, one process, spends 0.053 ms on
-  an event and 3.2 ms on a request with a film of 0.5 MB (`make bench-gateway`). These are processor times on the
-  machine of docs/benchmarks.md, which has the runs.
+- The processes beside the GPU: an API process prepares 16 films of 896 pixels per second
+  (`python -m tests.benchmarks.throughput.film_preparation`) and spends 0.2 ms on each event of a stream
+  (`python -m tests.benchmarks.throughput.event_cost`). The gateway, one process, spends 0.053 ms on an event and 3.2 ms
+  on a request with a film of 0.5 MB (`make bench-gateway`). These are processor times on the machine of
+  docs/benchmarks.md, which has the runs.
 - vLLM uses the share `gpu_memory_utilization` of a GPU's memory. Activations, CUDA graphs and the CUDA context take
   2.5 GB of it.
 """
@@ -35,7 +36,7 @@ COMPUTE_EFFICIENCY = 0.5
 REAL_BANDWIDTH = 0.6
 BEST_IN_FLIGHT = 528
 GPU_OVERHEAD_BYTES = 2_500_000_000
-FILMS_PER_API_PROCESS = 45
+FILMS_PER_API_PROCESS = 16
 API_EVENT_S, GATEWAY_EVENT_S, GATEWAY_REQUEST_S = 200e-6, 53e-6, 3.2e-3
 GPU_STEP_S = 0.0  # of a step besides reading and arithmetic, such as the launch of kernels: no GPU was measured yet
 

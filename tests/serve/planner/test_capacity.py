@@ -85,8 +85,8 @@ def test_replicas_carry_the_load_within_the_objectives(h200: EnginePlan, shape: 
         ({"event": 1e-3}, {}, "gateway"),
         ({"prompt": 0.0001, "decode": 1e-3}, {}, "decode (memory bandwidth)"),
         ({"prompt": 0.0001, "arithmetic": 1e-3}, {}, "decode (arithmetic)"),
-        ({"prompt": 0.0001, "slots": 16}, {}, "slots (limited by CUDA graphs, which end at 512)"),
-        ({"prompt": 0.0001, "slots": 16}, {"reports_at_once": 16, "max_num_seqs": 16}, "KV cache"),
+        ({"prompt": 0.0001, "prepare": 0.02, "slots": 16}, {}, "slots (limited by CUDA graphs, which end at 512)"),
+        ({"prompt": 0.0001, "prepare": 0.02, "slots": 16}, {"reports_at_once": 16, "max_num_seqs": 16}, "KV cache"),
     ],
     ids=str,
 )

@@ -62,7 +62,7 @@ def test_4b_model_on_an_h200_has_the_figures_of_the_table(models: dict[str, Chec
     assert (engine_plan.max_num_seqs, engine_plan.max_num_batched_tokens, engine_plan.api_server_count) == (
         512,
         2048,
-        2,
+        4,
     )
 
 
@@ -126,7 +126,7 @@ def test_gpu_and_cpu_plans_have_only_their_own_flags(models: dict[str, Checkpoin
     assert "TORCHDYNAMO_DISABLE" not in dict(gpu.env)
     assert (cpu.max_num_seqs, cpu.limited_by, cpu.max_num_batched_tokens) == (32, "16 for each CPU core", 2048)
     assert (cpu.max_preparing, cpu.max_starting) == (1, 5)
-    assert (gpu.max_preparing, gpu.max_starting) == (4, 12)
+    assert (gpu.max_preparing, gpu.max_starting) == (8, 16)
 
 
 def test_settings_override_the_plan(models: dict[str, Checkpoint]) -> None:
@@ -160,9 +160,9 @@ def test_settings_override_preparing_and_starting_limits(models: dict[str, Check
         engine_plan = make_plan(models["4b"], "h200", table="gateway", **settings)
         return engine_plan.max_preparing, engine_plan.max_starting
 
-    assert starting() == (4, 12)
-    assert starting(max_preparing=8) == (8, 16)
-    assert starting(max_starting=6) == (4, 6)
+    assert starting() == (8, 16)
+    assert starting(max_preparing=4) == (4, 12)
+    assert starting(max_starting=10) == (8, 10)
     assert starting(max_preparing=2, max_starting=6) == (2, 6)
 
 
