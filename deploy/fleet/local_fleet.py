@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
-import random
 import re
 import shutil
 import signal
@@ -33,14 +33,20 @@ FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf"}
 LAME_DUCK_S = 2.5
 
 
+_given = itertools.count()
+
+
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago.
+    """Return a port of 127.0.0.1 that was free a moment ago, and another one at each call.
 
     It lies below the ports that the kernel gives to outgoing connections: a probe or a client could take one of those
-    before the server that needs it has started.
+    before the server that needs it has started. Each process begins elsewhere, so that two fleets that start at once
+    choose different ports.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for port in random.sample(range(max(1024, first - 10_000), first), 100) if first > 2000 else ():
+    lowest = max(1024, first - 20_000)
+    for _ in range(lowest, first):
+        port = lowest + (64 * os.getpid() + next(_given)) % (first - lowest)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
     with socket.create_server(("127.0.0.1", 0)) as plug:

@@ -126,6 +126,14 @@ def test_lame_duck_is_longer_than_two_probes() -> None:
     assert 2 * every + 0.5 <= local_fleet.LAME_DUCK_S
 
 
+def test_ports_differ_between_calls_and_between_processes() -> None:
+    path = "deploy/fleet/local_fleet.py"
+    code = f"import runpy; free = runpy.run_path('{path}')['free_port']; print(*(free() for _ in range(20)))"
+    both = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    ports = [int(word) for one in both for word in one.communicate()[0].split()]
+    assert len(set(ports)) == len(ports) == 40
+
+
 @pytest.mark.parametrize(
     ("cores", "count", "lists"),
     [
