@@ -2,7 +2,7 @@
 
 ``--plot FILE`` also draws it. A replica is that of `pedcxr_serve.planner`: with the times that the planner gives the
 published model on a GPU, and the gateway's own queue. Clients are closed loops: each sends its next request when one
-has ended. 1,000 replicas with 256 slots take a few minutes of one core per balancer, and some GB of memory.
+has ended. 1,000 replicas with 256 slots take ten minutes of one core per balancer.
 
 Balancers: ``requests`` sends a request to the replica with the fewest open ones, ties at random (of 24, if there are
 over 64 replicas); ``better-of-two`` compares two; ``in-turn`` takes them in turn; ``connections`` sends the requests of
@@ -42,6 +42,7 @@ BALANCERS = ("requests", "better-of-two", "in-turn", "connections")
 CONNECTIONS = 16
 _PROMPT_TOKENS = 300
 _WARM_UP, _MEASURED = 4.0, 3.0  # in units of the time that a report takes with all slots in use
+_LEAST_S = 20.0
 _MEAN_LOG, _SPREAD_LOG = 5.78, 0.385  # of the tokens of a report: a mean of 350, a standard deviation of 140
 
 
@@ -153,7 +154,7 @@ def rate_of(fleet: Fleet, seconds: float) -> float:
 
 def full_rate(times: Replica) -> float:
     """Return the reports per second of a replica that is never short of requests."""
-    return simulate.simulate(times, in_flight=4 * times.slots, reports=20 * times.slots).rate
+    return simulate.simulate(times, in_flight=4 * times.slots, reports=max(5000, 20 * times.slots)).rate
 
 
 def saturated(balancer: str, replicas: int, times: Replica, full: float) -> Fleet:
@@ -193,7 +194,7 @@ class Row:
 def row(balancer: str, replicas: int, times: Replica, full: float) -> Row:
     """Simulate the three loads. ``full``: reports per second of a replica whose slots are all in use."""
     slots = times.slots * replicas
-    seconds = _MEASURED * times.slots / full
+    seconds = max(_MEASURED * times.slots / full, _LEAST_S)
     fleet = saturated(balancer, replicas, times, full)
     rate = rate_of(fleet, seconds) / (full * replicas)
     share = fleet.share("three")
