@@ -84,11 +84,9 @@ class Metrics:
         self._session, self._urls = session, urls
 
     async def flags(self) -> dict[str, str]:
-        """Return vLLM's cache configuration, which the first page shows as labels; {} without them."""
-        for page in (await self._pages())[:1]:
-            if match := _CACHE_CONFIG.search(page):
-                return dict(_LABEL.findall(match[1]))
-        return {}
+        """Return vLLM's cache configuration, which the page shows as labels, of the first replica; {} without them."""
+        match = _CACHE_CONFIG.search("\n".join(await self._pages()))
+        return dict(_LABEL.findall(match[1])) if match else {}
 
     async def counters(self) -> dict[str, float]:
         """Return the counters."""
