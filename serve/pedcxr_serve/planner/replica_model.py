@@ -180,6 +180,10 @@ class RunningReplica:
         """Number of requests in the gateway's queue."""
         return self._queue.waiting
 
+    def service(self) -> dict[str, float]:
+        """Return the cost of what has left the gateway's queue, by tenant."""
+        return self._queue.service()
+
     def take(self, request: Request) -> None:
         """Begin a request."""
         ticket = request.ticket = self._queue.open(request.tenant, self._agenda.now)

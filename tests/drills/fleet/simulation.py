@@ -24,16 +24,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 
 from pedcxr_client.bench.charts import Series, lines
 from pedcxr_serve.checkpoint import inspect
 from pedcxr_serve.config import load
+from pedcxr_serve.demo import CHECKPOINT
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.scheduler import OUTPUT_COST
 from pedcxr_serve.planner import capacity, devices, plan, simulate
+from pedcxr_serve.planner.measurement import Measurement
 from pedcxr_serve.planner.replica_model import Agenda, Replica, Request, RunningReplica
 from tests.drills.fleet.sheet import sheet
 from tests.support import checkpoint_folders
@@ -60,13 +62,36 @@ def planned(gpu: str) -> Replica:
         return capacity.replica(engine, checkpoint.shape, lengths)
 
 
+def fitted(measured: Measurement) -> Replica:
+    """Return a replica of the demo checkpoint on this machine's CPU that reproduces measured loads."""
+    checkpoint = inspect.inspect(CHECKPOINT)
+    assert checkpoint.shape is not None
+    device, config = devices.detect("cpu"), load.load(None, {})
+    engine = plan.make(checkpoint, device, config, model_dir=CHECKPOINT, socket=Path("/run/engine.sock"))
+    return capacity.measured_replica(engine, checkpoint.shape, measured)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a fleet did in a time.
+
+    Attributes:
+        rate: reports per second.
+        shares: of the service that left the queues, by tenant.
+        waits: seconds in the queue of each request that ended.
+    """
+
+    rate: float
+    shares: Mapping[str, float]
+    waits: Sequence[float]
+
+
 @dataclass
 class Fleet:
     """Replicas behind a balancer, and closed-loop tenants.
 
     Attributes:
         weights: of the tenants, by name.
-        ended: the requests that ended while `measuring`.
     """
 
     balancer: str
@@ -74,8 +99,6 @@ class Fleet:
     weights: Mapping[str, float]
     times: Replica
     seed: int = 1
-    measuring: bool = False
-    ended: list[Request] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._agenda = Agenda()
@@ -86,15 +109,16 @@ class Fleet:
         }
         self._turn = itertools.count()
         self._pins: dict[str, list[RunningReplica]] = {}
+        self._waits: list[float] = []  # of the requests that ended
 
-    @property
-    def now(self) -> float:
-        """Simulated seconds."""
-        return self._agenda.now
-
-    def run(self, until: float) -> None:
-        """Simulate until a time."""
-        self._agenda.run(until)
+    def run(self, seconds: float) -> Window:
+        """Simulate for a time."""
+        before = self._service()
+        self._waits = []
+        self._agenda.run(self._agenda.now + seconds)
+        service = self._service() - before
+        shares = {tenant: cost / service.total() for tenant, cost in service.items()}
+        return Window(len(self._waits) / seconds, shares, self._waits)
 
     def clients(self, counts: Mapping[str, int]) -> None:
         """Add closed loops of tenants, by name, in random order."""
@@ -110,16 +134,14 @@ class Fleet:
             self._send(request.tenant.name)
         return len(lost)
 
-    def share(self, tenant: str) -> float:
-        """Return the share of a tenant in the cost of what ended."""
-        costs = Counter[str]()
-        for request in self.ended:
-            costs[request.tenant.name] += request.cost  # type: ignore[assignment]
-        return costs[tenant] / sum(costs.values())
+    def _service(self) -> Counter[str]:
+        total = Counter[str]()
+        for replica in self._up:
+            total.update(replica.service())  # type: ignore[arg-type] # costs are floats
+        return total
 
     def _end(self, request: Request) -> None:
-        if self.measuring:
-            self.ended.append(request)
+        self._waits.append(request.wait_s)
         self._send(request.tenant.name)
 
     def _send(self, tenant: str) -> None:
@@ -145,26 +167,28 @@ class Fleet:
         return self._random.choice([one for one in sample if one.open == fewest])
 
 
-def rate_of(fleet: Fleet, seconds: float) -> float:
-    """Run a fleet for a time and return its reports per second."""
-    begin, fleet.measuring = fleet.now, True
-    fleet.run(begin + seconds)
-    return len(fleet.ended) / seconds
-
-
 def full_rate(times: Replica) -> float:
     """Return the reports per second of a replica that is never short of requests."""
     return simulate.simulate(times, in_flight=4 * times.slots, reports=max(5000, 20 * times.slots)).rate
 
 
-def saturated(balancer: str, replicas: int, times: Replica, full: float) -> Fleet:
-    """Return a fleet with two tenants of weights 1 and 3, which both ask for more than their share, after a warm-up."""
+def warmed(balancer: str, replicas: int, times: Replica, full: float, clients: Mapping[str, int]) -> Fleet:
+    """Return a fleet with clients of the tenants ``one`` and ``three``, of weights 1 and 3, after a warm-up.
+
+    Args:
+        full: reports per second of a replica whose slots are all in use.
+    """
     gc.collect()  # the fleet before
     fleet = Fleet(balancer, replicas, {"one": 1, "three": 3}, times)
-    slots = times.slots * replicas
-    fleet.clients({"one": int(1.5 * slots), "three": int(1.25 * slots)})
+    fleet.clients(clients)
     fleet.run(_WARM_UP * times.slots / full)
     return fleet
+
+
+def saturated(balancer: str, replicas: int, times: Replica, full: float) -> Fleet:
+    """Return a fleet, see `warmed`, whose two tenants both ask for more than their share."""
+    slots = times.slots * replicas
+    return warmed(balancer, replicas, times, full, {"one": int(1.5 * slots), "three": int(1.25 * slots)})
 
 
 @dataclass(frozen=True)
@@ -192,25 +216,16 @@ class Row:
 
 
 def row(balancer: str, replicas: int, times: Replica, full: float) -> Row:
-    """Simulate the three loads. ``full``: reports per second of a replica whose slots are all in use."""
+    """Simulate the three loads; ``full`` is that of `warmed`."""
     slots = times.slots * replicas
     seconds = max(_MEASURED * times.slots / full, _LEAST_S)
-    fleet = saturated(balancer, replicas, times, full)
-    rate = rate_of(fleet, seconds) / (full * replicas)
-    share = fleet.share("three")
-    fleet = _one_tenant(balancer, replicas, times, full, int(0.9 * slots))
-    rate_of(fleet, seconds)
-    waits = sorted(request.wait_s for request in fleet.ended)
-    fleet = _one_tenant(balancer, replicas, times, full, int(1.5 * slots))
-    return Row(balancer, replicas, rate, share, waits[int(0.99 * len(waits))], fleet.lose_replica() / int(1.5 * slots))
-
-
-def _one_tenant(balancer: str, replicas: int, times: Replica, full: float, clients: int) -> Fleet:
-    gc.collect()  # the fleet before
-    fleet = Fleet(balancer, replicas, {"one": 1}, times)
-    fleet.clients({"one": clients})
-    fleet.run(_WARM_UP * times.slots / full)
-    return fleet
+    busy = saturated(balancer, replicas, times, full).run(seconds)
+    most = warmed(balancer, replicas, times, full, {"one": int(0.9 * slots)}).run(seconds)
+    waits = sorted(most.waits)
+    clients = int(1.5 * slots)
+    lost = warmed(balancer, replicas, times, full, {"one": clients}).lose_replica() / clients
+    rate = busy.rate / (full * replicas)
+    return Row(balancer, replicas, rate, busy.shares["three"], waits[int(0.99 * len(waits))], lost)
 
 
 HEAD = """| balancer | replicas | of the full rate | tenant with 3/4 | p99 wait at 90 % load | lost with one replica |
