@@ -37,7 +37,7 @@ from tests.benchmarks.load_generator import Films, Sender, cost, run
 from tests.support.servers.local_server import LocalServer, server
 
 _SEEDS = range(8_200_000, 8_200_064)  # training draws from lower ones
-_WEIGHTS = {"team": 1, "flood": 1, "triple": 3, "light": 1}
+WEIGHTS = {"team": 1, "flood": 1, "triple": 3, "light": 1}
 
 
 def _option(default: float, meaning: str) -> Any:
@@ -88,7 +88,7 @@ def main() -> None:
     folder = download.resolve(settings.model, settings.revision)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        keys = _write_tenants(scratch / "tenants.toml")
+        keys = write_tenants(scratch / "tenants.toml")
         socket = scratch / "run" / "engine.sock"
         engine_plan = plan.make(
             inspect.inspect(folder),
@@ -108,11 +108,11 @@ def main() -> None:
     _print(results, before)
 
 
-def _write_tenants(path: Path) -> dict[str, str]:
+def write_tenants(path: Path) -> dict[str, str]:
     """Write a tenants file; return the keys by tenant."""
-    keys = {name: api_keys.new(path, name) for name in _WEIGHTS}
+    keys = {name: api_keys.new(path, name) for name in WEIGHTS}
     text = path.read_text()
-    for name, weight in _WEIGHTS.items():
+    for name, weight in WEIGHTS.items():
         text = text.replace(f"[tenant.{name}]\n", f"[tenant.{name}]\nweight = {weight}\nmax_concurrent = 1024\n")
     path.write_text(text)
     return keys

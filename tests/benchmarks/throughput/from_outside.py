@@ -22,27 +22,21 @@ from typing import Any
 
 from pedcxr_client.bench import results
 from pedcxr_client.bench.figures import StageRun, quantile
-from pedcxr_serve.gateway.auth import api_keys
+from tests.benchmarks.fairness import WEIGHTS, write_tenants
 from tests.drills.fleet.drills import local_fleet
 from tests.drills.rolling_restart import engine
 from tests.support.bench_command import BenchCommand
 from tests.support.servers.local_server import server
 
-_WEIGHTS = {"team": 1, "flood": 1, "triple": 3, "light": 1}
-
 Senders = Sequence[Mapping[str, object]]
 
 
-def tenants(path: Path) -> dict[str, Path]:
-    """Write a tenants file, and a file with the key of each tenant beside it; return the latter."""
+def key_files(tenants: Path) -> dict[str, Path]:
+    """Write a tenants file, and beside it a file with the key of each tenant; return the latter."""
     files = {}
-    for name in _WEIGHTS:
-        files[name] = path.with_name(f"{name}.key")
-        files[name].write_text(api_keys.new(path, name))
-    text = path.read_text()
-    for name, weight in _WEIGHTS.items():
-        text = text.replace(f"[tenant.{name}]\n", f"[tenant.{name}]\nweight = {weight}\nmax_concurrent = 1024\n")
-    path.write_text(text)
+    for name, key in write_tenants(tenants).items():
+        files[name] = tenants.with_name(f"{name}.key")
+        files[name].write_text(key)
     return files
 
 
@@ -102,7 +96,7 @@ def main() -> None:
         address = f"127.0.0.1:{local_fleet.free_port()}"
         at = ("--listen", address, "--key-file", str(engine_key))
         stack.enter_context(engine(folder / "engine.log", *at))
-        files = tenants(folder / "tenants.toml")
+        files = key_files(folder / "tenants.toml")
         flags = ("--engine", f"http://{address}", *at[2:], "--tenants", str(folder / "tenants.toml"))
         running = stack.enter_context(server(*flags, command="gateway"))
         for part in ("engine", "gateway"):
@@ -123,7 +117,7 @@ def main() -> None:
             load = {"kind": "poisson", "rate": 4 * rate, "seconds": 2 * args.seconds}
             run = results.stages(gateway("run", load=load, tenants=senders(files, flood=4, **{first: part})))[0]
             share = share_of(first, run, 2 * args.seconds)
-            print(f"{first}, weight {_WEIGHTS[first]}, sends {part} of {4 + part} requests: {share:.1%} of the tokens")
+            print(f"{first}, weight {WEIGHTS[first]}, sends {part} of {4 + part} requests: {share:.1%} of the tokens")
         for flood in (0.0, 3 * rate):
             load = {"kind": "poisson", "rate": 1 + flood, "seconds": args.light_seconds}
             by = senders(files, light=1, **({"flood": flood} if flood else {}))

@@ -20,18 +20,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from pedcxr_client.bench.watch import parse
-from pedcxr_serve.checkpoint import inspect
-from pedcxr_serve.config import load
-from pedcxr_serve.demo import CHECKPOINT
-from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
+from pedcxr_serve.planner import measurement
+from pedcxr_serve.planner.measurement import Measurement
 from tests.drills.fleet.drills import local_fleet
-from tests.drills.fleet.simulation import Fleet, rate_of
+from tests.drills.fleet.simulation import Fleet, fitted
 from tests.drills.kill_engine import body
 from tests.support.bench_command import BenchCommand
 from tests.support.servers.fleet_load import Load, under_load
@@ -51,18 +50,14 @@ def compare(bench: BenchCommand, *, seconds: float, rounds: int) -> list[str]:
             bench("run", load={"kind": "closed", "in_flight": in_flight, "seconds": seconds})
             by_load[in_flight] += measurement.read([bench.result_file]).loads
     points = {in_flight: _of_one_replica(loads) for in_flight, loads in by_load.items()}
-    checkpoint, config = inspect.inspect(CHECKPOINT), load.load(None, {})
-    assert checkpoint.shape is not None
-    engine = plan.make(checkpoint, devices.detect("cpu"), config, model_dir=CHECKPOINT, socket=Path("/run/e.sock"))
-    lengths = [length for loads in by_load.values() for one in loads for length in one.lengths]
     low, between, high = LOADS
-    times = simulate.fit([points[low], points[high]], capacity.replica(engine, checkpoint.shape, lengths))
+    times = fitted(Measurement((points[low], points[high]), doubts=()))
     failures = []
     for in_flight, point in points.items():
         fleet = Fleet("requests", REPLICAS, {"one": 1}, times)
         fleet.clients({"one": in_flight})
         fleet.run(60)
-        simulated, measured = rate_of(fleet, 600), REPLICAS * point.rate
+        simulated, measured = fleet.run(600).rate, REPLICAS * point.rate
         deviation = simulated / measured - 1
         use = "predicted" if in_flight == between else "fitted"
         print(f"{in_flight} in flight: {measured:.2f} reports/s, simulated {simulated:.2f} ({deviation:+.1%}, {use})")
@@ -71,12 +66,15 @@ def compare(bench: BenchCommand, *, seconds: float, rounds: int) -> list[str]:
     return failures
 
 
-def _of_one_replica(loads: list[measurement.Load]) -> simulate.Measured:
-    return simulate.Measured(
-        loads[0].in_flight // REPLICAS,
-        statistics.fmean(one.rate for one in loads) / REPLICAS,
-        statistics.fmean(one.ttft for one in loads),
-        statistics.fmean(one.tpot for one in loads),
+def _of_one_replica(loads: list[measurement.Load]) -> measurement.Load:
+    """Return the mean of several measurements of one load, for each replica."""
+    return replace(
+        loads[0],
+        in_flight=loads[0].in_flight // REPLICAS,
+        rate=statistics.fmean(one.rate for one in loads) / REPLICAS,
+        ttft=statistics.fmean(one.ttft for one in loads),
+        tpot=statistics.fmean(one.tpot for one in loads),
+        lengths=tuple(length for one in loads for length in one.lengths),
     )
 
 

@@ -17,13 +17,11 @@ import pytest
 
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
-from pedcxr_serve.checkpoint import inspect
-from pedcxr_serve.config import load
 from pedcxr_serve.config.settings import DEMO_NAME
-from pedcxr_serve.demo import CHECKPOINT
-from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
+from pedcxr_serve.planner import measurement, simulate
 from tests.benchmarks.throughput.unique_films import films
 from tests.benchmarks.throughput.windows import Span, steady_rate
+from tests.drills.fleet.simulation import fitted
 from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
@@ -109,13 +107,7 @@ def test_prediction_between_two_measured_loads(running: LocalServer, tmp_path: P
     stages = asyncio.run(measured(running.root, films()))
     file = tmp_path / "bench.json"
     file.write_text(json.dumps({"stages": [stages[8], stages[32]]}))
-    checkpoint = inspect.inspect(CHECKPOINT)
-    assert checkpoint.shape is not None
-    config = load.load(None, {})
-    engine_plan = plan.make(
-        checkpoint, devices.detect("cpu"), config, model_dir=CHECKPOINT, socket=Path("/run/e.sock")
-    )  # fmt: skip
-    replica = capacity.measured_replica(engine_plan, checkpoint.shape, measurement.read([file]))
+    replica = fitted(measurement.read([file]))
     outcome = simulate.simulate(replica, in_flight=16, reports=2000)
     print({n: {k: v for k, v in one.items() if k != "output_lens"} for n, one in stages.items()}, replica, outcome)
     assert outcome.rate == pytest.approx(stages[16]["request_throughput"], rel=0.2)
