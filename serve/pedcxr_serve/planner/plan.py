@@ -132,7 +132,7 @@ def make(
     )  # fmt: skip
     return EnginePlan(
         argv=argv,
-        env=vllm_args.env(device, config, dtype=dtype, kv_bytes=capacity),
+        env=vllm_args.env(shape, device, config, dtype=dtype, kv_bytes=capacity),
         device=device,
         dtype=dtype,
         weights_bytes=weights,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pedcxr_serve.checkpoint.adapter import Adapter
+from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.planner import adapters
@@ -15,6 +16,11 @@ from pedcxr_serve.planner.devices import Device
 
 GPU_STREAM_INTERVAL = 4
 """Tokens per event on a GPU. Every event costs processor time in engine, gateway and client; a CPU writes few."""
+# vLLM leaves one core to its other processes. Of two cores that is half of the arithmetic, which decides for a large
+# model: with 173 million parameters, 32 reports in flight were 1.48 times as fast on both. The demo model has a million,
+# and one report at a time was 0.8 times as fast (docs/benchmarks.md).
+_FEW_CORES = 2
+_LARGE_MODEL = 100_000_000  # parameters of the language model
 # In seconds. vLLM's default buckets start at 10 ms, which puts the whole range of an H200 into one bucket.
 ITL_BUCKETS = (0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.025, 0.033, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 1.6, 5.0)
 
@@ -82,7 +88,9 @@ def is_eager(device: Device, config: ServeConfig) -> bool:
     return device.kind == "cpu" if eager is None else eager
 
 
-def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tuple[tuple[str, str], ...]:
+def env(
+    shape: Shape, device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int
+) -> tuple[tuple[str, str], ...]:
     """Return the environment variables to set for the engine, in addition to the inherited ones."""
     variables = {
         "VLLM_PLUGINS": "pedcxr",
@@ -118,10 +126,12 @@ def env(device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tu
         variables |= {
             "VLLM_CPU_KVCACHE_SPACE": str(kv_bytes // 2**30),
             # Three processes share the cores: a thread that spins at a barrier delays the threads it waits for.
-            # On 2 cores, `make bench-overhead` wrote 8.4 reports per second with the demo model, one at a time. Without
-            # vLLM's default of one reserved core it wrote 6.9, and with spinning threads 2.9.
+            # On 2 cores, `make bench-overhead` wrote 8.4 reports per second with the demo model, one at a time, and 2.9
+            # with spinning threads.
             "OMP_WAIT_POLICY": "PASSIVE",
         }
+        if device.cores <= _FEW_CORES and shape.text_parameters >= _LARGE_MODEL:
+            variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     elif dtype == "float32":
         # Triton multiplies float32 as TF32 by default, which has 10 bits of mantissa (vLLM's attention is in Triton).
         variables["TRITON_F32_DEFAULT"] = "ieee"

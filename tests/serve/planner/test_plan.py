@@ -124,6 +124,7 @@ def test_gpu_and_cpu_plans_have_only_their_own_flags(models: dict[str, Checkpoin
     assert "VLLM_CPU_KVCACHE_SPACE" not in dict(gpu.env)
     assert dict(cpu.env)["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in dict(gpu.env)
+    assert "VLLM_CPU_NUM_OF_RESERVED_CPU" not in dict(cpu.env)
     assert (cpu.max_num_seqs, cpu.limited_by, cpu.max_num_batched_tokens) == (32, "16 for each CPU core", 2048)
     assert (cpu.max_preparing, cpu.max_starting) == (1, 5)
     assert (gpu.max_preparing, gpu.max_starting) == (8, 16)
@@ -221,6 +222,13 @@ def test_kv_cache_of_a_cpu_holds_all_reports_or_what_fits(models: dict[str, Chec
     assert wide.reports_at_once >= 512 > (gib - 1) * 2**30 // (4096 * wide.kv_bytes_per_token)
     assert make_plan(models["4b"], "cpu").kv_capacity_bytes == 2**30, "weights leave no more room"
     assert make_plan(models["demo"], "cpu", cpu_kv_cache_gib=3).kv_capacity_bytes == 3 * 2**30
+
+
+def test_a_large_model_computes_on_both_of_two_cores(models: dict[str, Checkpoint]) -> None:
+    assert dict(make_plan(models["4b"], "cpu").env)["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0"
+    four = replace(devices.TABLE["cpu"], cores=4)
+    wide = plan.make(models["4b"], four, load.load(None, {}), model_dir=Path("/m"), socket=Path("/s"))
+    assert "VLLM_CPU_NUM_OF_RESERVED_CPU" not in dict(wide.env)
 
 
 def test_gpu_before_ampere_uses_float32(models: dict[str, Checkpoint]) -> None:
