@@ -1,9 +1,9 @@
 """Longer drills of a fleet with fake engines: ``make drill-fleet``.
 
-``linear``: 1, 2, 4 and 8 replicas behind HAProxy. ``restart``: all replicas in turn at 70 % load, behind HAProxy and
-nginx. ``cable``: two replicas and HAProxy in network namespaces of their own; the cable of one is cut for 15 s. It
-needs root and the command ip, and is skipped without them. Each drill prints what it saw; the exit status is 1 if a
-figure is missed. Arguments name the drills to run.
+``linear``: 1, 2, 4 and 8 replicas behind HAProxy. ``restart``: all replicas in turn at 70 % load. ``kill``: one of two
+replicas at 35 requests per second. Both run behind HAProxy and behind nginx. ``cable``: two replicas and HAProxy in
+network namespaces of their own; the cable of one is cut for 15 s. It needs root and the command ip, and is skipped
+without them. Each drill prints what it saw; the exit status is 1 if a figure is missed. Arguments name the drills.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.support.paths import ROOT
 from tests.support.scripts import load_script
-from tests.support.servers.fleet_load import Load, drive, quantile
+from tests.support.servers.fleet_load import Killing, Load, drive, under_load
 
 local_fleet = load_script(ROOT / "deploy/fleet/local_fleet.py")
 PYTHON = [sys.executable, "-m", "tests.support.servers.replica", "start"]
@@ -76,15 +76,34 @@ def restart() -> list[str]:
                 return steady, during
 
             steady, during = asyncio.run(both())
-        ratio = _p99(during) / _p99(steady)
+        ratio = during.p99 / steady.p99
         print(f"restart: {kind}: steady {steady.summary()}\n         restart {during.summary()}; p99 {ratio:.1f} x")
         if during.failures or ratio > 2:
             failures.append(f"{kind}: {during.summary()}")
     return failures
 
 
-def _p99(load: Load) -> float:
-    return quantile(sorted(one.seconds for one in load.outcomes if one.kind == "ok"), 0.99)
+def kill() -> list[str]:
+    """Return what went wrong when one of two replicas was killed at 35 requests per second or more.
+
+    Only what the replica had open may be lost or sent again, and every other request may take 1 s at most.
+    """
+    failures = []
+    for kind in ("haproxy", "nginx"):
+        command = [*PYTHON, "--", "--slots", "8", "--pieces", "10", "--gap", "0.02"]
+        with local_fleet.running(command, 2, [kind]) as (fleet, balancers):
+            killing, load = Killing(fleet.replicas[1], fleet.replicas[:1]), Load()
+            urls = {kind: balancers[kind].url}
+            asyncio.run(under_load(urls, {kind: load}, 12, killing, before=400, after=400))
+            faults = killing.faults(load.outcomes)
+        before = [one for one in load.outcomes if one.end < killing.at]
+        rate = len(before) / (before[-1].end - before[0].start)
+        others = max(one.seconds for one in load.outcomes if one.kind == "ok" and not one.resent)
+        print(f"kill: {kind}: {rate:.0f} requests/s, {killing.opened} open: {load.summary()}; others <= {others:.2f} s")
+        if rate < 35 or others > 1:
+            faults.append(f"{rate:.0f} requests/s, the others took {others:.2f} s")
+        failures += [f"{kind}: {fault}" for fault in faults]
+    return failures
 
 
 def cable() -> list[str]:
@@ -171,7 +190,7 @@ def _in_host(host: str, command: Sequence[str], log: Path) -> Iterator[None]:
             process.wait()
 
 
-DRILLS: dict[str, Callable[[], list[str]]] = {"linear": linear, "restart": restart, "cable": cable}
+DRILLS: dict[str, Callable[[], list[str]]] = {"linear": linear, "restart": restart, "kill": kill, "cable": cable}
 
 
 def main() -> int:

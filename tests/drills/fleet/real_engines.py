@@ -4,8 +4,9 @@ First the simulation of a fleet is compared with this one. ``pedcxr bench`` meas
 is fitted to the smallest and the largest, and the simulated rate at the one between must be within 15 %. The replicas
 share the machine's cores, so that the fit contains what each takes from the other.
 
-Then both replicas restart in turn under load: no request may be lost. Last, one is killed under load: only what it had
-open may be lost, each request with a typed error or as a cut stream. HAProxy must be installed.
+Then both replicas restart in turn under load: no request may be lost, and the p99 may be twice that of a steady load.
+Last, one is killed under load: only what it had open may be lost, each request with a typed error or as a cut stream.
+HAProxy must be installed.
 """
 
 from __future__ import annotations
@@ -24,22 +25,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from pedcxr_client.bench.watch import parse
 from pedcxr_serve.planner import measurement
 from pedcxr_serve.planner.measurement import Measurement
 from tests.drills.fleet.drills import local_fleet
 from tests.drills.fleet.simulation import Fleet, fitted
 from tests.drills.kill_engine import body
 from tests.support.bench_command import BenchCommand
-from tests.support.servers.fleet_load import Load, under_load
+from tests.support.servers.fleet_load import Killing, Load, under_load
 
 REPLICAS, USERS = 2, 8
 LOADS = (8, 16, 32)  # the model is fitted to the first and the last
 TOLERANCE = 0.15
 _FIRST_SEED = 9_700_000
-_KINDS = {"server_lost", "cut"}
 
 
 def compare(bench: BenchCommand, *, seconds: float, rounds: int) -> list[str]:
@@ -92,20 +89,12 @@ def disturb(url: str, event: Callable[[], object], reports: int) -> Load:
     return seen
 
 
-def kill(url: str, replica: Any) -> list[str]:
-    """Kill a replica under load; return what is wrong with the requests that it had open, and with the others."""
-    opened: list[int] = []
-
-    def event() -> None:
-        while not opened or not opened[-1]:
-            opened.append(int(parse(httpx.get(replica.metrics_url).text)["pedcxr_requests_in_flight"]))
-        replica.kill()
-
-    seen = disturb(url, event, reports=4 * USERS)
-    print(f"killed with {opened[-1]} requests open: {seen.summary()}", flush=True)
-    hit = len(seen.failures) + sum(one.resent for one in seen.outcomes)
-    failures = [f"kill: {one}" for one in seen.failures if one.kind not in _KINDS]
-    return failures + ([f"kill: {hit} requests were hit, {opened[-1]} were open"] if hit > USERS or not hit else [])
+def kill(url: str, fleet: Any) -> list[str]:
+    """Kill a replica under load; return what was lost beyond the requests that it had open."""
+    killing = Killing(fleet.replicas[0], fleet.replicas[1:])
+    seen = disturb(url, killing, reports=4 * USERS)
+    print(f"killed with {killing.opened} requests open: {seen.summary()}", flush=True)
+    return [f"kill: {fault}" for fault in killing.faults(seen.outcomes)]
 
 
 def main() -> int:
@@ -126,11 +115,17 @@ def main() -> int:
         pages = [replica.metrics_url for replica in fleet.replicas]
         bench = BenchCommand(f"{url}/v1", pages, Path(name))
         failures = compare(bench, seconds=args.seconds, rounds=args.rounds) if args.rounds else []
+        steady = disturb(url, lambda: time.sleep(args.seconds), reports=4 * USERS)
         begin = time.monotonic()
         restart = disturb(url, fleet.rolling_restart, reports=4 * USERS)
-        print(f"both restarted in turn, {time.monotonic() - begin:.0f} s: {restart.summary()}", flush=True)
+        ratio = restart.p99 / steady.p99
+        print(f"steady: {steady.summary()}")
+        print(
+            f"both restarted in turn, {time.monotonic() - begin:.0f} s: {restart.summary()}, {ratio:.1f} x", flush=True
+        )
         failures += [f"restart: {one}" for one in restart.failures]
-        failures += kill(url, fleet.replicas[0])
+        failures += [f"restart: the p99 is {ratio:.1f} x the steady one"] if ratio > 2 else []
+        failures += kill(url, fleet)
     for failure in failures:
         print(f"FAILURE: {failure}")
     return 1 if failures else 0

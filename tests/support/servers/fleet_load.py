@@ -6,18 +6,19 @@ import asyncio
 import base64
 import json
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
+import httpx
 
 from tests.support.servers.gateway_server import BODY, CHAT
 
 _FILM = "data:image/png;base64,"
-
-
 _RETRIES = 2  # by default in openai-python and in pedcxr_client
 
 
@@ -52,14 +53,22 @@ class Load:
     def failures(self) -> list[Outcome]:
         return [one for one in self.outcomes if one.kind != "ok"]
 
+    @property
+    def _seconds(self) -> list[float]:
+        return sorted(one.seconds for one in self.outcomes if one.kind == "ok") or [float("nan")]
+
+    @property
+    def p99(self) -> float:
+        """Of the seconds until a complete report."""
+        return quantile(self._seconds, 0.99)
+
     def summary(self) -> str:
         counts = Counter(one.kind for one in self.outcomes).most_common()
-        seconds = sorted(one.seconds for one in self.outcomes if one.kind == "ok") or [float("nan")]
         resent = sum(one.resent for one in self.outcomes)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
         return (
             f"{len(self.outcomes)} requests, {resent} resent: {kinds}; "
-            f"p50 {1e3 * quantile(seconds, 0.5):.0f} ms, p99 {1e3 * quantile(seconds, 0.99):.0f} ms"
+            f"p50 {1e3 * quantile(self._seconds, 0.5):.0f} ms, p99 {1e3 * self.p99:.0f} ms"
         )
 
     async def until(self, count: int, seconds: float = 60) -> None:
@@ -172,3 +181,52 @@ async def under_load(
         for load in loads.values():
             load.stop.set()
         await asyncio.gather(*drivers)
+
+
+class Killing:
+    """Kills a replica that has requests open, and says what was lost beyond those.
+
+    Attributes:
+        opened: requests that the replica had open.
+        at: `time.monotonic` when it was killed.
+    """
+
+    def __init__(self, victim: Any, survivors: Sequence[Any]) -> None:
+        self._victim, self._survivors = victim, survivors
+        self.opened, self.at = 0, 0.0
+
+    def __call__(self) -> None:
+        """Kill the replica as soon as it has a request open."""
+        self._before = [_ended(one) for one in self._survivors]
+        while not self.opened:
+            self.opened = int(
+                float(re.findall(r"^pedcxr_requests_in_flight (\S+)$", _page(self._victim), re.MULTILINE)[0])
+            )
+        self.at = time.monotonic()
+        self._victim.kill()
+
+    def faults(self, outcomes: Sequence[Outcome]) -> list[str]:
+        """Return what was lost although the replica did not have it open, or without a clear end.
+
+        Such a request began before the replica was killed, and no other replica failed it.
+        """
+        hit = [one for one in outcomes if one.kind != "ok" or one.resent]
+        wrong = [one for one in hit if one.kind not in ("ok", "server_lost", "cut") or one.start > self.at + 0.1]
+        faults = [f"lost: {one}" for one in wrong]
+        for before, replica in zip(self._before, self._survivors, strict=True):
+            if others := [name for name, count in _ended(replica).items() if name != "ok" and count > before[name]]:
+                faults.append(f"a replica that was not killed ended requests as {', '.join(others)}")
+        return faults if hit else [*faults, "no request was hit"]
+
+
+def _page(replica: Any) -> str:
+    return httpx.get(replica.metrics_url).text
+
+
+def _ended(replica: Any) -> Counter[str]:
+    """Return how many requests a replica ended with each outcome."""
+    counts = Counter[str]()
+    pattern = r'^pedcxr_tenant_requests_total{.*outcome="(\w+)".*} (\S+)$'
+    for outcome, value in re.findall(pattern, _page(replica), re.MULTILINE):
+        counts[outcome] += int(float(value))
+    return counts
