@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from pedcxr_client.bench import charts, watch
 from pedcxr_client.bench.charts import Series
 from pedcxr_client.bench.figures import STAGES, Figures
-from pedcxr_client.bench.results import Result
+from pedcxr_client.bench.results import Result, good_share
+from pedcxr_client.bench.verdict import digests
 from pedcxr_client.reports import html_head
 
 _STYLE = """\
@@ -27,25 +28,35 @@ def headline(result: Result) -> str:
     parts = []
     if best is None:
         parts.append("no report in any window")
-    else:
+    elif result.meets_objectives(best):
         times = best.percentiles["e2e_user"]
         share = "p95" if "p95" in times else "p90"  # fewer than 100 reports have no 95th percentile
-        parts.append(f"{60 * best.rate.value:.0f} reports per minute at {share} <= {times.get(share, 0.0):.3g} s")
-    if result.knee is not None and result.knee[0]:
-        parts.append(f"the knee is at {result.knee[0]:.3g} in flight")
-        parts += [f"bounded by {stage}"] if (stage := bound(result)) else []
+        name = f" ({best.name})" if len(result.rated) > 1 else ""
+        parts.append(f"{_per_minute(best)} at {share} <= {times.get(share, 0.0):.3g} s{name}")
+    elif not result.missed:  # a search goes beyond the objectives
+        parts.append(f"{_per_minute(best)}, but only {good_share(best):.1%} of the requests meet {result.slo.text()}")
+    if result.knee is not None and result.knee.in_flight:
+        reached = result.knee.is_reached
+        words = "the knee is at {:.3g} in flight" if reached else "no knee up to {:.3g} in flight (--most)"
+        parts.append(words.format(result.knee.in_flight))
+        parts += [f"bounded by {stage}"] if reached and (stage := bound(result)) else []
     if result.missed:
         parts.append(result.missed)
-    text = f"{result.verdict.label}: {'; '.join(parts)}"
+    text = f"{result.verdict.label}{', OBJECTIVES MISSED' if result.missed else ''}: {'; '.join(parts)}"
     return f"{text} (NOISY: {result.verdict.noisy})" if result.verdict.noisy else text
+
+
+def _per_minute(value: Figures) -> str:
+    return f"{60 * value.rate.value:.0f} reports per minute"
 
 
 def bound(result: Result) -> str:
     """Return the stage of a request that grew most from the lightest load to the knee; "" without a sweep."""
+    most = 0.0 if result.knee is None else result.knee.in_flight
     sweep = [
         value
         for run, value in zip(result.record.stages, result.figures, strict=True)
-        if not run.stage.is_open and result.knee is not None and value.in_flight <= result.knee[0] and value.completed
+        if not run.stage.is_open and value.in_flight <= most and value.completed
     ]
     if len(sweep) < 2:
         return ""
@@ -60,11 +71,14 @@ def bound(result: Result) -> str:
 
 
 def _best(result: Result) -> Figures | None:
-    """The stage that the headline describes: the knee of a sweep, else the highest goodput."""
-    values = [value for value in result.figures if value.completed]
+    """The stage of the headline: the knee of a sweep, else the highest goodput that meets the objectives."""
     if result.mode == "knee" and result.knee is not None:
-        return next((value for value in values if value.in_flight == result.knee[0]), None)
-    return max(values, key=lambda value: (value.goodput, value.rate.value), default=None)
+        values = [value for value in result.figures if value.completed]
+        return next((value for value in values if value.in_flight == result.knee.in_flight), None)
+    values = [value for value in result.rated or result.figures if value.completed]
+    return max(
+        values, key=lambda value: (result.meets_objectives(value), value.goodput, value.rate.value), default=None
+    )
 
 
 def tables(result: Result) -> list[Table]:
@@ -74,14 +88,14 @@ def tables(result: Result) -> list[Table]:
         [
             value.name, f"{value.in_flight:.3g}", f"{value.offered:.3g}",
             f"{value.rate.value:.3g} ({value.rate.low:.3g}-{value.rate.high:.3g})",
-            f"{value.goodput:.3g}", str(value.completed), str(value.failed),
+            f"{value.goodput:.3g}", f"{good_share(value):.1%}", str(value.completed), str(value.failed),
             *(_latency(value, name, at) for name in ("ttft_user", "e2e_user") for at in ("p50", "p95")),
             _ms(value.percentiles["tpot"].get("p50")),
         ]
         for value in values
     ]  # fmt: skip
-    head = ("stage", "in flight", "offered /s", "reports /s (95 %)", "goodput /s", "ok", "failed",
-            "TTFT p50", "TTFT p95", "E2E p50", "E2E p95", "TPOT p50")  # fmt: skip
+    head = ("stage", "in flight", "offered /s", "reports /s (95 %)", "goodput /s", "good", "ok",
+            "failed", "TTFT p50", "TTFT p95", "E2E p50", "E2E p95", "TPOT p50")  # fmt: skip
     parts: list[Table] = [("Load", head, rows)]
     if any(value.waterfall for value in values):
         stages = [[value.name, *(_ms(value.waterfall.get(name)) for name in STAGES)] for value in values]
@@ -95,17 +109,19 @@ def tables(result: Result) -> list[Table]:
         parts.append(
             ("Tenants", ("stage", "tenant", "reports", "share", "share of tokens", "E2E p50", "E2E p95"), shares)
         )
+    enforced = "" if result.workload.reports.max_different < 1 else ", not enforced"
     honest = [
         [
             value.name, _hits(value), f"{1e3 * value.lag_p99:.1f} ms", f"{1e3 * value.lateness_p99:.1f} ms",
-            f"{value.own_cpu:.0%}", "0", f"{value.different[0]} of {value.different[1]}",
+            f"{value.own_cpu:.0%}", "0",
+            f"{value.different[0]} of {value.different[1]}{enforced}",
             ", ".join(f"{name} {count}" for name, count in value.outcomes.items()),
         ]
         for value in values
     ]  # fmt: skip
     parts.append((
         "Checks", ("stage", "cache hits (images, prefix)", "loop lag p99", "lateness p99", "own CPU, of a core",
-                   "retries", "texts unlike alone", "outcomes"), honest,
+                   "retries", f"texts unlike alone ({len(digests(result.record.alone))} films)", "outcomes"), honest,
     ))  # fmt: skip
     lengths = [[value.name, ", ".join(f"{low}+: {count}" for low, count in value.lengths.items())] for value in values]
     parts.append(("Length of the reports in tokens", ("stage", "reports by length"), lengths))
@@ -117,6 +133,7 @@ def tables(result: Result) -> list[Table]:
             for value in values
         ]  # fmt: skip
         parts.append(("The server's processes: CPU per report, growth of resident memory", ("stage", *names), cpu))
+    parts += [("Server", ("", ""), facts)] if (facts := _facts(result.record.server)) else []
     machine = [[name, str(value)] for name, value in watch.machine().items()]
     parts.append(("Machine of the load generator", ("", ""), machine))
     return parts
@@ -192,8 +209,17 @@ def _pictures(result: Result) -> list[tuple[str, str]]:
     ]
 
 
+def _facts(value: object, name: str = "") -> list[Sequence[str]]:
+    """Return the rows of a nested value, such as ``models.data.id``; what is empty is left out."""
+    if isinstance(value, Mapping):
+        return [row for key, one in value.items() for row in _facts(one, f"{name}.{key}".lstrip("."))]
+    if isinstance(value, list):
+        return [row for one in value for row in _facts(one, name)]
+    return [] if value in ("", None) else [(name, str(value))]
+
+
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _latency(value: Figures, name: str, at: str) -> str:

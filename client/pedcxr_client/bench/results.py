@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pedcxr_client.bench import figures, watch
 from pedcxr_client.bench.figures import Figures, StageRun
-from pedcxr_client.bench.run import Record
+from pedcxr_client.bench.run import Knee, Record
 from pedcxr_client.bench.schedule import Stage
 from pedcxr_client.bench.send import Sample
 from pedcxr_client.bench.verdict import Verdict, digests
@@ -24,7 +24,7 @@ from pedcxr_client.types import __version__
 SCHEMA = 1
 """Version of the file format. A file of another version is refused."""
 _DIGITS = 6
-_GOOD_SHARE = 0.95  # of the requests of a stage that meets the objectives
+_GOOD_SHARE = 0.95  # of the requests of a stage that meets the objectives, so that its p95 meets them too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,6 @@ class Result:
     Attributes:
         mode: ``knee``, ``certify``, ``soak`` or ``run``.
         figures: in the order of the record's stages.
-        knee: requests in flight at the knee and its reports per second, or None.
         missed: how the objectives are missed, or "".
     """
 
@@ -44,13 +43,23 @@ class Result:
     record: Record
     verdict: Verdict
     figures: tuple[Figures, ...]
-    knee: tuple[float, float] | None = None
+    knee: Knee | None = None
     missed: str = ""
 
     @property
     def slo(self) -> Objectives:
         """The objectives."""
         return self.workload.slo
+
+    @property
+    def rated(self) -> list[Figures]:
+        """The stages that the objectives are for: not those of a search, which goes beyond them on purpose."""
+        pairs = zip(self.record.stages, self.figures, strict=True)
+        return [value for run, value in pairs if run.stage.is_open or self.mode == "run"]
+
+    def meets_objectives(self, value: Figures) -> bool:
+        """Return whether enough requests of a stage are good; True without objectives."""
+        return not self.slo.text() or good_share(value) >= _GOOD_SHARE
 
     def as_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file. It holds no text of a report, no film and no key."""
@@ -68,7 +77,7 @@ class Result:
             "interrupted": record.interrupted,
             "slo": asdict(self.slo),
             "slo_missed": self.missed,
-            "knee": None if self.knee is None else {"in_flight": self.knee[0], "reports_per_second": self.knee[1]},
+            "knee": None if self.knee is None else self.knee._asdict(),
             "workload": self.workload.described(),
             "machine": watch.machine(),
             "server": record.server,
@@ -163,6 +172,14 @@ def read(path: str) -> dict[str, Any]:
     return value
 
 
+def read_knee(path: str) -> Knee:
+    """Read the knee of a result file. Raise ConfigurationError."""
+    knee = read(path).get("knee")
+    if not knee:
+        raise ConfigurationError(f"{path}: holds no knee; give a result of pedcxr bench knee")
+    return Knee(**knee)
+
+
 def stages(result: Mapping[str, Any]) -> list[StageRun]:
     """Return the raw stages of a result file, so that figures can be derived again. Raise ConfigurationError."""
     try:
@@ -183,33 +200,32 @@ def assemble(
     workload: Workload,
     record: Record,
     verdict: Verdict,
-    knee: tuple[float, float] | None = None,
+    knee: Knee | None = None,
 ) -> Result:
     """Derive the figures of a record, and whether they miss the objectives."""
     alone = digests(record.alone)
     values = tuple(figures.figures(run, workload.slo, alone) for run in record.stages)
-    return Result(
-        mode=mode, model=model, workload=workload, record=record, verdict=verdict, figures=values, knee=knee,
-        missed=_missed(mode, workload.slo, record, values),
-    )  # fmt: skip
+    result = Result(
+        mode=mode, model=model, workload=workload, record=record, verdict=verdict, figures=values, knee=knee
+    )
+    return replace(result, missed=_missed(result))
 
 
-def _missed(mode: str, slo: Objectives, record: Record, values: tuple[Figures, ...]) -> str:
-    """Return how the objectives are missed, or "". A search for the knee goes beyond them on purpose."""
-    words = slo.text()
+def good_share(value: Figures) -> float:
+    """Return the share of a stage's requests that meet every objective."""
+    return value.goodput * value.duration / max(1, value.completed + value.failed)
+
+
+def _missed(result: Result) -> str:
+    """Return how the objectives are missed, or ""."""
+    words, record = result.slo.text(), result.record
     if not words or record.interrupted:
         return ""
     if not record.stages:
         fastest = min((sample.e2e or 0.0 for sample in record.alone), default=0.0)
         return f"the objectives cannot be met: no film meets {words} even alone (the fastest took {fastest:.3g} s)"
-    shares = [
-        value.goodput * value.duration / max(1, value.completed + value.failed)
-        for run, value in zip(record.stages, values, strict=True)
-        if run.stage.is_open or mode == "run"
-    ]
-    if mode == "knee" or any(share >= _GOOD_SHARE for share in shares):
-        return ""
-    return f"no stage meets {words} for {_GOOD_SHARE:.0%} of its requests"
+    bad = [f"{value.name} ({good_share(value):.1%})" for value in result.rated if not result.meets_objectives(value)]
+    return f"fewer than {_GOOD_SHARE:.0%} of the requests meet {words}: {', '.join(bad)}" if bad else ""
 
 
 def _rounded(value: Any) -> Any:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 
@@ -48,6 +48,19 @@ class Record:
     server_is_gone: bool = False
     clock_step_s: float = 0.0
     started: float = field(default_factory=time.time)
+
+
+class Knee(NamedTuple):
+    """Where the rate of the server no longer grows.
+
+    Attributes:
+        in_flight: requests in flight; 0 if the user states the rate.
+        is_reached: False if the search ended at ``--most``, its last load still the fastest.
+    """
+
+    in_flight: float
+    reports_per_second: float
+    is_reached: bool = True
 
 
 class Interrupted(Exception):
@@ -248,19 +261,20 @@ async def stages_of_load(runner: Runner, stages: list[Stage]) -> None:
         await runner.stage(stage)
 
 
-async def find_knee(runner: Runner, seconds: float, most: int) -> tuple[float, float]:
-    """Double the requests in flight until two loads in a row gain less than 5 %; return the knee and its rate."""
-    load, loads, rates = 1, [], []
+async def find_knee(runner: Runner, seconds: float, most: int) -> Knee:
+    """Double the requests in flight until two loads in a row gain less than 5 %, or to ``most``; return the knee."""
+    load, loads, rates, is_saturated = 1, [], [], False
     while load <= most:
         run = await runner.stage(schedule.closed(load, seconds))
         loads.append(load)
         rates.append(run.part_rates(lambda sample: sample.is_ok))
-        if figures.is_saturated([sum(parts) / len(parts) if parts else 0.0 for parts in rates]):
+        is_saturated = figures.is_saturated([sum(parts) / len(parts) if parts else 0.0 for parts in rates])
+        if is_saturated:
             break
         load *= 2
     at = figures.knee(loads, rates)
     parts = rates[loads.index(int(at))]
-    return at, sum(parts) / len(parts) if parts else 0.0
+    return Knee(at, sum(parts) / len(parts) if parts else 0.0, is_saturated or at < loads[-1])
 
 
 SHARES = (0.5, 0.7, 0.85, 1.0)

@@ -17,12 +17,10 @@ from pedcxr_client.types import ServedModel
 
 if TYPE_CHECKING:
     from pedcxr_client.bench.bodies import Supply
-    from pedcxr_client.bench.run import Record, Runner
+    from pedcxr_client.bench.run import Knee, Record, Runner
     from pedcxr_client.bench.schedule import Stage
     from pedcxr_client.bench.workload import Workload
     from pedcxr_client.client import Client
-
-    Knee = tuple[float, float]  # requests in flight, and reports per second
 
 INVALID, _INTERRUPTED = 1, 130
 _SUMMARY = "load tests with unique films, raw timestamps and rules that make a figure count"
@@ -263,16 +261,13 @@ def _with_options(load: Workload, options: argparse.Namespace) -> Workload:
 
 def _knee_of(options: argparse.Namespace) -> Knee | None:
     """Return the knee that the user states, or None to search for it."""
+    from pedcxr_client.bench import results, run
+
     if getattr(options, "rate", None) is not None:
-        return 0.0, options.rate
+        return run.Knee(0.0, options.rate)
     if getattr(options, "knee_file", None) is None:
         return None
-    from pedcxr_client.bench import results
-
-    knee = results.read(options.knee_file).get("knee")
-    if not knee:
-        raise ConfigurationError(f"{options.knee_file}: holds no knee; give a result of pedcxr bench knee")
-    return knee["in_flight"], knee["reports_per_second"]
+    return results.read_knee(options.knee_file)
 
 
 def _check_films(limit: int | None, stages: list[Stage], options: argparse.Namespace) -> None:

@@ -208,7 +208,7 @@ def test_objectives_that_are_missed_under_load(engine: FakeEngine, tmp_path: Pat
     workload = WORKLOAD.replace("in_flight = 4", "in_flight = 16")
     code, result = bench(tmp_path, engine.url, "run", "--slo-ttft", "0.5", workload=workload)
     assert code == 1
-    assert result["slo_missed"] == "no stage meets TTFT <= 0.5 s for 95% of its requests"
+    assert result["slo_missed"] == "fewer than 95% of the requests meet TTFT <= 0.5 s: closed 16 (0.0%)"
     assert result["stages"][0]["figures"]["goodput"] == 0
 
 

@@ -11,10 +11,10 @@ from pedcxr_client.bench import charts, report, results, verdict
 from pedcxr_client.bench.charts import Series
 from pedcxr_client.bench.figures import StageRun
 from pedcxr_client.bench.results import Result
-from pedcxr_client.bench.run import Record
+from pedcxr_client.bench.run import Knee, Record
 from pedcxr_client.bench.watch import Process, Scrapes
-from pedcxr_client.bench.workload import Objectives, Workload
-from tests.client.cli.bench.helpers import closed, poisson
+from pedcxr_client.bench.workload import Objectives, Reports, Workload
+from tests.client.cli.bench.helpers import closed, poisson, sample
 
 
 def engine_times(run: StageRun, queue_ms: float) -> StageRun:
@@ -24,7 +24,7 @@ def engine_times(run: StageRun, queue_ms: float) -> StageRun:
     return replace(run, samples=samples, scrapes=scrapes)
 
 
-def result(mode: str, *runs: StageRun, knee: tuple[float, float] | None = None, **fields: object) -> Result:
+def result(mode: str, *runs: StageRun, knee: Knee | None = None, **fields: object) -> Result:
     load, record = Workload(slo=Objectives(e2e=2)), Record(stages=list(runs))
     made_up = results.assemble(mode, "fake", load, record, verdict.judge(record.stages, load, []), knee)
     return replace(made_up, **fields)  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def result(mode: str, *runs: StageRun, knee: tuple[float, float] | None = None, 
 @pytest.fixture
 def sweep() -> Result:
     stages = [engine_times(closed(100, 1), 1), engine_times(closed(200, 2), 2), engine_times(closed(400, 4), 60)]
-    return result("knee", *stages, knee=(4.0, 8.0))
+    return result("knee", *stages, knee=Knee(4.0, 8.0))
 
 
 def test_the_first_line_says_it_in_a_users_words(sweep: Result) -> None:
@@ -45,15 +45,53 @@ def test_the_first_line_says_it_in_a_users_words(sweep: Result) -> None:
 def test_the_first_line_without_the_servers_times_names_a_half_of_the_report(sweep: Result) -> None:
     stages = [replace(run, samples=[replace(one, engine={}) for one in run.samples]) for run in sweep.record.stages]
     slow = [replace(one, first=one.sent + 0.1, last=one.sent + 0.9) for one in stages[2].samples]
-    line = report.headline(result("knee", *stages[:2], replace(stages[2], samples=slow), knee=(4.0, 8.0)))
+    line = report.headline(result("knee", *stages[:2], replace(stages[2], samples=slow), knee=Knee(4.0, 8.0)))
     assert line.endswith("bounded by the generation")
 
 
-def test_an_open_loop_describes_its_best_stage() -> None:
-    line = report.headline(result("certify", poisson(200, 10), poisson(400, 20), knee=(4.0, 20.0), missed="none good"))
-    assert line.startswith("VALID: 12")
-    assert "; the knee is at 4 in flight; none good" in line
-    assert report.headline(result("run")).startswith("INVALID: no report in any window; the objectives cannot be met")
+def part(share: int, slow: int = 0) -> StageRun:
+    """A stage of ``certify`` at a share of 20 per second; of each ten reports, this many are late."""
+    run = poisson(400, share / 5)
+    samples = [replace(one, last=one.sent + 20) if at % 10 < slow else one for at, one in enumerate(run.samples)]
+    return replace(run, samples=samples, stage=replace(run.stage, name=f"{share}% of the knee"))
+
+
+def test_the_first_line_certifies_the_fastest_stage_that_meets_the_objectives() -> None:
+    good = result("certify", closed(400, 4), part(50), part(100), knee=Knee(4.0, 20.0))
+    assert good.missed == ""
+    line = r"VALID: 12\d\d reports per minute at p95 <= 0.5 s \(100% of the knee\); the knee is at 4 "
+    assert re.match(line, report.headline(good))
+    mixed = result("certify", part(50), part(100, slow=3), knee=Knee(0.0, 20.0))
+    assert re.fullmatch(
+        r"VALID, OBJECTIVES MISSED: 6\d\d reports per minute at p95 <= 0.5 s \(50% of the knee\); "
+        r"fewer than 95% of the requests meet E2E <= 2 s: 100% of the knee \(70.\d%\)",
+        report.headline(mixed),
+    )
+    bad = report.headline(result("certify", part(50, slow=1), part(100, slow=3)))
+    assert bad.startswith("VALID, OBJECTIVES MISSED: fewer than 95% of the requests meet E2E <= 2 s: 50% of the knee (")
+    assert report.headline(result("run")).startswith("INVALID, OBJECTIVES MISSED: no report in any window; the objecti")
+
+
+def test_a_knee_beyond_the_objectives_and_none_say_so() -> None:
+    late = closed(400, 4)
+    late = replace(late, samples=[replace(one, last=one.sent + 3) for one in late.samples])
+    knee = result("knee", closed(100, 1), late, knee=Knee(4.0, 8.0, is_reached=False))
+    assert report.headline(knee) == (
+        "VALID: 480 reports per minute, but only 0.0% of the requests meet E2E <= 2 s; "
+        "no knee up to 4 in flight (--most)"
+    )
+
+
+def test_the_server_and_the_compared_texts_are_stated() -> None:
+    value = result("run", closed())
+    value.record.alone.append(sample())
+    value.record.server.update(version={"version": "0|11"}, models={"data": [{"id": "fake", "root": ""}]}, server="")
+    text, page = report.markdown(value), report.html(value)
+    assert "## Server\n\n|  |  |\n| --- | --- |\n| version.version | 0\\|11 |\n| models.data.id | fake |\n\n" in text
+    assert "<h2>Server</h2>" in page and "<td>models.data.id</td><td>fake</td>" in page
+    assert "texts unlike alone (1 films)" in text and ", not enforced |" in text
+    enforced = replace(value, workload=replace(value.workload, reports=Reports(max_different=0)))
+    assert "not enforced" not in report.markdown(enforced)
 
 
 def test_broken_rules_and_noise_are_in_the_report() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pedcxr_client.bench.figures import StageRun
+from pedcxr_client.bench.run import find_knee
+from pedcxr_client.bench.schedule import Stage
 from pedcxr_client.request import prompts
-from tests.client.cli.bench.helpers import WORKLOAD, bench, reasons
+from tests.client.cli.bench.helpers import WORKLOAD, bench, closed, reasons
 from tests.support.servers.fake_engine import FakeEngine
 
 
@@ -63,20 +69,31 @@ def test_the_page_is_self_contained(engine: FakeEngine, tmp_path: Path) -> None:
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_knee_then_certify(engine: FakeEngine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("most", "is_reached"), [(2, False), (16, True)])
+def test_the_fastest_load_is_no_knee_if_it_is_the_last(most: int, is_reached: bool) -> None:
+    class Server:
+        async def stage(self, stage: Stage) -> StageRun:
+            return closed(400, min(4, stage.in_flight))
+
+    runner: Any = Server()
+    assert asyncio.run(find_knee(runner, 15, most)).is_reached is is_reached
+
+
+def test_knee_then_certify(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
     short = WORKLOAD.replace("alone = 2", "alone = 1")
     code, result = bench(tmp_path, engine.url, "knee", "--seconds", "0.2", "--most", "2", workload=short)
     assert reasons(result) == []
-    assert result["knee"]["in_flight"] in (1, 2)
+    assert result["knee"]["in_flight"] == (1 if result["knee"]["is_reached"] else 2)
     assert [stage["name"] for stage in result["stages"]] == ["closed 1", "closed 2"]
     knee = tmp_path / "knee.json"
     (tmp_path / "out.json").rename(knee)
     fast = json.loads(knee.read_text())
-    fast["knee"]["reports_per_second"] = 300.0
+    fast["knee"] = {"in_flight": 2, "reports_per_second": 300.0, "is_reached": False}
     knee.write_text(json.dumps(fast))
     more = ("--from", str(knee), "--seconds", "0.5", "--slo-e2e", "60")
     code, result = bench(tmp_path, engine.url, "certify", *more, workload=short)
     assert [stage["name"] for stage in result["stages"]] == [f"{share}% of the knee" for share in (50, 70, 85, 100)]
+    assert "; no knee up to 2 in flight (--most)" in capsys.readouterr().out
     assert not result["slo_missed"]
     assert code == (0 if result["valid"] else 1)
 
