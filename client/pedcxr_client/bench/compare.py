@@ -6,15 +6,21 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from pedcxr_client.bench import results
-from pedcxr_client.bench.figures import RESAMPLES, StageRun, quantile
+from pedcxr_client.bench.figures import PARTS, RESAMPLES, StageRun, meets, quantile
+from pedcxr_client.bench.send import Sample
+from pedcxr_client.bench.workload import Objectives
 from pedcxr_client.errors import ConfigurationError
 
 TOLERANCE = 0.05
 _SEED = 20260101
-_MOST = 400  # samples of a resample, so that a long run takes seconds
+_MOST = 200  # values of a part in a resample, so that a long run takes seconds
+_SAME_RATE = 0.01
+Parts = list[list[float]]
+"""Values by the part of the window. Neighbours in time are alike, so whole parts are resampled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,8 @@ class Comparison:
     """The ratios.
 
     Attributes:
-        faults: why they do not count: a run is invalid, or its reports have another length.
-        notes: what else to know: a machine whose speed varied.
+        faults: why they do not count: a run is invalid, or has another load or reports of another length.
+        notes: what else to know: a machine whose speed varied, a load that only one search reached.
     """
 
     ratios: tuple[Ratio, ...]
@@ -65,7 +71,11 @@ class Comparison:
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
-    """Compare the stages that both results have. Raise ConfigurationError without one, or with another workload."""
+    """Compare the stages that both results have, and their knees. A report is good by the objectives of the first.
+
+    Raises:
+        ConfigurationError: the workloads differ, or no stage is in both.
+    """
     if before["workload"] != after["workload"]:
         names = [name for name in before["workload"] if before["workload"][name] != after["workload"].get(name)]
         raise ConfigurationError(f"the runs have different workloads ({', '.join(names)}); compare equal ones")
@@ -78,49 +88,104 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
         if not result["valid"]
     ]
     notes = [f"{label}: {result['noisy']}" for label, result in (("A", before), ("B", after)) if result.get("noisy")]
-    ratios = [ratio for name in names for ratio in _ratios(name, first[name], second[name])]
+    others, slo = _other_loads(first, second), Objectives(**before["slo"])
+    faults += others.values()
+    notes += [
+        f"{name}: only in {'A' if name in first else 'B'}"
+        for name, run in {**first, **second}.items()
+        if not run.stage.is_open and (name in first) != (name in second)
+    ]
+    ratios = [ratio for name in names if name not in others for ratio in _ratios(name, first[name], second[name], slo)]
+    old, new = _at_knee(before, first), _at_knee(after, second)
+    if old is not None and new is not None:
+        ratios += _ratio("knee", "reports per second", _rates(old), _rates(new), statistics.fmean, True)
     for ratio in ratios:
         if ratio.name == "output tokens" and abs(ratio.value - 1) > TOLERANCE:
             faults.append(f"{ratio.stage}: reports of B have {ratio.value - 1:+.0%} tokens: times are not comparable")
     return Comparison(tuple(ratio for ratio in ratios if ratio.name != "output tokens"), tuple(faults), tuple(notes))
 
 
-def _ratios(name: str, before: StageRun, after: StageRun) -> list[Ratio]:
-    rows: list[tuple[str, Sequence[float], Sequence[float], Callable[[Sequence[float]], float], bool]] = []
-    if not before.stage.is_open:  # an open loop's rate is the offered one
-        parts = [run.part_rates(lambda sample: sample.is_ok) for run in (before, after)]
-        rows.append(("reports per second", parts[0], parts[1], statistics.fmean, True))
-    good = [[sample for sample in run.in_window() if sample.is_ok] for run in (before, after)]
-    for field, label in (("ttft_user", "TTFT"), ("tpot", "TPOT"), ("e2e_user", "E2E")):
-        values = [[value for sample in side if (value := getattr(sample, field)) is not None] for side in good]
-        rows.append((f"{label} p50", values[0], values[1], statistics.median, False))
-        if min(map(len, values)) >= 100:
-            rows.append((f"{label} p95", values[0], values[1], lambda one: quantile(one, 0.95), False))
-    tokens = [[float(sample.completion_tokens or 0) for sample in side] for side in good]
-    rows.append(("output tokens", tokens[0], tokens[1], statistics.fmean, True))
-    return [
-        _ratio(name, label, old, new, of, better)
-        for label, old, new, of, better in rows
-        if old and new and of(old) > 0 and of(new) > 0
+def _other_loads(first: Mapping[str, StageRun], second: Mapping[str, StageRun]) -> dict[str, str]:
+    """Return the open loops that only one result has, or with another rate, each with the words of the fault."""
+    faults = {}
+    for name, run in {**first, **second}.items():
+        old, new = (runs[name].stage.rate if name in runs else 0.0 for runs in (first, second))
+        if run.stage.is_open and abs(old - new) > _SAME_RATE * max(old, new):
+            faults[name] = (
+                f"{name}: A offers {old:.3g} and B {new:.3g} requests per second; repeat B with the load of A: "
+                "the same --from or --rate"
+            )
+    return faults
+
+
+def _at_knee(result: Mapping[str, Any], runs: Mapping[str, StageRun]) -> StageRun | None:
+    """Return the stage of the knee, or None if the result holds no search that reached one."""
+    knee = result["knee"] or {}
+    stages = (run for run in runs.values() if not run.stage.is_open and run.stage.in_flight == knee.get("in_flight"))
+    return next(stages, None) if knee.get("is_reached", True) else None
+
+
+def _ratios(name: str, before: StageRun, after: StageRun, slo: Objectives) -> list[Ratio]:
+    def is_good(sample: Sample) -> float:
+        return float(meets(sample, slo))
+
+    def of_reports(field: str) -> tuple[Parts, Parts]:
+        old, new = (_parts(run, lambda one: getattr(one, field) if one.is_ok else None) for run in (before, after))
+        return old, new
+
+    old, new = _parts(before, is_good), _parts(after, is_good)
+    mean = statistics.fmean
+    rows: list[tuple[str, Parts, Parts, Callable[[Sequence[float]], float], bool]] = [
+        ("goodput per second", _per_second(before, old), _per_second(after, new), mean, True),
+        ("share of good requests", old, new, mean, True),
     ]
+    if not before.stage.is_open:  # an open loop's rate is the offered one
+        rows.insert(0, ("reports per second", _rates(before), _rates(after), mean, True))
+    for field, label in (("ttft_user", "TTFT"), ("tpot", "TPOT"), ("e2e_user", "E2E")):
+        old, new = of_reports(field)
+        rows.append((f"{label} p50", old, new, statistics.median, False))
+        if min(sum(map(len, old)), sum(map(len, new))) >= 100:
+            rows.append((f"{label} p95", old, new, lambda one: quantile(one, 0.95), False))
+    rows.append(("output tokens", *of_reports("completion_tokens"), mean, True))
+    return [ratio for row in rows for ratio in _ratio(name, *row)]
+
+
+def _parts(run: StageRun, of: Callable[[Sample], float | None]) -> Parts:
+    """Return the values of the requests in each part of the window; None is left out."""
+    low, high = run.window
+    parts: Parts = [[] for _ in range(PARTS)]
+    for sample in run.in_window():
+        at = sample.scheduled if run.stage.is_open else sample.done
+        if (value := of(sample)) is not None:
+            parts[min(PARTS - 1, int(PARTS * (at - low) / (high - low)))].append(value)
+    return parts
+
+
+def _per_second(run: StageRun, parts: Parts) -> Parts:
+    low, high = run.window
+    return [[sum(part) * PARTS / max(high - low, 1e-9)] for part in parts]
+
+
+def _rates(run: StageRun) -> Parts:
+    return _per_second(run, _parts(run, lambda sample: float(sample.is_ok)))
 
 
 def _ratio(
-    stage: str,
-    name: str,
-    before: Sequence[float],
-    after: Sequence[float],
-    of: Callable[[Sequence[float]], float],
-    better: bool,
-) -> Ratio:
+    stage: str, name: str, before: Parts, after: Parts, of: Callable[[Sequence[float]], float], better: bool
+) -> list[Ratio]:
+    """Return the ratio; [] if one side has no value, or the first has 0."""
+    old, new = (list(chain.from_iterable(parts)) for parts in (before, after))
+    if not old or not new or of(old) <= 0:
+        return []
     draw, ratios = random.Random(_SEED), []
+    sides = [[sorted(part)[:: 1 + len(part) // _MOST] for part in parts] for parts in (before, after)]
     for _ in range(RESAMPLES):
-        old, new = (of(draw.choices(values, k=min(len(values), _MOST))) for values in (before, after))
-        if old > 0:
-            ratios.append(new / old)
+        one, other = (list(chain.from_iterable(draw.choices(parts, k=len(parts)))) for parts in sides)
+        if one and other and (divisor := of(one)) > 0:
+            ratios.append(of(other) / divisor)
     ratios.sort()
     low, high = (ratios[int(share * len(ratios))] for share in (0.025, 0.975)) if ratios else (0.0, float("inf"))
-    return Ratio(stage, name, of(before), of(after), of(after) / of(before), low, high, better)
+    return [Ratio(stage, name, of(old), of(new), of(new) / of(old), low, high, better)]
 
 
 def text(comparison: Comparison, tolerance: float = TOLERANCE) -> str:

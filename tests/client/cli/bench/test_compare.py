@@ -12,7 +12,7 @@ import pytest
 
 from pedcxr_client.bench import results, verdict
 from pedcxr_client.bench.figures import StageRun
-from pedcxr_client.bench.run import Record
+from pedcxr_client.bench.run import Knee, Record
 from pedcxr_client.bench.workload import Films, Workload
 from pedcxr_client.cli.main import main
 from tests.client.cli.bench.helpers import closed, poisson, sample
@@ -29,10 +29,10 @@ def noisy(run: StageRun, factor: float, seed: int) -> StageRun:
     return replace(run, samples=samples)
 
 
-def write(path: Path, *runs: StageRun, **changes: Any) -> str:
+def write(path: Path, *runs: StageRun, knee: Knee | None = None, **changes: Any) -> str:
     load, record = Workload(), Record(stages=list(runs))
     judged = verdict.judge(record.stages, load, [])
-    result = results.assemble("run", "fake", load, record, judged)
+    result = results.assemble("run", "fake", load, record, judged, knee)
     path.write_text(json.dumps(json.loads(results.dumps(result)) | changes))
     return str(path)
 
@@ -55,6 +55,76 @@ def test_a_slower_server_is_a_regression(tmp_path: Path, capsys: Any, run: Stage
     assert main(["bench", "compare", before, after, "--tolerance", "0.6"]) == 0
     assert main(["bench", "compare", after, before]) == 0
     assert "improvement |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("run", [closed(600), poisson(600)], ids=["closed", "open"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_refusals_are_a_regression(tmp_path: Path, capsys: Any, run: StageRun, every: int) -> None:
+    """Those of each second request, which halve the goodput of an open loop, and those of each."""
+    refused = [
+        replace(one, outcome="rate_limited", status=429) if not at % every else one
+        for at, one in enumerate(run.samples)
+    ]
+    before, after = write(tmp_path / "a.json", run), write(tmp_path / "b.json", replace(run, samples=refused))
+    assert main(["bench", "compare", before, after]) == 1
+    rows = [line for line in capsys.readouterr().out.splitlines() if "| regression |" in line]
+    expected = ["reports per second"] * (not run.stage.is_open) + ["goodput per second", "share of good requests"]
+    assert [row.split(" | ")[1] for row in rows] == expected
+
+
+def test_goodput_is_compared_by_the_objectives(tmp_path: Path, capsys: Any) -> None:
+    before, after = (write(tmp_path / f"{slo}.json", closed(400), slo={"e2e": slo}) for slo in (0.4, 0.6))
+    assert main(["bench", "compare", after, before]) == 0
+    assert "| share of good requests | 1 | 1 |" in capsys.readouterr().out
+
+
+def test_other_loads_are_faults(tmp_path: Path, capsys: Any) -> None:
+    before = write(tmp_path / "a.json", closed(400), poisson(200, 20))
+    after = write(tmp_path / "b.json", closed(400), poisson(200, 5))
+    assert main(["bench", "compare", before, after]) == 1
+    out = capsys.readouterr().out
+    assert "- open: A offers 20 and B 5 requests per second; repeat B with the load of A: the same --from or" in out
+    assert "| open |" not in out
+    without = write(tmp_path / "c.json", closed(400))
+    for files, rates in (((before, without), "20 and B 0"), ((without, before), "0 and B 20")):
+        assert main(["bench", "compare", *files]) == 1
+        assert f"- open: A offers {rates} requests per second" in capsys.readouterr().out
+
+
+def test_knees_at_other_loads_are_compared(tmp_path: Path, capsys: Any) -> None:
+    one, two, four = closed(200, 1), closed(400, 2), closed(400, 4)
+    before = write(tmp_path / "a.json", one, two, four, knee=Knee(4, 8))
+    after = write(tmp_path / "b.json", one, two, knee=Knee(2, 4))
+    assert main(["bench", "compare", before, after]) == 1
+    out = capsys.readouterr().out
+    assert "- closed 4: only in A" in out
+    assert "| knee | reports per second | 8 | 4 |" in out
+    after = write(tmp_path / "b.json", one, two, knee=Knee(2, 4, is_reached=False))
+    assert main(["bench", "compare", before, after]) == 0
+    assert "| knee |" not in capsys.readouterr().out
+
+
+def phases(seed: int) -> StageRun:
+    """Four lanes of a server whose speed changes every 4 seconds."""
+    draw, run = random.Random(seed), closed()
+    speeds = [draw.uniform(0.9, 1.25) for _ in range(20)]
+    samples = []
+    for _ in range(4):
+        at = 0.0
+        while at < 60:
+            e2e = 0.5 * speeds[int(at / 4)] * draw.gauss(1, 0.02)
+            samples.append(sample(at, ttft=e2e / 5, e2e=e2e))
+            at += e2e
+    return replace(run, samples=samples, end=max(one.done for one in samples))
+
+
+def test_a_server_of_varying_speed_shows_no_regression(tmp_path: Path) -> None:
+    """Of 60 pairs, 19 were regressions while single samples were resampled, these among them; with parts, 4 are."""
+    codes = []
+    for seed in (6, 13, 18, 20):
+        before, after = (write(tmp_path / f"{at}.json", phases(at)) for at in (seed, 1000 + seed))
+        codes.append(main(["bench", "compare", before, after]))
+    assert codes == [0] * len(codes)
 
 
 def test_an_invalid_run_is_named(tmp_path: Path, capsys: Any) -> None:
