@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from pedcxr_client.bench.results import Result
 from pedcxr_client.bench.run import Knee, Record
 from pedcxr_client.bench.watch import Process, Scrapes
 from pedcxr_client.bench.workload import Objectives, Reports, Workload
+from pedcxr_client.cli import bench
 from tests.client.cli.bench.helpers import closed, poisson, sample
 
 
@@ -70,6 +72,13 @@ def test_the_first_line_certifies_the_fastest_stage_that_meets_the_objectives() 
     bad = report.headline(result("certify", part(50, slow=1), part(100, slow=3)))
     assert bad.startswith("VALID, OBJECTIVES MISSED: fewer than 95% of the requests meet E2E <= 2 s: 50% of the knee (")
     assert report.headline(result("run")).startswith("INVALID, OBJECTIVES MISSED: no report in any window; the objecti")
+
+
+@pytest.mark.parametrize(("slow", "code"), [(0, 0), (3, 1)])
+def test_the_exit_code_says_whether_each_stage_meets_the_objectives(slow: int, code: int) -> None:
+    value = result("certify", part(50), part(100, slow))
+    options = argparse.Namespace(mode="certify")
+    assert bench._finish(options, value.workload, "fake", value.record, None, {}) == code
 
 
 def test_a_knee_beyond_the_objectives_and_none_say_so() -> None:
