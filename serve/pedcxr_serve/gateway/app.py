@@ -111,7 +111,7 @@ def admin(state: State, engine: aiohttp.ClientSession) -> Starlette:
         since = request.query_params.get("since", "")
         if since and not _DAY.fullmatch(since):
             return PlainTextResponse("since must be a day such as 2027-06-30\n", 400)
-        return JSONResponse({"replica": state.replica, "days": state.usage.days(since)})
+        return JSONResponse({"replica": state.replica, "ledger": state.usage.ledger, "days": state.usage.days(since)})
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return PlainTextResponse("no such route; this port has /metrics and /usage\n", 404)

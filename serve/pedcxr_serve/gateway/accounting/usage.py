@@ -7,6 +7,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _ADD = """INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (day, tenan
     requests = requests + excluded.requests, reports = reports + excluded.reports,
     prompt_tokens = prompt_tokens + excluded.prompt_tokens, image_tokens = image_tokens + excluded.image_tokens,
     output_tokens = output_tokens + excluded.output_tokens"""
+_LEDGER = "CREATE TABLE IF NOT EXISTS ledger AS SELECT ? AS id"  # one statement: no reader finds it without its row
 _LINGER_S = 0.05  # a transaction per request would take a tenth of the gateway's processor time
 _Row = tuple[str, str, int, int, int, int, int]
 
@@ -69,6 +71,7 @@ class UsageStore:
 
     Attributes:
         failures: number of failed writes. The next write, or `close`, tries again.
+        ledger: random id of these sums, kept in the file and so in its copies.
 
     Raises:
         ConfigError: the file cannot be opened, or is not a database of usage.
@@ -80,6 +83,7 @@ class UsageStore:
         self._writer: threading.Thread | None = None
         self._closing = threading.Event()
         self.failures = 0
+        self.ledger = uuid.uuid4().hex
         if path is None:
             return
         try:
@@ -88,6 +92,8 @@ class UsageStore:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
             database.execute(_TABLE)
+            database.execute(_LEDGER, (self.ledger,))
+            (self.ledger,) = database.execute("SELECT id FROM ledger").fetchone()
             for day, tenant, *counts in database.execute("SELECT * FROM usage"):
                 self._sums[day, tenant] = UsageTotals(*counts)
         except (OSError, sqlite3.Error) as error:

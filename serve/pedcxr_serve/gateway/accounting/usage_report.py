@@ -27,18 +27,28 @@ def report(sources: Sequence[str], since: str = "", token: str = "") -> str:
         token: of the admin ports (``gateway.admin_token_file``).
 
     Raises:
-        ConfigError: a source cannot be read; the message names it. Nothing is left out silently.
+        ConfigError: a source cannot be read, or two are of one server; the message names it. Nothing is left out, or
+            counted twice, silently.
     """
-    if len(set(sources)) < len(sources):
-        raise ConfigError("a source is named twice, and would be counted twice")
-    return table(add(_read(source, token) for source in sources), since)
+    names: dict[str, str] = {}
+    usages = []
+    for source in sources:
+        ledger, usage = _read(source, token)
+        if ledger in names:
+            raise ConfigError(
+                f"{source}: is the same usage database as {names[ledger]}, or a copy of it, and would be counted "
+                "twice; name only the newer one"
+            )
+        names[ledger] = source
+        usages.append(usage)
+    return table(add(usages), since)
 
 
-def add(ledgers: Iterable[Usage]) -> Usage:
+def add(usages: Iterable[Usage]) -> Usage:
     """Return the sums over all servers."""
     sums: dict[tuple[str, str], UsageTotals] = {}
-    for ledger in ledgers:
-        for key, totals in ledger.items():
+    for usage in usages:
+        for key, totals in usage.items():
             sums[key] = sums.get(key, UsageTotals()) + totals
     return sums
 
@@ -58,29 +68,35 @@ def table(usage: Usage, since: str = "") -> str:
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
-def _read(source: str, token: str) -> Usage:
+def _read(source: str, token: str) -> tuple[str, Usage]:
+    # The id of the usage database and its copies, or of the source if an older release wrote it; and the usage.
     try:
         return _from_url(source, token) if source.startswith(("http://", "https://")) else _from_file(Path(source))
     except (OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{source}: cannot be read as usage: {error}") from error
 
 
-def _from_url(url: str, token: str) -> Usage:
+def _from_url(url: str, token: str) -> tuple[str, Usage]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url.rstrip("/") + "/usage", headers=headers)  # noqa: S310
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
-        days = json.load(answer)["days"]
-    return {
+        page = json.load(answer)
+    usage = {
         (day, tenant): UsageTotals(*(counts[name] for name in UsageTotals.__slots__))
-        for day, tenants in days.items()
+        for day, tenants in page["days"].items()
         for tenant, counts in tenants.items()
     }
+    return page.get("ledger", url.rstrip("/")), usage
 
 
-def _from_file(path: Path) -> Usage:
-    path.stat()  # SQLite's own message for an absent file does not say so
+def _from_file(path: Path) -> tuple[str, Usage]:
+    status = path.stat()  # SQLite's own message for an absent file does not say so
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         rows = database.execute(
             "SELECT day, tenant, requests, reports, prompt_tokens, image_tokens, output_tokens FROM usage"
         )
-        return {(day, tenant): UsageTotals(*counts) for day, tenant, *counts in rows}
+        usage = {(day, tenant): UsageTotals(*counts) for day, tenant, *counts in rows}
+        ledger = f"{status.st_dev}:{status.st_ino}"
+        if database.execute("SELECT 1 FROM sqlite_master WHERE name = 'ledger'").fetchone():
+            (ledger,) = database.execute("SELECT id FROM ledger").fetchone()
+    return ledger, usage

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,8 @@ def test_running_server_and_file_are_added_up(tmp_path: Path, engine: FakeEngine
         (day,) = client.get(admin + "/usage").json()["days"]
         file = ledger(tmp_path / "one.sqlite", (day, "anonymous", UsageTotals(1, 1, 1, 1, 1)))
         lines = usage_report.report([admin, str(file)]).splitlines()
+        with pytest.raises(ConfigError, match="counted twice"):
+            usage_report.report([admin, admin.replace("127.0.0.1", "localhost")])
     assert lines[1].split()[:4] == [day, "anonymous", "2", "2"]
 
 
@@ -66,7 +71,41 @@ def test_source_that_cannot_be_read_is_an_error(source: str, tmp_path: Path) -> 
         usage_report.report([str(file), source])
 
 
-def test_source_named_twice_is_an_error(tmp_path: Path) -> None:
-    file = str(ledger(tmp_path / "one.sqlite"))
-    with pytest.raises(ConfigError, match="twice"):
-        usage_report.report([file, file])
+@pytest.fixture(params=["this release", "an older release"])
+def counted(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A file with one request; an older release wrote no id."""
+    file = ledger(tmp_path / "usage.sqlite", ("2026-01-01", "ward", UsageTotals(1)))
+    if request.param == "an older release":
+        with closing(sqlite3.connect(file)) as database:
+            database.execute("DROP TABLE ledger")
+    return file
+
+
+@pytest.mark.parametrize("again", ["usage.sqlite", "folder/../usage.sqlite", "link.sqlite"])
+def test_file_under_two_names_is_an_error(counted: Path, again: str) -> None:
+    (counted.parent / "folder").mkdir()
+    (counted.parent / "link.sqlite").hardlink_to(counted)
+    other = f"{counted.parent}/{again}"
+    with pytest.raises(ConfigError, match=f"{other}: .* as {counted}, .* twice"):
+        usage_report.report([str(counted), other])
+
+
+def test_file_and_its_copy_of_another_day_are_an_error(tmp_path: Path) -> None:
+    file, copy = ledger(tmp_path / "usage.sqlite"), tmp_path / "copy.sqlite"
+    shutil.copy(file, copy)
+    ledger(file, ("2026-01-02", "ward", UsageTotals(1)))
+    assert main(["usage", str(copy), str(file)]) == 2
+
+
+def test_file_of_an_older_release_is_read_and_gets_an_id(counted: Path, tmp_path: Path) -> None:
+    other = str(ledger(tmp_path / "other.sqlite", ("2026-01-01", "ward", UsageTotals(1))))
+    with closing(sqlite3.connect(counted)) as reader:  # in the middle of a read while a server opens the file
+        rows = reader.execute("SELECT 1 FROM usage UNION ALL SELECT 2 FROM usage")
+        next(rows)
+        for _ in range(2):
+            assert usage_report.report([str(counted), other]).splitlines()[1].split()[2] == "2"
+            store = UsageStore(counted)
+            assert store.of("2026-01-01", "ward") == UsageTotals(1)
+            store.close()
+        assert rows.fetchall() == [(2,)]
+        assert reader.execute("SELECT id FROM ledger").fetchall() == [(store.ledger,)]
