@@ -18,36 +18,36 @@ from pedcxr_serve.config.settings import SCHEMA
 from tests.support.paths import ROOT
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = [*DOCS, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md"))]
+READMES = sorted((ROOT / "deploy").rglob("README.md"))
+PAGES = [*DOCS, *READMES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
 PARSERS = {"pedcxr": pedcxr._parser(), "pedcxr-serve": pedcxr_serve._parser(("finetune", "merge"))}
 OTHER_OPTIONS = {"--api-key", "--shutdown-timeout"}  # of vLLM, with which some pages compare
+FENCED = re.compile(r"^ *```.*?\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+CALL = re.compile(rf"(?:[A-Z_]+=\S+ )*(?:\S*/bin/)?((?:{'|'.join(PARSERS)})(?: .*)?)$")
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def code_blocks(page: Path) -> list[str]:
-    return re.findall(r"^ *```.*?\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+    text = page.read_text()
+    return [*FENCED.findall(text), *re.findall(r"(?:^ {4,}\S.*\n)+", FENCED.sub("", text), re.MULTILINE)]
 
 
 def code_spans(page: Path) -> list[str]:
-    text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = FENCED.sub("", page.read_text())
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
 
 
-def command(line: str) -> list[str]:
-    """Return the words of a line that calls one of our programs, without pipes and redirections; else []."""
-    line = line.strip().removeprefix("$ ").removeprefix(".venv/bin/")
-    while re.match(r"[A-Z_]+=\S+ ", line):
-        line = line.partition(" ")[2]
-    if line.split(" ")[0] not in PARSERS:
-        return []
-    words = shlex.split(re.split(r" [|>&] | && ", line)[0], comments=True)
-    return words[: words.index("--")] if "--" in words else words
+def commands(line: str) -> list[list[str]]:
+    """Return the words of each call of our programs in a line, without redirections and what follows ``--``."""
+    calls = map(CALL.match, re.split(r" [|>&] | && | -- (?=pedcxr)", line.strip().removeprefix("$ ")))
+    words = [shlex.split(call[1], comments=True) for call in calls if call]
+    return [one[: one.index("--")] if "--" in one else one for one in words]
 
 
 def complete_commands(page: Path) -> list[list[str]]:
     lines = "\n".join(code_blocks(page)).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := command(line))]
+    return [words for line in lines for words in commands(line)]
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -84,7 +84,7 @@ def test_complete_command_lines_are_accepted(page: Path) -> None:
 
 @each_page
 def test_commands_within_sentences_have_these_options(page: Path) -> None:
-    for words in filter(None, map(command, code_spans(page))):
+    for words in (words for span in code_spans(page) for words in commands(span)):
         parser, rest = descend(PARSERS[words[0]], words[1:])
         options = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
         assert options <= set(parser._option_string_actions), shlex.join(words)
@@ -116,3 +116,10 @@ def test_files_and_modules_exist(page: Path) -> None:
 def test_the_pages_contain_commands_of_both_programs() -> None:
     names = [words[0] for page in PAGES for words in complete_commands(page)]
     assert min(names.count(name) for name in PARSERS) >= 10
+
+
+def test_fenced_and_indented_commands_are_read(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    indented = "    K=1 /opt/bin/pedcxr report a.png \\\n      --age 6Y && true\n"
+    page.write_text(f"Text:\n\n{indented}\n```sh\nkubectl exec x -- pedcxr-serve usage a | cat\n```\n")
+    assert complete_commands(page) == [["pedcxr-serve", "usage", "a"], ["pedcxr", "report", "a.png", "--age", "6Y"]]
