@@ -33,7 +33,7 @@ _ERRORS: Mapping[str, tuple[int, str, Mapping[str, str]]] = {
     "invalid_api_key": (401, _KEY, {"WWW-Authenticate": "Bearer"}),
     "foreign_host": (
         403,
-        "a server without API keys answers to names of this machine only; use 127.0.0.1, or set gateway.allowed_hosts",
+        "a server without API keys serves 127.0.0.1 only; set gateway.tenants, or gateway.allowed_hosts behind a proxy",
         {},
     ),
     "model_not_found": (404, "no such model; GET /v1/models lists them", {}),

@@ -32,6 +32,15 @@ def status(gateway: Gateway, **headers: str) -> int:
         ({"Origin": "https://evil.example", "Content_Type": "text/plain"}, 403),  # a page that sends without CORS
         ({"Origin": "null"}, 403),
         ({"Origin": "http://localhost:3000"}, 200),
+        # A proxy on this machine, whose client chose the Host header.
+        ({"Host": "localhost", "X_Forwarded_For": "203.0.113.9"}, 403),
+        ({"X_Forwarded_For": "127.0.0.1, 203.0.113.9"}, 403),
+        ({"X_Forwarded_For": "203.0.113.9, 127.0.0.1"}, 403),
+        ({"X_Real_IP": "2001:db8::9"}, 403),
+        ({"Forwarded": "for=203.0.113.9"}, 403),
+        ({"Via": "1.1 varnish"}, 403),
+        ({"X_Forwarded_For": "unknown"}, 403),
+        ({"X_Forwarded_For": "127.0.0.1, ::1", "X_Real_IP": "127.0.0.1"}, 200),
     ],
 )
 def test_requests_of_web_pages_are_refused(gateway: Gateway, headers: dict[str, str], expected: int) -> None:
@@ -52,6 +61,8 @@ def test_allowed_hosts_and_origins(engine: FakeEngine) -> None:
         assert status(gateway, Host="proxy.example", Origin="https://proxy.example") == 200
         assert status(gateway, Origin="https://page.example") == 200
         assert status(gateway, Host="other.example") == 403
+        assert status(gateway, Host="proxy.example", X_Forwarded_For="203.0.113.9") == 200
+        assert status(gateway, Host="localhost", X_Forwarded_For="203.0.113.9") == 403
     with running(engine, allowed_hosts=("*",)) as gateway:
         assert status(gateway, Host="any.example") == 200
 
