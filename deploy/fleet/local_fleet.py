@@ -65,6 +65,7 @@ def render(balancer: str, *, folder: Path, port: int, metrics_port: int, replica
     text = (HERE / FILES[balancer]).read_text()
     changes = {
         "haproxy": [
+            (r"    user haproxy .*\n    group haproxy\n", ""),  # other users may run it, and the user may be missing
             (r"/run/haproxy/admin\.sock", f"{folder}/admin.sock"),
             (r"bind :::443 .*", f"bind 127.0.0.1:{port}"),
             (r"bind 127\.0\.0\.1:8405", f"bind 127.0.0.1:{metrics_port}"),
