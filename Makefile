@@ -129,12 +129,13 @@ drill-fleet: $(READY)  ## restart and cut off replicas with fake engines, and me
 pictures: $(READY)  ## draw docs/fleet/*.svg: the dashboards' queries on a real Prometheus (15 minutes, with real vLLM at the end)
 	@$(RUN) -m tests.drills.fleet.pictures
 
+SBOM ?= build/sbom
 sbom: $(READY) $(DEPLOYTOOLS)  ## build/sbom/: CycloneDX of the installed packages with licences, and of each lock
-	@mkdir -p build/sbom
-	@.venv/deploytools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible -o build/sbom/environment.json
+	@mkdir -p $(SBOM)
+	@.venv/deploytools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible -o $(SBOM)/environment.json
 	@for lock in cpu gpu; do PYTHONWARNINGS=ignore .venv/deploytools/bin/cyclonedx-py requirements locks/$$lock.txt \
-	    --pyproject pyproject.toml --output-reproducible -o build/sbom/$$lock.json || exit; done
-	@ls -s -h build/sbom
+	    --pyproject pyproject.toml --output-reproducible -o $(SBOM)/$$lock.json || exit; done
+	@ls -s -h $(SBOM)
 
 # pip-audit exits with 0 when a database knows none of the packages, as the JSON API of a mirror may. A release with a published
 # vulnerability shows first that the database answers.

@@ -1,4 +1,4 @@
-"""`make audit`, with a database on loopback in place of OSV."""
+"""`make audit`, with a database on loopback in place of OSV, and `make sbom`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +71,22 @@ def test_an_advisory_fails_and_does_not_hide_the_next_lock() -> None:
     assert completed.returncode == 2
     assert "CVE-2000-0001" in completed.stdout
     assert completed.stdout.count("locks/testdata.txt") == 2
+
+
+@pytest.mark.slow
+def test_sbom_lists_the_locked_packages_and_the_licences_of_the_installed_ones(tmp_path: Path) -> None:
+    tool("cyclonedx-py")
+    installed = [word for name in (".ready", "deploytools/.ready") for word in ("-o", f".venv/{name}")]
+    words = ["make", "--no-print-directory", *installed, "sbom", f"SBOM={tmp_path}"]
+    completed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
+    pages = {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert {name: page["bomFormat"] for name, page in pages.items()} == dict.fromkeys(
+        ("environment", "cpu", "gpu"), "CycloneDX"
+    )
+    for name in ("cpu", "gpu"):
+        locked = set(re.findall(r"^([\w.-]+==[^\s\\]+)", (ROOT / f"locks/{name}.txt").read_text(), re.MULTILINE))
+        assert {f"{one['name']}=={one['version']}" for one in pages[name]["components"]} == locked
+    licences = {one["name"]: one.get("licenses") for one in pages["environment"]["components"]}
+    assert licences["openai"] == [{"license": {"acknowledgement": "declared", "id": "Apache-2.0"}}]
+    assert sum(map(bool, licences.values())) > 0.9 * len(licences)  # a few packages state theirs in their own words
