@@ -26,7 +26,9 @@ def tool(name: str) -> str:
     """Return the path of a tool of locks/deploytools.txt, or skip the test."""
     path = shutil.which(name) or shutil.which(name, path=str(ROOT / ".venv/deploytools/bin"))
     if path is None:
-        pytest.skip(f"{name} not found; `make test-fast` installs locks/deploytools.txt")
+        pytest.skip(
+            f"{name} not found; `make test-fast` installs locks/deploytools.txt, Debian's prometheus has promtool"
+        )
     return path
 
 
@@ -132,6 +134,35 @@ def test_overlays_differ_in_replicas_and_components() -> None:
     assert counts == [1, 4, None]  # KEDA owns the last
     assert [("Deployment", "redis") in objects(overlay) for overlay in OVERLAYS] == [False, True, True]
     assert [("ScaledObject", "pedcxr") in objects(overlay) for overlay in OVERLAYS] == [False, False, True]
+
+
+def keda_query(overlay: str) -> str:
+    (trigger,) = objects(overlay)["ScaledObject", "pedcxr"]["spec"]["triggers"]
+    return str(trigger["metadata"]["query"])
+
+
+def test_keda_asks_for_requests_in_replicas_worth_of_slots(tmp_path: Path) -> None:
+    series = {
+        f'pedcxr_{name}{{job="pedcxr", instance="{pod}"}}': value
+        for name, values in (("requests_in_flight", (90, 30, 0)), ("slots", (96, 96, 96)))
+        for pod, value in zip("abc", values, strict=True)
+    }
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": f"{value}x9"} for name, value in series.items()],
+        "promql_expr_test": [{"expr": keda_query("replicas-32"), "eval_time": "5m", "exp_samples": [{"value": 1.25}]}],
+    }
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"tests": [test]}))
+    completed = subprocess.run([tool("promtool"), "test", "rules", str(file)], capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+
+
+def test_page_states_the_disruption_budget_of_each_overlay() -> None:
+    budgets = [objects(overlay)["PodDisruptionBudget", "pedcxr"]["spec"]["maxUnavailable"] for overlay in OVERLAYS]
+    assert budgets == [1, 1, 2]
+    page = (ROOT / "docs/fleet/kubernetes.md").read_text()
+    assert "| PodDisruptionBudget | `maxUnavailable: 1`; `replicas-32`: 2 |" in page
 
 
 def test_strict_validation_finds_a_misspelt_field(tmp_path: Path) -> None:
