@@ -23,6 +23,7 @@ FAILED_OUTCOMES = "aborted|engine_lost|failed"
 FAILED_REASONS = "engine_restarting|limits_unknown|no_room|not_ready|queue_full|wait_too_long"
 
 BY = "by (job, tenant)"
+BACKENDS = 'proxy=~"replicas|canary"'
 
 
 def recording_rules() -> list[dict[str, object]]:
@@ -43,6 +44,11 @@ def recording_rules() -> list[dict[str, object]]:
             fast = f'sum {BY} (rate({base}_bucket{{le="{edge:.1f}"}}[{window}]))'
             count = f"sum {BY} (rate({base}_count[{window}]))"
             rules.append(_record(f"pedcxr:slow_{name}:ratio{window}", f"1 - {fast} / ({count} > 0)"))
+        # HAProxy counts the errors of a replica for the replica and for the backend, its own for the backend only.
+        backend, server = (f"haproxy_{part}_http_responses_total{{{BACKENDS}" for part in ("backend", "server"))
+        own = " - ".join(f'sum by (job) (rate({part}, code="5xx"}}[{window}]))' for part in (backend, server))
+        answers = f"sum by (job) (rate({backend}}}[{window}]))"
+        rules.append(_record(f"pedcxr:balancer_failures:ratio{window}", f"({own}) / ({answers} > 0)"))
     load = "sum by (job) (pedcxr_requests_in_flight) / sum by (job) (pedcxr_slots)"
     rules.append(_record("pedcxr:fleet_load:ratio", load))
     return rules
@@ -64,6 +70,7 @@ def burn_alerts() -> list[dict[str, object]]:
             f"of the first tokens of {{{{ $labels.tenant }}}} took over {TTFT_S} s",
         ),
         ("slow_e2e", LATENCY, "PedcxrSlowReports", f"of the reports of {{{{ $labels.tenant }}}} took over {E2E_S} s"),
+        ("balancer_failures", AVAILABILITY, "PedcxrBalancerFailures", "of the requests got an error of HAProxy itself"),
     ):
         for factor, long, short, severity in BURNS:
             limit = f"{factor * (1 - share):.4g}"
@@ -86,6 +93,9 @@ def state_alerts() -> list[dict[str, object]]:
         "(avg_over_time(pedcxr_requests_in_flight[5m])) and avg by (job) (avg_over_time(pedcxr_requests_in_flight[5m])) > 2"
     )
     return [
+        # Holds also when the targets themselves vanish, as they do in Kubernetes.
+        _alert("PedcxrNoReplica", 'absent(pedcxr_ready{job="pedcxr"} == 1)', "2m", "page", "no replica accepts requests"),
+        _alert("PedcxrBalancerDown", 'up{job="haproxy"} == 0', "1m", "page", "HAProxy {{ $labels.instance }} does not answer"),
         _alert("PedcxrReplicaDown", 'up{job="pedcxr"} == 0', "1m", "page", "{{ $labels.instance }} does not answer"),
         _alert("PedcxrNotReady", "pedcxr_ready == 0", "15m", "page", "{{ $labels.instance }} accepts no requests"),
         _alert("PedcxrReplicasMissing", REPLICAS_MISSING, "5m", "ticket", "{{ $value }} replicas fewer than an hour ago"),
@@ -121,9 +131,7 @@ def state_alerts() -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-REPLICAS_MISSING = (
-    'max_over_time((count by (job) (up{job="pedcxr"} == 1))[1h:1m]) - count by (job) (up{job="pedcxr"} == 1) > 0'
-)
+REPLICAS_MISSING = 'max_over_time((sum by (job) (up{job="pedcxr"}))[1h:1m]) - sum by (job) (up{job="pedcxr"}) > 0'
 
 
 def _alert(name: str, expr: str, wait: str, severity: str, summary: str) -> dict[str, object]:

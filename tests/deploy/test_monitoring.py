@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.test_fleet import REPLICA, local_fleet
+from tests.deploy.test_kubernetes import keda_query
 from tests.support import real_tools
 from tests.support.http_server import Handler, serving
 from tests.support.paths import ROOT
@@ -89,6 +90,7 @@ def test_dashboards_and_an_alert_on_a_real_fleet(tmp_path: Path) -> None:
         for target in panel["targets"]
     }
     assert len(queries) > 25
+    queries |= {"pedcxr:balancer_failures:ratio5m", keda_query("replicas-32")}
     command = [*REPLICA, "--max-waiting", "4"]
     manager_folder, prometheus_folder = tmp_path / "a", tmp_path / "p"
     manager_folder.mkdir()
