@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 import os
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -158,6 +160,18 @@ class Draw:
     body: bytes
 
 
+def divide(number: int, tenants: tuple[Tenant, ...]) -> list[Tenant]:
+    """Return the tenant of each of this many lanes: by weight, at least one lane for each tenant, if there are enough.
+
+    This is Adams's method: the next lane goes to the tenant with the largest weight per lane.
+    """
+    lanes: Counter[str] = Counter()
+    for _ in range(number):
+        most = max(tenants, key=lambda one: one.weight / lanes[one.name] if lanes[one.name] else math.inf)
+        lanes[most.name] += 1
+    return [tenant for tenant in tenants for _ in range(lanes[tenant.name])]
+
+
 class Supply:
     """Requests in a seeded order: without end, or until each film was sent once."""
 
@@ -173,6 +187,13 @@ class Supply:
     def limit(self) -> int | None:
         """The number of requests that can be sent, or None without a limit."""
         return len(self._cases) if self._films.unique == "film" else None
+
+    def lanes(self, number: int) -> list[Tenant | None]:
+        """Return the tenant of each lane of a closed loop, so that a slow tenant does not get the places of the others.
+
+        With fewer lanes than tenants, each request draws its tenant: None.
+        """
+        return [*divide(number, self._tenants)] if number >= len(self._tenants) else [None] * number
 
     def alone(self, number: int) -> list[Draw]:
         """Return requests for the first films, at least one of each tenant. They do not count as sent."""

@@ -66,6 +66,11 @@ class StageRun:
         low, high = self.window
         if self.stage.is_open:
             return [sample for sample in self.samples if low <= sample.scheduled <= high]
+        return self.ended_in_window()
+
+    def ended_in_window(self) -> list[Sample]:
+        """Requests that ended in the window, so while the load lasted."""
+        low, high = self.window
         return [sample for sample in self.samples if low < sample.done <= high]
 
     def part_rates(self, of: Callable[[Sample], bool]) -> list[float]:
@@ -74,9 +79,8 @@ class StageRun:
         if high <= low:
             return []
         width, counts = (high - low) / PARTS, [0] * PARTS
-        for sample in self.samples:
-            if low < sample.done <= high and of(sample):
-                counts[min(PARTS - 1, int((sample.done - low) / width))] += 1
+        for sample in filter(of, self.ended_in_window()):
+            counts[min(PARTS - 1, int((sample.done - low) / width))] += 1
         return [count / width for count in counts]
 
 
@@ -109,7 +113,7 @@ class Figures:
         rate: reports that ended in the window, per second; ``goodput``: reports that meet all objectives.
         percentiles: by latency, then ``mean``, ``p50``, ``p90``, ``p95``, ``p99``; p95 and p99 need 100 requests.
         waterfall: mean seconds of each stage of a request, if the server states its own times.
-        tenants: by tenant: completed, share of the completed, share of the tokens, p95 of E2E.
+        tenants: by tenant: reports that ended in the window, their share and that of their tokens; E2E of the user.
         outcomes: number of requests by outcome, of the whole stage.
         lengths: histogram of the completion tokens, by the lower edge of bins of 16.
         server_cpu_ms: processor time per completed report of each process of the server.
@@ -158,7 +162,7 @@ def figures(run: StageRun, slo: Objectives, alone: dict[str, str]) -> Figures:
         output_tokens=sum(sample.completion_tokens or 0 for sample in good) / length,
         percentiles={name: percentiles([getattr(sample, name) for sample in good]) for name in LATENCIES},
         waterfall=waterfall(good),
-        tenants=_tenants(good),
+        tenants=_tenants(run, good),
         outcomes=dict(Counter(sample.outcome for sample in run.samples).most_common()),
         lengths=dict(sorted(Counter((sample.completion_tokens or 0) // 16 * 16 for sample in good).items())),
         own_cpu=run.own_cpu_s / max(run.end - run.begin, 1e-9),
@@ -266,17 +270,22 @@ def _mean_in_flight(samples: Sequence[Sample], length: float) -> float:
     return sum(sample.done - sample.sent for sample in samples) / length
 
 
-def _tenants(good: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    tokens = sum(sample.completion_tokens or 0 for sample in good) or 1
+def _tenants(run: StageRun, good: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Return what the server gave to each tenant while the load lasted: after it, every queue is served out."""
+    reports, tokens = Counter[str](), Counter[str]()
+    for sample in run.ended_in_window():
+        if sample.is_ok:
+            reports[sample.tenant] += 1
+            tokens[sample.tenant] += sample.completion_tokens or 0
     rows = {}
-    for name in sorted({sample.tenant for sample in good}):
-        own = [sample for sample in good if sample.tenant == name]
+    for name in sorted({sample.tenant for sample in run.samples}):
+        times = [sample.e2e_user or 0.0 for sample in good if sample.tenant == name]
         rows[name] = {
-            "completed": len(own),
-            "share": len(own) / len(good),
-            "share_of_tokens": sum(sample.completion_tokens or 0 for sample in own) / tokens,
-            "e2e_user_p50": quantile([sample.e2e_user or 0.0 for sample in own], 0.5),
-            "e2e_user_p95": quantile([sample.e2e_user or 0.0 for sample in own], 0.95),
+            "completed": reports[name],
+            "share": reports[name] / max(1, reports.total()),
+            "share_of_tokens": tokens[name] / max(1, tokens.total()),
+            "e2e_user_p50": quantile(times, 0.5),
+            "e2e_user_p95": quantile(times, 0.95),
         }
     return rows
 

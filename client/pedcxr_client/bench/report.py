@@ -103,7 +103,7 @@ def tables(result: Result) -> list[Table]:
     if any(len(value.tenants) > 1 for value in values):
         shares = [
             [value.name, name, f"{row['completed']:.0f}", f"{row['share']:.1%}", f"{row['share_of_tokens']:.1%}",
-             f"{row['e2e_user_p50']:.3g} s", f"{row['e2e_user_p95']:.3g} s"]
+             _ms(row["e2e_user_p50"] or None), _ms(row["e2e_user_p95"] or None)]
             for value in values for name, row in value.tenants.items()
         ]  # fmt: skip
         parts.append(

@@ -18,6 +18,7 @@ from pedcxr_client.bench.figures import StageRun
 from pedcxr_client.bench.schedule import Stage
 from pedcxr_client.bench.send import REFUSED, Sample, Target
 from pedcxr_client.bench.watch import ClockCheck, Lag, Metrics
+from pedcxr_client.bench.workload import Tenant
 from pedcxr_client.errors import AuthenticationFailed, BadRequest, ConnectionFailed, RequestError, ServerFailed
 
 T = TypeVar("T")
@@ -155,15 +156,15 @@ class Runner:
             now = self._target.clock()
             return now < end or (now < latest and len(run.samples) < stage.min_requests + stage.in_flight)
 
-        async def lane() -> None:
-            while continues() and (draw := self._next(run)) is not None:
+        async def lane(tenant: Tenant | None) -> None:
+            while continues() and (draw := self._next(run, tenant)) is not None:
                 sample = await self._send(run, draw, self._target.clock())
                 if sample.outcome in REFUSED:
                     await asyncio.sleep(min(max(sample.retry_after or 0.0, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(stage.in_flight):
-                group.create_task(lane())
+            for tenant in self._supply.lanes(stage.in_flight):
+                group.create_task(lane(tenant))
 
     async def _open(self, run: StageRun) -> None:
         async with asyncio.TaskGroup() as group:
@@ -174,8 +175,8 @@ class Runner:
                     break
                 group.create_task(self._send(run, draw, due))
 
-    def _next(self, run: StageRun) -> Draw | None:
-        draw = self._supply.next()
+    def _next(self, run: StageRun, tenant: Tenant | None = None) -> Draw | None:
+        draw = self._supply.next(tenant)
         if draw is None:
             run.interrupted = f"each of the {self._supply.limit} films was sent once, and the stage needs more"
         return draw

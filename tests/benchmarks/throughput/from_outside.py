@@ -14,14 +14,13 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from pedcxr_client.bench import results
-from pedcxr_client.bench.figures import StageRun, quantile
+from pedcxr_client.bench.figures import quantile
 from tests.benchmarks.fairness import WEIGHTS, write_tenants
 from tests.drills.fleet.drills import local_fleet
 from tests.drills.rolling_restart import engine
@@ -54,19 +53,6 @@ def compare(before: Path, after: Path) -> str:
 
 def _rate(result: Mapping[str, Any]) -> float:
     return float(result["stages"][0]["request_throughput"])
-
-
-def share_of(tenant: str, run: StageRun, seconds: float) -> float:
-    """Return a tenant's share of the tokens of the reports that ended in the last three quarters of a load.
-
-    Before, not every tenant has a queue, and after, the queues are served out, whatever the shares.
-    """
-    begin, end = run.begin + seconds / 4, run.begin + seconds
-    tokens = Counter[str]()
-    for sample in run.samples:
-        if begin <= sample.done < end:
-            tokens[sample.tenant] += sample.completion_tokens or 0
-    return tokens[tenant] / tokens.total()
 
 
 def overhead(paths: Mapping[str, BenchCommand], load: Mapping[str, object], rounds: int) -> float:
@@ -115,8 +101,8 @@ def main() -> None:
         rate = overhead(paths, load, args.rounds)
         for first, part in (("team", 1), ("triple", 4)):
             load = {"kind": "poisson", "rate": 4 * rate, "seconds": 2 * args.seconds}
-            run = results.stages(gateway("run", load=load, tenants=senders(files, flood=4, **{first: part})))[0]
-            share = share_of(first, run, 2 * args.seconds)
+            result = gateway("run", load=load, tenants=senders(files, flood=4, **{first: part}))
+            share = result["stages"][0]["figures"]["tenants"][first]["share_of_tokens"]
             print(f"{first}, weight {WEIGHTS[first]}, sends {part} of {4 + part} requests: {share:.1%} of the tokens")
         for flood in (0.0, 3 * rate):
             load = {"kind": "poisson", "rate": 1 + flood, "seconds": args.light_seconds}

@@ -92,3 +92,17 @@ def test_shares_of_tenants_and_outcomes():
     assert values.outcomes == {"ok": 40}
     assert values.lengths == {32: 32}
     assert values.different == (5, 10)
+
+
+def test_reports_after_the_load_are_no_share_of_it():
+    """A server that serves ward only once nobody else waits, and that refuses every film of the third tenant."""
+    names = ("clinic", "ward", "lab")
+    samples = [replace(one, tenant=names[at % 3]) for at, one in enumerate(poisson(count=300, rate=10).samples)]
+    for one in samples:
+        one.done, one.last = (one.done + 40, one.done + 40) if one.tenant == "ward" else (one.done, one.last)
+        one.outcome = "rate_limited" if one.tenant == "lab" else "ok"
+    tenants = figures.figures(replace(poisson(count=300, rate=10), samples=samples), Objectives(), {}).tenants
+    assert {name: (row["share"], row["share_of_tokens"]) for name, row in tenants.items()} == {
+        "clinic": (1, 1), "lab": (0, 0), "ward": (0, 0),
+    }  # fmt: skip
+    assert tenants["ward"]["e2e_user_p50"] == pytest.approx(40.5)
