@@ -16,6 +16,7 @@ Source = Literal["phantoms", "folder", "manifest"]
 LoadKind = Literal["closed", "poisson", "ramp", "steps", "trace"]
 
 T = TypeVar("T")
+_LARGEST = 1e18  # of a number; sums of such numbers are finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,10 @@ def _section(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
 
 
 def _value(value: object, default: object, where: str) -> object:
-    """Return a value of the type of its default: a number, a text, or a tuple of those."""
+    """Return a value of the type of its default: a finite number, a text, or a tuple of those."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int | float) and not abs(one) <= _LARGEST:  # neither is NaN
+            raise ConfigurationError(f"the workload: {where}: must be a finite number, at most {_LARGEST:g}")
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple):

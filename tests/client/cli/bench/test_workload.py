@@ -44,6 +44,11 @@ def image_of(body: bytes) -> bytes:
         ("[load]\nrates = ['a']", "load.rates: must be a list of numbers"),
         ("[load]\nrate = -1", "rates must be above 0"),
         ("[[patients]]\nage = '5 parsecs'", "patients: "),
+        ("[load]\nrate = inf", "load.rate: must be a finite number"),
+        ("[load]\nseconds = nan", "load.seconds: must be a finite number"),
+        ("[load]\nrates = [1, inf]", "load.rates: must be a finite number"),
+        (f"[load]\nrate = 1{'0' * 400}", "load.rate: must be a finite number"),
+        ("[[tenants]]\nweight = inf", "tenants[0].weight: must be a finite number"),
         ("[slo]\nttft = -1", "slo: limits are seconds"),
         ("films = 3", "films: must be a table"),
         ("tenants = 3", "tenants: must be tables, written [[tenants]]"),
@@ -140,6 +145,15 @@ def test_the_supply_mixes_tenants_by_weight_and_repeats_no_bytes():
     assert 260 <= sum(draw.tenant.name == "a" for draw in draws) <= 340  # seeded
     assert len({draw.body for draw in draws}) == 400
     assert len({draw.case.id for draw in draws}) == 4
+
+
+@pytest.mark.parametrize(
+    ("weights", "number", "lanes"),
+    [((3, 1), 8, "aaaaaabb"), ((100, 1), 4, "aaab"), ((1, 1), 3, "aab"), ((1, 1), 1, [None])],
+)
+def test_the_lanes_of_a_closed_loop_have_their_tenants(weights, number, lanes):
+    supply = Supply(Workload(), [], tuple(Tenant(name, weight=one) for name, one in zip("ab", weights, strict=True)))
+    assert [lane and lane.name for lane in supply.lanes(number)] == [*lanes]
 
 
 def test_reuse_repeats_the_very_bytes():
