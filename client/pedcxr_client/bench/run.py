@@ -65,7 +65,7 @@ class Knee(NamedTuple):
 
 
 class Interrupted(Exception):
-    """The user pressed Ctrl-C, or the server is gone; what was measured is in the record."""
+    """The user pressed Ctrl-C, the server is gone, or no film is left; what was measured is in the record."""
 
 
 Progress = Callable[[int, str], None]
@@ -144,8 +144,8 @@ class Runner:
         run.scrapes.after = await self._metrics.counters()
         run.processes = (before, watch.processes(self._pid))
         run.calibration_s += [watch.calibrate() for _ in range(3)]
-        if self.record.interrupted:
-            raise Interrupted(self.record.interrupted)
+        if run.interrupted:
+            raise Interrupted(run.interrupted)
         return run
 
     async def _closed(self, run: StageRun) -> None:
@@ -256,8 +256,8 @@ def on_ctrl_c(runner: Runner) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-async def stages_of_load(runner: Runner, stages: list[Stage]) -> None:
-    """Run the stages of the workload file."""
+async def run_all(runner: Runner, stages: list[Stage]) -> None:
+    """Run the stages in turn."""
     for stage in stages:
         await runner.stage(stage)
 
@@ -276,15 +276,3 @@ async def find_knee(runner: Runner, seconds: float, most: int) -> Knee:
     at = figures.knee(loads, rates)
     parts = rates[loads.index(int(at))]
     return Knee(at, sum(parts) / len(parts) if parts else 0.0, is_saturated or at < loads[-1])
-
-
-SHARES = (0.5, 0.7, 0.85, 1.0)
-"""Shares of the knee's rate at which `certify` measures."""
-
-
-async def certify(runner: Runner, rate: float, seconds: float, seed: int) -> None:
-    """Measure with Poisson arrivals at shares of a rate; each stage expects at least 130 requests."""
-    for at, share in enumerate(SHARES):
-        offered = share * rate
-        length = max(seconds, 130 / offered / 0.9)
-        await runner.stage(schedule.poisson(offered, length, seed + at, name=f"{share:.0%} of the knee"))

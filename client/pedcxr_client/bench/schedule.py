@@ -12,6 +12,7 @@ from pedcxr_client.bench.workload import Load, Workload
 from pedcxr_client.errors import ConfigurationError
 
 _SPARE_REQUESTS = 25  # the verdict needs 20 completions between the ramp and the end of a closed loop
+_MOST_REQUESTS = 5_000_000  # 14 hours at 100 per second; their bodies and samples would fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,23 @@ def steps(rates: Sequence[float], seconds: float, seed: int) -> list[Stage]:
     return [poisson(rate, length, seed + at) for at, rate in enumerate(rates)]
 
 
+SHARES, SOAK_SHARE = (0.5, 0.7, 0.85, 1.0), 0.8
+"""Shares of the knee's rate at which `pedcxr bench certify` and ``soak`` send."""
+
+
+def certify(rate: float, seconds: float, seed: int) -> list[Stage]:
+    """Send at shares of the knee's rate; each stage expects at least 130 requests."""
+    return [
+        poisson(share * rate, max(seconds, 130 / (share * rate) / 0.9), seed + at, name=f"{share:.0%} of the knee")
+        for at, share in enumerate(SHARES)
+    ]
+
+
+def soak(rate: float, seconds: float, seed: int) -> list[Stage]:
+    """Send at a share of the knee's rate."""
+    return [poisson(SOAK_SHARE * rate, seconds, seed, name="soak")]
+
+
 def trace(path: Path) -> Stage:
     """Send at the times of a file, in seconds, one number per line. Raise ConfigurationError."""
     try:
@@ -109,4 +127,6 @@ def _arrivals(time_at: Callable[[float], float], seconds: float, seed: int) -> t
         mean += draw.expovariate(1.0)
         if not (time := time_at(mean)) < seconds:
             return tuple(times)
+        if len(times) == _MOST_REQUESTS:
+            raise ConfigurationError(f"load: means more than {_MOST_REQUESTS:,} requests; check rate and seconds")
         times.append(time)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pedcxr_client.bench import figures
@@ -24,6 +24,7 @@ TOKENS_PER_S = 3000.0
 FASTER_THAN_ALONE = 0.5
 """A median TTFT below this share of the shortest one alone is a cached answer."""
 _SHORTEST_TTFT_S = 0.02  # below it, a time alone is too short to compare with
+_HITS = "vllm:mm_cache_hits_total"
 _FAILURES = ("connection", "timeout", "server", "cancelled", "authentication", "bad_request")
 
 
@@ -59,6 +60,7 @@ def judge(
     *,
     clock_step_s: float = 0.0,
     interrupted: str = "",
+    is_soak: bool = False,
 ) -> Verdict:
     """Apply every rule to a run.
 
@@ -66,8 +68,9 @@ def judge(
         alone: the requests that were sent one at a time before the stages.
         clock_step_s: by how much the system's clock was set during the run.
         interrupted: why the run ended early, or "".
+        is_soak: the growth of the server's memory is expected.
     """
-    reasons, unchecked = [], []
+    reasons = []
     if interrupted:
         reasons.append(f"the run is incomplete: {interrupted}")
     if abs(clock_step_s) > CLOCK_STEP_S:
@@ -81,13 +84,23 @@ def judge(
         if abs(drift) > DRIFT:
             reasons.append(f"{run.stage.name}: reports are {drift:+.0%} longer than in {before.stage.name}")
     reasons += _light_speed(runs, () if workload.films.reuse else alone)
-    if runs and not any(run.scrapes.after for run in runs):
-        unchecked.append("cache hits and engine restarts (no metrics page; see --metrics-url)")
-    elif runs and not any(run.scrapes.delta("vllm:mm_cache_hits_total") is not None for run in runs):
-        unchecked.append("cache hits (the metrics page has no vllm:mm_cache_hits_total)")
     noise = spread([value for run in runs for value in run.calibration_s])
     noisy = f"the machine's speed varied by {noise:.0%}; only ratios measured in turns count" if noise > NOISE else ""
-    return Verdict(tuple(reasons), tuple(unchecked), noisy)
+    return Verdict(tuple(reasons), tuple(_unchecked(runs, is_soak)), noisy)
+
+
+def _unchecked(runs: Sequence[StageRun], is_soak: bool) -> list[str]:
+    rules: tuple[tuple[Callable[[StageRun], bool], str, str], ...] = (
+        (lambda run: not run.scrapes.is_read, "cache hits and engine restarts", "no metrics page; see --metrics-url"),
+        (lambda run: run.scrapes.is_read and run.scrapes.delta(_HITS) is None, "cache hits", f"no {_HITS} on the page"),
+        (lambda run: is_soak and not all(run.processes), "memory", "no process of the server; see --server-pid"),
+    )
+    names = [([run.stage.name for run in runs if lacks(run)], rule, why) for lacks, rule, why in rules]
+    return [
+        f"{rule}{'' if len(lacking) == len(runs) else ' in ' + ', '.join(lacking)} ({why})"
+        for lacking, rule, why in names
+        if lacking
+    ]
 
 
 def digests(samples: Sequence[Sample]) -> dict[str, str]:

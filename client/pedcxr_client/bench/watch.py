@@ -15,7 +15,13 @@ from pathlib import Path
 import aiohttp
 
 _LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})? (\S+)", re.MULTILINE)
-_CACHE_CONFIG = re.compile(r"^vllm:cache_config_info\{(.*)\}", re.MULTILINE)
+_FACTS = {
+    "pedcxr_build_info": "gateway",
+    "pedcxr_slots": "gateway",
+    "pedcxr_replica_info": "engine",
+    "vllm:cache_config_info": "cache_config",
+}
+_FACT = re.compile(rf"^({'|'.join(_FACTS)})(?:\{{(.*)\}})? (\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 _TICK_S = 0.02  # between two measurements of the loop's lag
 _LOOPS = 200_000
@@ -42,6 +48,18 @@ def parse(page: str) -> dict[str, float]:
     return values
 
 
+def page_facts(page: str) -> dict[str, dict[str, str]]:
+    """Return the versions, slots and cache configuration on metrics pages, by label; replicas that differ are listed.
+
+    The slots of a gateway are vLLM's max-num-seqs, unless ``--slots`` gives the gateway a part of them.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, labels, value in _FACT.findall(page):
+        for label, text in _LABEL.findall(labels) or [("slots", value.removesuffix(".0"))]:
+            found.setdefault(_FACTS[name], {}).setdefault(label, []).append(text)
+    return {name: {label: ", ".join(dict.fromkeys(texts)) for label, texts in by.items()} for name, by in found.items()}
+
+
 @dataclass(slots=True)
 class Scrapes:
     """The server's metrics over a stage.
@@ -55,9 +73,14 @@ class Scrapes:
     after: dict[str, float] = field(default_factory=dict)
     series: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether the page was there at both ends; otherwise nothing can be said of its counters."""
+        return bool(self.before and self.after)
+
     def delta(self, name: str) -> float | None:
         """Return the increase of a counter, or None if the server does not have it."""
-        return self.after[name] - self.before.get(name, 0.0) if name in self.after else None
+        return self.after[name] - self.before.get(name, 0.0) if self.is_read and name in self.after else None
 
     @property
     def restarted(self) -> bool:
@@ -67,7 +90,7 @@ class Scrapes:
             for name, value in self.before.items()
             if name.startswith("vllm:") and name.endswith("_total")
         )
-        return backwards or bool(self.delta("pedcxr_engine_restarts_total")) or self._started_again
+        return self.is_read and (backwards or bool(self.delta("pedcxr_engine_restarts_total")) or self._started_again)
 
     @property
     def _started_again(self) -> bool:
@@ -83,10 +106,9 @@ class Metrics:
     def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str]) -> None:
         self._session, self._urls = session, urls
 
-    async def flags(self) -> dict[str, str]:
-        """Return vLLM's cache configuration, which the page shows as labels, of the first replica; {} without them."""
-        match = _CACHE_CONFIG.search("\n".join(await self._pages()))
-        return dict(_LABEL.findall(match[1])) if match else {}
+    async def facts(self) -> dict[str, dict[str, str]]:
+        """Return what the pages say about gateway and engine; see `page_facts`."""
+        return page_facts("\n".join(await self._pages()))
 
     async def counters(self) -> dict[str, float]:
         """Return the counters."""
@@ -244,7 +266,8 @@ async def describe(session: aiohttp.ClientSession, url: str, headers: Mapping[st
     for name, address in (("models", f"{url}/models"), ("version", f"{url.removesuffix('/v1')}/version")):
         try:
             async with session.get(address, headers=headers, timeout=aiohttp.ClientTimeout(total=5)) as response:
-                facts["server"] = response.headers.get("server", "")
+                if header := response.headers.get("server"):
+                    facts["server"] = header
                 if response.status == 200:
                     facts[name] = await response.json(content_type=None)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):

@@ -17,7 +17,7 @@ from pedcxr_client.types import ServedModel
 
 if TYPE_CHECKING:
     from pedcxr_client.bench.bodies import Supply
-    from pedcxr_client.bench.run import Knee, Record, Runner
+    from pedcxr_client.bench.run import Knee, Record
     from pedcxr_client.bench.schedule import Stage
     from pedcxr_client.bench.workload import Workload
     from pedcxr_client.client import Client
@@ -34,7 +34,6 @@ _MODES = {
     "run": "run the load of the workload file",
 }
 _SECONDS = {"knee": 15.0, "certify": 60.0, "soak": 1200.0, "run": 0.0}
-_SOAK_SHARE = 0.8
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -118,15 +117,19 @@ def run_mode(options: argparse.Namespace) -> int:
     """Run a mode, print the report as Markdown and write the files."""
     _require_packages()
     options.url = options.url.rstrip("/")
-    from pedcxr_client.bench import bodies, export, schedule, workload
+    from pedcxr_client.bench import bodies, export, watch, workload
     from pedcxr_client.client import Client
 
     load = _with_options(workload.read(options.workload), options)
     default_key = shared.api_key(options.api_key_env)
     tenants = load.tenants or (workload.Tenant(),)
     keys = {tenant.name: workload.key_of(tenant, load, default_key) for tenant in tenants}
-    paths = _paths(options)
-    stages = schedule.of_load(load) if options.mode == "run" else []
+    paths, knee = _paths(options), _knee_of(options)
+    stages = _stages(options, load, knee)  # refuses a load that cannot be sent
+    if options.export_aiperf is not None:
+        export.check(load, tenants)
+    if options.server_pid is not None and watch.process(options.server_pid) is None:
+        raise ConfigurationError(f"--server-pid: /proc shows no process {options.server_pid}; check the number")
     with Client(
         options.url,
         api_key=next(iter(keys.values())),
@@ -142,14 +145,15 @@ def run_mode(options: argparse.Namespace) -> int:
         export.write(folder, supply, load, tenants, options.requests)
         print(
             export.commands(
-                folder, options.url, model.name, load, tenants, options.metrics_url or (), options.requests
+                folder, options.url, model.name, load, tenants, options.metrics_url or (), options.requests,
+                options.api_key_env,
             ),
             end="",
-        )
+        )  # fmt: skip
         return 0
     _check_films(supply.limit, stages, options)
 
-    record, knee = _run(options, load, supply, keys, stages)
+    record, knee = _run(options, load, supply, keys, knee)
     return _finish(options, load, model.name, record, knee, paths)
 
 
@@ -164,7 +168,7 @@ def _served_model(client: Client, name: str | None) -> ServedModel:
 
 
 def _run(
-    options: argparse.Namespace, load: Workload, supply: Supply, keys: dict[str, str | None], stages: list[Stage]
+    options: argparse.Namespace, load: Workload, supply: Supply, keys: dict[str, str | None], knee: Knee | None
 ) -> tuple[Record, Knee | None]:
     import uvloop
     from tqdm import tqdm
@@ -175,7 +179,7 @@ def _run(
     from pedcxr_client.bench.watch import Metrics, describe
     from pedcxr_client.request.settings import Timeouts
 
-    record, knee = run.Record(), _knee_of(options)
+    record = run.Record()
     bar = tqdm(unit=" requests", disable=None, leave=False)
 
     def progress(count: int, stage: str) -> None:
@@ -190,9 +194,8 @@ def _run(
             target = Target(session, options.url, keys, timeouts=timeouts, allow=load.reports.allow)
             key = next(iter(keys.values()))
             headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-            record.server = await describe(session, options.url, headers)
             metrics = Metrics(session, options.metrics_url or [f"{options.url.removesuffix('/v1')}/metrics"])
-            record.server["cache_config"] = await metrics.flags()
+            record.server = await describe(session, options.url, headers) | await metrics.facts()
             runner = run.Runner(
                 target, supply, record, metrics=metrics, server_pid=options.server_pid, progress=progress
             )
@@ -203,7 +206,7 @@ def _run(
                         return  # no load makes a report faster
                     if options.mode != "run" and knee is None:
                         knee = await run.find_knee(runner, min(options.seconds, _SECONDS["knee"]), options.most)
-                    await _mode(options, runner, knee, stages, load.films.seed)
+                    await run.run_all(runner, _stages(options, load, knee))
                 except run.Interrupted:
                     pass
 
@@ -214,17 +217,16 @@ def _run(
     return record, knee
 
 
-async def _mode(options: argparse.Namespace, runner: Runner, knee: Knee | None, stages: list[Stage], seed: int) -> None:
-    from pedcxr_client.bench import run, schedule
+def _stages(options: argparse.Namespace, load: Workload, knee: Knee | None) -> list[Stage]:
+    """Return the stages after the search for the knee; none while the knee is not known."""
+    from pedcxr_client.bench import schedule
 
     if options.mode == "run":
-        await run.stages_of_load(runner, stages)
-    if knee is None or not knee[1]:
-        return
-    if options.mode == "certify":
-        await run.certify(runner, knee[1], options.seconds, seed)
-    if options.mode == "soak":
-        await runner.stage(schedule.poisson(_SOAK_SHARE * knee[1], options.seconds, seed, name="soak"))
+        return schedule.of_load(load)
+    if options.mode == "knee" or knee is None or not knee[1]:
+        return []
+    of_rate = schedule.certify if options.mode == "certify" else schedule.soak
+    return of_rate(knee[1], options.seconds, load.films.seed)
 
 
 def _finish(
@@ -238,8 +240,9 @@ def _finish(
     from pedcxr_client.bench import report, results, verdict
 
     judged = verdict.judge(
-        record.stages, load, record.alone, clock_step_s=record.clock_step_s, interrupted=record.interrupted
-    )
+        record.stages, load, record.alone, clock_step_s=record.clock_step_s, interrupted=record.interrupted,
+        is_soak=options.mode == "soak",
+    )  # fmt: skip
     result = results.assemble(options.mode, model, load, record, judged, knee)
     text = report.markdown(result)
     print(text, end="")
@@ -275,7 +278,7 @@ def _check_films(limit: int | None, stages: list[Stage], options: argparse.Names
     if limit is None:
         return
     needed = sum(len(stage.times) if stage.is_open else stage.in_flight + stage.min_requests for stage in stages)
-    needed = needed if options.mode == "run" else 200
+    needed = needed if stages else 200  # the search for the knee decides
     if limit < needed:
         raise ConfigurationError(
             f"films.unique = film: {limit} films, but the run sends at least {needed} requests; add films, or let a "

@@ -79,7 +79,7 @@ def test_the_field_s_tools_agree(running: LocalServer, folder: Path, stage: dict
         pytest.skip("aiperf is not installed in .venv/loadtest; `make loadtest` installs it")
     out = folder / "films"
     assert bench(running, folder, "--export-aiperf", str(out), "--requests", str(REQUESTS)) == 0
-    aiperf, vllm = (line for line in capsys.readouterr().out.splitlines() if not line.startswith("#"))
+    _check, aiperf, vllm = (line for line in capsys.readouterr().out.splitlines() if not line.startswith("#"))
     inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     tokenizer = str(ROOT / "serve/pedcxr_serve/demo/checkpoint")
     env = inherited | {"PATH": path, "TOKENIZER": tokenizer, "PEDCXR_API_KEY": "none", "HOME": str(folder)}

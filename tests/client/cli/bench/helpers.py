@@ -17,6 +17,8 @@ from tests.client.batch.helpers import write_films
 
 ENVIRONMENT = re.compile(r"event loop of this process|this process used|sent \d+ ms late|shorter than alone")
 """Reasons that a busy machine causes; no test depends on an idle one."""
+FLAGS = {'vllm:cache_config_info{block_size="32",enable_prefix_caching="True"}': 1.0}
+"""The line of vLLM's metrics page with its cache configuration."""
 WORKLOAD = """\
 [films]
 source = "folder"

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from pedcxr_client.bench import watch
+from pedcxr_client.bench import schedule, watch
+from pedcxr_client.cli import bench as command
 from pedcxr_client.cli import output
 from pedcxr_client.cli.main import main
 from tests.client.batch.helpers import write_films
@@ -175,16 +176,23 @@ def test_too_few_films_are_refused_before_the_start(engine: FakeEngine, tmp_path
     workload = WORKLOAD.replace("count = 4", 'count = 4\nunique = "film"')
     assert bench(tmp_path, engine.url, "run", workload=workload) == (2, {})
     assert "4 films, but the run sends at least 33 requests" in capsys.readouterr().err
+    for mode, stages in (("certify", schedule.certify(100, 0.5, 1)), ("soak", schedule.soak(100, 0.5, 1))):
+        assert bench(tmp_path, engine.url, mode, "--rate", "100", "--seconds", "0.5", workload=workload) == (2, {})
+        count = sum(len(stage.times) for stage in stages)
+        assert f"4 films, but the run sends at least {count} requests" in capsys.readouterr().err
     assert engine.chats == []
 
 
-def test_films_that_run_out_end_the_stage(engine: FakeEngine, tmp_path: Path) -> None:
+def test_films_that_run_out_end_the_run(engine: FakeEngine, tmp_path: Path, monkeypatch: Any) -> None:
     write_films(tmp_path / "films", 40)
     workload = WORKLOAD.replace("count = 4", 'unique = "film"').replace("seconds = 0.2", "seconds = 60")
     code, result = bench(tmp_path, engine.url, "run", workload=workload)
     assert code == 1
     assert "each of the 40 films was sent once, and the stage needs more" in " ".join(reasons(result))
     assert len(result["stages"][0]["samples"]) == 40
+    monkeypatch.setattr(command, "_check_films", lambda *_: None)
+    code, result = bench(tmp_path, engine.url, "knee", "--seconds", "0.2", workload=workload)
+    assert (code, [stage["name"] for stage in result["stages"]]) == (1, ["closed 1", "closed 2"])
 
 
 def test_empty_folder(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
@@ -258,6 +266,7 @@ def test_a_rate_from_another_version_or_another_mode_is_refused(
         (["bench"], "required: MODE"),
         (["bench", "run", "-o", "out.txt"], "-o: give a name that ends in .json"),
         (["bench", "run", "--workload", "missing.toml"], "the workload: No such file"),
+        (["bench", "soak", "--server-pid", "4194305"], "--server-pid: /proc shows no process 4194305"),
         (["bench", "knee", "--seconds", "0"], "must be a number above 0"),
         (["bench", "run", "--url", "http://elsewhere/v1"], "--insecure-http"),
     ],

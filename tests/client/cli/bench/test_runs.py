@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pedcxr_client.bench.figures import StageRun
+from pedcxr_client.bench import results
+from pedcxr_client.bench.figures import StageRun, max_in_flight
 from pedcxr_client.bench.run import find_knee
 from pedcxr_client.bench.schedule import Stage
+from pedcxr_client.bench.watch import page_facts
 from pedcxr_client.request import prompts
-from tests.client.cli.bench.helpers import WORKLOAD, bench, closed, reasons
-from tests.support.servers.fake_engine import FakeEngine
+from pedcxr_serve.gateway.request.validation import Rules
+from tests.client.cli.bench.helpers import FLAGS, WORKLOAD, bench, closed, reasons
+from tests.support.servers.fake_engine import Answer, FakeEngine
+from tests.support.servers.gateway_server import running
 
 
 def test_a_run_on_a_server_that_is_not_ours(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
@@ -43,6 +49,32 @@ def test_a_run_on_a_server_that_is_not_ours(engine: FakeEngine, tmp_path: Path, 
         "out.md",
         "workload.toml",
     ]
+
+
+def test_the_gateway_states_the_versions_and_limits_of_both(tmp_path: Path) -> None:
+    with FakeEngine(uds=tmp_path / "engine.sock") as engine, running(engine, rules=Rules("fake", 500)) as gateway:
+        engine.answer, engine.counters = Answer(gap=0.004), FLAGS
+        gateway.state.label_served("0.32.0")
+        gateway.state.metrics.runtime.slots.set(8)
+        page = ("--metrics-url", gateway.listeners.metrics_url)
+        _, result = bench(tmp_path, f"{gateway.root}/v1", "run", *page)
+    server = result["server"]
+    assert server["gateway"] == {"version": version("pedcxr"), "python": platform.python_version(), "slots": "8"}
+    assert server["engine"]["vllm"] == "0.32.0"
+    assert server["cache_config"]["block_size"] == "32"
+
+
+def test_replicas_that_differ_are_listed() -> None:
+    pages = 'pedcxr_replica_info{vllm="0.32.0"} 1.0\npedcxr_slots 8.0\npedcxr_replica_info{vllm="0.33.0"} 1.0\n'
+    assert page_facts(f"{pages}pedcxr_slots 8.0") == {"engine": {"vllm": "0.32.0, 0.33.0"}, "gateway": {"slots": "8"}}
+
+
+def test_a_closed_loop_keeps_the_requests_of_each_tenant_open(engine: FakeEngine, tmp_path: Path) -> None:
+    tenants = '[[tenants]]\nname = "ward"\nweight = 3\n[[tenants]]\nname = "clinic"\n'
+    _, result = bench(tmp_path, engine.url, "run", workload=WORKLOAD + tenants)
+    (run,) = results.stages(result)
+    by = {name: [one for one in run.samples if one.tenant == name] for name in ("ward", "clinic")}
+    assert {name: max_in_flight(samples) for name, samples in by.items()} == {"ward": 3, "clinic": 1}
 
 
 def test_the_result_has_the_keys_of_vllm_and_no_text(engine: FakeEngine, tmp_path: Path) -> None:

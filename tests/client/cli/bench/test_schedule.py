@@ -47,3 +47,10 @@ def test_a_damaged_trace_is_an_error(tmp_path, text):
     (tmp_path / "trace.txt").write_text(text)
     with pytest.raises(ConfigurationError, match=r"load\.file"):
         schedule.trace(tmp_path / "trace.txt")
+
+
+def test_a_load_that_fills_the_memory_is_an_error(monkeypatch):
+    monkeypatch.setattr(schedule, "_MOST_REQUESTS", 1000)
+    assert len(schedule.poisson(9, 100, seed=1).times) <= 1000
+    with pytest.raises(ConfigurationError, match="more than 1,000 requests"):
+        schedule.poisson(1e9, 1e9, seed=1)

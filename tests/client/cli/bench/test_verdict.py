@@ -100,8 +100,13 @@ def test_refusals_are_bad_but_not_invalid() -> None:
 
 def test_a_server_without_counters_leaves_rules_open() -> None:
     assert "--metrics-url" in judge([closed(scrapes=Scrapes())], Workload(), ALONE).unchecked[0]
+    for lost in (Scrapes({HITS: 5.0}), Scrapes({}, {HITS: 5.0})):  # neither a restart nor a hit
+        verdict = judge([closed(), poisson(scrapes=lost)], Workload(), ALONE)
+        assert verdict.reasons == ()
+        assert verdict.unchecked == ("cache hits and engine restarts in open (no metrics page; see --metrics-url)",)
+    assert "--server-pid" in judge([poisson()], Workload(), ALONE, is_soak=True).unchecked[0]
     other = Scrapes({"other_total": 1}, {"other_total": 2})
-    assert "vllm:mm_cache_hits_total" in judge([closed(scrapes=other)], Workload(), ALONE).unchecked[0]
+    assert judge([closed(scrapes=other)], Workload(), ALONE).unchecked == (f"cache hits (no {HITS} on the page)",)
 
 
 def test_a_machine_of_varying_speed_is_noisy() -> None:
