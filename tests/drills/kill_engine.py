@@ -71,6 +71,8 @@ class Round:
     def failures(self) -> list[str]:
         """The broken promises, in words; empty if all were kept."""
         failures = [outcome.result for outcome in self.outcomes if outcome.result not in CODES | {"complete"}]
+        if not any(outcome.result in CODES for outcome in self.outcomes):
+            failures.append("no request was lost: none was in flight at the kill")
         if self.last_end_s > TYPED_S:
             failures.append(f"the last request ended after {self.last_end_s:.1f} s")
         if not self.refused:

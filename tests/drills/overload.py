@@ -4,6 +4,9 @@ The server runs the demo checkpoint and refuses requests that would wait longer 
 finds the knee and sends the load. At twice the rate of the knee, goodput must hold, every refusal must be a 429 or 503
 with Retry-After, memory must be flat, and the server must have recovered within 5 seconds of the last request. At 80 %,
 no request may fail, and neither memory nor the number of open files may grow.
+
+What was not tested or measured is a failure. So is an INVALID run of ``pedcxr bench``, such as one whose load generator
+was late: its load is not the one that the drill states.
 """
 
 from __future__ import annotations
@@ -95,8 +98,12 @@ class Overload:
             failures.append(f"goodput is {share:.0%} of that at the knee")
         others = Counter(sample.outcome for sample in self.run.samples if sample.outcome not in ("ok", *REFUSED))
         failures += [f"{count} requests ended as {outcome}" for outcome, count in others.items()]
+        if not self.refused:
+            failures.append("no request was refused: this is no overload")
         if bad := [sample for sample in self.refused if sample.retry_after is None or sample.retry_after < 1]:
             failures.append(f"{len(bad)} refusals without Retry-After, the first: {bad[0].message}")
+        if not self.growth():
+            failures.append("memory was not measured")
         failures += [f"memory of {name} grew by {value:.1%}" for name, value in self.growth().items() if value > FLAT]
         recovery = self.recovery_s(slo)
         if recovery is None or recovery > RECOVERY_S:
@@ -115,13 +122,15 @@ class Soak:
         """Return the broken promises, in words."""
         values = self.stage["figures"]
         others = {outcome: count for outcome, count in values["outcomes"].items() if outcome != "ok"}
-        failures = [f"{count} requests ended as {outcome}" for outcome, count in others.items()]
+        before, after = self.files
+        facts = {"reports": values["outcomes"].get("ok"), "memory": values["rss_growth"], "open files": all(self.files)}
+        failures = [f"no {name} measured" for name, value in facts.items() if not value]
+        failures += [f"{count} requests ended as {outcome}" for outcome, count in others.items()]
         failures += [
             f"memory of {name} grew by {growth:.2%}"
             for name, growth in values["rss_growth"].items()
             if growth > SOAK_GROWTH
         ]
-        before, after = self.files
         failures += [
             f"{name} has {after.get(name, 0)} open files, {count} before"
             for name, count in before.items()
@@ -135,22 +144,31 @@ class Bench:
 
     Args:
         slo: objectives of every run.
+
+    Attributes:
+        invalid: why runs are INVALID.
     """
 
     def __init__(self, running: LocalServer, folder: Path, slo: Objectives = OBJECTIVES) -> None:
         self.slo, self._pid, self._folder = slo, running.process.pid, folder
         self._bench = BenchCommand.of(running, folder, "--slo-ttft", str(slo.ttft), "--slo-e2e", str(slo.e2e))
+        self.invalid: list[str] = []
+
+    def _run(self, mode: str, *options: str, **load: Any) -> dict[str, Any]:
+        result = self._bench(mode, *options, **({"load": load} if load else {}))
+        self.invalid += [f"{mode}: INVALID: {reason}" for reason in result["reasons"]]
+        return result
 
     def knee(self, seconds: float, most: int) -> tuple[int, float]:
         """Return the requests in flight at the knee and the goodput there."""
-        result = self._bench("knee", "--seconds", str(seconds), "--most", str(most))
+        result = self._run("knee", "--seconds", str(seconds), "--most", str(most))
         in_flight = int(result["knee"]["in_flight"])
         [stage] = [stage for stage in result["stages"] if stage["in_flight"] == in_flight]
         return in_flight, float(stage["figures"]["goodput"])
 
     def closed(self, in_flight: int, seconds: float) -> float:
         """Return the goodput with this many requests in flight."""
-        result = self._bench("run", load={"kind": "closed", "in_flight": in_flight, "seconds": seconds})
+        result = self._run("run", kind="closed", in_flight=in_flight, seconds=seconds)
         return float(result["stages"][0]["figures"]["goodput"])
 
     def overload(self, rate: float, seconds: float, probes: int = 30) -> Overload:
@@ -161,13 +179,13 @@ class Bench:
         trace.write_text("\n".join(map(repr, times)))
         memory: dict[str, list[float]] = {}
         with _sampled(self._pid, memory):
-            result = self._bench("run", load={"kind": "trace", "file": str(trace)})
+            result = self._run("run", kind="trace", file=str(trace))
         return Overload(results.stages(result)[0], seconds, memory)
 
     def soak(self, rate: float, seconds: float) -> Soak:
         """Run ``pedcxr bench soak``, which sends at 80 % of this rate."""
         before = settled_files(self._pid)
-        result = self._bench("soak", "--rate", str(rate), "--seconds", str(seconds))
+        result = self._run("soak", "--rate", str(rate), "--seconds", str(seconds))
         return Soak(result["stages"][0], (before, settled_files(self._pid)))
 
 
@@ -233,6 +251,7 @@ def drill(
         print(f"  {0.8 * knee:.2f} requests per second for {soak_seconds:g} s: {soak.stage['figures']['outcomes']}")
         print(f"  memory: {_percent(soak.stage['figures']['rss_growth'])}")
         print(f"  open files before and after: {soak.files[0]} {soak.files[1]}", flush=True)
+    failures += bench.invalid
     for failure in failures:
         print(f"      FAILURE: {failure}")
     return failures

@@ -2,7 +2,8 @@
 
 First the simulation of a fleet is compared with this one. ``pedcxr bench`` measures three loads, the model of a replica
 is fitted to the smallest and the largest, and the simulated rate at the one between must be within 15 %. The replicas
-share the machine's cores, so that the fit contains what each takes from the other.
+share the machine's cores, so that the fit contains what each takes from the other. They leave the load generator too
+little of two cores: an INVALID run is printed and is no failure.
 
 Then both replicas restart in turn under load: no request may be lost, and the p99 may be twice that of a steady load.
 Last, one is killed under load: only what it had open may be lost, each request with a typed error or as a cut stream.
