@@ -1,6 +1,6 @@
 """Run the load testers of the documentation for a few requests at a gateway with a fake engine: ``make loadtest``.
 
-`tests/e2e/clients/test_load_testers.py` runs those with small packages.
+`tests/e2e/clients/test_load_testers.py` runs those that are installed.
 """
 
 from __future__ import annotations
