@@ -7,6 +7,7 @@ module               extension point                                           p
 `image_attention`    ``register_backend(AttentionBackendEnum.CPU_ATTN, ...)``   bidirectional attention among image
                                                                                tokens, on the CPU too
 `weight_names`       ``ModelRegistry.register_model``                           load flat ``vision_tower.*`` names
+`film_processor`     ``MULTIMODAL_REGISTRY``                                     prepare films without text handling
 `log_redaction`      `logging.setLogRecordFactory`                             keep prompts and pixels out of logs
 `cpu_wait`           ``shm_broadcast.sched_yield``, on the CPU only             idle processes yield their core to busy
                                                                                ones
