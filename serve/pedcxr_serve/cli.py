@@ -187,14 +187,16 @@ def _capacity_rows(
     measured = measurement.read(args.measured) if args.measured else None
     rows = capacity.measured_rows(engine_plan, shape, measured) if measured else ()
     if args.rate is None:
+        if args.tokens or args.price:
+            raise ConfigError(f"{'--tokens' if args.tokens else '--price'}: needs --rate, the load to plan for")
         return rows
     objectives = capacity.Objectives(args.rate, args.slo_ttft, args.slo_e2e, args.price)
     if measured:
-        part = capacity.measured_replica(engine_plan, shape, measured)
+        part = capacity.measured_replica(engine_plan, shape, measured, args.tokens)
     else:
         part = capacity.replica(engine_plan, shape, (args.tokens or engine_plan.new_tokens,))
     sized = capacity.size(engine_plan, shape, part, objectives)
-    return (*rows, *capacity.rows(sized, objectives, is_measured=measured is not None))
+    return (*rows, *capacity.rows(engine_plan, part, sized, objectives, measured))
 
 
 def _serve(config: ServeConfig, command: str) -> int:
@@ -308,7 +310,7 @@ def _add_capacity(command: argparse.ArgumentParser) -> None:
     ):
         load_group.add_argument(name, type=_positive, metavar=metavar, default=default, help=text)
     load_group.add_argument(
-        "--tokens", type=_tokens, metavar="N", help="length of a report (default: the longest, engine.max_new_tokens)"
+        "--tokens", type=_tokens, metavar="N", help="tokens of a report (default: as measured or engine.max_new_tokens)"
     )
     load_group.add_argument(
         "--from",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.errors import ConfigError
@@ -20,6 +21,7 @@ from pedcxr_serve.planner.replica_model import Replica
 from pedcxr_serve.planner.simulate import Outcome
 
 _REPORTS = 2000  # of each simulation
+_OTHER_PROMPTS = 0.1  # difference above which prompts are not those of the model: 6 % for the demo's
 _SATURATED = 0.8  # a part that is busier than that limits a replica; below, the objectives do
 
 
@@ -67,7 +69,7 @@ def replica(plan: EnginePlan, shape: Shape, lengths: Sequence[int]) -> Replica:
         lengths: tokens of reports, each as probable as the others.
     """
     device, size = plan.device, DTYPE_BYTES[plan.dtype]
-    mean = sum(lengths) / len(lengths)
+    mean = fmean(lengths)
     kv = (plan.prompt_tokens + mean / 2) * plan.kv_bytes_per_token
     bandwidth = roofline.REAL_BANDWIDTH * device.bandwidth_bytes_s
     events = _events(mean, plan.stream_interval)
@@ -87,8 +89,12 @@ def replica(plan: EnginePlan, shape: Shape, lengths: Sequence[int]) -> Replica:
     )
 
 
-def measured_replica(plan: EnginePlan, shape: Shape, measurement: Measurement) -> Replica:
+def measured_replica(plan: EnginePlan, shape: Shape, measurement: Measurement, tokens: int | None = None) -> Replica:
     """Return the replica of a plan, with times that reproduce the measured loads.
+
+    Args:
+        tokens: of every report, or None for reports as measured. What reports of another length take more or less per
+            film and step is that of the roofline model.
 
     Raises:
         ConfigError: there are fewer than two loads of at most `max_num_seqs` in flight.
@@ -103,7 +109,13 @@ def measured_replica(plan: EnginePlan, shape: Shape, measurement: Measurement) -
             f"--from: needs closed loops with at least two different numbers of requests in flight, each at most "
             f"{plan.max_num_seqs} (max-num-seqs); measure a small and a large load"
         )
-    return simulate.fit(points, replica(plan, shape, measurement.lengths))
+    model = replica(plan, shape, measurement.lengths)
+    fitted = simulate.fit(points, model)
+    if tokens is None:
+        return fitted
+    other = replica(plan, shape, (tokens,))
+    prepare, decode = fitted.prepare + other.prepare - model.prepare, fitted.decode + other.decode - model.decode
+    return replace(fitted, lengths=other.lengths, prepare=max(0.0, prepare), decode=max(0.0, decode))
 
 
 def size(plan: EnginePlan, shape: Shape, part: Replica, objectives: Objectives) -> Capacity:
@@ -135,31 +147,53 @@ def size(plan: EnginePlan, shape: Shape, part: Replica, objectives: Objectives) 
     )
 
 
-def rows(capacity: Capacity, objectives: Objectives, *, is_measured: bool) -> tuple[tuple[str, str], ...]:
-    """Return the rows that `plan.render` adds."""
+def rows(
+    plan: EnginePlan, part: Replica, capacity: Capacity, objectives: Objectives, measurement: Measurement | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Return the rows that `plan.render` adds, for a replica with the times of a measurement or of the roofline."""
     outcome, shares = capacity.outcome, capacity.utilisation
     times = "; ".join(
         f"{name} p50 {time.p50:.2f}, p95 {time.p95:.2f} s"
         for name, time in (("TTFT", outcome.ttft), ("E2E", outcome.e2e))
     )
-    parts = "; ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    source = "times fitted to the measured loads" if is_measured else "times of the roofline model"
+    parts = [f"{name} {share:.0%}" for name, share in shares.items()]
+    source, prompt, basis = "times of the roofline model", float(plan.prompt_tokens), ""
+    doubts: list[str] = []
+    if measurement:
+        source, prompt = "times fitted to the measured loads", measurement.prompt_tokens or prompt
+        as_measured = part.lengths == measurement.lengths
+        basis = ", as measured" if as_measured else f"; measured with {fmean(measurement.lengths):.0f} new tokens"
+        parts.append("gateway: in the measured times")
+        most = max(load.in_flight for load in measurement.loads if load.in_flight <= part.slots)
+        if most < part.slots:
+            text = f"at most {most} in flight: extrapolated to {part.slots} slots; measure more or use"
+            doubts.append(f"{text} --max-num-seqs {most}")
     cost = capacity.cost_per_thousand
     return (
         ("replicas", f"{capacity.replicas} for {objectives.rate:g} reports/s; simulated, {source}"),
+        ("simulated with", f"{prompt:.0f} prompt and {fmean(part.lengths):.0f} new tokens a report{basis}"),
         ("objectives", f"p95 of TTFT <= {objectives.ttft:g} s, p95 of E2E <= {objectives.e2e:g} s"),
         ("one replica", f"at most {capacity.highest_rate:.3g} reports/s within them; bound by {capacity.bound_by}"),
         ("at this rate", f"{outcome.rate:.3g} reports/s a replica; {times}; {outcome.decoding:.0f} decode together"),
-        ("utilisation", parts),
+        ("utilisation", "; ".join(parts)),
         *([] if cost is None else [("price", f"{cost:.3g} per 1,000 reports, at {objectives.price:g} an hour each")]),
+        *(("measured", doubt) for doubt in doubts),
     )
 
 
 def measured_rows(plan: EnginePlan, shape: Shape, measurement: Measurement) -> tuple[tuple[str, str], ...]:
     """Return a row for each measured load, with its rate in per cent of the roofline, and one for each doubt."""
+    doubts = list(measurement.doubts)
+    prompts = [load.prompt_tokens for load in measurement.loads if load.prompt_tokens]
+    prompt = max(prompts, key=lambda tokens: abs(tokens - plan.prompt_tokens), default=plan.prompt_tokens)
+    if abs(prompt / plan.prompt_tokens - 1) > _OTHER_PROMPTS:
+        doubts.append(
+            f"prompts of {prompt:.0f} tokens, but {plan.prompt_tokens} for this model: another model or prompt"
+        )
     return (
+        *(("measured model", model) for model in measurement.models),
         *((f"measured at {load.in_flight}", _measured(plan, shape, load)) for load in measurement.loads),
-        *(("measured", doubt) for doubt in measurement.doubts),
+        *(("measured", doubt) for doubt in doubts),
     )
 
 
@@ -173,29 +207,29 @@ def _measured(plan: EnginePlan, shape: Shape, load: Load) -> str:
         prompt=round(load.prompt_tokens) or None,
     )
     percent = load.rate / bound.reports_per_s
+    doubt = "" if percent <= 1 or plan.device.kind == "cpu" else ", so not of this model on this device"
     return (
         f"{load.rate:.3g} reports/s, TTFT {load.ttft:.3g} s, TPOT {1e3 * load.tpot:.3g} ms; {percent:.0%} of the "
-        f"roofline for {load.prompt_tokens:.0f} prompt and {load.output_tokens:.0f} new tokens"
+        f"roofline for {load.prompt_tokens:.0f} prompt and {load.output_tokens:.0f} new tokens{doubt}"
     )
 
 
 def _utilisation(plan: EnginePlan, shape: Shape, part: Replica, outcome: Outcome) -> dict[str, float]:
     """Return the share of what each part can do alone: the rate relative to its highest, or what is occupied."""
-    mean = sum(part.lengths) / len(part.lengths)
+    mean = fmean(part.lengths)
     vision, prefill = roofline.vision_flop(shape), roofline.prefill_flop(shape, plan.prompt_tokens)
     prompts = outcome.rate * part.prompt
     reading = part.step + part.decode * part.slots >= part.arithmetic * part.slots
+    limit = f" ({'memory bandwidth' if reading else 'arithmetic'})" if part.arithmetic else ""  # fitted times: unknown
+    gateway = outcome.rate * (part.request + part.event * _events(mean, part.stream_interval))
     return {
         "vision tower": prompts * vision / (vision + prefill),
         "prefill": prompts * prefill / (vision + prefill),
-        f"decode ({'memory bandwidth' if reading else 'arithmetic'})": outcome.rate
-        * mean
-        * part.step_s(part.slots, 0)
-        / part.slots,
-        "KV cache": outcome.decoding / plan.reports_at_once,
+        f"decode{limit}": outcome.rate * mean * part.step_s(part.slots, 0) / part.slots,
+        "KV cache": outcome.decoding * (plan.prompt_tokens + mean) / (plan.reports_at_once * plan.tokens_per_report),
         "slots": outcome.decoding / part.slots,
         "film preparation": outcome.rate * part.prepare / part.api_processes,
-        "gateway": outcome.rate * (part.request + part.event * _events(mean, part.stream_interval)),
+        **({"gateway": gateway} if gateway else {}),
     }
 
 

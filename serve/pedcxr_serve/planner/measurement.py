@@ -12,6 +12,7 @@ JSON of ``vllm bench serve --save-result``, which is such an object itself. Thes
 ``total_input_tokens``       prompt tokens of the complete reports
 ``total_output_tokens``      tokens of the complete reports
 ``output_lens``              tokens of each report, optional; without it all have the mean length
+``model_id``                 name of the model, optional; beside ``stages`` where there are
 ``valid``, ``reasons``       beside ``stages``, optional: whether the run followed the rules of the tool
 ``schema``                   beside ``stages``: version of the format of ``pedcxr bench``
 ============================ ==========================================================================
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 
@@ -53,15 +55,21 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The loads of one or several files, in ascending order, and why the figures may not count."""
+    """The loads of one or several files, in ascending order, why the figures may not count, and of which models."""
 
     loads: tuple[Load, ...]
     doubts: tuple[str, ...]
+    models: tuple[str, ...]
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """The tokens of all reports."""
         return tuple(length for load in self.loads for length in load.lengths)
+
+    @property
+    def prompt_tokens(self) -> float:
+        """The mean of the loads."""
+        return fmean(load.prompt_tokens for load in self.loads)
 
 
 class _Stage(msgspec.Struct):
@@ -78,6 +86,7 @@ class _Stage(msgspec.Struct):
 class _File(_Stage):
     stages: list[_Stage] | None = None
     schema: int = _SCHEMA
+    model_id: str = ""
     valid: bool = True
     reasons: list[str] = []
 
@@ -90,6 +99,7 @@ def read(paths: Sequence[Path]) -> Measurement:
     """
     loads: list[Load] = []
     doubts: list[str] = []
+    models: dict[str, None] = {}  # in their order, each once
     for path in paths:
         try:
             file = msgspec.json.decode(path.read_bytes(), type=_File)
@@ -104,13 +114,15 @@ def read(paths: Sequence[Path]) -> Measurement:
             )
         if not file.valid:
             doubts.append(f"{path} is INVALID: {'; '.join(file.reasons) or 'no reason is recorded'}")
+        if file.model_id:
+            models[file.model_id] = None
         loads += filter(None, map(_load, [file] if file.stages is None else file.stages))
     if not loads:
         raise ConfigError(
             f"--from {', '.join(map(str, paths))}: has no closed loop with complete reports; use a result of "
             "`pedcxr bench knee` or of `vllm bench serve --max-concurrency N --save-result`"
         )
-    return Measurement(tuple(sorted(loads, key=lambda load: load.in_flight)), tuple(doubts))
+    return Measurement(tuple(sorted(loads, key=lambda load: load.in_flight)), tuple(doubts), tuple(models))
 
 
 def _load(stage: _Stage) -> Load | None:

@@ -36,6 +36,8 @@ class EnginePlan:
     """The command of the engine and its capacity.
 
     Attributes:
+        model: As in the settings: ``demo``, a folder, or a hub id.
+        parameters: Of the model.
         argv: Arguments after the program name, starting with ``serve``.
         env: Environment variables to set for the engine, (name, value).
         dtype: ``bfloat16`` or ``float32``.
@@ -55,6 +57,8 @@ class EnginePlan:
         expected: Throughput with `max_num_seqs` concurrent reports.
     """
 
+    model: str
+    parameters: int
     argv: tuple[str, ...]
     env: tuple[tuple[str, str], ...]
     device: Device
@@ -131,6 +135,8 @@ def make(
         dtype=dtype, seqs=seqs, batched=batched, servers=servers, served_adapters=served_adapters,
     )  # fmt: skip
     return EnginePlan(
+        model=config.model,
+        parameters=checkpoint.parameters,
         argv=argv,
         env=vllm_args.env(shape, device, config, dtype=dtype, kv_bytes=capacity),
         device=device,
@@ -163,6 +169,7 @@ def render(plan: EnginePlan, *more: tuple[str, str]) -> str:
     figures += f", {device.peak_flops / tera:.3g} TFLOP/s"
     rough = " (a rule of thumb: right to the order of magnitude)" if device.kind == "cpu" else ""
     rows = [
+        ("model", f"{plan.model}, {plan.parameters:,} parameters"),
         ("device", f"{device.name}, {figures}{rough}"),
         ("weights", f"{plan.weights_bytes / gb:.3f} GB in {plan.dtype}"),
         ("KV cache", f"{plan.kv_capacity_bytes / gb:.1f} GB at {plan.kv_bytes_per_token:,} B a token"),
@@ -173,11 +180,11 @@ def render(plan: EnginePlan, *more: tuple[str, str]) -> str:
         ("starting at once", f"{plan.max_starting}, {plan.max_preparing} with films to prepare; with several tenants"),
         ("at best", f"{_rate(upper_bound)}; bound by {upper_bound.bound_by}"),
         ("as planned", _rate(expected)),
-        ("counted with", f"{plan.prompt_tokens} prompt and {plan.new_tokens} new tokens a report"),
+        ("counted with", f"{plan.prompt_tokens} prompt and {plan.new_tokens} new tokens a report, the longest"),
         *more,
     ]
     if plan.adapters_bytes:
-        rows.insert(2, ("adapters", f"{plan.adapters_bytes / gb:.3f} GB"))
+        rows.insert(3, ("adapters", f"{plan.adapters_bytes / gb:.3f} GB"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     return "\n".join([*lines, "", vllm_args.shell(plan.argv, plan.env)])

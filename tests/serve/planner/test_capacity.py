@@ -53,7 +53,7 @@ def stage(in_flight: int | None, rate: float, ttft: float, tpot: float, **more: 
         "mean_ttft_ms": 1e3 * ttft,
         "mean_tpot_ms": 1e3 * tpot,
         "completed": 100,
-        "total_input_tokens": 10_800,
+        "total_input_tokens": 30_000,
         "total_output_tokens": 5000,
         "p99_itl_ms": 3.5,
         **more,
@@ -131,6 +131,11 @@ def test_measured_loads_replace_the_times_of_the_roofline(model: Checkpoint, tmp
     fitted = capacity.measured_replica(cpu, shape, measured)
     between = simulate.simulate(KNOWN, in_flight=16, reports=2000)
     assert simulate.simulate(fitted, in_flight=16, reports=2000).rate == pytest.approx(between.rate, rel=0.05)
+    longer = capacity.measured_replica(cpu, shape, measured, 400)
+    own, other = (capacity.replica(cpu, shape, lengths) for lengths in (measured.lengths, (400,)))
+    assert longer == replace(fitted, lengths=(400,), prepare=longer.prepare, decode=longer.decode)
+    assert longer.prepare - fitted.prepare == pytest.approx(other.prepare - own.prepare)
+    assert longer.decode - fitted.decode == pytest.approx(other.decode - own.decode) and other.decode > own.decode
     with pytest.raises(ConfigError, match="at least two different numbers of requests in flight, each at most 4"):
         capacity.measured_replica(replace(cpu, max_num_seqs=4), shape, measured)
 
@@ -154,7 +159,29 @@ def test_percent_of_the_roofline(h200: EnginePlan, shape: Shape, tmp_path: Path)
     ((label, text),) = capacity.measured_rows(h200, shape, measurement.read([file]))
     share = 20 / h200.expected.reports_per_s
     assert label == "measured at 512"
-    assert f"{share:.0%} of the roofline for 300 prompt and 500 new tokens" in text
+    assert text.endswith(f"{share:.0%} of the roofline for 300 prompt and 500 new tokens")
+    file.write_text(json.dumps(stage(512, 200.0, 0.05, 0.002)))
+    ((_, text),) = capacity.measured_rows(h200, shape, measurement.read([file]))
+    assert text.endswith("so not of this model on this device")
+
+
+def test_measurement_of_another_model_or_range_is_doubted(
+    h200: EnginePlan, shape: Shape, model: Checkpoint, tmp_path: Path
+) -> None:
+    file = tmp_path / "demo.json"
+    stages = [simulated_stage(count) | {"total_input_tokens": 6000} for count in (8, 32)]
+    file.write_text(json.dumps({"model_id": "pedcxr-demo", "stages": stages}))
+    measured = measurement.read([file])
+    assert capacity.measured_rows(h200, shape, measured)[0] == ("measured model", "pedcxr-demo")
+    doubt = ("measured", "prompts of 60 tokens, but 300 for this model: another model or prompt")
+    assert capacity.measured_rows(h200, shape, measured)[-1] == doubt
+
+    part = capacity.measured_replica(h200, shape, measured)
+    objectives = Objectives(5, 2, 15)
+    rows = capacity.rows(h200, part, capacity.size(h200, shape, part, objectives), objectives, measured)
+    text = "at most 32 in flight: extrapolated to 512 slots; measure more or use --max-num-seqs 32"
+    assert rows[-1] == ("measured", text)
+    assert ("simulated with", "60 prompt and 50 new tokens a report, as measured") in rows
 
 
 def test_bench_splits_cpu_time_into_requests_and_events() -> None:
@@ -195,8 +222,10 @@ def test_file_without_a_measurement_is_refused(content: str | None, message: str
 
 def test_command_prints_the_capacity(model: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--model", str(model.folder), "--gpu", "h200"]
-    assert cli.main([*words, "--rate", "20", "--slo-e2e", "15", "--slo-ttft", "2", "--price", "3.6"]) == 0
+    assert cli.main([*words, "--rate", "20", "--slo-ttft", "2", "--price", "3.6", "--tokens", "100"]) == 0
     text = capsys.readouterr().out
+    assert text.startswith(f"model                   {model.folder}, {model.parameters:,} parameters\n")
+    assert "simulated with          300 prompt and 100 new tokens a report\n" in text
     assert "replicas                1 for 20 reports/s; simulated, times of the roofline model\n" in text
     assert "price                   0.05 per 1,000 reports, at 3.6 an hour each\n" in text
     assert "vllm_main serve" in text
@@ -205,9 +234,15 @@ def test_command_prints_the_capacity(model: Checkpoint, tmp_path: Path, capsys: 
     assert "use a faster device, shorter reports (--tokens), or larger objectives" in capsys.readouterr().err
     file = tmp_path / "bench.json"
     file.write_text(json.dumps({"stages": [simulated_stage(8), simulated_stage(32)]}))
-    assert cli.main([*words, "--rate", "20", "--from", str(file)]) == 0
+    words += ["--max-num-seqs", "32", "--from", str(file)]
+    assert cli.main([*words, "--tokens", "400"]) == 2
+    assert "--tokens: needs --rate" in capsys.readouterr().err
+    assert cli.main([*words, "--rate", "20", "--tokens", "400"]) == 0
     text = capsys.readouterr().out
-    assert text.count("of the roofline for 108 prompt and 50 new tokens") == 2
+    assert "simulated with          300 prompt and 400 new tokens a report; measured with 50 new tokens\n" in text
+    assert "gateway: in the measured times\n" in text and "gateway 0%" not in text and "; decode (" not in text
+    assert "\nmeasured  " not in text, "the loads cover all slots"
+    assert text.count("of the roofline for 300 prompt and 50 new tokens") == 2
     assert "times fitted to the measured loads" in text
 
 

@@ -41,9 +41,10 @@ def inspect_models(folder: Path) -> dict[str, Checkpoint]:
 
 def make_plan(checkpoint: Checkpoint, key: str, *, table: str = "engine", **settings: object) -> EnginePlan:
     served = "pedcxr-demo" if checkpoint.parameters < 1e9 else "medgemma-4b-it-ped"
-    config = load.load(None, {"served_name": served} | {f"{table}.{name}": value for name, value in settings.items()})
+    names = {"served_name": served, "model": f"/models/{served}"}
+    config = load.load(None, names | {f"{table}.{name}": value for name, value in settings.items()})
     socket = Path("/run/pedcxr/engine.sock")
-    return plan.make(checkpoint, devices.TABLE[key], config, model_dir=Path("/models") / served, socket=socket)
+    return plan.make(checkpoint, devices.TABLE[key], config, model_dir=Path(config.model), socket=socket)
 
 
 def value(engine_plan: EnginePlan, flag: str) -> str:
