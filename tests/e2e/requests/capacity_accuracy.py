@@ -1,4 +1,8 @@
-"""The simulated replica predicts the throughput of the real server at a load that it was not fitted to."""
+"""The simulated replica predicts rate and E2E of the real server within 15 % at a load that it was not fitted to.
+
+The median of TTFT is printed without a limit. It is a tenth of E2E, and the fit uses its mean: in a quiet run it was
+12 % off, with the rate 3 % and E2E less than 1 % off. A fit to the simulation's own figures has 20 % (`test_simulate`).
+"""
 
 from __future__ import annotations
 
@@ -8,25 +12,26 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from pedcxr_client.bench.figures import steady_window
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.config.settings import DEMO_NAME
 from pedcxr_serve.planner import measurement, simulate
 from tests.benchmarks.throughput.unique_films import films
-from tests.benchmarks.throughput.windows import Span, steady_rate
+from tests.benchmarks.throughput.windows import Span
 from tests.drills.fleet.simulation import fitted
 from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
 
-LOADS, ROUNDS, WAVES = (8, 16, 32), 3, 4
+LOADS, PREDICTED, ROUNDS, WAVES, MOST_ERROR = (8, 16, 32), 16, 3, 4, 0.15
 _WORD = re.compile(rb'"content": ?"[^"]')
 _USAGE = re.compile(rb'"usage":\{"prompt_tokens":(\d+),"total_tokens":\d+,"completion_tokens":(\d+)')
 
@@ -73,8 +78,8 @@ async def window(session: aiohttp.ClientSession, source: Iterator[bytes], in_fli
     return reports
 
 
-async def measured(root: str, source: Iterator[bytes]) -> dict[int, dict[str, object]]:
-    """Return an object for each load, as `vllm bench serve` writes it; each value is the median of the rounds."""
+async def measured(root: str, source: Iterator[bytes]) -> dict[int, list[list[Report]]]:
+    """Return the reports of each round, by load."""
     connector = aiohttp.TCPConnector(limit=0)
     windows: dict[int, list[list[Report]]] = {in_flight: [] for in_flight in LOADS}
     async with aiohttp.ClientSession(root, connector=connector) as session:
@@ -82,21 +87,51 @@ async def measured(root: str, source: Iterator[bytes]) -> dict[int, dict[str, ob
         for number in range(ROUNDS):  # in turns, so that a change of the machine reaches all loads
             for in_flight in LOADS if number % 2 else reversed(LOADS):
                 windows[in_flight].append(await window(session, source, in_flight))
-    return {in_flight: _stage(in_flight, parts) for in_flight, parts in windows.items()}
+    return windows
 
 
-def _stage(in_flight: int, parts: list[list[Report]]) -> dict[str, object]:
+def figures(reports: Sequence[Report], in_flight: int) -> dict[str, float]:
+    """Return rate and latencies of a round, without its ramp-up and drain, which the simulation does not contain."""
+    begin, last = steady_window([(one.span.start, one.span.end) for one in reports], in_flight)
+    steady = [one for one in reports if begin < one.span.end <= last]
+    ttft = [one.first - one.span.start for one in steady]
+    return {
+        "rate": len(steady) / (last - begin),
+        "ttft": statistics.fmean(ttft),
+        "tpot": statistics.fmean((one.span.end - one.first) / (one.tokens - 1) for one in steady),
+        "ttft_p50": statistics.median(ttft),
+        "e2e_p50": statistics.median(one.span.end - one.span.start for one in steady),
+    }
+
+
+def compare(rounds: Sequence[dict[str, float]], predicted: simulate.Outcome) -> tuple[str, dict[str, float]]:
+    """Return the Markdown table of measured and predicted figures, and the relative errors that are limited."""
+    lines, errors = [f"| {PREDICTED} in flight | measured | predicted | difference |", "|---|---|---|---|"], {}
+    for name, key, value in (
+        ("reports per second", "rate", predicted.rate),
+        ("E2E, median, s", "e2e_p50", predicted.e2e.p50),
+        ("TTFT, median, s", "ttft_p50", predicted.ttft.p50),
+    ):
+        values = [figure[key] for figure in rounds]
+        middle = statistics.median(values)
+        cell = f"{middle:.3g} ({min(values):.3g} to {max(values):.3g})"
+        lines.append(f"| {name} | {cell} | {value:.3g} | {100 * (value / middle - 1):+.0f} % |")
+        if key != "ttft_p50":
+            errors[name] = value / middle - 1
+    return "\n".join(lines), errors
+
+
+def stage(in_flight: int, parts: list[list[Report]]) -> dict[str, object]:
+    """Return a load as `vllm bench serve` writes it; each rate and time is the median of the rounds."""
     reports = [report for part in parts for report in part]
-    ttft = [statistics.fmean(one.first - one.span.start for one in part) for part in parts]
-    tpot = [statistics.fmean((one.span.end - one.first) / (one.tokens - 1) for one in part) for part in parts]
+    rounds = [figures(part, in_flight) for part in parts]
+    rate, ttft, tpot = (statistics.median(one[key] for one in rounds) for key in ("rate", "ttft", "tpot"))
     return {
         "max_concurrency": in_flight,
         "completed": len(reports),
-        "request_throughput": statistics.median(
-            steady_rate([one.span for one in part], in_flight) for part in parts
-        ),
-        "mean_ttft_ms": 1e3 * statistics.median(ttft),
-        "mean_tpot_ms": 1e3 * statistics.median(tpot),
+        "request_throughput": rate,
+        "mean_ttft_ms": 1e3 * ttft,
+        "mean_tpot_ms": 1e3 * tpot,
         "total_input_tokens": sum(one.prompt_tokens for one in reports),
         "total_output_tokens": sum(one.tokens for one in reports),
         "output_lens": [one.tokens for one in reports],
@@ -104,10 +139,11 @@ def _stage(in_flight: int, parts: list[list[Report]]) -> dict[str, object]:
 
 
 def test_prediction_between_two_measured_loads(running: LocalServer, tmp_path: Path) -> None:
-    stages = asyncio.run(measured(running.root, films()))
+    loads = asyncio.run(measured(running.root, films()))
     file = tmp_path / "bench.json"
-    file.write_text(json.dumps({"stages": [stages[8], stages[32]]}))
+    file.write_text(json.dumps({"stages": [stage(load, loads[load]) for load in LOADS if load != PREDICTED]}))
     replica = fitted(measurement.read([file]))
-    outcome = simulate.simulate(replica, in_flight=16, reports=2000)
-    print({n: {k: v for k, v in one.items() if k != "output_lens"} for n, one in stages.items()}, replica, outcome)
-    assert outcome.rate == pytest.approx(stages[16]["request_throughput"], rel=0.2)
+    outcome = simulate.simulate(replica, in_flight=PREDICTED, reports=2000)
+    table, errors = compare([figures(part, PREDICTED) for part in loads[PREDICTED]], outcome)
+    print(f"\n{table}\n\nMedian (lowest to highest) of {ROUNDS} rounds; fitted to the other loads of {LOADS}.")
+    assert all(abs(error) <= MOST_ERROR for error in errors.values()), table

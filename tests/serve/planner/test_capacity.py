@@ -22,8 +22,10 @@ from pedcxr_serve.planner import capacity, devices, measurement, plan, simulate
 from pedcxr_serve.planner.capacity import Objectives
 from pedcxr_serve.planner.plan import EnginePlan
 from pedcxr_serve.planner.replica_model import Replica
+from pedcxr_serve.planner.simulate import Distribution
 from tests.benchmarks.throughput import event_cost
 from tests.client.cli.bench.helpers import closed, poisson
+from tests.e2e.requests import capacity_accuracy
 from tests.support import checkpoint_folders as folders
 
 KNOWN = Replica(0.03, 0.01, 0.0005, 0.012, (29, 43, 79), 32, prompts_per_step=18)
@@ -182,6 +184,19 @@ def test_measurement_of_another_model_or_range_is_doubted(
     text = "at most 32 in flight: extrapolated to 512 slots; measure more or use --max-num-seqs 32"
     assert rows[-1] == ("measured", text)
     assert ("simulated with", "60 prompt and 50 new tokens a report, as measured") in rows
+
+
+def test_accuracy_of_a_prediction_is_judged_by_rate_and_latency() -> None:
+    rounds = [{"rate": 10.0, "ttft": 0.2, "tpot": 0.02, "ttft_p50": 0.2, "e2e_p50": e2e} for e2e in (1.1, 1.0, 0.9)]
+    outcome = simulate.simulate(KNOWN, in_flight=16, reports=100)
+    predicted = replace(outcome, rate=11.0, ttft=Distribution(0.3, 0.3, 0.3), e2e=Distribution(1.2, 1.2, 1.2))
+    table, errors = capacity_accuracy.compare(rounds, predicted)
+    assert table.splitlines()[2:] == [
+        "| reports per second | 10 (10 to 10) | 11 | +10 % |",
+        "| E2E, median, s | 1 (0.9 to 1.1) | 1.2 | +20 % |",
+        "| TTFT, median, s | 0.2 (0.2 to 0.2) | 0.3 | +50 % |",
+    ]
+    assert errors == pytest.approx({"reports per second": 0.1, "E2E, median, s": 0.2})
 
 
 def test_bench_splits_cpu_time_into_requests_and_events() -> None:
