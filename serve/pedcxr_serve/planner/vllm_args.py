@@ -17,8 +17,7 @@ from pedcxr_serve.planner.devices import Device
 GPU_STREAM_INTERVAL = 4
 """Tokens per event on a GPU. Every event costs processor time in engine, gateway and client; a CPU writes few."""
 # vLLM leaves one core to its other processes. Of two cores that is half of the arithmetic, which decides for a large
-# model: with 173 million parameters, 32 reports in flight were 1.48 times as fast on both. The demo model has a million,
-# and one report at a time was 0.8 times as fast (docs/benchmarks.md).
+# model. For the demo model, with a million parameters, both cores were slower (docs/benchmarks.md).
 _FEW_CORES = 2
 _LARGE_MODEL = 100_000_000  # parameters of the language model
 # In seconds. vLLM's default buckets start at 10 ms, which puts the whole range of an H200 into one bucket.
