@@ -87,9 +87,7 @@ def is_eager(device: Device, config: ServeConfig) -> bool:
     return device.kind == "cpu" if eager is None else eager
 
 
-def env(
-    shape: Shape, device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int
-) -> tuple[tuple[str, str], ...]:
+def env(shape: Shape, device: Device, config: ServeConfig, *, dtype: str, kv_bytes: int) -> tuple[tuple[str, str], ...]:
     """Return the environment variables to set for the engine, in addition to the inherited ones."""
     variables = {
         "VLLM_PLUGINS": "pedcxr",
