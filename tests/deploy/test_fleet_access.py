@@ -33,9 +33,8 @@ class Front:
         """Send a film with curl; return the HTTP version and the status."""
         curl = f"curl -sS --http2 --cacert {self.certificate} -o /dev/null -w %{{http_version}}_%{{http_code}}"
         command = [*curl.split(), "-H", "Content-Type: application/json", "--data-binary", "@-", *words]
-        completed = subprocess.run([*command, self.url + CHAT], input=body(film_bytes=film_bytes), capture_output=True)
-        assert completed.returncode == 0, completed.stderr
-        return completed.stdout.decode()
+        command.append(self.url + CHAT)
+        return subprocess.run(command, input=body(film_bytes=film_bytes), stdout=subprocess.PIPE).stdout.decode()
 
 
 def with_tls(balancer: str, rendered: str, files: Files) -> str:
@@ -92,15 +91,25 @@ def test_film_passes_over_tls_and_http_2(front: Front) -> None:
 @pytest.mark.parametrize(
     ("proxy", "header", "answer"),
     [
-        ("127.0.0.1", FOREIGN, "2_200"),  # not trusted: the client on this machine is the one that counts
-        (TRUSTED, FOREIGN, "2_403"),
-        (TRUSTED, f"127.0.0.1, {FOREIGN}", "2_403"),
-        (TRUSTED, "127.0.0.1", "2_200"),
+        ("127.0.0.1", FOREIGN, "1.1_200"),  # not trusted: the client on this machine is the one that counts
+        (TRUSTED, FOREIGN, "1.1_403"),
+        (TRUSTED, f"127.0.0.1, {FOREIGN}", "1.1_403"),
+        (TRUSTED, "127.0.0.1", "1.1_200"),
     ],
 )
 def test_other_machine_cannot_use_a_server_without_keys(front: Front, proxy: str, header: str, answer: str) -> None:
-    words = ["--interface", proxy, "-H", f"X-Forwarded-For: {header}", "-H", "Host: localhost"]
+    words = ["--http1.1", "--interface", proxy, "-H", f"X-Forwarded-For: {header}", "-H", "Host: localhost"]
     assert front.post(*words) == answer
+
+
+def test_refused_request_does_not_take_the_next_one(front: Front) -> None:
+    """The replica refuses before the body. HAProxy 2.6 may then use the connection again without having sent the body.
+
+    The replica would read the next request as that body, and the rest of it as a request: 400. It happened to one
+    request in eleven.
+    """
+    words = ["--interface", TRUSTED, "-H", f"X-Forwarded-For: {FOREIGN}"]
+    assert {front.post(*words, film_bytes=100_000) for _ in range(60)} == {"2_403"}
 
 
 def test_haproxy_does_not_stay_root() -> None:
