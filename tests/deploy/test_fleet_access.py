@@ -106,10 +106,11 @@ def test_refused_request_does_not_take_the_next_one(front: Front) -> None:
     """The replica refuses before the body. HAProxy 2.6 may then use the connection again without having sent the body.
 
     The replica would read the next request as that body, and the rest of it as a request: 400. It happened to one
-    request in eleven.
+    request in eleven. A client that still sends the body may see the end of the stream instead of the 403.
     """
     words = ["--interface", TRUSTED, "-H", f"X-Forwarded-For: {FOREIGN}"]
-    assert {front.post(*words, film_bytes=100_000) for _ in range(60)} == {"2_403"}
+    answers = {front.post(*words, film_bytes=100_000) for _ in range(60)}
+    assert "2_403" in answers and "2_400" not in answers
 
 
 def test_haproxy_does_not_stay_root() -> None:
