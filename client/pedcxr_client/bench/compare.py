@@ -152,13 +152,8 @@ def _ratios(name: str, before: StageRun, after: StageRun, slo: Objectives) -> li
 
 def _parts(run: StageRun, of: Callable[[Sample], float | None]) -> Parts:
     """Return the values of the requests in each part of the window; None is left out."""
-    low, high = run.window
-    parts: Parts = [[] for _ in range(PARTS)]
-    for sample in run.in_window():
-        at = sample.scheduled if run.stage.is_open else sample.done
-        if (value := of(sample)) is not None:
-            parts[min(PARTS - 1, int(PARTS * (at - low) / (high - low)))].append(value)
-    return parts
+    parts = run.by_part(run.in_window(), lambda sample: sample.scheduled if run.stage.is_open else sample.done)
+    return [[value for sample in part if (value := of(sample)) is not None] for part in parts]
 
 
 def _per_second(run: StageRun, parts: Parts) -> Parts:

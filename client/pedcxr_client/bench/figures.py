@@ -76,12 +76,18 @@ class StageRun:
     def part_rates(self, of: Callable[[Sample], bool]) -> list[float]:
         """Return the rate of the ends of such requests in each part of the window, per second."""
         low, high = self.window
+        parts = self.by_part(self.ended_in_window(), lambda sample: sample.done)
+        return [sum(map(of, part)) / ((high - low) / PARTS) for part in parts]
+
+    def by_part(self, samples: Sequence[Sample], time_of: Callable[[Sample], float]) -> list[list[Sample]]:
+        """Return the requests of each part of the window, by a time in it; [] if the window has no length."""
+        low, high = self.window
         if high <= low:
             return []
-        width, counts = (high - low) / PARTS, [0] * PARTS
-        for sample in filter(of, self.ended_in_window()):
-            counts[min(PARTS - 1, int((sample.done - low) / width))] += 1
-        return [count / width for count in counts]
+        parts: list[list[Sample]] = [[] for _ in range(PARTS)]
+        for sample in samples:
+            parts[min(PARTS - 1, int((time_of(sample) - low) / ((high - low) / PARTS)))].append(sample)
+        return parts
 
 
 def steady_window(spans: Sequence[tuple[float, float]], in_flight: int) -> tuple[float, float]:
