@@ -153,7 +153,7 @@ def run_mode(options: argparse.Namespace) -> int:
         return 0
     _check_films(supply.limit, stages, options)
 
-    record, knee = _run(options, load, supply, keys, knee)
+    record, knee = _run(options, load, supply, keys, knee, stages)
     return _finish(options, load, model.name, record, knee, paths)
 
 
@@ -168,7 +168,12 @@ def _served_model(client: Client, name: str | None) -> ServedModel:
 
 
 def _run(
-    options: argparse.Namespace, load: Workload, supply: Supply, keys: dict[str, str | None], knee: Knee | None
+    options: argparse.Namespace,
+    load: Workload,
+    supply: Supply,
+    keys: dict[str, str | None],
+    knee: Knee | None,
+    stages: list[Stage],
 ) -> tuple[Record, Knee | None]:
     import uvloop
     from tqdm import tqdm
@@ -188,7 +193,7 @@ def _run(
         bar.update(0)
 
     async def main() -> None:
-        nonlocal knee
+        nonlocal knee, stages
         async with run.session() as session:
             timeouts = Timeouts(gap=options.timeout, total=options.timeout)
             target = Target(session, options.url, keys, timeouts=timeouts, allow=load.reports.allow)
@@ -206,7 +211,8 @@ def _run(
                         return  # no load makes a report faster
                     if options.mode != "run" and knee is None:
                         knee = await run.find_knee(runner, min(options.seconds, _SECONDS["knee"]), options.most)
-                    await run.run_all(runner, _stages(options, load, knee))
+                        stages = _stages(options, load, knee)
+                    await run.run_all(runner, stages)
                 except run.Interrupted:
                     pass
 
