@@ -96,7 +96,7 @@ def kill() -> list[str]:
             killing, load = Killing(fleet.replicas[1], fleet.replicas[:1]), Load()
             urls = {kind: balancers[kind].url}
             asyncio.run(under_load(urls, {kind: load}, 12, killing, before=400, after=400))
-            faults = killing.faults(load.outcomes)
+            faults = killing.faults(load)
         before = [one for one in load.outcomes if one.end < killing.at]
         rate = len(before) / (before[-1].end - before[0].start)
         others = max(one.seconds for one in load.outcomes if one.kind == "ok" and not one.resent)

@@ -95,7 +95,10 @@ def kill(url: str, fleet: Any) -> list[str]:
     killing = Killing(fleet.replicas[0], fleet.replicas[1:])
     seen = disturb(url, killing, reports=4 * USERS)
     print(f"killed with {killing.opened} requests open: {seen.summary()}", flush=True)
-    return [f"kill: {fault}" for fault in killing.faults(seen.outcomes)]
+    faults = killing.faults(seen)
+    if len(seen.hit) > USERS:
+        faults.append(f"{len(seen.hit)} requests were hit, {killing.opened} were open")
+    return [f"kill: {fault}" for fault in faults]
 
 
 def main() -> int:

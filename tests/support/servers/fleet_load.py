@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,9 @@ from typing import Any
 
 import aiohttp
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
+from pedcxr_client.bench.watch import parse
 from tests.support.servers.gateway_server import BODY, CHAT
 
 _FILM = "data:image/png;base64,"
@@ -52,6 +53,11 @@ class Load:
     @property
     def failures(self) -> list[Outcome]:
         return [one for one in self.outcomes if one.kind != "ok"]
+
+    @property
+    def hit(self) -> list[Outcome]:
+        """Requests that failed or were sent again."""
+        return [one for one in self.outcomes if one.kind != "ok" or one.resent]
 
     @property
     def _seconds(self) -> list[float]:
@@ -199,18 +205,16 @@ class Killing:
         """Kill the replica as soon as it has a request open."""
         self._before = [_ended(one) for one in self._survivors]
         while not self.opened:
-            self.opened = int(
-                float(re.findall(r"^pedcxr_requests_in_flight (\S+)$", _page(self._victim), re.MULTILINE)[0])
-            )
+            self.opened = int(parse(_page(self._victim))["pedcxr_requests_in_flight"])
         self.at = time.monotonic()
         self._victim.kill()
 
-    def faults(self, outcomes: Sequence[Outcome]) -> list[str]:
+    def faults(self, *loads: Load) -> list[str]:
         """Return what was lost although the replica did not have it open, or without a clear end.
 
         Such a request began before the replica was killed, and no other replica failed it.
         """
-        hit = [one for one in outcomes if one.kind != "ok" or one.resent]
+        hit = [one for load in loads for one in load.hit]
         wrong = [one for one in hit if one.kind not in ("ok", "server_lost", "cut") or one.start > self.at + 0.1]
         faults = [f"lost: {one}" for one in wrong]
         for before, replica in zip(self._before, self._survivors, strict=True):
@@ -226,7 +230,8 @@ def _page(replica: Any) -> str:
 def _ended(replica: Any) -> Counter[str]:
     """Return how many requests a replica ended with each outcome."""
     counts = Counter[str]()
-    pattern = r'^pedcxr_tenant_requests_total{.*outcome="(\w+)".*} (\S+)$'
-    for outcome, value in re.findall(pattern, _page(replica), re.MULTILINE):
-        counts[outcome] += int(float(value))
+    for family in text_string_to_metric_families(_page(replica)):
+        for sample in family.samples:
+            if sample.name == "pedcxr_tenant_requests_total":
+                counts[sample.labels["outcome"]] += int(sample.value)
     return counts
