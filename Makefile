@@ -84,7 +84,7 @@ $(TRAIN): $(UV) pyproject.toml locks/train.txt
 demo-finetune: $(READY) $(TRAIN)  ## teach the demo checkpoint another wording, merge and serve it
 	@$(RUN) -m tests.drills.finetune_demo
 
-bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers, vllm serve, pedcxr (45 minutes)
+bench: $(READY)  ## reports per second with a mid-size checkpoint: transformers, vllm serve, pedcxr (over half an hour)
 	@$(RUN) -m tests.benchmarks.throughput
 
 bench-overhead: $(READY)  ## what the server adds to bare vLLM, with the demo checkpoint: rate, first token, start, CPU

@@ -105,8 +105,8 @@ def test_other_machine_cannot_use_a_server_without_keys(front: Front, proxy: str
 def test_refused_request_does_not_take_the_next_one(front: Front) -> None:
     """The replica refuses before the body. HAProxy 2.6 may then use the connection again without having sent the body.
 
-    The replica would read the next request as that body, and the rest of it as a request: 400. It happened to one
-    request in eleven. A client that still sends the body may see the end of the stream instead of the 403.
+    The replica would read the next request as that body, and the rest of it as a request: 400. A client that still
+    sends the body may see the end of the stream instead of the 403.
     """
     words = ["--interface", TRUSTED, "-H", f"X-Forwarded-For: {FOREIGN}"]
     answers = {front.post(*words, film_bytes=100_000) for _ in range(60)}

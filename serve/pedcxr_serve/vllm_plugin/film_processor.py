@@ -1,4 +1,4 @@
-"""Prepare films without the text handling of transformers' processor, which takes 1 to 5 ms of CPU time per film.
+"""Prepare films without the text handling of transformers' processor, which takes CPU time for each film.
 
 Written for vLLM 0.32: ``multimodal/processing/processor.py`` tokenizes the prompt itself. It passes
 ``Gemma3Processor`` a text with a placeholder for the film and discards the tokens.
