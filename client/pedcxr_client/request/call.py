@@ -29,7 +29,7 @@ class ReportCall:
         self.retries = RetryState(settings, hook, clock, request.timeouts)
         self._parser = StreamParser()
         self._prepared: payload.PreparedRequest | None = None
-        self._scheduled = clock()
+        self._scheduled = self.retries.start  # one reading, so that a timed-out call never seems shorter than its limit
         self._encoded: float | None = None
         self._sent: float | None = None
         self._done: float | None = None

@@ -29,13 +29,13 @@ class RetryState:
     ) -> None:
         self._settings, self._hook, self._clock = settings, hook, clock
         self._timeouts = timeouts or settings.timeouts
-        self._start = clock()
+        self.start = clock()
         self.count = 1
 
     @property
     def seconds_left(self) -> float:
         """Seconds to the deadline; negative after it."""
-        return self._start + self._timeouts.total - self._clock()
+        return self.start + self._timeouts.total - self._clock()
 
     def remaining(self) -> float:
         """Return the seconds to the deadline. Raise TimedOut if it has passed."""
