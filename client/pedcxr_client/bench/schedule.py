@@ -109,6 +109,8 @@ def of_load(workload: Workload) -> list[Stage]:
     match load.kind:
         case "closed":
             return [closed(load.in_flight, load.seconds)]
+        case "sweep":
+            return [closed(in_flight, load.seconds / len(load.loads)) for in_flight in load.loads]
         case "poisson":
             return [poisson(load.rate, load.seconds, seed)]
         case "ramp":

@@ -13,10 +13,14 @@ from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.request.film_request import FilmRequest
 
 Source = Literal["phantoms", "folder", "manifest"]
-LoadKind = Literal["closed", "poisson", "ramp", "steps", "trace"]
+LoadKind = Literal["closed", "sweep", "poisson", "ramp", "steps", "trace"]
 
 T = TypeVar("T")
 _LARGEST = 1e18  # of a number; sums of such numbers are finite
+_ITEMS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "load.loads": ((int,), "integers"),
+    "load.rates": ((int, float), "numbers"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +103,15 @@ class Load:
     """When requests are sent, for ``pedcxr bench run``.
 
     Attributes:
-        kind: ``closed`` keeps ``in_flight`` requests open; ``poisson`` sends ``rate`` per second; ``ramp`` changes the
-            rate from ``rate`` to ``to_rate``; ``steps`` uses each of ``rates`` for an equal time; ``trace`` sends at
-            the seconds in ``file``, one number per line.
-        seconds: length of the run.
+        kind: ``closed`` keeps ``in_flight`` requests open; ``sweep`` keeps each of ``loads`` open for an equal time;
+            ``poisson`` sends ``rate`` per second; ``ramp`` changes the rate from ``rate`` to ``to_rate``; ``steps``
+            uses each of ``rates`` for an equal time; ``trace`` sends at the seconds in ``file``, one number per line.
+        seconds: length of the run; a closed loop goes on until its window has enough reports.
     """
 
     kind: LoadKind = "closed"
     in_flight: int = 8
+    loads: tuple[int, ...] = ()
     rate: float = 1.0
     to_rate: float = 1.0
     rates: tuple[float, ...] = ()
@@ -233,10 +238,10 @@ def _value(value: object, default: object, where: str) -> object:
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, tuple):
-        kinds: tuple[type, ...] = (int, float) if where.endswith("rates") else (str,)
-        if isinstance(value, list) and all(isinstance(item, kinds) for item in value):
+        kinds, plural = _ITEMS.get(where, ((str,), "texts"))
+        if isinstance(value, list) and all(type(item) in kinds for item in value):
             return tuple(value)
-        raise ConfigurationError(f"the workload: {where}: must be a list of {'numbers' if int in kinds else 'texts'}")
+        raise ConfigurationError(f"the workload: {where}: must be a list of {plural}")
     if type(value) is type(default):
         return value
     names = {float: "a number", int: "an integer", str: "a text"}
@@ -260,6 +265,8 @@ def _check(workload: Workload) -> None:
         (load.seconds > 0 and load.in_flight > 0, "load: seconds and in_flight must be above 0"),
         (load.rate > 0 and load.to_rate > 0 and all(rate > 0 for rate in load.rates), "load: rates must be above 0"),
         (load.kind != "steps" or bool(load.rates), "load.rates: lists no rate"),
+        (load.kind != "sweep" or bool(load.loads), "load.loads: lists no number of requests in flight"),
+        (min(load.loads, default=1) > 0, "load.loads: must be above 0"),
         (load.kind != "trace" or bool(load.file), "load.file: names no file of times"),
         (min(asdict(workload.slo).values()) >= 0, "slo: limits are seconds, 0 or more"),
         (len(set(names)) == len(names), "tenants: two have the same name"),

@@ -36,6 +36,11 @@ def test_steps_are_stages_of_their_own():
     assert [(stage.rate, stage.seconds) for stage in stages] == [(1, 10), (2, 10), (4, 10)]
 
 
+def test_a_sweep_is_a_closed_loop_of_each_load():
+    stages = schedule.of_load(Workload(load=Load("sweep", loads=(1, 16), seconds=30)))
+    assert stages == [schedule.closed(1, 15), schedule.closed(16, 15)]
+
+
 def test_a_trace_is_read_and_sorted(tmp_path):
     (tmp_path / "trace.txt").write_text("3.5\n0\n1.25\n")
     (stage,) = schedule.of_load(Workload(load=Load("trace", file="trace.txt"), folder=tmp_path))
