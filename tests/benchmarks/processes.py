@@ -19,8 +19,8 @@ from pedcxr_client.bench import watch
 from pedcxr_client.bench.watch import Process
 from pedcxr_serve.config import load
 from pedcxr_serve.gateway.auth import api_keys
-from tests.benchmarks import bare_proxy as bare_proxy_server
-from tests.benchmarks import instant_engine
+from tests.benchmarks.gateway import bare_proxy as bare_proxy_server
+from tests.benchmarks.gateway import instant_engine
 
 ENGINE_SOCKET = "engine.sock"
 SLOTS = 1024

@@ -37,7 +37,7 @@ from pedcxr_serve.gateway.request import validation
 from pedcxr_serve.gateway.request.image_splice import RequestRefused
 from pedcxr_serve.gateway.state import State
 from tests.benchmarks import processes
-from tests.benchmarks.instant_engine import EVENTS, PACE, PACED_EVENTS
+from tests.benchmarks.gateway.instant_engine import EVENTS, PACE, PACED_EVENTS
 from tests.benchmarks.processes import ENGINE_SOCKET, Gateway
 from tests.support.servers.otlp_receiver import otlp_receiver
 
