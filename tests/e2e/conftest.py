@@ -1,43 +1,25 @@
-"""Fixtures of the end-to-end tests: servers on the demo checkpoint, phantoms on disk, reference tokens."""
+"""Fixtures of the end-to-end tests: servers on the demo checkpoint, and films."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
-from pedcxr_serve.demo import CHECKPOINT, drawing
-from pedcxr_serve.demo.findings import sample
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
-from tests.benchmarks import transformers_baseline
+from tests.e2e.served_reports import UNSEEN, Study, draw
 from tests.support.servers.live_server import FILMS, family, title
 from tests.support.servers.local_server import LocalServer, server
 from tests.support.servers.otlp_receiver import Received, otlp_receiver
 
 PHANTOMS = 100
-UNSEEN = 9_000_000  # training and its own evaluation draw from lower seeds
-
-
-@dataclass(frozen=True)
-class Study:
-    """A film on disk and its prompt."""
-
-    film: Path
-    prompt: str
-
-    def messages(self) -> list:
-        url = "data:image/png;base64," + base64.b64encode(self.film.read_bytes()).decode()
-        return prompts.messages(self.prompt, url)
 
 
 @pytest.fixture(scope="session")
@@ -126,14 +108,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Study]:
     """Return phantoms that are not in the training set."""
-    folder = tmp_path_factory.mktemp("phantoms")
-    studies = []
-    for seed in range(UNSEEN, UNSEEN + PHANTOMS):
-        case = sample(seed)
-        film = folder / f"{seed}.png"
-        film.write_bytes(drawing.encode_png(drawing.render(case, seed)))
-        studies.append(Study(film, prompts.card(case.age, case.sex)))
-    return studies
+    return draw(tmp_path_factory.mktemp("phantoms"), range(UNSEEN, UNSEEN + PHANTOMS))
 
 
 @pytest.fixture(scope="session")
@@ -144,34 +119,3 @@ def children() -> list[Study]:
     # One prompt for all: this data set tests parity with transformers, not medicine.
     words = prompts.card(Age(9, "Y"), "F")
     return [Study(film, words) for film in sorted(FILMS.glob("*.png"))]
-
-
-def reference(studies: Sequence[Study]) -> list[list[int]]:
-    """Return the token ids that the model card's own code generates."""
-    return transformers_baseline.ask(
-        CHECKPOINT, [transformers_baseline.Question(str(study.film), study.prompt) for study in studies]
-    ).ids
-
-
-def served(url: str, studies: Sequence[Study], in_flight: int) -> list[openai.types.chat.ChatCompletion]:
-    """Return the server's completions, with at most ``in_flight`` concurrent requests."""
-
-    async def all_of_them() -> list[openai.types.chat.ChatCompletion]:
-        gate = asyncio.Semaphore(in_flight)
-        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-
-            async def one(study: Study) -> openai.types.chat.ChatCompletion:
-                async with gate:
-                    return await client.chat.completions.create(
-                        model="pedcxr-demo", messages=study.messages(), extra_body={"return_token_ids": True}
-                    )
-
-            return await asyncio.gather(*(one(study) for study in studies))
-
-    return asyncio.run(all_of_them())
-
-
-def token_ids(completion: openai.types.chat.ChatCompletion) -> list[int]:
-    """Return the completion's token ids without the end-of-turn token."""
-    ids: list[int] = completion.choices[0].token_ids  # type: ignore[attr-defined]
-    return ids[:-1] if completion.choices[0].finish_reason == "stop" else ids

@@ -24,7 +24,7 @@ from pedcxr_serve.errors import AdapterError
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
-from tests.e2e.conftest import Study, token_ids
+from tests.e2e.served_reports import Study, token_ids
 from tests.support import lora_adapter
 from tests.support.films.phantom_films import AGE, fresh
 from tests.support.servers.gateway_server import eventually

@@ -18,8 +18,8 @@ import pytest
 
 from pedcxr_serve.demo import CHECKPOINT
 from tests.drills import kill_engine
-from tests.e2e.conftest import Study, reference, served, token_ids
 from tests.e2e.engine.test_parity import other_ages
+from tests.e2e.served_reports import Study, reference, served, token_ids
 from tests.support.flat_checkpoint import save_flat
 from tests.support.servers.live_server import COMMAND, alive, family, shared_memory, title
 from tests.support.servers.local_server import LocalServer, server

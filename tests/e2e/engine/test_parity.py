@@ -10,7 +10,7 @@ from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing, expected_report
 from pedcxr_serve.demo.findings import Case, Finding, Kind, sample
-from tests.e2e.conftest import UNSEEN, Study, reference, served, token_ids
+from tests.e2e.served_reports import UNSEEN, Study, draw, reference, served, token_ids
 from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow
@@ -50,16 +50,10 @@ def test_swapped_films_differ(running: LocalServer, phantoms: list[Study], expec
 
 
 def test_unseen_phantoms_are_reported_as_drawn(running: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("unseen")
-    cases = {seed: sample(seed) for seed in range(UNSEEN + 1000, UNSEEN + 1000 + UNSEEN_EXACT)}
-    studies = []
-    for seed, case in cases.items():
-        film = folder / f"{seed}.png"
-        film.write_bytes(drawing.encode_png(drawing.render(case, seed)))
-        studies.append(Study(film, prompts.card(case.age, case.sex)))
-    answers = served(running.url, studies, 32)
+    seeds = range(UNSEEN + 1000, UNSEEN + 1000 + UNSEEN_EXACT)
+    answers = served(running.url, draw(tmp_path_factory.mktemp("unseen"), seeds), 32)
     texts = [answer.choices[0].message.content for answer in answers]
-    exact = sum(text == expected_report.text(case) for text, case in zip(texts, cases.values(), strict=True))
+    exact = sum(text == expected_report.text(sample(seed)) for text, seed in zip(texts, seeds, strict=True))
     print(f"\n{exact} of {UNSEEN_EXACT} unseen phantoms reported exactly as drawn")
     assert exact >= 0.97 * UNSEEN_EXACT
 

@@ -17,7 +17,7 @@ from pedcxr_serve.demo.findings import sample
 from tests.benchmarks import transformers_baseline
 from tests.benchmarks.transformers_baseline import Question
 from tests.drills import finetune_demo
-from tests.e2e.conftest import Study, token_ids
+from tests.e2e.served_reports import Study, token_ids
 from tests.support.paths import ROOT
 from tests.support.servers.local_server import server
 

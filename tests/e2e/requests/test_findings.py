@@ -13,7 +13,7 @@ from pedcxr_client import Client, FilmRequest
 from pedcxr_client.cli.main import main
 from pedcxr_serve.demo import drawing, expected_report
 from pedcxr_serve.demo.findings import sample
-from tests.e2e.conftest import UNSEEN
+from tests.e2e.served_reports import UNSEEN
 from tests.support.servers.local_server import LocalServer
 
 pytestmark = pytest.mark.slow

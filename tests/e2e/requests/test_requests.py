@@ -21,7 +21,7 @@ from pedcxr_client import Client
 from pedcxr_client.films.age import Age
 from pedcxr_serve.demo import drawing, expected_report
 from pedcxr_serve.demo.findings import Case, Finding, Kind
-from tests.e2e.conftest import Study, served
+from tests.e2e.served_reports import Study, served
 from tests.serve.vllm_plugin.test_image_decoder import png_header
 from tests.support.servers.local_server import LocalServer
 
