@@ -7,6 +7,7 @@ CLIENTS := .venv/clients/.ready
 TESTERS := .venv/loadtest/.ready
 DEPLOYTOOLS := .venv/deploytools/.ready
 TRAIN  := .venv/train/.ready
+GPU    := .venv/gpu/.ready
 GUIDELLM := .venv/guidellm/.ready
 PYTEST ?=
 WORKERS ?= 3
@@ -14,7 +15,7 @@ WORKERS ?= 3
 FAST   := -m 'not slow' -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs pictures sbom audit drill-fleet bench bench-overhead bench-batch bench-capacity bench-client bench-fairness bench-films bench-gateway bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
+.PHONY: help setup demo test test-fast test-wheel test-pythons coverage docs pictures sbom audit drill-fleet bench bench-overhead bench-batch bench-capacity bench-client bench-fairness bench-films bench-gateway bench-gpu bench-lexicon drill drill-adapters loadtest lint lock demo-checkpoint demo-finetune fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,11 +75,12 @@ $(CLIENTS) $(TESTERS) $(GUIDELLM) $(DEPLOYTOOLS): .venv/%/.ready: $(UV) locks/%.
 	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes --compile-bytecode locks/$*.txt
 	@touch $@
 
-# Fine-tuning needs no vLLM, and vLLM none of its packages. A virtual environment of its own holds pedcxr beside them.
-$(TRAIN): $(UV) pyproject.toml locks/train.txt
-	@$(PYTHON) -m venv .venv/train
-	@$(UV) pip sync --quiet --python .venv/train/bin/python --require-hashes locks/train.txt
-	@$(UV) pip install --python .venv/train/bin/python --quiet --no-deps --no-build-isolation --editable .
+# Fine-tuning needs no vLLM, and vLLM none of its packages. The vLLM of a GPU replaces that of a CPU. Virtual environments of their
+# own hold pedcxr beside them.
+$(TRAIN) $(GPU): .venv/%/.ready: $(UV) pyproject.toml locks/%.txt
+	@$(PYTHON) -m venv .venv/$*
+	@$(UV) pip sync --quiet --python .venv/$*/bin/python --require-hashes locks/$*.txt
+	@$(UV) pip install --python .venv/$*/bin/python --quiet --no-deps --build-constraint locks/dev.txt --editable .
 	@touch $@
 
 demo-finetune: $(READY) $(TRAIN)  ## teach the demo checkpoint another wording, merge and serve it
@@ -110,6 +112,10 @@ bench-client: $(READY)  ## CPU time per request: the client and the plain SDK
 
 bench-gateway: $(READY)  ## cost of the gateway, with an engine that responds at once
 	@$(RUN) -m tests.benchmarks.gateway
+
+GPU_RESULTS ?= build/gpu
+bench-gpu: $(GPU)  ## on a GPU: fidelity, and reports per second of the published shape: transformers, vllm serve, pedcxr
+	@.venv/gpu/bin/python -W ignore -m tests.benchmarks.gpu -o $(GPU_RESULTS) $(PARTS)
 
 bench-lexicon: $(READY)  ## accuracy of the lexicon of `pedcxr eval` on real reports
 	@$(RUN) -m tests.client.evaluation.lexicon_accuracy

@@ -11,18 +11,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
-import aiohttp
 import openai
 import uvloop
 from tqdm import tqdm
@@ -32,15 +29,14 @@ from pedcxr_client.errors import ReportError
 from pedcxr_client.films.age import Age
 from pedcxr_client.request import prompts
 from pedcxr_serve.demo import drawing
-from pedcxr_serve.engine import health
 from pedcxr_serve.planner import devices
+from tests.benchmarks.stock_vllm import stock_vllm
 from tests.benchmarks.throughput import batched_transformers, unique_films, windows
 from tests.benchmarks.throughput.windows import Span, Window
 from tests.support.servers.local_server import server
 
 _NAME = "midsize"
 _AGE, _SEX = "6Y", "F"
-_START_S = 600.0
 _FEWEST = 3  # reports of a window
 _STOCK_KV_BYTES = 2 << 30  # vLLM's default is 92 % of the memory, of which the other paths need a part
 
@@ -83,11 +79,12 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
     prompt = prompts.card(Age.parse(_AGE), _SEX)
     with ExitStack() as stack:
         dtype = ("--dtype", args.dtype)
-        stock_url, stock = stack.enter_context(_stock_vllm(checkpoint, dtype))
+        limit = ("--kv-cache-memory-bytes", str(_STOCK_KV_BYTES))
+        stock = stack.enter_context(stock_vllm(checkpoint, _NAME, folder / "vllm.log", *dtype, *limit))
         # Both engines bind their thread to the same core. In the other's window a probe may get no answer for a minute.
         probe = ("--probe-every-s", "3600")
         ours = stack.enter_context(server("--model", str(checkpoint), "--served-name", _NAME, *dtype, *probe))
-        await _wait_until_healthy(stock_url, stock)
+        await stock.wait()
         paths: dict[str, Measure] = {}
         if not args.skip_transformers:
             for kind in args.types:
@@ -96,7 +93,7 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
                     name = f"transformers {kind}, " + (f"{batch} padded" if batch > 1 else "one by one")
                     paths[name] = _transformers(model, films, folder, batch, args.tokens)
         async with (
-            openai.AsyncOpenAI(base_url=f"{stock_url}/v1", api_key="none", max_retries=0, timeout=600) as plain,
+            openai.AsyncOpenAI(base_url=f"{stock.root}/v1", api_key="none", max_retries=0, timeout=600) as plain,
             AsyncClient(ours.url, model=_NAME, retries=0) as client,
         ):
             senders = {"vllm serve": _plain(plain, prompt, args.tokens), "pedcxr": _client(client, args.tokens)}
@@ -109,7 +106,8 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
                     await _lanes(send, films, max(args.loads), max(args.loads))
                 results = await _alternate(paths, args.rounds)
             except Exception:
-                print(ours.log.read_text(errors="replace"), file=sys.stderr)
+                for log in (ours.log, stock.log):
+                    print(log.read_text(errors="replace"), file=sys.stderr)
                 raise
     bases = {"transformers float32, one by one": "x one by one, float32"} if not args.skip_transformers else {}
     bases |= {f"transformers {args.dtype}, {args.batch} padded": "x padded batch"} if bases else {}
@@ -210,35 +208,6 @@ def _client(client: AsyncClient, tokens: int) -> Send:
             _require(False, "pedcxr wrote fewer tokens than it should")
 
     return send
-
-
-@contextmanager
-def _stock_vllm(checkpoint: Path, flags: tuple[str, ...]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Run `vllm serve` with default flags and without the plugin. Yield its URL and process before it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    code = "import sys; from pedcxr_serve.engine.vllm_main import run_vllm; run_vllm(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "serve", str(checkpoint), "--served-model-name", _NAME, *flags]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--kv-cache-memory-bytes", str(_STOCK_KV_BYTES)]
-    env = {**os.environ, "VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    log = checkpoint.parent / "vllm.log"
-    with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
-        try:
-            yield f"http://127.0.0.1:{port}", process
-        except BaseException:
-            lines = log.read_text(errors="replace").splitlines()
-            print("\n".join(line for line in lines if "rror: " in line), file=sys.stderr)
-            raise
-        finally:
-            process.terminate()
-
-
-async def _wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(_START_S), aiohttp.ClientSession(url) as session:
-        while not await health.is_healthy(session):
-            _require(process.poll() is None, "vllm serve did not start")
-            await asyncio.sleep(0.5)
 
 
 def _require(is_met: bool, failure: str) -> None:
