@@ -51,7 +51,7 @@ def test_rate_of_real_gateways_is_within_15_percent() -> None:
     assert measured == pytest.approx(simulated_rate(), rel=0.15)
 
 
-@pytest.mark.parametrize("slots", [8, 256])
+@pytest.mark.parametrize("slots", [8, pytest.param(256, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("balancer", BALANCERS)
 def test_rate_of_eight_replicas_is_that_of_the_benchmarks_page(balancer: str, slots: int) -> None:
     many, _, few = (ROOT / "docs/benchmarks.md").read_text().partition("with 8 slots")

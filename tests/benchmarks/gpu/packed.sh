@@ -2,7 +2,11 @@
 # Runs the GPU benchmark on a machine that reaches no package registry, with what its own Python lacks from packed packages.
 #   tests/benchmarks/gpu/packed.sh PARTS STATE -o OUT [WORDS OF tests.benchmarks.gpu]
 # PARTS: folder of *.tar.xz, each of which unpacks into a folder of installed packages. STATE: folder for these and for the
-# benchmark's files; a second call with the same folder goes on with it. Run it in the root of the repository.
+# benchmark's files; a second call with the same folder goes on with it. Run it in the root of the repository. Where a call has
+# a limit of time, end it before, and keep what there is:
+#   timeout 330 tests/benchmarks/gpu/packed.sh .gpu/parts /tmp/gpu -o /tmp/gpu/out --side-by-side 4 ceilings fidelity transformers
+#   timeout 330 tests/benchmarks/gpu/packed.sh .gpu/parts /tmp/gpu -o /tmp/gpu/out pedcxr
+#   timeout 200 tests/benchmarks/gpu/packed.sh .gpu/parts /tmp/gpu -o /tmp/gpu/out vllm
 set -euo pipefail
 parts=$1 state=$2; shift 2
 site=$state/site
