@@ -128,13 +128,9 @@ class ChatCompletions:
                     status=415,
                 )
             with record.stage("body"):
-                length, expect = headers.get("content-length", ""), headers.get("expect", "")
-                data = await context.body.read(
-                    receive,
-                    state.body_limit,
-                    announced=int(length) if length.isdecimal() else 0,
-                    waits=expect.lower() == "100-continue",
-                )
+                length = headers.get("content-length", "")
+                announced = int(length) if length.isdecimal() else 0
+                data = await context.body.read(receive, state.body_limit, announced=announced)
             with record.stage("policy"):
                 accepted = await _validated(data, record.tenant, state.rules)
                 context.accept(accepted, state)

@@ -11,7 +11,6 @@ from pedcxr_serve.gateway.scheduler import AdmissionRefused
 
 RETRY_AFTER_S = 2
 _RETRY = {"Retry-After": str(RETRY_AFTER_S)}
-_CLOSE = {"Connection": "close"}  # the rest of the body may still arrive
 
 _TYPES = {
     429: "rate_limit_error",
@@ -38,12 +37,12 @@ _ERRORS: Mapping[str, tuple[int, str, Mapping[str, str]]] = {
     ),
     "model_not_found": (404, "no such model; GET /v1/models lists them", {}),
     "not_found": (404, f"no such route; this server has {_ROUTES}", {}),
-    "body_too_slow": (408, f"the request body was not complete after {{timeout_s:g}} s; {_SMALLER}", _CLOSE),
-    "body_too_large": (413, f"the request body is larger than {{limit:,}} bytes; {_SMALLER}", _CLOSE),
+    "body_too_slow": (408, f"the request body was not complete after {{timeout_s:g}} s; {_SMALLER}", {}),
+    "body_too_large": (413, f"the request body is larger than {{limit:,}} bytes; {_SMALLER}", {}),
     "internal": (500, "internal error; the server's log has the request id", {}),
     "engine_aborted": (502, f"the engine aborted the report before it was complete; {_DISCARD}", {}),
     "engine_lost": (502, f"the engine stopped before the report was complete; {_DISCARD}", {}),
-    "no_room": (503, "too many request bodies are being received; try again in a moment", _RETRY | _CLOSE),
+    "no_room": (503, "too many request bodies are being received; try again in a moment", _RETRY),
     "not_ready": (503, "the server does not accept requests now ({stage}); try again in a moment", _RETRY),
 }
 

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord
 from pedcxr_serve.gateway.accounting.usage import TokenUsage
+from pedcxr_serve.gateway.http.protocol import chunk_writer
+from pedcxr_serve.gateway.request import body
 from pedcxr_serve.gateway.state import State
 from pedcxr_serve.vllm_plugin import log_redaction
 
@@ -38,13 +40,14 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        header = Headers(scope=scope).get("x-request-id", "")
+        request_headers = Headers(scope=scope)
+        header = request_headers.get("x-request-id", "")
         request_id = header if _REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
         request_state = scope.setdefault("state", {})
         request_state["request_id"] = request_id
         path = scope["path"]
         route = path if path in _ROUTES else "/v1/models" if path.startswith("/v1/models/") else "other"
-        start, status = monotonic(), 0
+        start, status, writer = monotonic(), 0, chunk_writer(scope)
 
         async def send_observed(message: Message) -> None:
             nonlocal status
@@ -54,6 +57,10 @@ class AccessLog:
                 headers["X-Request-Id"] = request_id
                 if self._state.stage == "stopping":  # a kept connection would lead to this server again
                     headers["Connection"] = "close"
+                elif writer is not None and writer.request_pending:
+                    await body.finish_small(request_headers, receive)
+                    if writer.request_pending:
+                        headers["Connection"] = "close"  # uvicorn adds it by itself from 0.53 on
                 self._requests.labels(route, status).inc()
             await send(message)
 

@@ -8,6 +8,7 @@ import logging
 import resource
 import uuid
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httptools
@@ -24,6 +25,8 @@ MAX_HEADERS = 64
 HEADERS_TIMEOUT_S = 20.0
 """Seconds from the connection, or from the first byte of a later request, to the end of the headers. Also the seconds
 from an early answer, such as a 401, to the end of its request."""
+MAX_DISCARDED_BYTES = 64 << 20
+"""Maximum number of bytes that are read and discarded after an early answer."""
 WRITE_TIMEOUT_S = 90.0
 """Seconds that the client may leave an answer unread before the connection is aborted."""
 
@@ -91,6 +94,10 @@ class Connection(HttpToolsProtocol):
     """One client connection, a subclass of uvicorn's protocol (`server.UVICORN_VERSIONS`).
 
     Invalid HTTP is answered with 400 and oversized headers with 431; then the connection is closed.
+
+    An answer that starts before its request has arrived says ``Connection: close``, since the client may leave out the
+    rest (RFC 9112, 9.3). The connection is closed once the rest is discarded, within `HEADERS_TIMEOUT_S` and
+    `MAX_DISCARDED_BYTES`: a client that still sends could otherwise get a reset instead of the answer (9.6).
     """
 
     _headers_timer: asyncio.TimerHandle | None = None
@@ -99,6 +106,9 @@ class Connection(HttpToolsProtocol):
     _refused = False
     _in_body = False  # the parser is between the headers and the end of the current request
     _pipelined = False  # a request came before the answer to the one before it; the connection ends with that answer
+    _keep_alive = False  # whether the connection is kept if the answer starts after the end of the request
+    _lingering = False  # answered, and closed once the rest of the request has arrived
+    _discarded_bytes = 0
 
     def __init__(self, *args: Any, limiter: ConnectionLimiter, refused: Callable[[str], None], **options: Any) -> None:
         super().__init__(*args, **options)
@@ -106,6 +116,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # The transport of an answer, which uvicorn would close while the client still sends.
+        self._answers: Any = SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self._close_after_request
+        )
         if len(self.connections) > self._limiter.limit:
             if not self._limiter.evict_oldest():
                 self._refuse(503, "too many connections; try again in a moment", "too_many_connections")
@@ -118,17 +132,26 @@ class Connection(HttpToolsProtocol):
         self._limiter.mark_busy(self.transport)
         self._cancel_headers_timer()
         self._cancel_write_timer()
+        self._answers.close = self.transport.close  # so that nothing refers to this object and it is freed at once
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused or self._pipelined:
             return
         self._unset_keepalive_if_required()
+        if self._lingering:
+            self._discarded_bytes += len(data)
+            if self._discarded_bytes > MAX_DISCARDED_BYTES:
+                self.close()
+                return
         try:
             while data:
                 data = self._parse(data)
         except httptools.HttpParserError as error:
             if self._pipelined:
+                return
+            if self._lingering:  # the answer was sent
+                self.close()
                 return
             if isinstance(error.__context__, _HeadersTooLarge):
                 self._refuse(431, "the request's headers are too large", "headers_too_large")
@@ -165,7 +188,7 @@ class Connection(HttpToolsProtocol):
             self._cancel_write_timer()
 
     def on_message_begin(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._pipelined or (self.cycle is not None and not self.cycle.response_complete):
             # Pipelined requests are not read: uvicorn would stop reading until it has answered, and would not see that
             # the client leaves. A client sends an unanswered request again (RFC 9112, 9.3.2).
             self._pipelined, self.cycle.keep_alive = True, False
@@ -203,6 +226,8 @@ class Connection(HttpToolsProtocol):
         self._limiter.mark_busy(self.transport)
         self._in_body = True
         super().on_headers_complete()
+        self.cycle.transport = self._answers
+        self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
         self.scope["extensions"][_EXTENSION]["writer"] = ChunkWriter(self.cycle)
 
     def on_body(self, body: bytes) -> None:
@@ -213,8 +238,11 @@ class Connection(HttpToolsProtocol):
         if self._pipelined or self.parser.should_upgrade():
             return
         self._in_body = False
-        if self.cycle.response_complete:
-            self._cancel_headers_timer()
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self._keep_alive
+        if self._lingering:
+            self._pipelined = True  # what follows is not read
+            self.close()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -222,8 +250,16 @@ class Connection(HttpToolsProtocol):
         if self.pipeline or self.transport.is_closing():
             return
         self._limiter.mark_idle(self.transport)
-        if self._in_body:
-            self._start_headers_timer()
+
+    def _close_after_request(self) -> None:
+        if not self._in_body:
+            self.close()
+            return
+        self._lingering = True
+        self.flow.resume_reading()
+        self._start_headers_timer()
+        if self.transport.can_write_eof():  # not over TLS
+            self.transport.write_eof()
 
     def close(self) -> None:
         """Close the connection once the written data is sent."""
@@ -279,6 +315,11 @@ class ChunkWriter:
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
+
+    @property
+    def request_pending(self) -> bool:
+        """Whether a part of the request has not arrived."""
+        return self._cycle.more_body
 
     @property
     def paused(self) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+from starlette.datastructures import Headers
 from starlette.types import Receive
 
 _SHARE = 3  # multiple of the free memory that a tenant may use
-_DISCARD_S = 10.0
-_DISCARD = 4  # multiple of the size limit, for the rest of a body that is too large
+_SMALL = 1 << 20  # bytes; an ordinary film
+_SMALL_S = 1.0
 
 
 class TooLarge(Exception):
@@ -69,15 +71,11 @@ class Body:
         self._memory, self._tenant = memory, tenant
         self._size = 0
 
-    async def read(self, receive: Receive, limit: int, *, announced: int = 0, waits: bool = False) -> bytearray:
+    async def read(self, receive: Receive, limit: int, *, announced: int = 0) -> bytearray:
         """Return the whole body.
-
-        Up to four times ``limit`` bytes of a larger body are read and discarded for at most 10 seconds. A client that
-        writes its whole request before it reads then receives the error response instead of a broken pipe.
 
         Args:
             announced: size by the Content-Length, 0 if unknown.
-            waits: whether the client waits for status 100 before it sends the body (RFC 9110, 10.1.1).
 
         Raises:
             TooLarge: over ``limit`` bytes, with or without a Content-Length.
@@ -87,8 +85,6 @@ class Body:
         """
         data = bytearray()
         if announced > limit:
-            if not waits:
-                await _discard(receive, True, _DISCARD * limit)
             raise TooLarge
         try:
             async with asyncio.timeout(self._memory.timeout_s):
@@ -96,17 +92,12 @@ class Body:
                 while more:
                     chunk, more = await _chunk(receive)
                     if len(data) + len(chunk) > limit:
-                        break
+                        raise TooLarge
                     self._reserve(len(chunk))
                     data += chunk
-                else:
-                    return data
         except TimeoutError:
             raise TooSlow from None
-        data.clear()
-        self.release()
-        await _discard(receive, more, _DISCARD * limit)
-        raise TooLarge
+        return data
 
     def release(self) -> None:
         """Release the memory of the body; a second call has no effect."""
@@ -124,19 +115,21 @@ async def until_disconnect(receive: Receive) -> None:
         pass
 
 
+async def finish_small(headers: Headers, receive: Receive) -> None:
+    """Wait at most 1 s for the rest of a refused body of at most 1 MiB, so that its connection can be kept.
+
+    Python's clients write head and body apart. With ``Expect`` the body may never come (RFC 9110, 10.1.1).
+    """
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) <= _SMALL and "expect" not in headers:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SMALL_S):
+                while (await receive()).get("more_body"):
+                    pass
+
+
 async def _chunk(receive: Receive) -> tuple[bytes, bool]:
     message = await receive()
     if message["type"] == "http.disconnect":
         raise Disconnected
     return message.get("body", b""), message.get("more_body", False)
-
-
-async def _discard(receive: Receive, more: bool, limit: int) -> None:
-    size = 0
-    try:
-        async with asyncio.timeout(_DISCARD_S):
-            while more and size < limit:
-                chunk, more = await _chunk(receive)
-                size += len(chunk)
-    except (TimeoutError, Disconnected):
-        pass

@@ -95,7 +95,8 @@ def test_slow_body_is_408(gateway: Gateway) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_body_without_end_is_cut_off(gateway: Gateway) -> None:
+def test_body_without_end_is_cut_off(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MAX_DISCARDED_BYTES", 4 * LIMIT)
     with connected(gateway) as plug:
         plug.sendall(CHUNKED)
         sent = 0
@@ -116,8 +117,9 @@ def test_body_in_chunks_of_one_byte(gateway: Gateway) -> None:
         assert read_all(plug).startswith(b"HTTP/1.1 200 ")
 
 
-def test_chunk_extension_without_end_is_cut_off(gateway: Gateway) -> None:
-    """These bytes are not part of the body, so only the time limit applies."""
+def test_chunk_extension_without_end_is_cut_off(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These bytes are not part of the body, so only the limits of time apply: for the body, and after its 408."""
+    monkeypatch.setattr(protocol, "HEADERS_TIMEOUT_S", 0.5)
     with connected(gateway) as plug:
         plug.sendall(CHUNKED + b"1;")
         with pytest.raises(OSError):  # noqa: PT011  (reset or broken pipe, depending on timing)
@@ -251,7 +253,7 @@ def test_body_after_an_early_answer_has_a_time_limit(engine: FakeEngine, monkeyp
         assert b" 404 " in plug.recv(65536)
         with pytest.raises(OSError):  # noqa: PT011  (reset or broken pipe, depending on timing)
             trickle(plug, seconds=5)
-        with gateway.client() as client:  # a request that ends in time keeps its connection
+        with gateway.client() as client:
             assert client.post("/nowhere", content=b"x" * 300_000).status_code == 404
             assert client.post(CHAT, json=BODY).status_code == 200
 
