@@ -59,8 +59,6 @@ class AccessLog:
                     headers["Connection"] = "close"
                 elif writer is not None and writer.request_pending:
                     await body.finish_small(request_headers, receive)
-                    if writer.request_pending:
-                        headers["Connection"] = "close"  # uvicorn adds it by itself from 0.53 on
                 self._requests.labels(route, status).inc()
             await send(message)
 

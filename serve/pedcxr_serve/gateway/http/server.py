@@ -25,7 +25,7 @@ from pedcxr_serve.gateway.http.protocol import Connection, connection_limiter, m
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from pedcxr_serve.gateway.state import State
 
-UVICORN_VERSIONS = ((0, 35), (0, 54))
+UVICORN_VERSIONS = ((0, 53), (0, 54))
 """First and last minor version of uvicorn whose internals `Connection` and `_Server` were tested with."""
 FLUSH_S = 2
 """Seconds that connections get to send their last bytes when the server stops."""

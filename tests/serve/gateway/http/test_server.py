@@ -25,20 +25,20 @@ def test_installed_uvicorn_is_supported() -> None:
     server.require_uvicorn(uvicorn.__version__)
 
 
-@pytest.mark.parametrize("version", ["0.34.3", "0.55.0", "1.0.0", "1.40.1", "unknown"])
+@pytest.mark.parametrize("version", ["0.52.1", "0.55.0", "1.0.0", "1.40.1", "unknown"])
 def test_other_versions_of_uvicorn_are_refused(version: str) -> None:
-    with pytest.raises(ConfigError, match=r"uvicorn .* is not supported.*install 'uvicorn>=0\.35,<0\.55'") as caught:
+    with pytest.raises(ConfigError, match=r"uvicorn .* is not supported.*install 'uvicorn>=0\.53,<0\.55'") as caught:
         server.require_uvicorn(version)
     assert version in str(caught.value)
 
 
-@pytest.mark.parametrize("version", ["0.35.0", "0.54.0", "0.54.0.post1"])
+@pytest.mark.parametrize("version", ["0.53.0", "0.54.0", "0.54.0.post1"])
 def test_supported_versions_of_uvicorn(version: str) -> None:
     server.require_uvicorn(version)
 
 
 def test_versions_are_those_of_the_package_metadata() -> None:
-    assert '"uvicorn>=0.35,<0.55"' in (ROOT / "pyproject.toml").read_text()
+    assert '"uvicorn>=0.53,<0.55"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_server_does_not_start_with_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
