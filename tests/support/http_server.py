@@ -1,7 +1,8 @@
-"""A small HTTP server on loopback, in the place of a service that the tests cannot have."""
+"""A small HTTP server on loopback, in the place of a service that the tests cannot have, and a port without one."""
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,3 +39,16 @@ def serving(handler: type[Handler]) -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Reserve a port of 127.0.0.1 until the end of the block.
+
+    It refuses connections unless the test listens there, with ``SO_REUSEADDR``. A port that was closed instead could
+    be given to another process.
+    """
+    with socket.socket() as plug:
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        plug.bind(("127.0.0.1", 0))
+        yield plug.getsockname()[1]

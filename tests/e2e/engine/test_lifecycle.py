@@ -21,6 +21,7 @@ from tests.drills import kill_engine
 from tests.e2e.engine.test_parity import other_ages
 from tests.e2e.served_reports import Study, reference, served, token_ids
 from tests.support.flat_checkpoint import save_flat
+from tests.support.http_server import reserved_port
 from tests.support.servers.live_server import COMMAND, alive, family, shared_memory, title
 from tests.support.servers.local_server import LocalServer, server
 
@@ -105,13 +106,15 @@ def _cached_prefix_inside_the_image(running: LocalServer, phantoms: list[Study])
     assert [token_ids(answer) for answer in served(running.url, again, 1)] == expected
 
 
+@pytest.mark.timeout(1800)  # two starts of vLLM, each within 600 s
 def test_a_dead_engine_is_restarted() -> None:
-    """`make drill` does this ten times."""
-    with server("--restart-wait-s", "1") as running:
+    """`make drill` does this ten times, and holds the server to 2 s."""
+    with server("--restart-wait-s", "1", "--probe-every-s", "60") as running:
         [result] = kill_engine.rounds(running, 1)
         print(result.row(1))
-        assert result.failures == []
-        metrics = httpx.get(running.metrics_url).text
+        # 10 s separates closed connections, which tell the gateway at once, from 60 s of silence or the new engine.
+        assert result.failures(typed_s=10) == []
+        metrics = httpx.get(running.metrics_url, timeout=60).text
         assert 'pedcxr_engine_restarts_total{reason="ended"} 1.0' in metrics
         traces = Traces.of(running)
         assert running.stop(signal.SIGTERM) == 0
@@ -159,9 +162,9 @@ def test_a_port_in_use_fails_immediately(running: LocalServer) -> None:
     port = running.root.rpartition(":")[2]
     for flags in (("--port", port), ("--port", "0", "--admin-port", port)):
         start_time = time.monotonic()
-        completed = subprocess.run([COMMAND, "start", *flags], capture_output=True, text=True, timeout=30, check=False)
+        completed = subprocess.run([COMMAND, "start", *flags], capture_output=True, text=True, timeout=120, check=False)
         assert (completed.returncode, port in completed.stderr) == (2, True)
-        assert time.monotonic() - start_time < 5
+        assert time.monotonic() - start_time < 20, "before the engine starts, which takes longer"
 
 
 def test_a_second_server_on_the_same_socket_folder_fails(tmp_path: Path) -> None:
@@ -204,12 +207,10 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_clients_get_503_during_start_up() -> None:
     """A server that is starting answers 503 with its stage and never refuses a connection."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with launched("--port", str(port)) as process:
+    with reserved_port() as port, launched("--port", str(port)) as process:
         until(lambda: reachable(port))
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={})
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={}, timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
-        assert httpx.get(f"http://127.0.0.1:{port}/health/live").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=60).status_code == 200
         process.terminate()
         assert process.wait(60) == 0

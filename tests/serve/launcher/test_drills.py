@@ -90,12 +90,18 @@ def test_an_invalid_run_fails_the_drill(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_kill_must_hit_requests_in_flight() -> None:
     lost = Round("Worker", (Outcome("engine_lost", 1.0), Outcome("complete", 1.0)), 1.0, 3, 30.0)
-    assert lost.failures == []
+    assert lost.failures() == []
     untouched = replace(lost, outcomes=(Outcome("complete", 1.0),), refused=0)
-    assert untouched.failures == [
+    assert untouched.failures() == [
         "no request was lost: none was in flight at the kill",
         "no request was refused during the restart",
     ]
+
+
+def test_a_request_that_ends_late_is_a_failure() -> None:
+    late = Round("Worker", (Outcome("engine_lost", 1.0),), 2.5, 3, 30.0)
+    assert late.failures() == ["the last request ended after 2.5 s"]
+    assert late.failures(typed_s=3.0) == []
 
 
 @pytest.mark.parametrize(

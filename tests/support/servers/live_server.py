@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -46,7 +47,8 @@ def held_still(pid: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.kill(core, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # the block may end the engine
+            os.kill(core, signal.SIGCONT)
 
 
 def shared_memory(pids: set[int]) -> set[Path]:
