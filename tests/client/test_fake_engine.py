@@ -13,7 +13,7 @@ from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
 
 class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=5)
+        super().__init__("localhost", timeout=60)
         self.path = path
 
     def connect(self) -> None:
@@ -39,7 +39,7 @@ def test_it_serves_a_unix_socket_and_removes_it(tmp_path):
         assert b"fake_chat_requests_total 2" in send(connection, "GET", "/metrics")[1]
         assert send(connection, "GET", "/nothing")[0] == 404
         connection.close()
-        assert engine.chats[0].answered.wait(5)
+        assert engine.chats[0].answered.wait(30)
         assert not engine.chats[0].disconnected.is_set()
     assert not path.exists()
 
@@ -47,7 +47,7 @@ def test_it_serves_a_unix_socket_and_removes_it(tmp_path):
 def test_cut_after_breaks_the_connection(engine):
     engine.answer = Answer(cut_after=1)
     host, port = engine.url.removeprefix("http://").removesuffix("/v1").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
     with pytest.raises(http.client.IncompleteRead):
         send(connection, "POST", "/v1/chat/completions", {"model": "m", "stream": True})
     connection.close()

@@ -53,8 +53,9 @@ def test_wheel_installs_only_the_client(fresh, film, engine, tmp_path):
 
 @pytest.mark.slow
 def test_wheel_imports_quickly(fresh, capsys):
-    code = "import time; t = time.perf_counter(); import pedcxr_client; print(time.perf_counter() - t)"
+    code = "import time; t = time.process_time(); import pedcxr_client; print(time.process_time() - t)"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # Processor time: on a busy machine the process waits for others.
     seconds = [float(run(fresh, "-c", code, env=environment)) for _ in range(6)][1:]
     with capsys.disabled():
         print(f"\nimport pedcxr_client from the wheel: {statistics.median(seconds) * 1000:.0f} ms (median of 5)")

@@ -57,7 +57,7 @@ def pushgateway() -> Iterator[str]:
         yield f"http://{address}"
 
 
-def value(address: str, query: str, seconds: float = 30) -> str | None:
+def value(address: str, query: str, seconds: float = 120) -> str | None:
     """Return the first value of a query as soon as there is one, or None after the time limit."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -81,7 +81,7 @@ def _running(command: list[str], address: str, ready: str) -> Iterator[None]:
             process.terminate()
 
 
-def _await(address: str, path: str, seconds: float = 30) -> None:
+def _await(address: str, path: str, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

@@ -221,7 +221,7 @@ def test_first_of_two_entries_is_reported_although_it_is_read_later(engine, thre
 
     def slow_first(entry):
         if entry.id == "a":
-            assert second_was_read.wait(10)
+            assert second_was_read.wait(30)
         content = read(entry)
         if entry.id == "b":
             second_was_read.set()

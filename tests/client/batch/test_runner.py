@@ -26,6 +26,7 @@ from pedcxr_client.batch import outage
 from pedcxr_client.errors import Unavailable
 from pedcxr_client.evaluation import runs
 from tests.client.batch.helpers import IDS, batch, lines, reported
+from tests.support.http_server import reserved_port
 from tests.support.servers.fake_engine import TEXT, Answer, FakeEngine
 
 
@@ -192,13 +193,14 @@ def wait_for(condition: Any, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_killed_run_loses_and_repeats_nothing(engine, films, out):
-    engine.answer = Answer(first=0.05)
+    engine.reply(*[Answer()] * 6)
+    engine.answer = Answer(stall_after=2)  # the run cannot end before it is killed
     manifest = films.parent / "manifest.csv"
     with start(manifest, out, engine.url) as process:
         wait_for(lambda: out.exists() and out.read_bytes().count(b"\n") >= 4, process)
         process.kill()
     before = sum(reported(out).values())
-    assert 4 <= before < 12
+    assert 4 <= before <= 6
     engine.reset()
     assert batch(manifest, out, engine.url) == 0
     assert reported(out) == IDS
@@ -213,10 +215,10 @@ def test_ctrl_c_keeps_reports_and_closes_open_requests(engine, films, out):
     with start(manifest, out, engine.url) as process:
         wait_for(lambda: len(engine.chats) == 7, process)
         process.send_signal(signal.SIGINT)
-        err = process.communicate(timeout=30)[1].decode()
+        err = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 130
     assert "4 reports written" in err and "Traceback" not in err
-    assert all(chat.disconnected.wait(5) for chat in engine.chats if not chat.answered.is_set())
+    assert all(chat.disconnected.wait(30) for chat in engine.chats if not chat.answered.is_set())
     assert sum(reported(out).values()) == 4
     engine.reset()
     assert batch(manifest, out, engine.url) == 0
@@ -281,7 +283,7 @@ def test_full_disk_stops_the_run_and_leaves_complete_lines(engine, films, out):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     with start(films, out, engine.url, preexec_fn=limit_file_size) as process:
-        err = process.communicate(timeout=30)[1].decode()
+        err = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 2
     assert "cannot be written: File too large" in err
     assert 0 < sum(reported(out).values()) < 12
@@ -320,14 +322,14 @@ def test_folder_of_a_new_output_is_synced_before_the_first_line(engine, films, o
 @pytest.mark.slow
 def test_server_restart_causes_no_errors(films, out, capsys):
     manifest = films.parent / "manifest.csv"
-    with FakeEngine() as engine:
-        url, port = engine.url, int(engine.url.split(":")[2].split("/")[0])
+    with reserved_port() as port, FakeEngine(port=port) as engine:
+        url = engine.url
         engine.reply(*[Answer()] * 3)
         engine.answer = Answer(stall_after=2)
         codes: list[int] = []
-        runner = threading.Thread(target=lambda: codes.append(batch(manifest, out, url, "--give-up-after", "60")))
+        runner = threading.Thread(target=lambda: codes.append(batch(manifest, out, url, "--give-up-after", "300")))
         runner.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(engine.chats) < 6:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -335,7 +337,7 @@ def test_server_restart_causes_no_errors(films, out, capsys):
     with FakeEngine(port=port) as engine:
         engine.reply(*[Answer(status=503, headers={"retry-after": "0.1"})] * 4, *[Answer(status=503)] * 2)
         engine.reply(Answer(status=429, headers={"retry-after": "0.1"}))
-        runner.join(60)
+        runner.join(300)
     assert codes == [0]
     assert reported(out) == IDS
     assert not [line for line in lines(out) if "error" in line]
@@ -380,19 +382,18 @@ def test_retry_after_beyond_the_patience_ends_the_run(engine, films, out, capsys
     engine.answer = Answer(status=429, headers={"retry-after": "40000"})
     began = time.monotonic()
     assert batch(films, out, engine.url) == 4
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 120, "it would wait for 11 hours, or for as long as the patience"
     assert lines(out) == []
 
 
 def test_batch_waits_for_a_server_that_has_not_started(films, out, tmp_path):
-    with FakeEngine() as stopped:
-        port = int(stopped.url.split(":")[2].split("/")[0])
     codes: list[int] = []
-    url = f"http://127.0.0.1:{port}/v1"
-    runner = threading.Thread(target=lambda: codes.append(batch(films, out, url, "--give-up-after", "60")))
-    runner.start()
-    with FakeEngine(port=port):
-        runner.join(60)
+    with reserved_port() as port:
+        url = f"http://127.0.0.1:{port}/v1"
+        runner = threading.Thread(target=lambda: codes.append(batch(films, out, url, "--give-up-after", "300")))
+        runner.start()
+        with FakeEngine(port=port):
+            runner.join(300)
     assert codes == [0]
 
 

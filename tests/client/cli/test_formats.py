@@ -8,6 +8,8 @@ import json
 import stat
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pydicom
@@ -112,13 +114,15 @@ def test_file_that_appears_after_the_check_is_not_replaced(tmp_path):
 def test_report_is_printed_if_its_file_cannot_be_written(engine, path, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "gone"
     folder.mkdir()
-    monkeypatch.setattr(engine, "answer", Answer(first=0.5))
+    folder_is_gone = threading.Event()
+    monkeypatch.setattr(engine, "answer", Answer(hold=folder_is_gone))
     command = [sys.executable, "-m", "pedcxr_client", "report", path, "-o", str(folder / "x"), "--url", engine.url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while not engine.chats and process.poll() is None:
-            pass
+            time.sleep(0.01)
         folder.rmdir()
-        out, err = process.communicate(timeout=20)
+        folder_is_gone.set()
+        out, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert out == TEXT + "\n"
     assert "-o: cannot be written: No such file" in err

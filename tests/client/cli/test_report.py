@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from pedcxr_client import DISCLAIMER, __version__
 from pedcxr_client.cli.main import main
+from tests.support.http_server import reserved_port
 from tests.support.servers.fake_engine import TEXT, Answer
 
 
@@ -125,9 +125,8 @@ def test_broken_stream_keeps_the_text_received(engine, path, capsys):
 
 
 def test_error_without_a_server_names_the_start_command(path, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
-    assert main(["report", path, "--url", url, "--timeout", "0.3"]) == 4
+    with reserved_port() as port:
+        assert main(["report", path, "--url", f"http://127.0.0.1:{port}/v1", "--timeout", "5"]) == 4
     err = capsys.readouterr().err
     assert "pedcxr-serve start" in err
     assert err.count("\n") == 1
@@ -166,10 +165,10 @@ def test_ctrl_c_exits_silently_and_closes_the_request(engine, path):
     with start("report", path, "--stream", "--url", engine.url) as process:
         assert process.stdout.read(9) == b"FINDINGS:"
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == b""
-    assert engine.chats[0].disconnected.wait(5)
+    assert engine.chats[0].disconnected.wait(30)
 
 
 def test_broken_pipe_exits_silently(engine, path):
@@ -178,10 +177,10 @@ def test_broken_pipe_exits_silently(engine, path):
         assert process.stdout.read(1) == b"x"
         process.stdout.close()
         err = process.stderr.read()
-        process.wait(10)
+        process.wait(60)
     assert process.returncode == 141
     assert err == b""
-    assert engine.chats[0].disconnected.wait(5)
+    assert engine.chats[0].disconnected.wait(30)
 
 
 def test_command_is_installed(engine, path):

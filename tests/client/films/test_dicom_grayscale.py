@@ -309,10 +309,10 @@ def test_extreme_aspect_ratio_raises():
     ],
 )
 def test_error_names_the_invalid_element(elements, message):
-    start = time.monotonic()
+    start = time.process_time()  # of this process alone: others may keep it waiting
     with pytest.raises(InputError, match=message):
         grey(film(**elements))
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
 
 
 def with_syntax(data: bytes, uid: bytes) -> bytes:

@@ -168,13 +168,13 @@ def test_overlapping_threads_restore_the_warning_filters():
     def first() -> None:
         with silence_pydicom():
             first_in.set()
-            second_in.wait(5)
+            second_in.wait(30)
 
     def second() -> None:
-        first_in.wait(5)
+        first_in.wait(30)
         with silence_pydicom():
             second_in.set()
-            release.wait(5)
+            release.wait(30)
 
     threads = [threading.Thread(target=run) for run in (first, second)]
     for thread in threads:

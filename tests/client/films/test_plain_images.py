@@ -373,10 +373,10 @@ def test_huge_header_raises_before_decoding(side, form):
         data = raw_png(side, side, 8, 0, b"\0")
     else:
         data = b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
-    start = time.monotonic()
+    start = time.process_time()  # of this process alone: others may keep it waiting
     with pytest.raises(InputError, match="50 million pixels"):
         prepare(data)
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1, "a decoder of 64 million pixels or more takes longer"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from pedcxr_client import Client, ConfigurationError
 from pedcxr_client.cli.main import main
 from pedcxr_client.metrics import export
 from pedcxr_client.metrics.prometheus import Metrics
+from tests.support.http_server import reserved_port
 from tests.support.servers.fake_engine import TEXT, Answer
 
 DURATION = "gen_ai_client_operation_duration_seconds"
@@ -115,7 +116,7 @@ def test_serving_listens_on_loopback_while_the_block_runs(registry):
     threads = threading.active_count()
     with export.serving(registry) as address:
         assert address.startswith("http://127.0.0.1:")
-        assert samples(httpx.get(address).text) == {"answer": 42}
+        assert samples(httpx.get(address, timeout=60).text) == {"answer": 42}
     with pytest.raises(httpx.ConnectError):
         httpx.get(address)
     assert threading.active_count() == threads
@@ -183,14 +184,13 @@ def test_invalid_pushgateway_url_raises(url):
 
 
 def test_pushgateway_failures_raise_oserror(registry, gateway):
-    target = export.Pushgateway(url=gateway.url, timeout=0.2)
     gateway.hold.clear()
     with pytest.raises(OSError, match="timed out"):
-        target.push(registry)
+        export.Pushgateway(url=gateway.url, timeout=0.2).push(registry)
     gateway.hold.set()
     gateway.status = 400
     with pytest.raises(OSError, match="400"):
-        target.push(registry)
+        export.Pushgateway(url=gateway.url).push(registry)
     with unused_address() as url, pytest.raises(OSError, match="refused"):
         export.Pushgateway(url=url).delete()
     with server_without_http() as url, pytest.raises(OSError, match="not HTTP"):
@@ -199,9 +199,8 @@ def test_pushgateway_failures_raise_oserror(registry, gateway):
 
 @contextmanager
 def unused_address() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    with reserved_port() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
@@ -231,7 +230,7 @@ def test_repeating_publishes_at_the_interval_and_at_the_end():
             third.set()
 
     with export.repeating(publish, failures.append, every=0.01):
-        assert third.wait(5)
+        assert third.wait(30)
         inside = len(calls)
     assert len(calls) > inside
     assert [str(error) for error in failures] == ["temporary failure"]
@@ -270,7 +269,7 @@ def test_report_is_printed_before_the_push_completes(engine, path, gateway):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == TEXT.splitlines()[0] + "\n"
-        assert gateway.pushed.wait(10)
+        assert gateway.pushed.wait(30)
         gateway.hold.set()
         process.stdout.read()
     assert process.returncode == 0
@@ -296,7 +295,7 @@ def test_command_answers_scrapes_until_it_ends(engine, path):
         assert process.stdout is not None and process.stderr is not None
         address = process.stderr.readline().removeprefix("pedcxr: metrics at ").strip()
         process.stdout.read(1)  # the report is in flight and stays in flight
-        assert samples(httpx.get(address).text)["pedcxr_client_in_flight"] == 1
+        assert samples(httpx.get(address, timeout=60).text)["pedcxr_client_in_flight"] == 1
         process.send_signal(signal.SIGINT)
         process.stdout.read()
     assert process.returncode == 130
@@ -335,4 +334,4 @@ def test_clients_can_share_one_metrics_object(engine, film):
         one.report(film)
         other.report(film)
     with export.serving(registry) as address:
-        assert samples(httpx.get(address).text)[f"{DURATION}_count"] == 2
+        assert samples(httpx.get(address, timeout=60).text)[f"{DURATION}_count"] == 2

@@ -23,8 +23,9 @@ scrape_configs:
     honor_labels: true
     static_configs: [{{targets: ["{target}"]}}]
 """
+SLO_S = 3.0  # a report of the fake engine takes less, also on a busy machine
 # The query of docs/metrics.md.
-WITHIN_SLO = f'sum({E2E}_bucket{{error_type="",le="0.4"}}) / sum({E2E}_count)'
+WITHIN_SLO = f'sum({E2E}_bucket{{error_type="",le="{SLO_S}"}}) / sum({E2E}_count)'
 
 
 def config(url: str) -> str:
@@ -36,8 +37,8 @@ def config(url: str) -> str:
 def test_share_of_calls_within_the_slo(engine: Any, film: bytes, tmp_path: Any) -> None:
     """Four calls: two within the SLO, one too slow, and a fast failure, which counts as outside the SLO."""
     registry = CollectorRegistry()
-    engine.reply(Answer(), Answer(), Answer(first=0.6), Answer(finish="length"))
-    with Client(engine.url, metrics=Metrics(registry, models=["fake"], e2e_slo=0.4)) as client:
+    engine.reply(Answer(), Answer(), Answer(first=SLO_S + 0.5), Answer(finish="length"))
+    with Client(engine.url, metrics=Metrics(registry, models=["fake"], e2e_slo=SLO_S)) as client:
         for _ in range(3):
             client.report(film)
         with pytest.raises(Exception, match="cut off"):
@@ -48,7 +49,7 @@ def test_share_of_calls_within_the_slo(engine: Any, film: bytes, tmp_path: Any) 
         truncated = 'sum(pedcxr_client_aborts_total{reason="truncated"})'
         assert real_tools.value(address, truncated) == "1"
         median = f"histogram_quantile(0.5, sum by (le) ({E2E}_bucket))"
-        assert 0 < float(real_tools.value(address, median) or 0) < 1
+        assert 0 < float(real_tools.value(address, median) or 0) < SLO_S
 
 
 @real_tools.needs_pushgateway
@@ -56,12 +57,12 @@ def test_pushgateway_accepts_and_deletes_a_group(registry_of_one: CollectorRegis
     with real_tools.pushgateway() as url:
         target = export.Pushgateway(url=url, instance="here:1")
         target.push(registry_of_one)
-        page = httpx.get(f"{url}/metrics").text
+        page = httpx.get(f"{url}/metrics", timeout=60).text
         labels = 'error_type="",gen_ai_operation_name="chat",gen_ai_provider_name="pedcxr",gen_ai_request_model="fake"'
         assert f"{E2E}_count{{{labels}" in page
         assert 'instance="here:1",job="pedcxr"' in page
         target.delete()
-        assert E2E not in httpx.get(f"{url}/metrics").text
+        assert E2E not in httpx.get(f"{url}/metrics", timeout=60).text
 
 
 @pytest.fixture
@@ -80,8 +81,9 @@ def test_metrics_of_a_short_run_reach_prometheus(engine: Any, film: bytes, tmp_p
     path = tmp_path / "film.png"
     path.write_bytes(film)
     with real_tools.pushgateway() as url, real_tools.prometheus(config(url), tmp_path) as address:
-        assert real_tools.value(address, "up") == "1"  # service discovery starts some seconds after readiness
-        flags = ["--url", engine.url, "--metrics-push", url, "--metrics-linger", "3"]
+        # Service discovery starts some seconds after readiness, and a scrape of a busy machine may fail.
+        assert real_tools.value(address, "up == 1") == "1"
+        flags = ["--url", engine.url, "--metrics-push", url, "--metrics-linger", "10"]
         assert main(["report", str(path), *flags]) == 0
-        assert E2E not in httpx.get(f"{url}/metrics").text
+        assert E2E not in httpx.get(f"{url}/metrics", timeout=60).text
         assert real_tools.value(address, f"sum(max_over_time({E2E}_count[1m]))") == "1"

@@ -89,10 +89,10 @@ def test_close_during_a_call_in_another_thread_ends_the_call(engine, film):
     while not engine.chats:
         time.sleep(0.005)
     client.close()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert "closed" in str(errors[0])
-    assert engine.chats[0].disconnected.wait(5)
+    assert engine.chats[0].disconnected.wait(30)
 
 
 def test_a_client_can_be_closed_twice_at_once(engine, film):
@@ -112,7 +112,7 @@ def test_a_closed_client_leaves_streams_quietly(engine, film):
     with client.stream(film) as stream:
         next(stream)
         client.close()
-    assert engine.chats[0].disconnected.wait(5)
+    assert engine.chats[0].disconnected.wait(30)
 
 
 def test_a_closed_client_leaves_reports_quietly(engine, film):
@@ -148,7 +148,9 @@ def test_the_interpreter_exits_without_close(engine, path, last_line):
     code = f"import sys\nfrom pedcxr_client import Client\nclient = Client(sys.argv[1])\n{last_line}\n"
     process = run_python(code, engine, path, "-W", "error")
     assert (process.returncode, process.stderr) == (0, "")
-    assert engine.chats[0].answered.wait(5) or engine.chats[0].disconnected.wait(5)
+    end = time.monotonic() + 60
+    while not (engine.chats[0].answered.is_set() or engine.chats[0].disconnected.wait(0.05)):
+        assert time.monotonic() < end, "the request is still open"
 
 
 @pytest.mark.parametrize(
@@ -190,9 +192,9 @@ except KeyboardInterrupt:
             time.sleep(0.005)
         process.stdin.write("\n")
         process.stdin.flush()
-        assert float(process.stdout.readline()) < 2
-        assert engine.requests[-1].disconnected.wait(5), "the process still runs and has closed the request"
-        process.communicate("\n", timeout=20)
+        assert float(process.stdout.readline()) < 20, "the answer would take 60 s, or never come"
+        assert engine.requests[-1].disconnected.wait(30), "the process still runs and has closed the request"
+        process.communicate("\n", timeout=60)
     assert process.returncode == 0
 
 

@@ -30,9 +30,11 @@ from pedcxr_client import (
 from pedcxr_client.metrics.hooks import NullHook
 from pedcxr_client.request.retry import RetryState, parse_retry_after, wait_before_retry
 from pedcxr_client.request.settings import Settings
+from tests.support.http_server import reserved_port
 from tests.support.servers.fake_engine import TEXT, Answer
 
 ONCE = {"retries": 0}
+GAP_S = 3  # what the engine has sent arrives before, also on a busy machine
 
 
 @pytest.mark.parametrize(
@@ -132,45 +134,43 @@ def test_redirects_are_not_followed(engine, film, twin):
 
 
 def test_refused_connection_raises(film, twin):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(ConnectionFailed, match="pedcxr-serve start") as caught:
+    with reserved_port() as port, pytest.raises(ConnectionFailed, match="pedcxr-serve start") as caught:
         twin.report(f"http://127.0.0.1:{port}/v1", film, client=ONCE)
     assert caught.value.status_code is None
     assert str(port) in str(caught.value)
 
 
 def test_gap_before_the_response_times_out(engine, film, twin):
-    engine.answer = Answer(first=30)
+    engine.answer = Answer(first=300)
     with pytest.raises(TimedOut) as caught:
-        twin.report(engine.url, film, client={"timeouts": Timeouts(gap=0.15)})
+        twin.report(engine.url, film, client={"timeouts": Timeouts(gap=GAP_S)})
     assert caught.value.text == ""
     assert len(engine.chats) == 1, "a timeout is not retried"
-    assert engine.chats[0].disconnected.wait(5)
+    assert engine.chats[0].disconnected.wait(30)
 
 
 def test_gap_within_the_response_times_out_with_its_text(engine, film, twin):
     engine.answer = Answer(stall_after=2)
     with pytest.raises(TimedOut, match="stopped sending") as caught:
-        twin.report(engine.url, film, client={"timeouts": Timeouts(gap=0.15)})
+        twin.report(engine.url, film, client={"timeouts": Timeouts(gap=GAP_S)})
     assert caught.value.text == "FINDINGS: The lungs"
     assert caught.value.timing.first is not None
-    assert engine.chats[0].disconnected.wait(5)
+    assert engine.chats[0].disconnected.wait(30)
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer(gap=0.05, pieces=("x",) * 100), Answer(gap=0.05, ping_after=1)], ids=["trickle", "comments"]
+    "answer", [Answer(gap=0.05, pieces=("x",) * 2000), Answer(gap=0.05, ping_after=1)], ids=["trickle", "comments"]
 )
 def test_total_deadline_ends_a_slow_response(engine, film, twin, answer):
     twin.report(engine.url, film)  # loads the SDK's lazy imports
     engine.answer = answer
     began = time.monotonic()
-    with pytest.raises(TimedOut, match=r"within 0\.4 s") as caught:
-        twin.report(engine.url, film, client={"timeouts": Timeouts(total=0.4), "model": "fake"})
-    assert 0.4 <= caught.value.timing.done - caught.value.timing.scheduled < 0.8
-    assert time.monotonic() - began < 3
+    with pytest.raises(TimedOut, match="within 4 s") as caught:
+        twin.report(engine.url, film, client={"timeouts": Timeouts(total=4), "model": "fake"})
+    assert caught.value.timing.done - caught.value.timing.scheduled >= 4
+    assert time.monotonic() - began < 40, "the whole response would take 100 s, or never end"
     assert caught.value.text
-    assert engine.chats[-1].disconnected.wait(5)
+    assert engine.chats[-1].disconnected.wait(30)
 
 
 def test_503_is_retried_after_retry_after(engine, film, twin):
@@ -189,7 +189,7 @@ def test_429_is_retried_after_retry_after(engine, film, twin):
 def test_model_list_is_not_retried_past_the_deadline(engine, film, twin):
     engine.models_answer = Answer(status=503, headers={"retry-after": "60"})
     with pytest.raises(Unavailable) as caught:
-        twin.report(engine.url, film, client={"timeouts": Timeouts(total=5)})
+        twin.report(engine.url, film, client={"timeouts": Timeouts(total=30)})
     assert caught.value.retry_after == 60
     assert len(engine.requests) == 1, "a wait of 60 s would end after the deadline"
 
@@ -204,7 +204,7 @@ def test_retries_limit_the_attempts_without_retry_after(engine, film, twin):
 def test_disconnect_before_the_response_is_retried(film, twin):
     """A server that stops accepts the connection and closes it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
+        listener.settimeout(60)
         closed = []
 
         def drop() -> None:

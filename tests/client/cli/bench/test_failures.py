@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,9 @@ def test_counters_that_move_and_an_engine_that_restarts(engine: FakeEngine, tmp_
 
     thread = threading.Thread(target=move)
     thread.start()
-    workload = WORKLOAD.replace("seconds = 0.2", "seconds = 1.5")
-    code, result = bench(tmp_path, engine.url, "run", workload=workload)
+    engine.reply(*[engine.answer] * 10)
+    engine.answer = replace(engine.answer, hold=moved)  # the run cannot end before the counters have moved
+    code, result = bench(tmp_path, engine.url, "run")
     thread.join()
     assert code == 1
     assert "closed 4: the engine was restarted" in reasons(result)
@@ -121,8 +123,8 @@ def test_counters_that_move_and_an_engine_that_restarts(engine: FakeEngine, tmp_
 
 
 def test_a_cache_that_no_counter_shows(engine: FakeEngine, tmp_path: Path) -> None:
-    """The film costs 0.3 s to prepare the first time; then the server answers from its cache."""
-    engine.reply(Answer(first=0.5), Answer(first=0.5))
+    """The film costs 2 s to prepare the first time; then the server answers from its cache."""
+    engine.reply(Answer(first=2), Answer(first=2))
     engine.answer = Answer(gap=0.004)
     code, result = bench(tmp_path, engine.url, "run")
     assert code == 1
@@ -212,11 +214,11 @@ def test_objectives_that_cannot_be_met_end_before_the_load(engine: FakeEngine, t
 
 def test_objectives_that_are_missed_under_load(engine: FakeEngine, tmp_path: Path) -> None:
     engine.reply(Answer(), Answer())  # alone, at once
-    engine.answer = Answer(first=0.6)
+    engine.answer = Answer(first=2.6)
     workload = WORKLOAD.replace("in_flight = 4", "in_flight = 16")
-    code, result = bench(tmp_path, engine.url, "run", "--slo-ttft", "0.5", workload=workload)
+    code, result = bench(tmp_path, engine.url, "run", "--slo-ttft", "2.5", workload=workload)
     assert code == 1
-    assert result["slo_missed"] == "fewer than 95% of the requests meet TTFT <= 0.5 s: closed 16 (0.0%)"
+    assert result["slo_missed"] == "fewer than 95% of the requests meet TTFT <= 2.5 s: closed 16 (0.0%)"
     assert result["stages"][0]["figures"]["goodput"] == 0
 
 
