@@ -36,7 +36,7 @@ def engine(tmp_path: Path, key_file: Path) -> Iterator[FakeEngine]:
 
 def client(engine: FakeEngine, key: str = "") -> httpx.Client:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=engine.url.removesuffix("/v1"), headers=headers, timeout=10, trust_env=False)
+    return httpx.Client(base_url=engine.url.removesuffix("/v1"), headers=headers, timeout=60, trust_env=False)
 
 
 def test_every_route_but_health_needs_the_key(engine: FakeEngine, key_file: Path) -> None:
@@ -90,8 +90,8 @@ def test_description_is_what_the_engine_wrote(engine: FakeEngine, key_file: Path
 def test_stopping_engine_completes_its_requests_and_refuses_others(
     tmp_path: Path, engine: FakeEngine, key_file: Path
 ) -> None:
-    engine.answer = Answer(gap=0.1)
-    drained = threading.Event()
+    refusals_seen, drained = threading.Event(), threading.Event()
+    engine.answer = Answer(hold=refusals_seen)
 
     def drain() -> None:
         asyncio.run(access.drain(tmp_path / "run"))
@@ -107,8 +107,9 @@ def test_stopping_engine_completes_its_requests_and_refuses_others(
         assert refused.headers["retry-after"] == "2"
         assert asking.get("/health").status_code == 503
         assert not drained.is_set(), "a request is in flight"
+        refusals_seen.set()
         assert report.result().text.endswith("data: [DONE]\n\n")
-        assert drained.wait(5)
+        assert drained.wait(30)
         assert asking.post(CHAT, json=BODY).status_code == 503
     assert len(engine.chats) == 1
 

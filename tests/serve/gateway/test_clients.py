@@ -131,7 +131,7 @@ def test_unstreamed_request_that_waits_keeps_its_status(narrow: Gateway) -> None
             thread = threading.Thread(target=lambda: answers.append(other.post(CHAT, json=BODY)))
             thread.start()
             eventually(lambda: narrow.state.scheduler.queue.waiting == 1)
-        thread.join(10)
+        thread.join(60)
     assert answers[0].status_code == 503
 
 
@@ -156,7 +156,7 @@ def test_connections_close_while_the_server_stops(gateway: Gateway) -> None:
 
 def exchange(gateway: Gateway, request: bytes) -> tuple[bytes, bytes]:
     """Return the head and the body of the answer; the server must close the connection."""
-    with socket.create_connection(gateway.address, timeout=10) as plug:
+    with socket.create_connection(gateway.address, timeout=60) as plug:
         plug.sendall(request)
         answer = b"".join(iter(lambda: plug.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -273,7 +273,7 @@ def test_failure_of_the_engine_forbids_a_retry(gateway: Gateway, stream: bool) -
 def test_memory_of_a_body_is_free_while_the_report_is_written(gateway: Gateway) -> None:
     gateway.engine.answer = Answer(first=60)
     data = json.dumps(BODY).encode()
-    with socket.create_connection(gateway.address, timeout=10) as plug:
+    with socket.create_connection(gateway.address, timeout=60) as plug:
         plug.sendall(
             b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(data), data)
         )

@@ -64,7 +64,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(gateway: Gateway, key: str, retries: int = 0) -> openai.OpenAI:
-    return openai.OpenAI(base_url=gateway.root + "/v1", api_key=key, max_retries=retries, timeout=20)
+    return openai.OpenAI(base_url=gateway.root + "/v1", api_key=key, max_retries=retries, timeout=60)
 
 
 def test_python(gateway: Gateway, keys: dict[str, str]) -> None:
@@ -90,7 +90,7 @@ def test_python_closes_a_stream(gateway: Gateway, keys: dict[str, str]) -> None:
             client.chat.completions.create(model=MODEL, messages=BODY["messages"])
         assert refused.value.code == "too_many_concurrent" and refused.value.request_id
         stream.close()
-        assert gateway.engine.chats[0].disconnected.wait(5)
+        assert gateway.engine.chats[0].disconnected.wait(30)
         eventually(lambda: gateway.state.in_flight == 0)
         assert client.chat.completions.create(model=MODEL, messages=BODY["messages"]).choices[0].message.content == TEXT
 
@@ -130,7 +130,7 @@ def test_curl_streams_until_ctrl_c(gateway: Gateway, keys: dict[str, str]) -> No
         assert curl.stdout.readline().startswith("data: {"), "the first event arrives before the next one is written"
         assert gateway.state.in_flight == 1
         curl.send_signal(signal.SIGINT)
-    assert gateway.engine.chats[0].disconnected.wait(5)
+    assert gateway.engine.chats[0].disconnected.wait(30)
 
 
 def test_javascript(gateway: Gateway, keys: dict[str, str], script: Path) -> None:
@@ -145,7 +145,7 @@ def test_javascript_aborts(gateway: Gateway, keys: dict[str, str], script: Path)
     gateway.engine.answer = Answer(stall_after=1)
     result = javascript(script, "abort", gateway.root + "/v1", keys["one"])
     assert result["aborted"] and TEXT.startswith(result["text"])
-    assert gateway.engine.chats[0].disconnected.wait(5)
+    assert gateway.engine.chats[0].disconnected.wait(30)
 
 
 def test_javascript_errors(gateway: Gateway, script: Path) -> None:
@@ -173,7 +173,7 @@ def test_javascript_honours_retry_after(gateway: Gateway, keys: dict[str, str], 
 @pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed")
 def test_java(gateway: Gateway, keys: dict[str, str]) -> None:
     process = subprocess.run(
-        ["java", JAVA, gateway.root + "/v1", keys["one"]], capture_output=True, text=True, timeout=60, check=False
+        ["java", JAVA, gateway.root + "/v1", keys["one"]], capture_output=True, text=True, timeout=240, check=False
     )
     answers = process.stdout.splitlines()
     assert [line[:4] for line in answers] == ["200 ", "200 "], process.stdout + process.stderr

@@ -67,12 +67,12 @@ class Running:
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(work, 120))
+    asyncio.run(asyncio.wait_for(work, 300))
 
 
 def test_first_signal_lets_requests_complete(tmp_path: Path) -> None:
     async def work() -> None:
-        running = Running(tmp_path / "run", gap=0.2)
+        running = Running(tmp_path / "run", gap=1.0)  # the report outlasts the refusal below
         await running.until("engine ready after")
         assert f"model fake at unix:{running.socket}" in running.out.getvalue()
         async with address.session(running.socket) as session, session.get(description.PATH) as answer:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def with_gateway(where: str, check: Callable[[str, str], None], *flags: str) -> 
 
 
 def get(url: str) -> httpx.Response:
-    return httpx.get(url, timeout=10, trust_env=False)
+    return httpx.get(url, timeout=60, trust_env=False)
 
 
 def ask(root: str, **more: object) -> httpx.Response:
@@ -144,8 +145,8 @@ def test_two_gateways_divide_the_slots(folder: Path) -> None:
         engine.answer = Answer(first=300)
         answers = [pool.submit(ask, running.root) for running in (one, two) for _ in range(12)]
         for running in (one, two):
-            eventually(lambda running=running: in_flight(running) == 12, 30)  # type: ignore[misc]
-        eventually(lambda: len(reports(engine)) == 8, 30)
+            eventually(lambda running=running: in_flight(running) == 12)  # type: ignore[misc]
+        eventually(lambda: len(reports(engine)) == 8)
         assert [running.stop(signal.SIGTERM) for running in (one, two)] == [0, 0]
         codes = {answer.result().json()["error"]["code"] for answer in answers}
         assert codes <= {"engine_lost", "engine_restarting", "not_ready"}
@@ -167,16 +168,16 @@ def test_engine_goes_away_and_comes_back_as_another(folder: Path, printed: list[
     def check(root: str, admin: str) -> None:
         assert replica(admin) == ['revision="",vllm="0.32.0"']
         first.close()
-        eventually(lambda: not is_ready(root), 30)
+        eventually(lambda: not is_ready(root))
         assert_openai_error(ask(root), 503, "not_ready")
         with engine_apart(folder) as engine:
             engine.version = "0.33.0"
-            eventually(lambda: any("runs vLLM 0.33.0" in line for line in printed), 30)
+            eventually(lambda: any("runs vLLM 0.33.0" in line for line in printed))
             assert_openai_error(ask(root), 503, "not_ready")
             assert reports(engine) == [], "a replacement that is not accepted gets no request"
         with engine_apart(folder, description=other) as engine:
             engine.models, engine.version = ("other",), "0.32.9"
-            eventually(lambda: is_ready(root), 30)
+            eventually(lambda: is_ready(root))
             assert replica(admin) == ['revision="new",vllm="0.32.9"'], "those of the engine, not of this environment"
             assert ask(root).status_code == 200
             assert reports(engine)[0].json["model"] == "other"
@@ -188,22 +189,25 @@ def test_engine_goes_away_and_comes_back_as_another(folder: Path, printed: list[
 
 
 def test_engine_that_stops_completes_its_reports_and_gets_no_others(folder: Path) -> None:
+    refusal_seen = threading.Event()  # until then, the engine writes its report
+
     def check(root: str, _: str) -> None:
         with ThreadPoolExecutor() as pool:
             report = pool.submit(ask, root, stream=True)
-            eventually(lambda: reports(engine), 30)
+            eventually(lambda: reports(engine))
             draining = pool.submit(asyncio.run, access.drain(folder))
-            eventually((folder / "stopping").exists, 30)
+            eventually((folder / "stopping").exists)
             # The gateway notices within a second; until then the engine refuses, and the request may be sent again.
             refused = ask(root)
             assert (refused.status_code, refused.json()["error"]["code"] in CODES) == (503, True), refused.text
             assert refused.headers["retry-after"] and refused.headers["x-should-retry"] == "true"
+            refusal_seen.set()
             assert report.result().text.endswith("data: [DONE]\n\n")
             draining.result()
-        eventually(lambda: not is_ready(root), 30)
+        eventually(lambda: not is_ready(root))
 
     with engine_apart(folder) as engine:
-        engine.answer = Answer(gap=0.3)
+        engine.answer = Answer(hold=refusal_seen)
         with_gateway(f"unix:{folder}/engine.sock", check)
         assert len(reports(engine)) == 1
 
@@ -229,7 +233,7 @@ def test_admin_port_asks_for_its_token(folder: Path, tmp_path: Path) -> None:
         for path in ("/metrics", "/usage", "/other"):
             assert get(admin + path).status_code == 401
         headers = {"Authorization": f"Bearer {token}"}
-        assert "pedcxr_ready 1.0" in httpx.get(admin + "/metrics", headers=headers, trust_env=False).text
+        assert "pedcxr_ready 1.0" in httpx.get(admin + "/metrics", headers=headers, timeout=60, trust_env=False).text
 
     flags = ("--admin-token-file", str(tmp_path / "token"), "--admin-host", "0.0.0.0")
     with engine_apart(folder):

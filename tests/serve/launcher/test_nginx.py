@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.drills.rolling_restart import START_S, Load, is_ready, running
+from tests.support.http_server import reserved_port
 from tests.support.paths import ROOT
 from tests.support.servers.apart import engine_apart, reports
 from tests.support.servers.fake_engine import Answer
@@ -46,11 +46,6 @@ def nginx(folder: Path, ports: dict[str, int]) -> Iterator[str]:
             process.terminate()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @pytest.mark.skipif(NGINX is None, reason="nginx not found; install the Debian package nginx")
 def test_rolling_restart_behind_nginx_loses_no_report(tmp_path: Path) -> None:
     """nginx sends what a stopping gateway refuses to the other one, so that clients see no refusal at all."""
@@ -62,11 +57,11 @@ def test_rolling_restart_behind_nginx_loses_no_report(tmp_path: Path) -> None:
             flags = ("--engine", f"unix:{folder}/engine.sock", "--slots", "16", "--port", str(port))
             return stack.enter_context(server(*flags, command="gateway"))
 
-        servers = [start(0), start(0)]
-        ports = [int(one.root.rpartition(":")[2]) for one in servers]
+        *ports, front = [stack.enter_context(reserved_port()) for _ in range(3)]
+        servers = [start(port) for port in ports]
         written = ("8000", "8010", "8080")
-        root = stack.enter_context(nginx(tmp_path, dict(zip(written, [*ports, free_port()], strict=True))))
-        eventually(lambda: is_ready(root), 30)
+        root = stack.enter_context(nginx(tmp_path, dict(zip(written, [*ports, front], strict=True))))
+        eventually(lambda: is_ready(root))
         load = Load([root], lambda number: BODY | {"stream": bool(number % 2)})
         with running(load, CLIENTS):
             for port, old in zip(ports, servers, strict=True):

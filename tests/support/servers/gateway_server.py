@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -59,14 +60,21 @@ class Gateway:
     def client(self, key: str | None = None) -> httpx.Client:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # verify=False saves the 30 ms that reading the system's certificates takes.
-        return httpx.Client(base_url=self.root, timeout=10, headers=headers, verify=False, trust_env=False)
+        return httpx.Client(base_url=self.root, timeout=60, headers=headers, verify=False, trust_env=False)
 
     def metrics(self) -> str:
-        return httpx.get(self.listeners.metrics_url).text
+        return httpx.get(self.listeners.metrics_url, timeout=60).text
 
     def usage(self) -> dict[str, Any]:
-        days: dict[str, Any] = httpx.get(self.listeners.metrics_url.replace("metrics", "usage")).json()["days"]
+        page = httpx.get(self.listeners.metrics_url.replace("metrics", "usage"), timeout=60)
+        days: dict[str, Any] = page.json()["days"]
         return days
+
+
+def raw_post(body: dict[str, Any]) -> bytes:
+    """Return the bytes of a request for a report, for a client that a test disconnects."""
+    data = json.dumps(body).encode()
+    return f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 def sent_messages(request: RecordedRequest) -> list[dict[str, Any]]:
@@ -96,8 +104,8 @@ def running(engine: FakeEngine, *, demo: bool = True, **fields: Any) -> Iterator
     with listen(GatewayConfig(port=0, admin_port=0, tls_cert=tls, tls_key=tls)) as listeners:
         thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
         thread.start()
-        started.wait(5)
         try:
+            assert started.wait(60), "the gateway does not start"
             yield Gateway(state, listeners, engine)
         finally:
             loop.call_soon_threadsafe(stop.set)
@@ -111,7 +119,8 @@ def assert_openai_error(answer: httpx.Response, status: int, code: object) -> No
     assert answer.headers["x-request-id"]
 
 
-def eventually(condition: Callable[[], object], seconds: float = 5) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for a condition; the limit only separates a slow machine from a condition that never comes."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"the condition is still false after {seconds:g} s"

@@ -76,7 +76,7 @@ def test_open_requests_count_over_all_gateways(server: Redis) -> None:
 
 
 def test_leases_of_a_killed_gateway_expire(server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_limits, "_LEASE_S", 1)
+    monkeypatch.setattr(shared_limits, "_LEASE_S", 5)  # the second gateway must ask before the leases expire
 
     async def scene() -> None:
         one, two = limits(server, "one"), limits(server, "two")
@@ -93,14 +93,14 @@ def test_leases_of_a_killed_gateway_expire(server: Redis, monkeypatch: pytest.Mo
 
 
 def test_open_requests_outlive_the_lease(server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_limits, "_LEASE_S", 2)
+    monkeypatch.setattr(shared_limits, "_LEASE_S", 5)  # no pause of a busy machine lasts as long
     monkeypatch.setattr(shared_limits, "_RENEW_S", 0.1)
 
     async def scene() -> None:
         one, two = limits(server, "one"), limits(server, "two")
         for _ in range(2):
             await one.admit(TEAM)
-        await asyncio.sleep(3)  # the lease is a time of Redis, which has no injected clock
+        await asyncio.sleep(6)  # the lease is a time of Redis, which has no injected clock
         assert await refusal(two) == (429, "too_many_concurrent")
         await closed(one, two)
 
@@ -221,9 +221,9 @@ def test_redis_that_refuses_is_reported_at_the_start(
         shared = SharedLimits(pool, replica="one")
         with running(engine, rate_limiter=RateLimiter(pool), shared_limits=shared) as gateway:
             page = gateway.listeners.metrics_url
-            eventually(lambda: "pedcxr_shared_limits_fallback 1.0" in httpx.get(page).text)
+            eventually(lambda: "pedcxr_shared_limits_fallback 1.0" in httpx.get(page, timeout=60).text)
             tried_at = shared._retry_at
-            eventually(lambda: shared._retry_at > tried_at, 30)
+            eventually(lambda: shared._retry_at > tried_at)
             assert shared.redis_down
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1 and "Redis does not answer" in lines[0], lines
@@ -271,9 +271,9 @@ def test_gateways_without_redis(server: Redis, tmp_path: Path, required: bool) -
                     assert answer.headers["retry-after"] == "2"
             else:
                 assert {answer.status_code for answer in answers} == {200}
-            page = httpx.get(gateways[0].listeners.metrics_url).text
+            page = gateways[0].metrics()
             assert "pedcxr_shared_limits_fallback 1.0" in page
             server.start()
-            eventually(lambda: clients[0].post(CHAT, json=BODY).status_code == 200, 30)
+            eventually(lambda: clients[0].post(CHAT, json=BODY).status_code == 200)
             for client in clients:
                 client.close()

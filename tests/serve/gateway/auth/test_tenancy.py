@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import stat
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -28,7 +30,15 @@ from pedcxr_serve.gateway.scheduler import OUTPUT_COST, FairQueue, FairScheduler
 from pedcxr_serve.gateway.state import State, open_state
 from pedcxr_serve.vllm_plugin import refusals
 from tests.support.servers.fake_engine import REPORT, TEXT, Answer, FakeEngine
-from tests.support.servers.gateway_server import BODY, BODY_TOKENS, CHAT, assert_openai_error, eventually, running
+from tests.support.servers.gateway_server import (
+    BODY,
+    BODY_TOKENS,
+    CHAT,
+    assert_openai_error,
+    eventually,
+    raw_post,
+    running,
+)
 
 SECRET = b"k" * 32
 FILM = "data:image/png;base64," + "iVBORw0KGgoA" * 4
@@ -192,7 +202,8 @@ def test_full_queue_returns_503(engine: FakeEngine) -> None:
 def test_queue_alternates_between_tenants(engine: FakeEngine, teams: Teams) -> None:
     """With one slot, a tenant that arrives after a flood of another tenant is served next."""
     teams_with(teams, "flood", "rare")
-    engine.answer = Answer(first=0.2)
+    rare_waits = threading.Event()
+    engine.reply(Answer(hold=rare_waits))
     with serving(engine, teams, slots=1) as gateway, ThreadPoolExecutor(9) as pool:
 
         def ask(name: str) -> int:
@@ -206,6 +217,7 @@ def test_queue_alternates_between_tenants(engine: FakeEngine, teams: Teams) -> N
         rare = pool.submit(ask, "rare")
         eventually(lambda: any(gateway.state.scheduler.queue.counts().get("rare", ())))
         before = len(engine.chats)  # one more request may be in transit
+        rare_waits.set()
         assert rare.result() == 200
         assert all(flood.result() == 200 for flood in floods)
     order = [chat.headers["x-request-id"] for chat in engine.chats]
@@ -240,15 +252,18 @@ def test_service_shares_follow_the_weights(engine: FakeEngine, teams: Teams, wei
 
 
 def test_request_of_a_client_that_leaves_the_queue_is_never_sent(engine: FakeEngine) -> None:
-    engine.answer = Answer(first=1)
+    other_left = threading.Event()
+    engine.answer = Answer(hold=other_left)  # the first request keeps the only slot until then
     scheduler = FairScheduler(FairQueue(1, max_waiting=9, max_wait_s=60))
     with running(engine, scheduler=scheduler) as gateway, ThreadPoolExecutor(1) as pool:
         with gateway.client() as client:
             first = pool.submit(client.post, CHAT, json=BODY)
             eventually(lambda: scheduler.queue.running)
-            with gateway.client() as other, pytest.raises(httpx.ReadTimeout):
-                other.post(CHAT, json=BODY, timeout=0.2)
-            eventually(lambda: scheduler.queue.waiting == 0, 0.5)
+            with socket.create_connection(gateway.address, timeout=60) as other:
+                other.sendall(raw_post(BODY))
+                eventually(lambda: scheduler.queue.waiting == 1)
+            eventually(lambda: scheduler.queue.waiting == 0)
+            other_left.set()
             assert first.result().status_code == 200
         eventually(lambda: scheduler.queue.running == 0)
     assert len(engine.chats) == 1
@@ -402,19 +417,20 @@ def test_metrics_have_a_tenant_label(engine: FakeEngine, teams: Teams) -> None:
 
 
 def test_edit_takes_effect_during_in_flight_requests(engine: FakeEngine, teams: Teams) -> None:
-    engine.answer = Answer(first=1.5)
+    edited = threading.Event()
+    engine.reply(Answer(hold=edited))
     old = teams.add("a")
     with serving(engine, teams) as gateway, gateway.client(old) as client, ThreadPoolExecutor(1) as pool:
         running_request = pool.submit(client.post, CHAT, json=BODY)
-        eventually(lambda: gateway.state.in_flight)
+        eventually(lambda: engine.chats)
         api_keys.revoke(teams.path, api_keys.table(teams.path).split()[6])
         new = api_keys.new(teams.path, "a")
         eventually(lambda: gateway.state.tenants.reloads)
-        engine.answer = Answer()
         with gateway.client(old) as late:
             assert late.post(CHAT, json=BODY).status_code == 401
         with gateway.client(new) as late:
             assert late.post(CHAT, json=BODY).status_code == 200
+        edited.set()
         assert running_request.result().status_code == 200
         teams.path.write_text("[tenant.")
         gateway.state.tenants.reload_if_changed()

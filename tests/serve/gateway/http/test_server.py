@@ -57,8 +57,8 @@ def test_server_does_not_start_with_another_version(tmp_path: Path, monkeypatch:
 def test_idle_connection_is_closed_after_the_keep_alive_time(tmp_path: Path) -> None:
     with (
         FakeEngine(uds=tmp_path / "engine.sock") as engine,
-        running(engine, keep_alive_s=2) as gateway,
-        socket.create_connection(gateway.address, timeout=10) as plug,
+        running(engine, keep_alive_s=5) as gateway,
+        socket.create_connection(gateway.address, timeout=60) as plug,
     ):
         start = time.monotonic()
         for _ in range(2):
@@ -70,4 +70,4 @@ def test_idle_connection_is_closed_after_the_keep_alive_time(tmp_path: Path) -> 
                 answer += part
             assert b" 200 " in answer
         assert plug.recv(65536) == b""
-        assert time.monotonic() - start >= 2
+        assert time.monotonic() - start >= 5

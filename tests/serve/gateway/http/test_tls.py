@@ -46,7 +46,7 @@ def secured(engine: FakeEngine, files: Files, **more: Any) -> Iterator[Gateway]:
 
 
 def client(gateway: Gateway, files: Files) -> httpx.Client:
-    return httpx.Client(base_url=gateway.root, verify=files.trust(), trust_env=False, timeout=10)
+    return httpx.Client(base_url=gateway.root, verify=files.trust(), trust_env=False, timeout=60)
 
 
 def served_serial(gateway: Gateway) -> int:
@@ -55,7 +55,7 @@ def served_serial(gateway: Gateway) -> int:
 
 
 def hello(gateway: Gateway, context: ssl.SSLContext) -> ssl.SSLSocket:
-    return context.wrap_socket(socket.create_connection(gateway.address, timeout=10), server_hostname="localhost")
+    return context.wrap_socket(socket.create_connection(gateway.address, timeout=60), server_hostname="localhost")
 
 
 def test_report_over_https(engine: FakeEngine, files: Files) -> None:
@@ -170,13 +170,13 @@ def test_files_that_still_change_are_not_read(files: Files, tmp_path: Path) -> N
 def test_incomplete_handshakes_do_not_affect_other_clients(
     engine: FakeEngine, files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(handshakes, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(handshakes, "TIMEOUT_S", 4)  # on a busy machine, a handshake may take some seconds
     with secured(engine, files) as gateway, contextlib.ExitStack() as stack:
-        slow = [stack.enter_context(socket.create_connection(gateway.address, timeout=10)) for _ in range(100)]
+        slow = [stack.enter_context(socket.create_connection(gateway.address, timeout=60)) for _ in range(100)]
         for number, plug in enumerate(slow):
             plug.sendall((b"\x16\x03\x01\x02\x00\x01", b"")[number % 2])
         for noise in (b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 5000, b"\x16\x03\x01\xff\xff" + b"x" * 70_000):
-            with socket.create_connection(gateway.address, timeout=10) as plug, contextlib.suppress(OSError):
+            with socket.create_connection(gateway.address, timeout=60) as plug, contextlib.suppress(OSError):
                 plug.sendall(noise)
                 while plug.recv(65536):
                     pass
@@ -187,7 +187,7 @@ def test_incomplete_handshakes_do_not_affect_other_clients(
             with contextlib.suppress(ConnectionResetError):
                 while plug.recv(100):
                     pass
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30, "closed by the time limit; reading would fail after 60 s"
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

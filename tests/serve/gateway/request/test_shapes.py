@@ -90,7 +90,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 
 def exchange(gateway: Gateway, request: bytes) -> bytes:
-    with socket.create_connection(gateway.address, timeout=10) as plug:
+    with socket.create_connection(gateway.address, timeout=60) as plug:
         plug.sendall(request)
         parts = []
         while part := plug.recv(65536):
@@ -116,7 +116,7 @@ def test_ambiguous_requests_get_one_400_and_a_closed_connection(gateway: Gateway
 
 @pytest.mark.parametrize("name", SERVED)
 def test_unusual_but_valid_requests_are_served_on_an_open_connection(gateway: Gateway, name: str) -> None:
-    with socket.create_connection(gateway.address, timeout=10) as plug:
+    with socket.create_connection(gateway.address, timeout=60) as plug:
         plug.sendall(SERVED[name])
         assert first_status(plug) == 200
         plug.sendall(LAST.encode())
@@ -136,7 +136,7 @@ def test_fragmentation_does_not_matter(gateway: Gateway) -> None:
     """The gateway rebuilds a request for an HTTP/2 upgrade; the body stays whole wherever it is split."""
     request = SERVED["an upgrade to HTTP/2, as Java sends it"]
     for size in (1, 7, 150, 190):
-        with socket.create_connection(gateway.address, timeout=10) as plug:
+        with socket.create_connection(gateway.address, timeout=60) as plug:
             plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for start in range(0, len(request), size):
                 plug.sendall(request[start : start + size])
