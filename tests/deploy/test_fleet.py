@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 from tests.support.scripts import load_script
 from tests.support.servers.fleet_load import Killing, Load, Outcome, body, send, under_load
 from tests.support.servers.gateway_server import CHAT, ERROR_KEYS, eventually
-from tests.support.servers.replica import POISON
+from tests.support.servers.replica import POISON, SLOW
 
 FLEET = ROOT / "deploy/fleet"
 BALANCERS = ["haproxy", "nginx"]
@@ -65,7 +65,7 @@ def url(request: pytest.FixtureRequest, fleet_and_balancers: Any) -> str:
 
 def begun(fleet: Any) -> list[int]:
     """The number of reports that each replica's engine began."""
-    pages = [httpx.get(replica.metrics_url).text for replica in fleet.replicas]
+    pages = [httpx.get(replica.metrics_url, timeout=60).text for replica in fleet.replicas]
     return [int(re.findall(r"^fake_chat_requests_total (\d+)", page, re.MULTILINE)[0]) for page in pages]
 
 
@@ -74,11 +74,11 @@ def post(url: str, data: bytes, **headers: str) -> httpx.Response:
 
 
 def burst(url: str, count: int) -> list[Outcome]:
-    """Send requests at once; return their outcomes."""
+    """Send requests at once, whose reports take longer than a busy machine takes to send all; return the outcomes."""
 
     async def all_at_once() -> list[Outcome]:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            return await asyncio.gather(*(send(session, url, body()) for _ in range(count)))
+            return await asyncio.gather(*(send(session, url, body(text=SLOW)) for _ in range(count)))
 
     return asyncio.run(all_at_once())
 
@@ -166,13 +166,17 @@ class TestAnswers:
         assert [now - then for now, then in zip(begun(fleet), before, strict=True)] == [4, 4]
 
     def test_events_leave_one_by_one(self, url: str) -> None:
-        with httpx.stream("POST", url + CHAT, content=body(stream=True)) as answer:
-            chunks = [chunk for chunk in answer.iter_raw() if chunk]
-        assert len(chunks) > 10  # of 20 tokens, 10 ms apart; in lumps they are 2 or 3 chunks
+        def chunks() -> int:
+            with httpx.stream("POST", url + CHAT, content=body(stream=True), timeout=60) as answer:
+                return sum(bool(chunk) for chunk in answer.iter_raw())
+
+        # Of 20 tokens, 10 ms apart; in lumps they are 2 or 3 chunks, each time. A process that pauses reads several at
+        # once, so that one try is not enough.
+        eventually(lambda: chunks() > 10)
 
     @pytest.mark.parametrize("path", ["/metrics", "/v1/completions", "/usage", "/v1/chat/completions/x", "/tokenize"])
     def test_other_paths_reach_no_replica(self, url: str, path: str) -> None:
-        answer = httpx.post(url + path, content=body())
+        answer = httpx.post(url + path, content=body(), timeout=60)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
         assert "x-pedcxr" not in str(answer.headers)
 
@@ -241,7 +245,9 @@ class TestDrills:
         text = re.sub(r" +server replica1 .*\n", "", shipped).replace("# use_backend canary", "use_backend canary")
         file.write_text(text.replace("lt 5 }", "lt 20 }") + "\n" + canary)
         balancer.reload()
-        eventually(lambda: 'backend_status{proxy="canary",state="UP"} 1' in httpx.get(balancer.metrics_url).text, 30)
+        eventually(
+            lambda: 'backend_status{proxy="canary",state="UP"} 1' in httpx.get(balancer.metrics_url, timeout=60).text
+        )
         before = begun(fleet)
         for _ in range(60):  # one at a time: by weights, an idle fleet would give the canary half of them
             assert post(balancer.url, body()).status_code == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -36,13 +37,15 @@ def test_rate_of_real_gateways_is_within_15_percent() -> None:
         load = Load()
         driver = asyncio.create_task(drive(url, USERS, load, film_bytes=1000))
         await load.until(USERS)
-        start, before = time.monotonic(), len(load.outcomes)
-        await load.until(48)
-        seconds, count = time.monotonic() - start, len(load.outcomes) - before
+        rates = []
+        for _ in range(3):
+            start, before = time.monotonic(), len(load.outcomes)
+            await load.until(32)
+            rates.append((len(load.outcomes) - before) / (time.monotonic() - start))
         load.stop.set()
         await driver
         assert load.failures == []
-        return count / seconds
+        return statistics.median(rates)  # a pause of a busy machine falls into one of the three
 
     with local_fleet.running(command, REPLICAS) as (_, balancers):
         measured = asyncio.run(rate(balancers["haproxy"].url))

@@ -40,7 +40,7 @@ def ask(url):
     request = urllib.request.Request(url + "/chat/completions", json.dumps(BODY).encode())
     request.add_header("Authorization", "Bearer " + sys.argv[2])
     context = ssl.create_default_context(cafile=settings.gateway.tls_cert)
-    return urllib.request.urlopen(request, context=context, timeout=20).status
+    return urllib.request.urlopen(request, context=context, timeout=60).status
 
 async def main():
     with open_state(settings, socket, slots=2, image_tokens=256, demo=True, env=os.environ) as state:

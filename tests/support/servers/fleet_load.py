@@ -77,7 +77,7 @@ class Load:
             f"p50 {1e3 * quantile(self._seconds, 0.5):.0f} ms, p99 {1e3 * self.p99:.0f} ms"
         )
 
-    async def until(self, count: int, seconds: float = 60) -> None:
+    async def until(self, count: int, seconds: float = 240) -> None:
         """Wait for that many more outcomes."""
         target, end = len(self.outcomes) + count, time.monotonic() + seconds
         while len(self.outcomes) < target:
@@ -194,12 +194,13 @@ class Killing:
 
     Attributes:
         opened: requests that the replica had open.
-        at: `time.monotonic` when it was killed.
+        at: `time.monotonic` before it was killed.
+        dead_at: the same after the kill; a request that began before may have reached the replica.
     """
 
     def __init__(self, victim: Any, survivors: Sequence[Any]) -> None:
         self._victim, self._survivors = victim, survivors
-        self.opened, self.at = 0, 0.0
+        self.opened, self.at, self.dead_at = 0, 0.0, 0.0
 
     def __call__(self) -> None:
         """Kill the replica as soon as it has a request open."""
@@ -208,6 +209,7 @@ class Killing:
             self.opened = int(parse(_page(self._victim))["pedcxr_requests_in_flight"])
         self.at = time.monotonic()
         self._victim.kill()
+        self.dead_at = time.monotonic()
 
     def faults(self, *loads: Load) -> list[str]:
         """Return what was lost although the replica did not have it open, or without a clear end.
@@ -215,7 +217,7 @@ class Killing:
         Such a request began before the replica was killed, and no other replica failed it.
         """
         hit = [one for load in loads for one in load.hit]
-        wrong = [one for one in hit if one.kind not in ("ok", "server_lost", "cut") or one.start > self.at + 0.1]
+        wrong = [one for one in hit if one.kind not in ("ok", "server_lost", "cut") or one.start > self.dead_at + 0.1]
         faults = [f"lost: {one}" for one in wrong]
         for before, replica in zip(self._before, self._survivors, strict=True):
             if others := [name for name, count in _ended(replica).items() if name != "ok" and count > before[name]]:
@@ -224,7 +226,7 @@ class Killing:
 
 
 def _page(replica: Any) -> str:
-    return httpx.get(replica.metrics_url).text
+    return httpx.get(replica.metrics_url, timeout=60).text
 
 
 def _ended(replica: Any) -> Counter[str]:

@@ -3,7 +3,8 @@
     python -m tests.support.servers.replica start --port P --admin-port P ... [-- --gap 0.02 --pieces 20 --slots 8]
 
 The options before ``--`` are those of ``pedcxr-serve start``. The engine answers 500 to a request that contains the
-word ``poison``. Its page of metrics counts the reports that it began (``fake_chat_requests_total``).
+word ``poison``, and waits for 3 s before it answers one that contains the word ``slow``. Its page of metrics counts the
+reports that it began (``fake_chat_requests_total``).
 """
 
 from __future__ import annotations
@@ -33,16 +34,18 @@ from pedcxr_serve.vllm_plugin import refusals
 from tests.support.paths import ROOT
 from tests.support.servers.fake_engine import Answer, FakeEngine, RecordedRequest
 
-POISON = "poison"
+POISON, SLOW = "poison", "slow"
 NAME = "pedcxr-demo"
 
 
 class PoisonableEngine(FakeEngine):
-    """Fails on a request that contains `POISON`, as an engine does that a film breaks."""
+    """Fails on a request that contains `POISON`, as an engine does that a film breaks; see also `SLOW`."""
 
     async def _chat(self, request: RecordedRequest, reply: Any) -> None:
         if POISON.encode() in request.body:
             self._answers.appendleft(Answer(status=500))
+        elif SLOW.encode() in request.body:
+            self._answers.appendleft(Answer(first=3))
         await super()._chat(request, reply)
 
 
