@@ -170,7 +170,7 @@ def test_audit_metrics_and_provenance_name_the_adapter(running: Running, phantom
     lines = log.read_text().splitlines()
     [entry] = [entry for line in lines if (entry := json.loads(line))["request_id"] == "of-north"]
     assert (entry["model"], entry["revision"]) == (NORTH, running.revision(NORTH))
-    page = httpx.get(running.server.metrics_url, trust_env=False).text
+    page = httpx.get(running.server.metrics_url, timeout=60, trust_env=False).text
     assert re.search(r'^pedcxr_model_requests_total\{model="north",outcome="length"\} [1-9]', page, re.M)
     assert f'pedcxr_model_info{{model="north",revision="{running.revision(NORTH)}"}} 1.0' in page
     with Client(running.server.url, api_key=running.keys["n"]) as client:

@@ -72,7 +72,7 @@ class Latecomers:
         headers = {"Authorization": f"Bearer {self.key}"}
         while not self.ended.wait(0.05):
             try:
-                with httpx.Client(verify=False, trust_env=False, timeout=10, headers=headers) as client:
+                with httpx.Client(verify=False, trust_env=False, timeout=60, headers=headers) as client:
                     answer = client.post(self.root + CHAT, json=BODY)
                 self.answers.append((time.monotonic(), answer.status_code, answer.headers.get("retry-after")))
             except httpx.TransportError:
@@ -95,7 +95,7 @@ def test_earlier_requests_are_completed(ending: Teams, teams: Teams) -> None:
             expected = list(pool.map(lambda film: whole(other, film), films))
         with held_still(teams.server.process.pid):
             pending = [pool.submit((whole, streamed)[n % 2], client, film) for n, film in enumerate(films)]
-            eventually(lambda: in_flight(teams.metrics()) == REQUESTS, 30)
+            eventually(lambda: in_flight(teams.metrics()) == REQUESTS)
             start = time.monotonic()
             teams.server.process.send_signal(signal.SIGTERM)
             eventually(lambda: b"reports in flight" in teams.server.log.read_bytes())
@@ -113,7 +113,10 @@ def test_earlier_requests_are_completed(ending: Teams, teams: Teams) -> None:
     after = [(status, retry) for when, status, retry in late.answers if when > start + 0.5]
     assert {status for status, _ in after} == {503} and all(int(retry or 0) >= 1 for _, retry in after)
     assert max(when for when, _, _ in late.answers) > completed
-    assert not late.refused or min(late.refused) > ended - 3, "a connection was refused before the server ended"
+    # The port closes when the engine has stopped, after some seconds, and not when its stop begins. On a busy machine
+    # both last longer.
+    middle = (completed + ended) / 2
+    assert not late.refused or min(late.refused) > middle, "a connection was refused before the server ended"
     assert alive(pids) == set()
     print(f"\n{REQUESTS} completed in {completed - start:.1f} s, all ended after {ended - start:.1f} s")
 
@@ -163,9 +166,9 @@ def test_a_second_signal_stops_immediately(busy: tuple[Teams, list[Film]]) -> No
     with ThreadPoolExecutor(len(films)) as pool:
         with held_still(teams.server.process.pid):  # otherwise the engine may finish before all requests are sent
             pending = [pool.submit(ask, film, stream=bool(number % 2)) for number, film in enumerate(films)]
-            eventually(lambda: in_flight(teams.metrics()) == len(films), 60)
+            eventually(lambda: in_flight(teams.metrics()) == len(films), 120)
             teams.server.process.send_signal(signal.SIGTERM)
-            eventually(lambda: "Ctrl-C again" in teams.server.log.read_text(), 30)
+            eventually(lambda: "Ctrl-C again" in teams.server.log.read_text())
         start = time.monotonic()
         teams.server.process.send_signal(signal.SIGTERM)
         assert teams.server.process.wait(60) == 0

@@ -210,7 +210,7 @@ def places(teams: Teams) -> Iterator[tuple[str, bytes]]:
     yield "log of launcher, gateway and engine", teams.server.log.read_bytes()
     yield "/metrics", teams.metrics().encode()
     yield "traces", b"".join(teams.collector.bodies)
-    yield "/usage", httpx.get(teams.server.metrics_url.replace("metrics", "usage")).content
+    yield "/usage", httpx.get(teams.server.metrics_url.replace("metrics", "usage"), timeout=60).content
     for path in teams.folder.iterdir():
         yield path.name, path.read_bytes()
     for pid in family(teams.server.process.pid):

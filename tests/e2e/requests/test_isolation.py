@@ -167,7 +167,7 @@ def test_a_disconnect_during_preprocessing_does_not_affect_the_next_request(
     for number in range(DISCONNECTS):
         film = fresh(number)
         with shared_by_two.client("ward") as leaver, pytest.raises(httpx.ReadTimeout):
-            leaver.post(CHAT, json=film.body(), timeout=0.004 * (number + 1))
+            leaver.post(CHAT, json=film.body(), timeout=httpx.Timeout(60, read=0.004 * (number + 1)))
         assert report_of(ward, film.body()) == film.report
 
 

@@ -23,7 +23,7 @@ DISCONNECTS = 48
 
 
 def gauge(running: LocalServer, name: str) -> float:
-    page = httpx.get(running.metrics_url).text
+    page = httpx.get(running.metrics_url, timeout=60).text
     return sum(float(value) for value in re.findall(rf"^{name}(?:\{{[^}}]*\}})? (\S+)$", page, re.MULTILINE))
 
 
@@ -83,4 +83,4 @@ def test_javascript(running: LocalServer, tmp_path: Path) -> None:
     assert streamed["events"] > 5 and streamed["usage"]["completion_tokens"] > 5
     aborted = javascript(script, "abort", running.url, "none")
     assert aborted["aborted"] and whole["text"].startswith(aborted["text"])
-    eventually(lambda: gauge(running, "vllm:num_requests_running") == 0, 10)
+    eventually(lambda: gauge(running, "vllm:num_requests_running") == 0)
