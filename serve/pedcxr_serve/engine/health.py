@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import secrets
@@ -17,6 +18,8 @@ from pedcxr_serve.engine import access
 from pedcxr_serve.errors import AdapterError, EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
+# Limits of asyncio, not of aiohttp 3.14: one that ends together with a limit around it, or with a cancellation, would
+# swallow the other, because aiohttp takes back two cancellations for its own one (``helpers.TimerContext``).
 _HEALTH_TIMEOUT_S = 2.0
 _PROGRESS_TIMEOUT_S = 5.0
 _PROGRESS_COUNTERS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")
@@ -39,7 +42,7 @@ async def check(engine: aiohttp.ClientSession) -> Health:
     does after a failure, or accepts no connection.
     """
     try:
-        async with engine.get("/health", timeout=aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)) as response:
+        async with asyncio.timeout(_HEALTH_TIMEOUT_S), engine.get("/health") as response:
             if response.status == 200:
                 return "healthy"
             return "stopping" if access.is_stopping(await response.read()) else "dead"
@@ -81,7 +84,7 @@ async def progress(engine: aiohttp.ClientSession) -> float | None:
     The counters are on vLLM's ``/metrics`` (0.32, ``v1/metrics/loggers.py``). They stand still while a step hangs.
     """
     try:
-        async with engine.get("/metrics", timeout=aiohttp.ClientTimeout(total=_PROGRESS_TIMEOUT_S)) as response:
+        async with asyncio.timeout(_PROGRESS_TIMEOUT_S), engine.get("/metrics") as response:
             page = await response.text()
     except (aiohttp.ClientError, TimeoutError):
         return None

@@ -438,6 +438,30 @@ def test_silent_health_route_is_no_failure_until_the_third_time(
     assert asyncio.run(check(99, beat=True)) == (False, 1), "a request received output meanwhile"
 
 
+def test_hang_is_noticed_although_two_time_limits_end_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a pause of the machine, those of the probe and of a look at the counters end in one turn of the loop."""
+    monkeypatch.setattr(health, "_PROGRESS_TIMEOUT_S", 0.2)
+
+    async def responds() -> bool:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()  # until the gateway closes
+            writer.close()
+
+        state = State(tmp_path / "engine.sock", demo=True, body_limit=1)
+        async with (
+            await asyncio.start_unix_server(silent, tmp_path / "engine.sock"),
+            app.engine_session(state) as session,
+            asyncio.timeout(30) as never_needed,
+        ):
+            watch = EngineWatch(session, state.heartbeat, GatewayConfig(probe_timeout_s=0.2), "m")
+            asyncio.get_running_loop().call_later(0.1, time.sleep, 0.5)
+            answer = await watch._responds()
+            assert not never_needed.expired()
+        return answer
+
+    assert not asyncio.run(responds())
+
+
 def test_restart_goes_on_after_an_error_of_the_system(tmp_path: Path) -> None:
     async def work() -> None:
         async with supervised(tmp_path) as running:
