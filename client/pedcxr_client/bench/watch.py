@@ -23,6 +23,7 @@ _FACTS = {
 }
 _FACT = re.compile(rf"^({'|'.join(_FACTS)})(?:\{{(.*)\}})? (\S+)", re.MULTILINE)
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
+_PAGE_S = 5.0  # for a page of the server; a limit of aiohttp could swallow a cancellation (see `run.Runner.stage`)
 _TICK_S = 0.02  # between two measurements of the loop's lag
 _LOOPS = 200_000
 _STARTED = "process_start_time_seconds"
@@ -133,7 +134,7 @@ class Metrics:
 
     async def _page(self, url: str) -> str:
         try:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=5)) as response:
+            async with asyncio.timeout(_PAGE_S), self._session.get(url) as response:
                 return await response.text() if response.status == 200 else ""
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return ""
@@ -265,7 +266,7 @@ async def describe(session: aiohttp.ClientSession, url: str, headers: Mapping[st
     facts: dict[str, object] = {}
     for name, address in (("models", f"{url}/models"), ("version", f"{url.removesuffix('/v1')}/version")):
         try:
-            async with session.get(address, headers=headers, timeout=aiohttp.ClientTimeout(total=5)) as response:
+            async with asyncio.timeout(_PAGE_S), session.get(address, headers=headers) as response:
                 if header := response.headers.get("server"):
                     facts["server"] = header
                 if response.status == 200:

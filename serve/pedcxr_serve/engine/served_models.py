@@ -31,7 +31,7 @@ class ServedModels:
         """
         async with self._lock:
             if self._clock() - self._read_at >= _FRESH_S:
-                async with engine.get("/v1/models", timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S)) as answer:
+                async with asyncio.timeout(_TIMEOUT_S), engine.get("/v1/models") as answer:
                     answer.raise_for_status()
                     self._models = {model["id"]: model for model in (await answer.json())["data"]}
                 self._read_at = self._clock()

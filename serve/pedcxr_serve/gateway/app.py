@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -167,7 +168,7 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
 
 async def _engine_metrics(engine: aiohttp.ClientSession) -> bytes:
     try:
-        async with engine.get("/metrics", timeout=aiohttp.ClientTimeout(total=5)) as answer:
+        async with asyncio.timeout(5), engine.get("/metrics") as answer:
             return await answer.read() if answer.status == 200 else b""
     except (aiohttp.ClientError, TimeoutError):
         return b"# the engine does not answer\n"
