@@ -299,12 +299,12 @@ def _tenants(run: StageRun, good: Sequence[Sample]) -> dict[str, dict[str, float
 def by_name(processes: Sequence[Process]) -> dict[str, Process]:
     """Return the processes by name; a second one of a name gets a number."""
     counts: Counter[str] = Counter()
-    named = {}
+    unique = {}
     for process in processes:
         counts[process.name] += 1
         number = counts[process.name]
-        named[process.name if number == 1 else f"{process.name} {number}"] = process
-    return named
+        unique[process.name if number == 1 else f"{process.name} {number}"] = process
+    return unique
 
 
 def _cpu_ms(run: StageRun) -> dict[str, float]:

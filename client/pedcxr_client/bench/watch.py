@@ -54,11 +54,11 @@ def page_facts(page: str) -> dict[str, dict[str, str]]:
 
     The slots of a gateway are vLLM's max-num-seqs, unless ``--slots`` gives the gateway a part of them.
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    facts: dict[str, dict[str, list[str]]] = {}
     for name, labels, value in _FACT.findall(page):
         for label, text in _LABEL.findall(labels) or [("slots", value.removesuffix(".0"))]:
-            found.setdefault(_FACTS[name], {}).setdefault(label, []).append(text)
-    return {name: {label: ", ".join(dict.fromkeys(texts)) for label, texts in by.items()} for name, by in found.items()}
+            facts.setdefault(_FACTS[name], {}).setdefault(label, []).append(text)
+    return {name: {label: ", ".join(dict.fromkeys(texts)) for label, texts in by.items()} for name, by in facts.items()}
 
 
 @dataclass(slots=True)

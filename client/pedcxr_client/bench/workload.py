@@ -106,7 +106,7 @@ class Load:
         kind: ``closed`` keeps ``in_flight`` requests open; ``sweep`` keeps each of ``loads`` open for an equal time;
             ``poisson`` sends ``rate`` per second; ``ramp`` changes the rate from ``rate`` to ``to_rate``; ``steps``
             uses each of ``rates`` for an equal time; ``trace`` sends at the seconds in ``file``, one number per line.
-        seconds: length of the run; a closed loop goes on until its window has enough reports.
+        seconds: length of the run; a closed loop lasts until its window has enough reports.
     """
 
     kind: LoadKind = "closed"

@@ -28,8 +28,8 @@ def start(title: str) -> str:
 
 def card(report: Report, *, film_id: str | None, image: EncodedImage | None) -> str:
     """Return one film. ``image`` is the image as sent, or None if it is not known."""
-    known = {"age": report.age, "sex": report.sex, "view": report.view}
-    facts = ", ".join(f"{label} {value or 'unknown'}" for label, value in known.items())
+    values = {"age": report.age, "sex": report.sex, "view": report.view}
+    facts = ", ".join(f"{label} {value or 'unknown'}" for label, value in values.items())
     remarks = [*report.notices[:-1], *provenance.remarks(report)]  # the disclaimer is at the top and at the end
     origin = "; ".join(f"{label}: {value}" for label, value in provenance.lines(report))
     return "\n".join(

@@ -65,8 +65,8 @@ def read(item: Any, keyword: str, *, inputs: tuple[float, float], bits_stored: i
     if len(data) < length:
         raise InputError(f"{keyword}: the table has {len(data)} entries instead of {length}; export the film again")
     data = data[:length]
-    used = _used_bits(bits, int(data.max()).bit_length(), bits_stored)
-    return Lut(_first_input(first, length, inputs), used, data.astype(np.float64), bits)
+    used_bits = _used_bits(bits, int(data.max()).bit_length(), bits_stored)
+    return Lut(_first_input(first, length, inputs), used_bits, data.astype(np.float64), bits)
 
 
 def _used_bits(declared: int, needed: int, bits_stored: int) -> int:

@@ -18,8 +18,8 @@ from pedcxr_serve.engine import access
 from pedcxr_serve.errors import AdapterError, EngineNotReady
 from pedcxr_serve.vllm_plugin import refusals
 
-# Limits of asyncio, not of aiohttp 3.14: one that ends together with a limit around it, or with a cancellation, would
-# swallow the other, because aiohttp takes back two cancellations for its own one (``helpers.TimerContext``).
+# Limits of asyncio, not of aiohttp 3.14. A limit of aiohttp that ends together with a limit around it, or with a
+# cancellation, swallows the other: aiohttp takes back two cancellations for its own one (``helpers.TimerContext``).
 _HEALTH_TIMEOUT_S = 2.0
 _PROGRESS_TIMEOUT_S = 5.0
 _PROGRESS_COUNTERS = ("vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count")

@@ -48,15 +48,17 @@ def public(state: State, engine: aiohttp.ClientSession) -> Starlette:
         )
 
     async def models(request: Request) -> Response:
-        found = await _models(state, engine, request)
-        return found if isinstance(found, Response) else JSONResponse({"object": "list", "data": found}, headers=demo())
+        entries = await _models(state, engine, request)
+        if isinstance(entries, Response):
+            return entries
+        return JSONResponse({"object": "list", "data": entries}, headers=demo())
 
     async def model(request: Request) -> Response:
-        found = await _models(state, engine, request)
-        if isinstance(found, Response):
-            return found
-        chosen = [entry for entry in found if entry["id"] == request.path_params["name"]]
-        return JSONResponse(chosen[0], headers=demo()) if chosen else error_responses.response("model_not_found")
+        entries = await _models(state, engine, request)
+        if isinstance(entries, Response):
+            return entries
+        entry = next((entry for entry in entries if entry["id"] == request.path_params["name"]), None)
+        return JSONResponse(entry, headers=demo()) if entry else error_responses.response("model_not_found")
 
     async def not_found(_request: Request, _error: Exception) -> Response:
         return error_responses.response("not_found")

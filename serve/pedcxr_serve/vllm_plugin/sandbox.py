@@ -109,8 +109,8 @@ def _restrict_files(readable: Iterable[Path]) -> bool:
     try:
         for path in readable:
             folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            allowed = _READ_FILE | (_READ_DIR if path.is_dir() else 0)
-            rule = struct.pack("=Qi", allowed, folder)
+            access = _READ_FILE | (_READ_DIR if path.is_dir() else 0)
+            rule = struct.pack("=Qi", access, folder)
             libc.syscall(_LANDLOCK_ADD_RULE, rules, _LANDLOCK_PATH_BENEATH, rule, 0)
             os.close(folder)
         return bool(libc.syscall(_LANDLOCK_RESTRICT_SELF, rules, 0) == 0)

@@ -57,7 +57,7 @@ class AuditLog:
     def __init__(self, path: Path, key: bytes, *, max_bytes: int = 64 << 20) -> None:
         self._path, self._key, self._max_bytes = path, key, max_bytes
         self.failures = 0
-        self._lost = 0  # lines not written since the last one that was
+        self._lost = 0  # lines not written since the last written line
         try:
             self._seq, self._mac = _next_seq_and_prev(path)
             self._first_seq = _first_seq(path, self._seq)

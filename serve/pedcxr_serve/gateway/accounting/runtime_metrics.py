@@ -58,8 +58,8 @@ class RuntimeMetrics:
 
     def count_write_failures(self, file: str, failures: int) -> None:
         """Set the number of failed writes to ``audit`` or ``usage`` since the start."""
-        seen = self._failures_seen.get(file, 0)
-        self._write_failures.labels(file).inc(failures - seen)
+        before = self._failures_seen.get(file, 0)
+        self._write_failures.labels(file).inc(failures - before)
         self._failures_seen[file] = failures
 
     async def measure_loop_lag(self) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MAX_PER_ADDRESS = 64
-"""Handshakes of one address at a time. One that arrives above it ends the address's oldest."""
+"""Handshakes of one address at a time. Each further handshake ends the oldest of the address."""
 RATE_PER_ADDRESS, BURST_PER_ADDRESS = 100.0, 400.0
 """Handshakes per second that one address may begin, and at once after a pause. Others are reset."""
 TIMEOUT_S = 3.0

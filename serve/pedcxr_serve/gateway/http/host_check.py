@@ -43,15 +43,15 @@ class HostCheck:
         return (is_local(authority) and _is_from_here(headers)) or self._is_allowed(authority)
 
     def _may_send(self, origin: str | None) -> bool:
-        allowed = self._state.allowed_origins
-        if origin is None or "*" in allowed or origin in allowed:
+        origins = self._state.allowed_origins
+        if origin is None or "*" in origins or origin in origins:
             return True
         authority = origin.partition("://")[2]
         return is_local(authority) or self._is_allowed(authority)
 
     def _is_allowed(self, authority: str) -> bool:
-        allowed = self._state.allowed_hosts
-        return "*" in allowed or _host_of(authority) in allowed
+        hosts = self._state.allowed_hosts
+        return "*" in hosts or _host_of(authority) in hosts
 
 
 def is_local(authority: str) -> bool:
