@@ -3,7 +3,7 @@
 The paths are transformers with one film at a time, in both number formats; transformers with a padded batch; `vllm
 serve` with default flags and openai-python; and `pedcxr-serve` with `pedcxr_client`, both as they come. No film is sent
 twice. Every report must have the same number of tokens. Each path has one window per round; rounds run forwards and
-backwards in turn. Only ratios apply to another machine.
+backwards in turn. Only ratios apply to another machine. What follows ``--`` are more flags of `pedcxr-serve start`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def main() -> None:
         "--size", type=int, nargs=2, default=drawing.SIZE, metavar=("HEIGHT", "WIDTH"), help="of a film in pixels"
     )
     parser.add_argument("--skip-transformers", action="store_true", help="measure the servers only")
-    args = parser.parse_args()
+    words = sys.argv[1:]
+    at = words.index("--") if "--" in words else len(words)  # what follows are more flags of pedcxr-serve start
+    args = parser.parse_args(words[:at], argparse.Namespace(flags=words[at + 1 :]))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         checkpoint = folder / "checkpoint"
@@ -83,7 +85,8 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
         stock = stack.enter_context(stock_vllm(checkpoint, _NAME, folder / "vllm.log", *dtype, *limit))
         # Both engines bind their thread to the same core. In the other's window a probe may get no answer for a minute.
         probe = ("--probe-every-s", "3600")
-        ours = stack.enter_context(server("--model", str(checkpoint), "--served-name", _NAME, *dtype, *probe))
+        flags = ("--model", str(checkpoint), "--served-name", _NAME, *dtype, *probe, *args.flags)
+        ours = stack.enter_context(server(*flags))
         await stock.wait()
         paths: dict[str, Measure] = {}
         if not args.skip_transformers:
