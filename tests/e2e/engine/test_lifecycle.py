@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -167,15 +168,16 @@ def test_a_port_in_use_fails_immediately(running: LocalServer) -> None:
         assert time.monotonic() - start_time < 20, "before the engine starts, which takes longer"
 
 
-def test_a_second_server_on_the_same_socket_folder_fails(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with launched("--socket-dir", str(folder)) as first:
-        until(lambda: (folder / "lock").exists())
-        second = start("--socket-dir", str(folder))
-        assert (second.returncode, "in use by a running server" in second.stderr) == (2, True)
-        first.terminate()
-        assert first.wait(60) == 0
-    assert not folder.exists()
+def test_a_second_server_on_the_same_socket_folder_fails() -> None:
+    with tempfile.TemporaryDirectory(prefix="run-") as short:  # the path of a socket has at most 107 bytes
+        folder = Path(short, "run")
+        with launched("--socket-dir", str(folder)) as first:
+            until(lambda: (folder / "lock").exists())
+            second = start("--socket-dir", str(folder))
+            assert (second.returncode, "in use by a running server" in second.stderr) == (2, True)
+            first.terminate()
+            assert first.wait(60) == 0
+        assert not folder.exists()
 
 
 @pytest.mark.parametrize(
