@@ -77,7 +77,7 @@ def render(balancer: str, *, folder: Path, port: int, metrics_port: int, replica
             (r"listen \[::\]:443 .*;", f"listen 127.0.0.1:{port};"),
             (r" *ssl_certificate .*\n *ssl_certificate_key .*\n *ssl_protocols .*\n", ""),
             (r"listen 127\.0\.0\.1:8406;", f"listen 127.0.0.1:{metrics_port};"),
-            (r"    server_tokens off;\n", f"    server_tokens off;\n{_temporary_paths(folder)}"),
+            (r"    server_tokens off;\n", f"    server_tokens off;\n{temporary_paths(folder)}"),
             (r"( +server 10\..*\n)+", _lines("        server {1} max_fails=0;\n", replicas)),
         ],
     }
@@ -92,7 +92,8 @@ def _lines(line: str, replicas: Sequence[str]) -> str:
     return "".join(line.format(number, address) for number, address in enumerate(replicas))
 
 
-def _temporary_paths(folder: Path) -> str:
+def temporary_paths(folder: Path) -> str:
+    """Return the lines that let nginx write its temporary files to a folder."""
     names = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     return "".join(f"    {name}_temp_path {folder}/{name};\n" for name in names)
 

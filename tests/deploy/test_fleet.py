@@ -109,7 +109,10 @@ def test_balancer_accepts_the_shipped_file(balancer: str, tmp_path: Path) -> Non
     text = (FLEET / local_fleet.FILES[balancer]).read_text()
     file = tmp_path / "file"
     text = re.sub("(user|group) haproxy", r"\1 www-data", text)  # HAProxy may be unpacked without its user
-    file.write_text(re.sub(r"/etc/(haproxy|nginx)/pedcxr\.(pem|crt|key)", str(pem), text))
+    text = re.sub(r"/etc/(haproxy|nginx)/pedcxr\.(pem|crt|key)", str(pem), text)
+    if balancer == "nginx":  # which may be unpacked without its folders
+        text = text.replace("http {\n", "http {\n" + local_fleet.temporary_paths(tmp_path), 1)
+    file.write_text(text)
     command = {"haproxy": ["haproxy", "-c", "-f", file], "nginx": ["nginx", "-t", "-c", file]}[balancer]
     completed = subprocess.run(command, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stderr

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
+
+from tests.support.http_server import reserved_port
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed; Debian has a package of that name"
@@ -30,30 +33,26 @@ needs_alertmanager = pytest.mark.skipif(
 @contextmanager
 def prometheus(config: str, folder: Path) -> Iterator[str]:
     """Run Prometheus with a configuration until the end of the block; yield its address."""
-    address = _free()
     file = folder / "prometheus.yml"
     file.write_text(config)
-    flags = [f"--config.file={file}", f"--web.listen-address={address}", f"--storage.tsdb.path={folder}"]
-    with _running(["prometheus", *flags], address, "/-/ready"):
+    with _running("prometheus", f"--config.file={file}", f"--storage.tsdb.path={folder}") as address:
         yield address
 
 
 @contextmanager
 def alertmanager(config: str, folder: Path) -> Iterator[str]:
     """Run Alertmanager with a configuration until the end of the block; yield its address."""
-    address = _free()
     file = folder / "alertmanager.yml"
     file.write_text(config)
-    flags = [f"--config.file={file}", f"--web.listen-address={address}", f"--storage.path={folder}"]
-    with _running(["prometheus-alertmanager", *flags, "--cluster.listen-address="], address, "/-/ready"):
+    flags = (f"--config.file={file}", f"--storage.path={folder}", "--cluster.listen-address=")
+    with _running("prometheus-alertmanager", *flags) as address:
         yield address
 
 
 @contextmanager
 def pushgateway() -> Iterator[str]:
     """Run a Pushgateway until the end of the block; yield its URL."""
-    address = _free()
-    with _running(["prometheus-pushgateway", f"--web.listen-address={address}"], address, "/-/ready"):
+    with _running("prometheus-pushgateway") as address:
         yield f"http://{address}"
 
 
@@ -72,26 +71,26 @@ def value(address: str, query: str, seconds: float = 120) -> str | None:
 
 
 @contextmanager
-def _running(command: list[str], address: str, ready: str) -> Iterator[None]:
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            _await(address, ready)
-            yield
-        finally:
-            process.terminate()
+def _running(*command: str) -> Iterator[str]:
+    """Run a tool until the end of the block; yield its address once it is ready."""
+    with tempfile.TemporaryFile() as log, reserved_port() as port:
+        address = f"127.0.0.1:{port}"
+        words = [*command, f"--web.listen-address={address}"]
+        with subprocess.Popen(words, stdout=log, stderr=log) as process:
+            try:
+                _await(address, process, log)
+                yield address
+            finally:
+                process.terminate()
 
 
-def _await(address: str, path: str, seconds: float = 120) -> None:
+def _await(address: str, process: subprocess.Popen[bytes], log: IO[bytes], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and process.poll() is None:
         try:
-            if httpx.get(f"http://{address}{path}").status_code == 200:
+            if httpx.get(f"http://{address}/-/ready").status_code == 200:
                 return
         except httpx.HTTPError:
             time.sleep(0.1)
-    raise AssertionError(f"{path} is not ready after {seconds:g} s")
-
-
-def _free() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    log.seek(0)
+    raise AssertionError(f"{process.args} is not ready, status {process.poll()}: {log.read()[-2000:].decode()}")

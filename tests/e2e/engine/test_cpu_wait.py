@@ -44,9 +44,7 @@ print(json.dumps([stock, processor_s()]))
 
 def test_a_waiting_process_uses_little_cpu() -> None:
     command = [sys.executable, "-c", _SCRIPT]
-    with tempfile.TemporaryDirectory(
-        prefix="wait-"
-    ) as folder:  # of vLLM's sockets, whose paths are short
+    with tempfile.TemporaryDirectory(prefix="wait-") as folder:  # of vLLM's sockets, whose paths are short
         environment = os.environ | {"TMPDIR": folder}
         completed = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert completed.returncode == 0, completed.stderr[-2000:]
