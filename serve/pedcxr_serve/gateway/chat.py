@@ -128,8 +128,7 @@ class ChatCompletions:
                     status=415,
                 )
             with record.stage("body"):
-                length = headers.get("content-length", "")
-                announced = int(length) if length.isdecimal() else 0
+                announced = body.announced_length(headers) or 0
                 data = await context.body.read(receive, state.body_limit, announced=announced)
             with record.stage("policy"):
                 accepted = await _validated(data, record.tenant, state.rules)

@@ -115,13 +115,19 @@ async def until_disconnect(receive: Receive) -> None:
         pass
 
 
+def announced_length(headers: Headers) -> int | None:
+    """Return the Content-Length of a request, None if it has no valid one."""
+    length = headers.get("content-length", "")
+    return int(length) if length.isdecimal() else None
+
+
 async def finish_small(headers: Headers, receive: Receive) -> None:
     """Wait at most 1 s for the rest of a refused body of at most 1 MiB, so that its connection can be kept.
 
     Python's clients write head and body apart. With ``Expect`` the body may never come (RFC 9110, 10.1.1).
     """
-    length = headers.get("content-length", "")
-    if length.isdecimal() and int(length) <= _SMALL and "expect" not in headers:
+    length = announced_length(headers)
+    if length is not None and length <= _SMALL and "expect" not in headers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SMALL_S):
                 while (await receive()).get("more_body"):
