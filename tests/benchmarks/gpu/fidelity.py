@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,8 +18,8 @@ from pedcxr_serve.demo.findings import sample
 from tests.benchmarks import transformers_baseline
 from tests.benchmarks.gpu import wide_heads
 from tests.benchmarks.gpu.rows import Rows, facts
-from tests.benchmarks.transformers_baseline import Answers, Options, Question
-from tests.e2e.served_reports import UNSEEN, Study, draw, served, token_ids
+from tests.benchmarks.transformers_baseline import Answers, Options
+from tests.e2e.served_reports import UNSEEN, draw, served, token_ids
 from tests.support.servers.local_server import server
 
 _NAME = "pedcxr-demo"
@@ -59,36 +58,25 @@ def run(rows: Rows, folder: Path, *, device: str, films: int, loads: Sequence[in
     wide = folder / "wide"
     if not wide.exists():
         wide_heads.create(wide)
+
+    def serve(variant: Variant) -> None:
+        checkpoint = wide if variant.is_wide else CHECKPOINT
+        options = Options(dtype=variant.dtype, device=device, margins=True)
+        reference = transformers_baseline.ask(checkpoint, [study.question for study in studies], options=options)
+        flags = ["--model", str(checkpoint), "--served-name", _NAME, "--dtype", variant.dtype, "--log-level", "info"]
+        if device == "cuda":
+            flags += ["--gpu-memory-utilization", str(_SHARE_OF_CARD), "--api-server-count", "1"]
+            flags += ["--", "--kv-cache-memory-bytes", str(_KV_BYTES)]
+        with server(*flags) as running:
+            rows.add("fidelity", variant=variant.name, start_s=round(running.seconds, 1), **facts(running.log))
+            for in_flight in loads:
+                answers = served(running.url, studies, in_flight)
+                ids, texts = map(token_ids, answers), (answer.choices[0].message.content for answer in answers)
+                result = compare(reference, list(ids), [text or "" for text in texts], expected)
+                rows.add("fidelity", variant=variant.name, in_flight=in_flight, films=len(studies), **result)
+
     with ThreadPoolExecutor(side_by_side) as pool:
-        variant = partial(_variant, rows, folder, wide, device, studies, expected, loads)
-        list(pool.map(variant, variants))
-
-
-def _variant(
-    rows: Rows,
-    folder: Path,
-    wide: Path,
-    device: str,
-    studies: Sequence[Study],
-    expected: Sequence[str],
-    loads: Sequence[int],
-    variant: Variant,
-) -> None:
-    checkpoint = wide if variant.is_wide else CHECKPOINT
-    questions = [Question(str(study.film), study.prompt) for study in studies]
-    options = Options(dtype=variant.dtype, device=device, margins=True)
-    reference = transformers_baseline.ask(checkpoint, questions, options=options)
-    flags = ["--model", str(checkpoint), "--served-name", _NAME, "--dtype", variant.dtype, "--log-level", "info"]
-    if device == "cuda":
-        flags += ["--gpu-memory-utilization", str(_SHARE_OF_CARD), "--api-server-count", "1"]
-        flags += ["--", "--kv-cache-memory-bytes", str(_KV_BYTES)]
-    with server(*flags) as running:
-        rows.add("fidelity", variant=variant.name, start_s=round(running.seconds, 1), **facts(running.log))
-        for in_flight in loads:
-            answers = served(running.url, studies, in_flight)
-            ids, texts = map(token_ids, answers), (answer.choices[0].message.content for answer in answers)
-            result = compare(reference, list(ids), [text or "" for text in texts], expected)
-            rows.add("fidelity", variant=variant.name, in_flight=in_flight, films=len(studies), **result)
+        list(pool.map(serve, variants))
 
 
 def compare(

@@ -92,8 +92,8 @@ def transformers(rows: Rows, settings: Settings) -> None:
     """Measure transformers, one film of full size after the other."""
     prompt = prompts.card(Age(5, "Y"), "M")
     questions = [Question(str(film), prompt) for film in sorted((settings.folder / "films").iterdir())[:4]]
-    options = Options(dtype=settings.dtype, device=settings.device, random_weights=True)
-    answers = transformers_baseline.ask(settings.checkpoint, questions, settings.tokens, options=options)
+    options = Options(settings.tokens, settings.dtype, settings.device, random_weights=True)
+    answers = transformers_baseline.ask(settings.checkpoint, questions, options=options)
     rate, prompt_tokens = len(questions) / answers.seconds, answers.prompt_tokens[0]
     shares = _shares(rows, settings, 1, rate, prompt_tokens)
     rows.add("speed", server="transformers", films="full", in_flight=1, reports_s=round(rate, 3),

@@ -24,6 +24,7 @@ from pedcxr_serve.errors import AdapterError
 from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.auth import api_keys
 from tests.benchmarks import transformers_baseline
+from tests.benchmarks.transformers_baseline import Options
 from tests.e2e.served_reports import Study, token_ids
 from tests.support import lora_adapter
 from tests.support.films.phantom_films import AGE, fresh
@@ -194,9 +195,9 @@ def test_reports_equal_those_of_the_merged_weights(
     alone: dict[str, list[list[int]]], running: Running, phantoms: list[Study], tmp_path: Path
 ) -> None:
     """The reference is transformers, with the adapter merged into the weights. `test_parity` compares the base."""
-    questions = [transformers_baseline.Question(str(study.film), study.prompt) for study in phantoms[:FILMS]]
+    questions = [study.question for study in phantoms[:FILMS]]
     merged = lora_adapter.merged(tmp_path / "merged", running.folder / SOUTH)
-    assert alone[SOUTH] == transformers_baseline.ask(merged, questions, TOKENS).ids
+    assert alone[SOUTH] == transformers_baseline.ask(merged, questions, options=Options(TOKENS)).ids
 
 
 def test_an_adapter_without_effect_is_refused_before_the_engine_starts(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_wide_heads_change_no_token(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_random_weights_write_reports_of_an_exact_length(tmp_path: Path) -> None:
     film = draw(tmp_path, [UNSEEN])[0].film
-    options = Options(random_weights=True, dtype="bfloat16")
-    answers = ask(CHECKPOINT, [Question(str(film), prompts.card(None, None))] * 2, 12, options=options)
+    options = Options(12, random_weights=True, dtype="bfloat16")
+    answers = ask(CHECKPOINT, [Question(str(film), prompts.card(None, None))] * 2, options=options)
     assert [len(ids) for ids in answers.ids] == [12, 12]
     assert answers.margins == [] and answers.prompt_tokens[0] > 64
