@@ -12,7 +12,7 @@ from pedcxr_client.batch.output_file import SkipReason, id_digest
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films import dicom
-from pedcxr_client.films.header import PLAIN, Facts
+from pedcxr_client.films.header.facts import PLAIN, Facts
 
 LARGEST_STUDY = 20
 """A study of more films is improbable: de-identification may have written one StudyInstanceUID into all headers."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Unpack
 from pedcxr_client.checks import rules
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.film import EncodedImage, FilmSource, encode, read
-from pedcxr_client.films.header import Fact, Facts
+from pedcxr_client.films.header.elements import Fact
+from pedcxr_client.films.header.facts import Facts
 from pedcxr_client.request import payload
 from pedcxr_client.request.film_request import FilmOptions, FilmRequest
 from pedcxr_client.request.prompts import Prompt

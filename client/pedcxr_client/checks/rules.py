@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pedcxr_client.errors import BlockedFilm, ConfigurationError, InputError
 from pedcxr_client.films.age import Age
 from pedcxr_client.films.geometry import MIN_LEVELS, MIN_SPREAD, PixelStats
-from pedcxr_client.films.header import Facts
-from pedcxr_client.films.terms import views
+from pedcxr_client.films.header import views
+from pedcxr_client.films.header.facts import Facts
 from pedcxr_client.types import Check, Sex, Views, __version__
 
 VERSION = f"{__version__}+1"

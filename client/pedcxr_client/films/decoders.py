@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pedcxr_client.errors import InputError, MissingResource
 from pedcxr_client.films import codestreams
 from pedcxr_client.films.files import MAX_BYTES
-from pedcxr_client.films.header import attempt
+from pedcxr_client.films.header.elements import attempt
 
 if TYPE_CHECKING:
     from pydicom.uid import UID

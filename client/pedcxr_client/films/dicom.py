@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pedcxr_client.errors import InputError, MissingResource
-from pedcxr_client.films import decoders, files, header
+from pedcxr_client.films import decoders, files
 from pedcxr_client.films.decoders import INSTALL
 from pedcxr_client.films.files import MAX_PIXELS
-from pedcxr_client.films.header import PLAIN, Facts, attempt, silence_pydicom
+from pedcxr_client.films.header.elements import attempt, silence_pydicom, text
+from pedcxr_client.films.header.facts import PLAIN, Facts, overlay_note, read_header, study_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,7 +79,7 @@ def read(source: Any, name: str = "the film") -> DicomFile:
             dataset, notes = attempt(lambda: _parse(source), damaged)
         else:
             dataset, notes = attempt(lambda: _copy(source), f"{name}: the Dataset cannot be copied; give a file")
-        facts = attempt(lambda: header.read(dataset), damaged)
+        facts = attempt(lambda: read_header(dataset), damaged)
         if attempt(lambda: dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR, damaged):
             raise InputError(f"{name}: is a DICOMDIR, an index of films; give one of the films that it lists")
         attempt(lambda: _set_missing_syntax(dataset), damaged)
@@ -98,7 +99,7 @@ def read_facts(path: str, name: str = "the film") -> Facts:
             file.seek(0)
             with silence_pydicom():
                 damaged = f"{name}: is DICOM, but damaged or cut short; export or copy the film again"
-                return attempt(lambda: header.read(dcmread(file, force=True, stop_before_pixels=True)), damaged)
+                return attempt(lambda: read_header(dcmread(file, force=True, stop_before_pixels=True)), damaged)
     return read(files.read(path, name), name).facts
 
 
@@ -109,7 +110,7 @@ def read_study(data: bytes) -> str:
     try:
         decoders.check_inflated_size(data, "")
         with silence_pydicom():
-            return attempt(lambda: header.study_digest(_read_element(data, "StudyInstanceUID")), "damaged")
+            return attempt(lambda: study_digest(_read_element(data, "StudyInstanceUID")), "damaged")
     except (ImportError, InputError, MemoryError):
         return ""
 
@@ -134,9 +135,9 @@ def render(film: DicomFile, profile: Profile) -> tuple[NDArray[np.uint8], float,
                 hidden, covered = _shutter(dataset, cells.shape, aspect)
                 grey, notes = grayscale.render(cells, parameters, hidden)
                 notes = [*unused, *covered, *notes]
-            photometric = header.text(dataset, "PhotometricInterpretation")
+            photometric = text(dataset, "PhotometricInterpretation")
             first = f"DICOM {photometric} of {pixel_format.bits_stored} bits rendered as 8-bit grey"
-            notes = [first, *film._notes, *unusual, *notes, *header.overlay_note(dataset)]
+            notes = [first, *film._notes, *unusual, *notes, *overlay_note(dataset)]
     except InputError as error:
         raise type(error)(f"{name}: {error}") from None
     except grayscale.OnlyPadding:
@@ -221,7 +222,7 @@ def _check_pixel_elements(dataset: Any) -> PixelFormat:
 
 
 def _check_photometric(dataset: Any) -> None:
-    if not (photometric := header.text(dataset, "PhotometricInterpretation")):
+    if not (photometric := text(dataset, "PhotometricInterpretation")):
         raise InputError(
             "PhotometricInterpretation (0028,0004) is absent or empty, so that black and white cannot be told apart; "
             "export the film again"

@@ -14,7 +14,7 @@ from pedcxr_client.errors import InputError
 from pedcxr_client.films import dicom, files, geometry, plain_images
 from pedcxr_client.films.files import report_memory_errors
 from pedcxr_client.films.geometry import DISPLAY, MODEL_SIZE, PixelStats, Preparation
-from pedcxr_client.films.header import PLAIN, Facts
+from pedcxr_client.films.header.facts import PLAIN, Facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ class Film:
         original: the bytes of the file if they can be sent unchanged, else None.
         mime: the type of the original, else ``"image/png"``.
         how: short notes on each step that changed the pixels.
-        facts: the facts of the header; `pedcxr_client.films.header.PLAIN` if there is no header.
+        facts: the facts of the header; `pedcxr_client.films.header.facts.PLAIN` if there is no header.
         stats: measurements of the pixels.
         preparation: the tag of the `Preparation` that was applied, such as ``"display+square"``.
     """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pedcxr_client.errors import InputError
 from pedcxr_client.films import lut
 from pedcxr_client.films.geometry import MIN_LEVELS, MIN_SPREAD
-from pedcxr_client.films.header import first_item, text
+from pedcxr_client.films.header.elements import first_item, text
 from pedcxr_client.films.lut import Levels, Lut
 
 Mask: TypeAlias = NDArray[np.bool_]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from pedcxr_client.films.header import text
+from pedcxr_client.films.header.elements import text
 
 Mask: TypeAlias = NDArray[np.bool_]
 

@@ -22,7 +22,7 @@ from uuid import UUID, uuid4, uuid5
 from pedcxr_client.errors import ConfigurationError, InputError
 from pedcxr_client.films.decoders import INSTALL
 from pedcxr_client.films.dicom import is_dicom
-from pedcxr_client.films.header import silence_pydicom
+from pedcxr_client.films.header.elements import silence_pydicom
 from pedcxr_client.reports import provenance
 from pedcxr_client.reports.report import DEMO_NOTICE, Report
 from pedcxr_client.types import __version__

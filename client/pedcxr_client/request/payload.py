@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pedcxr_client.films.age import Age
     from pedcxr_client.films.film import FilmSource
     from pedcxr_client.films.geometry import Preparation
-    from pedcxr_client.films.header import Facts
+    from pedcxr_client.films.header.facts import Facts
     from pedcxr_client.types import Check, Sex
 
 _STREAM_FIELDS = {"stream": True, "stream_options": {"include_usage": True}}

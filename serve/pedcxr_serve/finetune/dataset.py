@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pedcxr_client.checks import inspection
-from pedcxr_client.films import header
+from pedcxr_client.films.header.elements import attempt, silence_pydicom, text
 from pedcxr_client.request.film_request import FilmRequest
 from pedcxr_serve.errors import DataError
 from pedcxr_serve.finetune import table
@@ -178,11 +178,11 @@ def _identity(path: str) -> dict[str, str]:
     """Return the elements of a DICOM header that identify a patient, and ``removed`` if it says that they do not."""
     from pydicom import dcmread
 
-    with header.silence_pydicom():
+    with silence_pydicom():
         dataset = dcmread(path, force=True, stop_before_pixels=True)
-        elements = {name: header.text(dataset, name) for name in IDENTIFYING}
-        elements["PatientName"] = header.attempt(lambda: str(dataset.get("PatientName") or ""), "PatientName: damaged")
-        if header.text(dataset, "PatientIdentityRemoved").upper() == "YES":
+        elements = {name: text(dataset, name) for name in IDENTIFYING}
+        elements["PatientName"] = attempt(lambda: str(dataset.get("PatientName") or ""), "PatientName: damaged")
+        if text(dataset, "PatientIdentityRemoved").upper() == "YES":
             elements["removed"] = "YES"
     return {name: value for name, value in elements.items() if value}
 

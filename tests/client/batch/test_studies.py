@@ -13,8 +13,9 @@ from pedcxr_client.batch.manifest import Entry
 from pedcxr_client.batch.study_selection import StudySelection
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.cli.main import main
-from pedcxr_client.films import dicom, film, header
-from pedcxr_client.films.header import Fact, Facts
+from pedcxr_client.films import dicom, film
+from pedcxr_client.films.header.elements import Fact
+from pedcxr_client.films.header.facts import Facts, study_digest
 from tests.client.batch.helpers import batch, lines, reported
 from tests.support.films import dicom_maker
 from tests.support.films.dicom_maker import ramp
@@ -150,7 +151,7 @@ def test_study_is_salted_for_each_file_and_kept_by_a_resume(engine, out, tmp_pat
     other = tmp_path / "other.jsonl"
     assert batch(folder, other, engine.url) == 0
     assert not {line["study"] for line in lines(other)} - {None} & set(studies.values())
-    assert header.study_digest(dicom_maker.dataset(StudyInstanceUID=UID)) not in out.read_text()
+    assert study_digest(dicom_maker.dataset(StudyInstanceUID=UID)) not in out.read_text()
 
 
 def test_one_uid_for_all_films_is_reported(tmp_path, capsys):

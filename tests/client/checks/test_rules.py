@@ -9,7 +9,7 @@ from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films.film import read
 from pedcxr_client.films.geometry import PixelStats
-from pedcxr_client.films.header import PLAIN
+from pedcxr_client.films.header.facts import PLAIN
 from pedcxr_client.types import Check
 
 pytest.importorskip("pydicom")

@@ -18,7 +18,7 @@ from pedcxr_client import InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.films.film import encode, load, prepare, read
-from pedcxr_client.films.header import silence_pydicom
+from pedcxr_client.films.header.elements import silence_pydicom
 from tests.support.paths import REAL_FILMS, ROOT
 
 pytest.importorskip("pydicom")

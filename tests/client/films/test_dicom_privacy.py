@@ -17,7 +17,7 @@ from pedcxr_client import InputError, RequestError
 from pedcxr_client.checks import rules
 from pedcxr_client.cli.main import main
 from pedcxr_client.films.film import EncodedImage, encode, load, prepare, read
-from pedcxr_client.films.header import silence_pydicom
+from pedcxr_client.films.header.elements import silence_pydicom
 
 pytest.importorskip("pydicom")
 

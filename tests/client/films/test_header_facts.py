@@ -15,8 +15,8 @@ from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
 from pedcxr_client.cli.main import main
 from pedcxr_client.films.film import load, read
-from pedcxr_client.films.header import PLAIN, Facts
-from pedcxr_client.films.terms import views
+from pedcxr_client.films.header import views
+from pedcxr_client.films.header.facts import PLAIN, Facts, read_header
 from pedcxr_client.request.payload import write_prompt
 from pedcxr_client.types import Check
 from tests.support.paths import ROOT
@@ -481,16 +481,14 @@ _HEADERS = st.fixed_dictionaries(
 def check_any_header(elements: dict[str, object]) -> None:
     from pydicom import Dataset
 
-    from pedcxr_client.films import header
-
     ds = Dataset()
     for keyword, value in elements.items():
         ds.add_new(keyword, "LO", value)
-    read_facts = header.read(ds)
+    found = read_header(ds)
     for caller in (CallerFacts(), CallerFacts(age=Age(5, "Y"), sex="M", views="frontal")):
-        checks = {one.name: one for one in rules.check(read_facts, caller)}
-        assert not (caller.age_conflict(read_facts) and caller.age_of(read_facts))
-        assert checks["age"].blocks or caller.age_of(read_facts) is not None
+        checks = {one.name: one for one in rules.check(found, caller)}
+        assert not (caller.age_conflict(found) and caller.age_of(found))
+        assert checks["age"].blocks or caller.age_of(found) is not None
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)

@@ -20,9 +20,10 @@ from pydicom.dataset import FileMetaDataset
 
 from pedcxr_client.checks import rules
 from pedcxr_client.checks.rules import CallerFacts
-from pedcxr_client.films import header
 from pedcxr_client.films.film import read
-from pedcxr_client.films.terms import vocabulary
+from pedcxr_client.films.header import vocabulary
+from pedcxr_client.films.header.elements import Fact, fold
+from pedcxr_client.films.header.facts import read_header
 from pedcxr_client.types import Check
 from tests.support.films.dicom_maker import DX, dataset, film, sequence
 from tests.support.paths import ROOT
@@ -40,7 +41,7 @@ def dataset_of(**elements: object) -> Dataset:
 
 
 def check(name: str, *, assume_chest: bool = False, **elements: object) -> Check:
-    facts = header.read(dataset_of(**elements))
+    facts = read_header(dataset_of(**elements))
     return next(one for one in rules.check(facts, CallerFacts(assume_chest=assume_chest)) if one.name == name)
 
 
@@ -293,8 +294,8 @@ def test_file_meta_does_not_override_the_data_set():
     ds = dataset_of(Modality="DX", SOPClassUID=DX)
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPClassUID = SECONDARY_CAPTURE
-    facts = header.read(ds)
-    assert facts.sop_class == header.Fact(DX, "SOPClassUID (0008,0016)")
+    facts = read_header(ds)
+    assert facts.sop_class == Fact(DX, "SOPClassUID (0008,0016)")
 
 
 SITES = {
@@ -379,7 +380,7 @@ def test_words_are_folded_and_not_shown_beyond_the_match():
     words = [word for table in tables for many in table.values() for word in many] + [*vocabulary.HUMAN]
     for word in words:
         plain = " ".join(word.replace("*", " ").split())
-        assert header._words(plain) == plain
+        assert fold(plain) == plain
     assert check("human", InstitutionName="Dr. PopescuVeterinar").why.startswith(
         "InstitutionName (0008,0080) is veterin;"
     )
@@ -389,7 +390,7 @@ def test_words_are_folded_and_not_shown_beyond_the_match():
 def test_long_texts_and_sequences_are_read_in_bounded_time():
     ds = dataset_of(StudyDescription="chest " * 100_000)
     ds.ProcedureCodeSequence = [dataset_of(CodeMeaning="thora" * 100_000)] * 10_000
-    facts = header.read(ds)
+    facts = read_header(ds)
     assert facts.body is not None and facts.body.value == "chest"
 
 
@@ -429,7 +430,7 @@ def test_real_headers_of_7469_films(keyword):
             elements["AnatomicRegionSequence"] = region("T-D3000", "Chest")
         elif meaning:
             elements[keyword] = value_of(keyword, meaning)
-        for one in rules.check(header.read(dataset_of(PatientAge="005Y", **elements)), CallerFacts()):
+        for one in rules.check(read_header(dataset_of(PatientAge="005Y", **elements)), CallerFacts()):
             results[one.name, one.status] += count
             if one.name == "body-part" and one.status != "ok":
                 reasons[one.why] += count
@@ -449,7 +450,7 @@ def test_real_headers_of_26684_secondary_captures_block():
     assert headers.total() == 26684 and {values[3] for values in headers} == {"WSD"}
     for values in headers:
         elements = dict(zip(columns, values, strict=True)) | {"SOPClassUID": SECONDARY_CAPTURE}
-        checks = rules.check(header.read(dataset_of(**elements)), CallerFacts())
+        checks = rules.check(read_header(dataset_of(**elements)), CallerFacts())
         assert {"modality", "age", "burned-in-text"} == {one.name for one in checks if one.blocks}
 
 

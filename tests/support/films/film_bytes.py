@@ -26,7 +26,7 @@ from pydicom.uid import (
 from pedcxr_client import InputError
 from pedcxr_client.checks import rules
 from pedcxr_client.films.film import encode, read
-from pedcxr_client.films.terms import vocabulary
+from pedcxr_client.films.header import vocabulary
 from tests.support.films import unusual_films
 from tests.support.films.dicom_maker import dataset, film, ramp, table, to_bytes
 from tests.support.paths import REAL_FILMS

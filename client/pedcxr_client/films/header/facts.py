@@ -1,4 +1,4 @@
-"""Read the facts from a DICOM header, and suppress what pydicom prints about it.
+"""Read the facts from a DICOM header.
 
 Nothing that identifies a person is kept: no name, number, date, place or free text. A text is reduced to the keyword
 that matched, and a code is kept only if it has the form of a code. Any element may be absent, damaged or malicious.
@@ -6,47 +6,36 @@ that matched, and a code is kept only if it has the form of a code. Any element 
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
-import unicodedata
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
 from hashlib import sha256
-from itertools import islice
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal
 
-from pedcxr_client.errors import InputError
 from pedcxr_client.films.age import Age
-from pedcxr_client.films.terms import views, vocabulary
+from pedcxr_client.films.header import body_part, views, vocabulary
+from pedcxr_client.films.header.elements import (
+    Fact,
+    code_fact,
+    code_or_hidden,
+    first_item,
+    first_items,
+    fold,
+    tag_of,
+    text,
+    text_or_meanings,
+)
 from pedcxr_client.types import Sex
 
 _ANIMAL_TAGS = ("PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence")
-_LONGEST_TEXT, _MOST_ITEMS = 1000, 8  # what is read of a text and of a sequence; both are short in valid headers
 _UID = re.compile(r"(?=.{1,64}\Z)[0-9]+(\.[0-9]+)+")  # PS3.5 section 9.1
-_CODE = re.compile(r"[A-Z0-9_ ]{1,16}")  # PS3.5 section 6.2, VR CS
 _AGE = re.compile(r"(\d{1,3}) *([DWMY])")  # PS3.5 section 6.2, VR AS, is \d{3}[DWMY]; devices also write 5Y and "5 Y"
 _DATE = re.compile(r"\d{8}")
 _BY_DATES = "StudyDate (0008,0020) minus PatientBirthDate (0010,0030)"
 _NO_DATES = {date(1, 1, 1), date(1900, 1, 1)}  # what devices and de-identification write for an unknown date
 _MAX_YEARS = 120
 _DIRECTION = re.compile(r"[LRAPFH]{1,3}")  # PS3.3 C.7.6.1.1.1
-_LOGGERS = ("pydicom", "pylibjpeg", "openjpeg")
-
-_T = TypeVar("_T")
-
-
-class Fact(NamedTuple):
-    """A value and the element that it was read from, such as ``Fact("DX", "Modality (0008,0060)")``."""
-
-    value: str
-    tag: str
-
-    def __str__(self) -> str:
-        return f"{self.tag} is {self.value or 'empty'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +49,7 @@ class Facts:
             code.
         body: ``"chest"``, the code or name of another part, or ``""`` if the header does not state a body part.
         body_too: another part that the header states besides ``body``, or None.
-        view: also ``"AP"``, ``"PA"`` or another key of `terms.views.VIEWS` if the value is a synonym.
+        view: also ``"AP"``, ``"PA"`` or another key of `views.VIEWS` if the value is a synonym.
         projection: ``"frontal"`` or ``"lateral"`` by the view or the orientation; ``""`` if it is neither, unknown or
             contradictory. ``view_conflict`` describes a contradiction, else it is ``""``.
         orientation: PatientOrientation, such as ``L\\F``. ``turned`` states how the image is turned or mirrored, ``""``
@@ -104,19 +93,19 @@ PLAIN = Facts()
 """The facts of a film without a header."""
 
 
-def read(header: Any) -> Facts:
+def read_header(header: Any) -> Facts:
     """Return the facts of a ``pydicom.Dataset``. An absent, empty or malformed element counts as unknown."""
     age, age_why, by_dates, age_conflict = _age(header)
     orientation, plane, turned = _orientation(header)
     view, projection, view_conflict = _view(header, orientation, plane)
     sex = text(header, "PatientSex").upper()
-    body, body_too = _body(header)
+    body, body_too = body_part.read(header)
     not_human, maybe_not_human = _not_human(header)
     return Facts(
         kind="dicom",
-        modality=_code(header, "Modality"),
+        modality=code_fact(header, "Modality"),
         sop_class=_sop_class(header),
-        intent=_code(header, "PresentationIntentType"),
+        intent=code_fact(header, "PresentationIntentType"),
         body=body,
         body_too=body_too,
         view=view,
@@ -130,25 +119,13 @@ def read(header: Any) -> Facts:
         age_by_dates=by_dates,
         age_conflict=age_conflict,
         sex="M" if sex == "M" else "F" if sex == "F" else None,
-        sex_why=str(Fact(_code_or_hidden(sex), _tag("PatientSex"))),
+        sex_why=str(Fact(code_or_hidden(sex), tag_of("PatientSex"))),
         not_human=not_human,
         maybe_not_human=maybe_not_human,
-        burned_in=_code(header, "BurnedInAnnotation"),
-        quality_control=_code(header, "QualityControlImage"),
+        burned_in=code_fact(header, "BurnedInAnnotation"),
+        quality_control=code_fact(header, "QualityControlImage"),
         study=study_digest(header),
     )
-
-
-def text(header: Any, keyword: str) -> str:
-    """Return an element's text, its items joined by spaces, or ``""`` if the element cannot be read."""
-    try:
-        value = header.get(keyword)
-        if value is None or isinstance(value, bytes):  # pydicom returns bytes for an unknown VR
-            return ""
-        items = [value] if isinstance(value, str) or not hasattr(value, "__iter__") else [*value]
-        return " ".join(str(item) for item in items).strip("\0 ")
-    except Exception:  # pydicom converts a value on access, which raises many exception types
-        return ""
 
 
 def study_digest(header: Any) -> str:
@@ -161,101 +138,10 @@ def study_digest(header: Any) -> str:
     return sha256(b"pedcxr study\0" + uid.encode()).hexdigest()[:32] if _UID.fullmatch(uid) else ""
 
 
-def first_item(header: Any, keyword: str) -> Any:
-    """Return the first item of a sequence, or None if the sequence is empty or cannot be read."""
-    try:
-        items = header.get(keyword)
-        return items[0] if items else None
-    except Exception:  # pydicom converts a value on access, which raises many exception types
-        return None
-
-
 def overlay_note(header: Any) -> list[str]:
     """Return a note if the film has an overlay plane (PS3.3 C.9.2), which is stored in an even group 60xx."""
     has_overlay = any(tag >> 24 == 0x60 and not tag >> 16 & 1 for tag in header.keys())  # noqa: SIM118  # tags
     return ["overlays (60xx), which may hold side markers, are not drawn"] if has_overlay else []
-
-
-@contextmanager
-def silence_pydicom() -> Iterator[None]:
-    """Suppress all warnings, and the log records of pydicom and its decoders that this thread emits.
-
-    Both quote values of the header, patient names among them. Threads may overlap.
-    """
-    # A filter on a logger does not apply to its child loggers, so each of them gets one. Adding one twice is a no-op.
-    for name in [*logging.root.manager.loggerDict]:
-        if name.startswith(_LOGGERS):
-            logging.getLogger(name).addFilter(_log_filter)
-    _ignore_warnings()
-    _silence.depth += 1
-    try:
-        yield
-    finally:
-        _silence.depth -= 1
-        _restore_warnings()
-
-
-def attempt(step: Callable[[], _T], message: str) -> _T:
-    """Call pydicom. Convert any exception except ``MemoryError`` to an ``InputError`` with this message.
-
-    The original exception may quote the header, so it is not chained.
-    """
-    try:
-        return step()
-    except MemoryError:
-        raise
-    except Exception:
-        failed = True
-    assert failed
-    raise InputError(message)
-
-
-class _Silence(threading.local):
-    depth = 0
-
-
-class _LogFilter(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return _silence.depth == 0
-
-
-_silence, _log_filter = _Silence(), _LogFilter()
-_lock = threading.Lock()
-_active = 0
-_warning_filters: warnings.catch_warnings[None] | None = None
-
-
-def _ignore_warnings() -> None:
-    # Warning filters are global to the process. The first thread saves them and the last thread restores them, since
-    # two overlapping threads would otherwise restore each other's filters.
-    global _active, _warning_filters
-    with _lock:
-        _active += 1
-        if _active == 1:
-            _warning_filters = warnings.catch_warnings()
-            _warning_filters.__enter__()
-            warnings.simplefilter("ignore")
-
-
-def _restore_warnings() -> None:
-    global _active, _warning_filters
-    with _lock:
-        _active -= 1
-        if _active == 0 and _warning_filters is not None:
-            _warning_filters.__exit__(None, None, None)
-            _warning_filters = None
-
-
-def _tag(keyword: str) -> str:
-    return f"{keyword} ({vocabulary.TAGS[keyword]})"
-
-
-def _code_or_hidden(value: str) -> str:
-    return value if not value or _CODE.fullmatch(value) else "(not shown)"
-
-
-def _code(header: Any, keyword: str) -> Fact:
-    return Fact(_code_or_hidden(text(header, keyword).upper()), _tag(keyword))
 
 
 def _sop_class(header: Any) -> Fact:
@@ -264,124 +150,16 @@ def _sop_class(header: Any) -> Fact:
     for source, keyword in ((header, "SOPClassUID"), (meta, "MediaStorageSOPClassUID")):
         if uid := text(source, keyword):
             standard = uid.startswith("1.2.840.10008.") and len(uid) <= 64 and uid.replace(".", "").isdigit()
-            return Fact(uid if standard else "(not shown)", _tag(keyword))
-    return Fact("", _tag("SOPClassUID"))
-
-
-def _items(header: Any, keyword: str) -> list[Any]:
-    """Return the first items of a sequence, or none if the sequence is absent or cannot be read."""
-    try:
-        return list(islice(header.get(keyword) or (), _MOST_ITEMS))
-    except Exception:  # pydicom converts a value on access, which raises many exception types
-        return []
-
-
-def _words(value: str) -> str:
-    """Return a text in lower case without accents, its words, numbers and commas separated by single spaces."""
-    folded = unicodedata.normalize("NFKD", value[:_LONGEST_TEXT]).casefold().translate(vocabulary.LETTERS)
-    folded = "".join(character for character in folded if not unicodedata.combining(character))
-    folded = re.sub(r"\d+|,", r" \g<0> ", re.sub(r"[^\w,]|_", " ", re.sub(r"[;/+&|]", ",", folded)))
-    return " ".join(vocabulary.JOINED.sub(r" \1\3 \2\4 ", folded).split())
-
-
-def _texts(header: Any, keyword: str) -> str:
-    """Return the text of an element, or the meanings of the codes of a sequence."""
-    if keyword == "RequestAttributesSequence":
-        items = _items(header, keyword)
-        return ", ".join(_texts(item, inner) for item in items for inner in vocabulary.REQUEST_ELEMENTS)
-    if keyword.endswith("Sequence"):
-        return ", ".join(text(item, "CodeMeaning") for item in _items(header, keyword))
-    return text(header, keyword)
-
-
-class _Part(NamedTuple):
-    """What an element states: whether it names the chest, and the name of another part or ``""``."""
-
-    chest: bool
-    other: str
-    tag: str
-
-    @property
-    def ambiguous(self) -> bool:
-        # A film of the chest cannot show a knee, so a text that names both does not tell which of them the film shows.
-        return self.chest and self.other in vocabulary.OTHER_PARTS and self.other not in vocabulary.ADJOINING
-
-
-def _part(value: str, tag: str) -> _Part:
-    """Read a text. A part that the chest does not adjoin comes before other parts."""
-    words = vocabulary.NOT_A_PART.sub(" ", vocabulary.THORACIC_SPINE.sub("spine", _words(value)))
-    names = tuple(vocabulary.OTHER_PARTS)
-    others = [names[(match.lastindex or 1) - 1] for match in vocabulary.OTHER_WORDS.finditer(words)]
-    partial = vocabulary.PARTIAL_WORDS.search(words)
-    if partial and not others:
-        return _Part(True, tuple(vocabulary.PARTIAL)[(partial.lastindex or 1) - 1], tag)
-    other = min(others, key=lambda name: name in vocabulary.ADJOINING, default="")
-    return _Part(bool(partial or vocabulary.CHEST_WORDS.search(words)), other, tag)
-
-
-def _region(header: Any) -> _Part:
-    """Read AnatomicRegionSequence. A code counts before its meaning, which may be in any language."""
-    tag = _tag("AnatomicRegionSequence")
-    codes = {text(item, "CodeValue").upper() for item in _items(header, "AnatomicRegionSequence")} - {""}
-    if wide := [other for code, other in vocabulary.WIDE_CODES.items() if code in codes]:
-        return _Part(True, wide[0], tag)
-    meanings = _texts(header, "AnatomicRegionSequence")
-    part = _part(meanings, tag)
-    if codes.intersection(vocabulary.CHEST_CODES):
-        return _Part(True, part.other, tag)
-    if part.chest or part.other:
-        return part
-    return _Part(False, "(another part)" if codes or meanings else "", tag)
-
-
-def _examined(header: Any) -> _Part:
-    """Read BodyPartExamined. A value without a known word is the code of another part."""
-    value, tag = text(header, "BodyPartExamined").upper(), _tag("BodyPartExamined")
-    if value in vocabulary.NO_PART:
-        return _Part(False, "", tag)
-    part = _part(value, tag)
-    return part if part.chest else _Part(False, _code_or_hidden(value), tag)
-
-
-def _body(header: Any) -> tuple[Fact, Fact | None]:
-    """Return the body part, and another part that the header states besides it or in contradiction to it.
-
-    The series decides over the study, since a study may hold films of several parts. An element of the series that
-    names another part and no chest decides over elements that name the chest.
-    """
-    series = [_examined(header), _region(header)]
-    series += [_part(text(header, keyword), _tag(keyword)) for keyword in vocabulary.SERIES_ELEMENTS[2:]]
-    study = [_part(_texts(header, keyword), _tag(keyword)) for keyword in vocabulary.STUDY_ELEMENTS]
-    chest, other = _first(series)
-    if chest is None and other is None:
-        chest, other = _first(study)
-        if chest is not None and other is not None:
-            return Fact("", _tag("BodyPartExamined")), Fact(f"chest, and {Fact(other.other, other.tag)}", chest.tag)
-    if other is not None:
-        return Fact(other.other, other.tag), None if chest is None else Fact("chest", chest.tag)
-    if chest is not None:
-        if chest.other:
-            return Fact("chest", chest.tag), Fact(chest.other, chest.tag)
-        _, other = _first(study)
-        return Fact("chest", chest.tag), None if other is None else Fact(other.other, other.tag)
-    unclear = next((part for part in series + study if part.ambiguous), None)
-    too = None if unclear is None else Fact(f"chest and {unclear.other}", unclear.tag)
-    return Fact("", _tag("BodyPartExamined")), too
-
-
-def _first(parts: Iterable[_Part]) -> tuple[_Part | None, _Part | None]:
-    """Return the first element that names the chest and the first that names another part only, if any."""
-    clear = [part for part in parts if not part.ambiguous]
-    chest = next((part for part in clear if part.chest), None)
-    return chest, next((part for part in clear if part.other and not part.chest), None)
+            return Fact(uid if standard else "(not shown)", tag_of(keyword))
+    return Fact("", tag_of("SOPClassUID"))
 
 
 def _orientation(header: Any) -> tuple[Fact, views.Projection, str]:
     """Return PatientOrientation, its projection, and how the image is turned."""
     directions = text(header, "PatientOrientation").upper().split()
     if len(directions) != 2 or not all(_DIRECTION.fullmatch(direction) for direction in directions):
-        return Fact("(not shown)" if directions else "", _tag("PatientOrientation")), "", ""
-    fact = Fact("\\".join(directions), _tag("PatientOrientation"))
+        return Fact("(not shown)" if directions else "", tag_of("PatientOrientation")), "", ""
+    fact = Fact("\\".join(directions), tag_of("PatientOrientation"))
     # The first letter dominates: LA is left and, to a smaller degree, anterior.
     return (fact, *views.ORIENTATIONS.get("\\".join(one[0] for one in directions), ("", views.NO_FILM_PLANE)))
 
@@ -389,24 +167,24 @@ def _orientation(header: Any) -> tuple[Fact, views.Projection, str]:
 def _detector_turn(header: Any) -> Fact | None:
     # PS3.3 C.8.11.4: the flip and the rotation were applied to the stored pixels, relative to the detector. They do not
     # change the meaning of PatientOrientation, and a PA film that was flipped is as usual as one that was not.
-    if (flip := _code(header, "FieldOfViewHorizontalFlip")).value == "YES":
+    if (flip := code_fact(header, "FieldOfViewHorizontalFlip")).value == "YES":
         return flip
-    rotation = Fact(text(header, "FieldOfViewRotation"), _tag("FieldOfViewRotation"))
+    rotation = Fact(text(header, "FieldOfViewRotation"), tag_of("FieldOfViewRotation"))
     return rotation if rotation.value in ("90", "180", "270") else None
 
 
 def _view(header: Any, orientation: Fact, plane: views.Projection) -> tuple[Fact, views.Projection, str]:
     """Return the view, the projection, and a contradiction between the elements that state one."""
     position, item = text(header, "ViewPosition"), first_item(header, "ViewCodeSequence")
-    stated = [Fact(name, _tag("ViewPosition"))] if (name := _view_name(position)) else []
+    stated = [Fact(name, tag_of("ViewPosition"))] if (name := _view_name(position)) else []
     if item is not None:
         meaning = text(item, "CodeMeaning")
         if name := views.VIEW_CODES.get(text(item, "CodeValue").upper()) or _view_name(meaning):
-            stated.append(Fact(name, _tag("ViewCodeSequence")))
+            stated.append(Fact(name, tag_of("ViewCodeSequence")))
         elif meaning and not position:
-            return Fact("(not shown)", _tag("ViewCodeSequence")), plane, ""
+            return Fact("(not shown)", tag_of("ViewCodeSequence")), plane, ""
     if not stated:
-        return Fact(_code_or_hidden(position.upper()), _tag("ViewPosition")), plane, ""
+        return Fact(code_or_hidden(position.upper()), tag_of("ViewPosition")), plane, ""
     projections = [views.VIEWS[fact.value][0] for fact in stated]
     if plane and "" not in projections:  # PatientOrientation does not describe an oblique view
         stated, projections = [*stated, orientation], [*projections, plane]
@@ -417,7 +195,7 @@ def _view(header: Any, orientation: Fact, plane: views.Projection) -> tuple[Fact
 
 def _view_name(description: str) -> str:
     """Return the key of `views.VIEWS` that a text means, or ``""`` if it means none, or both projections."""
-    words = re.sub(r"[^A-Z]+", " ", _words(description).upper()).strip()
+    words = re.sub(r"[^A-Z]+", " ", fold(description).upper()).strip()
     words = re.sub(r"\b(A P|P A)\b", lambda match: match[0].replace(" ", ""), words)
     words = re.sub(r"\b((?:ANT|POST)ER(?:O|IOR)) (?=(?:ANT|POST)ER)", r"\1", words)
     if words == "L":
@@ -450,42 +228,42 @@ def _owner(header: Any) -> Iterator[tuple[Fact, bool]]:
     role = text(header, "ResponsiblePersonRole").upper()
     for keyword in ("ResponsiblePerson", "ResponsibleOrganization"):
         if text(header, keyword) and role not in vocabulary.FAMILY_ROLES:
-            yield Fact("filled", _tag(keyword)), role in vocabulary.ANIMAL_ROLES
+            yield Fact("filled", tag_of(keyword)), role in vocabulary.ANIMAL_ROLES
             return
 
 
 def _neutered(header: Any) -> Iterator[tuple[Fact, bool]]:
     # PS3.3 C.7.1.1 requires the element for animals. Some software writes UNALTERED for every patient.
     if value := text(header, "PatientSexNeutered").upper():
-        yield Fact("filled", _tag("PatientSexNeutered")), value != "UNALTERED"
+        yield Fact("filled", tag_of("PatientSexNeutered")), value != "UNALTERED"
 
 
 def _species(header: Any) -> Fact | None:
-    if (species := _words(text(header, "PatientSpeciesDescription"))) and species not in vocabulary.HUMAN:
-        return Fact("filled", _tag("PatientSpeciesDescription"))
-    for item in _items(header, "PatientSpeciesCodeSequence"):
-        code, meaning = text(item, "CodeValue").upper(), _words(text(item, "CodeMeaning"))
+    if (species := fold(text(header, "PatientSpeciesDescription"))) and species not in vocabulary.HUMAN:
+        return Fact("filled", tag_of("PatientSpeciesDescription"))
+    for item in first_items(header, "PatientSpeciesCodeSequence"):
+        code, meaning = text(item, "CodeValue").upper(), fold(text(item, "CodeMeaning"))
         if code not in vocabulary.HUMAN_CODES and meaning not in vocabulary.HUMAN and (code or meaning):
-            return Fact("filled", _tag("PatientSpeciesCodeSequence"))
-    return next((Fact("filled", _tag(keyword)) for keyword in _ANIMAL_TAGS if text(header, keyword)), None)
+            return Fact("filled", tag_of("PatientSpeciesCodeSequence"))
+    return next((Fact("filled", tag_of(keyword)) for keyword in _ANIMAL_TAGS if text(header, keyword)), None)
 
 
 def _animal_word(header: Any) -> Fact | None:
     examination = vocabulary.EXAMINATION_ELEMENTS
     for keyword in (*vocabulary.SITE_ELEMENTS, *examination):
-        words = vocabulary.NOT_AN_ANIMAL.sub(" ", _words(_texts(header, keyword)))
+        words = vocabulary.NOT_AN_ANIMAL.sub(" ", fold(text_or_meanings(header, keyword)))
         match = vocabulary.VETERINARY_WORDS.search(words)
         if match is None and keyword in examination:
             match = vocabulary.ANIMAL_WORDS.search(words)
         if match is not None:
-            return Fact(match[0], _tag(keyword))
+            return Fact(match[0], tag_of(keyword))
     return None
 
 
 def _age(header: Any) -> tuple[Age | None, str, Age | None, str]:
     """Return the age, its source, the age by dates, and a contradiction between PatientAge and the dates."""
     age_string, (days, by_dates) = text(header, "PatientAge").upper(), _by_dates(header)
-    fact = str(Fact(_code_or_hidden(age_string), _tag("PatientAge")))
+    fact = str(Fact(code_or_hidden(age_string), tag_of("PatientAge")))
     match = _AGE.fullmatch(age_string)
     if match and (match[2] == "D" or int(match[1])):  # 000W, 000M and 000Y: below one unit, the dates are exact
         age = Age.parse(age_string)

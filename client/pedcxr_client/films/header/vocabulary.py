@@ -1,8 +1,8 @@
 """The words and codes of a header that state a chest, another body part, or an animal. Data only.
 
-Every word is in lower case and without accents, because :mod:`pedcxr_client.films.header` compares folded text. A
-leading or trailing ``*`` stands for further letters: ``thora*`` matches "thoracic". A word without it matches whole
-words only. docs/films.md has the same words as tables.
+Every word is in lower case and without accents, because `elements.fold` writes texts so. A leading or trailing ``*``
+stands for further letters: ``thora*`` matches "thoracic". A word without it matches whole words only.
+docs/films.md has the same words as tables.
 """
 
 import re

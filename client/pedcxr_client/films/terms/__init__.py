@@ -1,1 +1,0 @@
-"""Words and codes that headers use for body parts, species and views. Data only."""
