@@ -121,7 +121,7 @@ class Figures:
         waterfall: mean seconds of each stage of a request, if the server states its own times.
         tenants: by tenant: reports that ended in the window, their share and that of their tokens; E2E of the user.
         outcomes: number of requests by outcome, of the whole stage.
-        lengths: histogram of the completion tokens, by the lower edge of bins of 16.
+        lengths: histogram of the completion tokens, by the lower edge of bins of 16; empty if the server states none.
         server_cpu_ms: processor time per completed report of each process of the server.
         cache_hits: increase of the server's cache counters; None if it has none.
     """
@@ -170,7 +170,9 @@ def figures(run: StageRun, slo: Objectives, alone: dict[str, str]) -> Figures:
         waterfall=waterfall(good),
         tenants=_tenants(run, good),
         outcomes=dict(Counter(sample.outcome for sample in run.samples).most_common()),
-        lengths=dict(sorted(Counter((sample.completion_tokens or 0) // 16 * 16 for sample in good).items())),
+        lengths=dict(
+            sorted(Counter(one.completion_tokens // 16 * 16 for one in good if one.completion_tokens).items())
+        ),
         own_cpu=run.own_cpu_s / max(run.end - run.begin, 1e-9),
         lag_p99=quantile(run.lag_s, 0.99),
         lateness_p99=quantile([sample.sent - sample.scheduled for sample in run.samples], 0.99),
@@ -233,6 +235,8 @@ def interval(values: Sequence[float], of: Callable[[Sequence[float]], float]) ->
 def knee(loads: Sequence[float], rates: Sequence[Sequence[float]]) -> float:
     """Return the smallest load whose rate is at least 95 % of the best in half of the resampled windows.
 
+    Windows that differ by more than the loads do may leave no such load. The one with most windows is returned then.
+
     Args:
         loads: requests in flight, ascending.
         rates: the rates in the parts of each load's window.
@@ -243,7 +247,8 @@ def knee(loads: Sequence[float], rates: Sequence[Sequence[float]]) -> float:
         best = max(means)
         for at, mean in enumerate(means):
             votes[at] += mean >= KNEE_SHARE * best
-    return next(load for load, count in zip(loads, votes, strict=True) if 2 * count >= RESAMPLES)
+    enough = min(max(votes), RESAMPLES / 2)
+    return next(load for load, count in zip(loads, votes, strict=True) if count >= enough)
 
 
 def is_saturated(rates: Sequence[float]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -173,11 +174,20 @@ def read(path: str) -> dict[str, Any]:
 
 
 def read_knee(path: str) -> Knee:
-    """Read the knee of a result file. Raise ConfigurationError."""
-    knee = read(path).get("knee")
-    if not knee:
+    """Read the knee of a result file. Raise ConfigurationError without one, and if the run is invalid."""
+    result = read(path)
+    if not (knee := result.get("knee")):
         raise ConfigurationError(f"{path}: holds no knee; give a result of pedcxr bench knee")
-    return Knee(**knee)
+    if not result.get("valid"):
+        reason = next(iter(result.get("reasons") or ()), "no reason is stated")
+        raise ConfigurationError(f"{path}: is INVALID ({reason}); repeat the search, or state the rate with --rate")
+    try:
+        in_flight, rate = float(knee["in_flight"]), float(knee["reports_per_second"])
+        if not (0 <= in_flight < math.inf and 0 < rate < math.inf):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise ConfigurationError(f"{path}: the knee is damaged; repeat the search") from None
+    return Knee(in_flight, rate, bool(knee.get("is_reached", True)))
 
 
 def stages(result: Mapping[str, Any]) -> list[StageRun]:
@@ -222,10 +232,20 @@ def _missed(result: Result) -> str:
     if not words or record.interrupted:
         return ""
     if not record.stages:
-        fastest = min((sample.e2e or 0.0 for sample in record.alone), default=0.0)
-        return f"the objectives cannot be met: no film meets {words} even alone (the fastest took {fastest:.3g} s)"
+        return f"the objectives cannot be met: no film meets {words} even alone ({_least(result)})"
     bad = [f"{value.name} ({good_share(value):.1%})" for value in result.rated if not result.meets_objectives(value)]
     return f"fewer than {_GOOD_SHARE:.0%} of the requests meet {words}: {', '.join(bad)}" if bad else ""
+
+
+def _least(result: Result) -> str:
+    """Return the least time of a film alone, for each objective."""
+    words = []
+    for name, attribute in (("ttft", "ttft_user"), ("e2e", "e2e_user"), ("tpot", "tpot")):
+        if getattr(result.slo, name):
+            times = [time for sample in result.record.alone if (time := getattr(sample, attribute)) is not None]
+            least = f"{min(times):.3g} s" if times else "unknown, since the server states no usage"
+            words.append(f"the least {name.upper()} is {least}")
+    return ", ".join(words)
 
 
 def _rounded(value: Any) -> Any:
@@ -241,4 +261,4 @@ def _rounded(value: Any) -> Any:
 
 def dumps(result: Result) -> str:
     """Return the JSON text."""
-    return json.dumps(result.as_dict(), separators=(",", ":")) + "\n"
+    return json.dumps(result.as_dict(), separators=(",", ":"), allow_nan=False) + "\n"

@@ -18,7 +18,7 @@ from pedcxr_client.bench.figures import StageRun
 from pedcxr_client.bench.schedule import Stage
 from pedcxr_client.bench.send import REFUSED, Sample, Target
 from pedcxr_client.bench.watch import ClockCheck, Lag, Metrics
-from pedcxr_client.bench.workload import Tenant
+from pedcxr_client.bench.workload import ALLOWABLE, Tenant
 from pedcxr_client.errors import AuthenticationFailed, BadRequest, ConnectionFailed, RequestError, ServerFailed
 
 T = TypeVar("T")
@@ -216,12 +216,10 @@ def _raise(sample: Sample) -> None:
         raise AuthenticationFailed(f"the server rejected the API key of {words}", status_code=sample.status)
     if sample.outcome == "bad_request":
         raise BadRequest(f"the server rejected a film of {words}", status_code=sample.status)
-    if sample.status != 200:
+    if sample.status != 200 or sample.outcome == "server":
         raise ServerFailed(f"the idle server did not answer {words}", status_code=sample.status)
-    raise RequestError(
-        f"the report of {sample.case}, alone, is {sample.outcome}: {sample.message}; "
-        f"if that is expected, set reports.allow = [{sample.outcome!r}]"
-    )
+    advice = f"; if that is expected, set reports.allow = [{sample.outcome!r}]" if sample.outcome in ALLOWABLE else ""
+    raise RequestError(f"the report of {sample.case}, alone, is {sample.outcome}: {sample.message}{advice}")
 
 
 @asynccontextmanager

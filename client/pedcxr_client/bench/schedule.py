@@ -96,7 +96,7 @@ def trace(path: Path) -> Stage:
         times = sorted(float(line) for line in path.read_text(encoding="utf-8").split())
     except (OSError, ValueError) as error:
         raise ConfigurationError("load.file: must hold one number of seconds per line; check the file") from error
-    if not times or not (times[0] >= 0 and math.isfinite(times[-1])):
+    if not times or not all(0 <= time < math.inf for time in times):
         raise ConfigurationError("load.file: must hold finite times, 0 or more")
     length = max(times[-1], 1e-3)
     return Stage(f"trace {path.name}", length, times=tuple(times), rate=len(times) / length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ OK = "ok"
 REFUSED = ("rate_limited", "unavailable")
 """Outcomes of a request that the server refused on purpose."""
 _READ_BYTES = 1 << 18
+_NO_STREAM = "the response is not an event stream of chat completions; check the address"
 
 
 @dataclass(slots=True)
@@ -172,10 +174,13 @@ class Target:
                 sample.first, sample.last = parser.first, parser.last
                 sample.engine = _engine_times(event) or sample.engine
         except ValueError:
-            _fail(sample, "server", "the response is not an event stream of JSON; check the address")
+            _fail(sample, "server", _NO_STREAM)
             return
         except ReportError as error:
             _fail(sample, error.outcome, error.reason or str(error))
+            return
+        if not parser.started:
+            _fail(sample, "server", _NO_STREAM)
             return
         if parser.usage is not None:
             sample.prompt_tokens, sample.completion_tokens = parser.usage.prompt_tokens, parser.usage.completion_tokens
@@ -209,7 +214,8 @@ def _engine_times(event: object) -> dict[str, float]:
     if not isinstance(metrics, dict):
         return {}
     names = ("queue_time_ms", "time_to_first_token_ms", "generation_time_ms")
-    return {name: float(value) for name in names if isinstance(value := metrics.get(name), (int, float))}
+    values = {name: value for name in names if isinstance(value := metrics.get(name), (int, float))}
+    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
 _OUTCOMES = {401: "authentication", 403: "authentication", 429: "rate_limited", 503: "unavailable"}
@@ -224,9 +230,10 @@ def _refused(sample: Sample, headers: Mapping[str, str], body: bytes) -> None:
     outcome = _OUTCOMES.get(sample.status or 0) or ("server" if (sample.status or 500) >= 500 else "bad_request")
     _fail(sample, outcome, ": ".join(filter(None, (f"HTTP {sample.status}", code, message))))
     try:
-        sample.retry_after = float(headers.get("retry-after", ""))
+        seconds = float(headers.get("retry-after", ""))
     except ValueError:
-        sample.retry_after = None
+        return
+    sample.retry_after = seconds if 0 <= seconds < math.inf else None
 
 
 def _fail(sample: Sample, outcome: str, message: str) -> None:

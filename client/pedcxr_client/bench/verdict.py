@@ -94,6 +94,11 @@ def _unchecked(runs: Sequence[StageRun], is_soak: bool) -> list[str]:
         (lambda run: not run.scrapes.is_read, "cache hits and engine restarts", "no metrics page; see --metrics-url"),
         (lambda run: run.scrapes.is_read and run.scrapes.delta(_HITS) is None, "cache hits", f"no {_HITS} on the page"),
         (lambda run: is_soak and not all(run.processes), "memory", "no process of the server; see --server-pid"),
+        (
+            lambda run: not lengths(run.samples) and any(sample.is_ok for sample in run.samples),
+            "length of the reports",
+            "the server states no usage",
+        ),
     )
     names = [([run.stage.name for run in runs if lacks(run)], rule, why) for lacks, rule, why in rules]
     return [

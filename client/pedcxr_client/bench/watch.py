@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import platform
 import re
@@ -37,15 +38,17 @@ _KEPT = re.compile(r"^(vllm:|pedcxr_)\w+_total$|^process_start_time_seconds$")
 
 
 def parse(page: str) -> dict[str, float]:
-    """Return the counters and gauges of a Prometheus page, added over their labels."""
+    """Return the counters and gauges of a Prometheus page, added over their labels; only finite numbers count."""
     values: dict[str, float] = {}
     for name, _, text in _LINE.findall(page):
         if name.endswith("_bucket"):
             continue
         try:
-            values[name] = values.get(name, 0.0) + float(text)
+            value = float(text)
         except ValueError:
             continue
+        if math.isfinite(value):
+            values[name] = values.get(name, 0.0) + value
     return values
 
 

@@ -9,13 +9,26 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from pedcxr_client import errors
 from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.request.film_request import FilmRequest
+from pedcxr_client.request.settings import check_api_key
 
 Source = Literal["phantoms", "folder", "manifest"]
 LoadKind = Literal["closed", "sweep", "poisson", "ramp", "steps", "trace"]
 
+ALLOWABLE = tuple(
+    error.outcome
+    for error in (
+        errors.TruncatedReport, errors.LoopingReport, errors.PromptEcho, errors.NotText, errors.NotEnglish,
+        errors.NotReport,
+    )
+)  # fmt: skip
+"""Outcomes of the text check that a run may allow: of texts that the model wrote and ended."""
+
 T = TypeVar("T")
+_SIDES = range(32, 10_001)  # pixels of a phantom; a larger one would fill the memory
+_RANGE = f"must be {_SIDES[0]} to {_SIDES[-1]} pixels"
 _LARGEST = 1e18  # of a number; sums of such numbers are finite
 _ITEMS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "load.loads": ((int,), "integers"),
@@ -199,13 +212,16 @@ def key_of(tenant: Tenant, workload: Workload, default: str | None) -> str | Non
     if tenant.key_env:
         if not (key := os.environ.get(tenant.key_env)):
             raise ConfigurationError(f"tenants: {tenant.name}: the variable {tenant.key_env} is not set; export it")
-        return key
-    if tenant.key_file:
+    elif tenant.key_file:
         try:
-            return workload.path(tenant.key_file).read_text(encoding="utf-8").strip()
+            key = workload.path(tenant.key_file).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"tenants: {tenant.name}: key_file cannot be read; check the path") from error
-    return default
+    else:
+        key = default
+    if key is not None:
+        check_api_key(key, f"tenants: {tenant.name}")
+    return key
 
 
 def _known(raw: object, names: set[str], where: str) -> None:
@@ -251,15 +267,21 @@ def _value(value: object, default: object, where: str) -> object:
 def _check(workload: Workload) -> None:
     films, load, reports = workload.films, workload.load, workload.reports
     names = [tenant.name for tenant in workload.tenants]
+    sizes = (films.width, films.height, films.large_width, films.large_height)
     rules: list[tuple[bool, str]] = [
         (films.source in get_args(Source), f"films.source: must be one of {', '.join(get_args(Source))}"),
         (films.source == "phantoms" or bool(films.path), "films.path: names no films; give a folder or a manifest"),
         (films.count > 0 or (films.count == 0 and films.source != "phantoms"), "films.count: must be above 0"),
         (films.unique in ("comment", "film"), "films.unique: must be comment or film"),
         (films.resize in ("", "model"), 'films.resize: must be model, or "" for none'),
-        (min(films.width, films.height, films.large_width - 1, films.large_height - 1) >= 0, "films: sizes are pixels"),
+        (films.seed >= 0, "films.seed: must be 0 or more"),
+        (all(size == 0 or size in _SIDES for size in sizes[:2]), f"films.width, films.height: {_RANGE}, or 0"),
+        (all(size in _SIDES for size in sizes[2:]), f"films.large_width, films.large_height: {_RANGE}"),
+        (bool(films.width) == bool(films.height), "films: width and height need each other; set both, or none"),
+        (films.source == "phantoms" or not any(sizes[:2]), "films.width, films.height: are for phantoms; remove them"),
         (not (films.reuse and films.unique == "film"), "films.reuse: contradicts films.unique = film; remove one"),
         (reports.max_tokens > 0, "reports.max_tokens: must be above 0"),
+        (set(reports.allow) <= {*ALLOWABLE}, f"reports.allow: may hold {', '.join(ALLOWABLE)}"),
         (reports.alone > 0, "reports.alone: must be above 0"),
         (load.kind in get_args(LoadKind), f"load.kind: must be one of {', '.join(get_args(LoadKind))}"),
         (load.seconds > 0 and load.in_flight > 0, "load: seconds and in_flight must be above 0"),

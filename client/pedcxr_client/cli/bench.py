@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -82,8 +81,9 @@ def _add_mode(parser: argparse.ArgumentParser, mode: str) -> None:
         parser.add_argument("--seconds", metavar="S", type=shared.positive(float), default=_SECONDS[mode],
                             help="least length of a stage (default: %(default)g)")  # fmt: skip
     if mode in ("certify", "soak"):
-        parser.add_argument("--rate", metavar="R", type=shared.positive(float), help="the knee's reports per second")
-        parser.add_argument("--from", metavar="KNEE.json", dest="knee_file", help="take the rate from this result")
+        rate = parser.add_mutually_exclusive_group()
+        rate.add_argument("--rate", metavar="R", type=shared.positive(float), help="the knee's reports per second")
+        rate.add_argument("--from", metavar="KNEE.json", dest="knee_file", help="take the rate from this result")
     if mode != "run":
         parser.add_argument("--most", metavar="N", type=shared.positive(int), default=256,
                             help="most requests in flight of the search (default: %(default)s)")  # fmt: skip
@@ -118,6 +118,7 @@ def run_mode(options: argparse.Namespace) -> int:
     _require_packages()
     options.url = options.url.rstrip("/")
     from pedcxr_client.bench import bodies, export, watch, workload
+    from pedcxr_client.bench.run import Record
     from pedcxr_client.client import Client
 
     load = _with_options(workload.read(options.workload), options)
@@ -153,7 +154,15 @@ def run_mode(options: argparse.Namespace) -> int:
         return 0
     _check_films(supply.limit, stages, options)
 
-    record, knee = _run(options, load, supply, keys, knee, stages)
+    record = Record()
+    try:
+        knee = _run(options, load, supply, keys, knee, stages, record)
+    except Exception as error:
+        if not record.stages:
+            raise
+        record.interrupted = f"{type(error).__name__} in pedcxr bench"
+        _finish(options, load, model.name, record, knee, paths)
+        raise
     return _finish(options, load, model.name, record, knee, paths)
 
 
@@ -174,7 +183,9 @@ def _run(
     keys: dict[str, str | None],
     knee: Knee | None,
     stages: list[Stage],
-) -> tuple[Record, Knee | None]:
+    record: Record,
+) -> Knee | None:
+    """Send the requests, fill the record, and return the knee."""
     import uvloop
     from tqdm import tqdm
 
@@ -184,7 +195,6 @@ def _run(
     from pedcxr_client.bench.watch import Metrics, describe
     from pedcxr_client.request.settings import Timeouts
 
-    record = run.Record()
     bar = tqdm(unit=" requests", disable=None, leave=False)
 
     def progress(count: int, stage: str) -> None:
@@ -210,7 +220,9 @@ def _run(
                     if not any(meets(sample, load.slo) for sample in record.alone):
                         return  # no load makes a report faster
                     if options.mode != "run" and knee is None:
-                        knee = await run.find_knee(runner, min(options.seconds, _SECONDS["knee"]), options.most)
+                        # A search before a long run takes no longer than one of its own.
+                        longest = options.seconds if options.mode == "knee" else _SECONDS["knee"]
+                        knee = await run.find_knee(runner, min(options.seconds, longest), options.most)
                         stages = _stages(options, load, knee)
                     await run.run_all(runner, stages)
                 except run.Interrupted:
@@ -220,7 +232,7 @@ def _run(
         uvloop.run(main())
     finally:
         bar.close()
-    return record, knee
+    return knee
 
 
 def _stages(options: argparse.Namespace, load: Workload, knee: Knee | None) -> list[Stage]:
@@ -250,12 +262,12 @@ def _finish(
         is_soak=options.mode == "soak",
     )  # fmt: skip
     result = results.assemble(options.mode, model, load, record, judged, knee)
-    text = report.markdown(result)
-    print(text, end="")
-    sys.stdout.flush()  # the report is not lost if a file cannot be written
-    for suffix, path in paths.items():
-        render = {".json": results.dumps, ".md": report.markdown, ".html": report.html}[suffix]
-        output.write(str(path), render(result).encode(), force=options.force)
+    try:
+        for suffix, path in paths.items():
+            render = {".json": results.dumps, ".md": report.markdown, ".html": report.html}[suffix]
+            output.write(str(path), render(result).encode(), force=options.force)
+    finally:  # neither the files nor the printed report are lost if the other cannot be written
+        print(report.markdown(result), end="", flush=True)
     if record.server_is_gone:
         return RequestError.exit_code
     if record.interrupted:

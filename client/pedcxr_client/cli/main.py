@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from pedcxr_client.cli import batch, bench, evaluate, export, inspect, probe, report
 from pedcxr_client.cli import options as shared
-from pedcxr_client.errors import ConnectionFailed, PedcxrError, RequestError, TruncatedReport
+from pedcxr_client.errors import ConfigurationError, ConnectionFailed, PedcxrError, RequestError, TruncatedReport
 from pedcxr_client.types import __version__
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
@@ -67,10 +67,13 @@ def _exit_code_of(command: Callable[[], int]) -> int:
         for line in _hints(error):
             print(f"pedcxr: {line}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:
-        # The interpreter flushes stdout again at exit; on the broken pipe that would print an error.
+    except OSError as error:
+        # The interpreter flushes stdout again at exit, which would print the error once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        if isinstance(error, BrokenPipeError):
+            return _BROKEN_PIPE
+        print(f"pedcxr: {error.filename or 'stdout'}: {error.strerror or error}", file=sys.stderr)
+        return ConfigurationError.exit_code
     return code
 
 

@@ -142,6 +142,8 @@ def check(path: str, *, film: str, force: bool) -> None:
     try:
         if not Path(path).parent.is_dir():
             raise ConfigurationError("-o: its folder does not exist; create the folder first")
+        if not os.access(Path(path).parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise ConfigurationError("-o: its folder cannot be written; check its owner, mode and file system")
         status = os.lstat(path) if os.path.lexists(path) else None
         if status is not None and os.path.exists(film) and os.path.exists(path) and os.path.samefile(path, film):
             raise ConfigurationError("-o: is the film itself; give another file name")

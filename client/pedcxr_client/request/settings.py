@@ -80,8 +80,8 @@ class Settings:
         check_timeouts(self.timeouts)
         if not isinstance(self.retries, int) or self.retries < 0:
             raise ConfigurationError(f"retries: {self.retries!r} must be an integer, 0 or more")
-        if self.api_key is not None and not (_is_header_value(self.api_key) and self.api_key):
-            raise ConfigurationError("api_key: is empty or contains characters that an HTTP header cannot carry")
+        if self.api_key is not None:
+            check_api_key(self.api_key)
         if self.model is not None and not isinstance(self.model, str):
             raise ConfigurationError("model: must be the name of a model")
         if self.verify is not None and self.http_client is not None:
@@ -118,6 +118,12 @@ class Settings:
                 f"url: {self.url} would send films and keys unencrypted; "
                 "use https, or allow it with insecure_http=True (--insecure-http)"
             )
+
+
+def check_api_key(key: object, where: str = "api_key") -> None:
+    """Raise ConfigurationError, which names ``where``, unless an HTTP header can carry the key."""
+    if not (_is_header_value(key) and key):
+        raise ConfigurationError(f"{where}: the key is empty or contains characters that an HTTP header cannot carry")
 
 
 def check_timeouts(timeouts: object) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,13 +19,15 @@ from typing import Any
 
 import pytest
 
-from pedcxr_client.bench import schedule, watch
+from pedcxr_client.bench import figures, run, schedule, watch
 from pedcxr_client.cli import bench as command
 from pedcxr_client.cli import output
 from pedcxr_client.cli.main import main
 from tests.client.batch.helpers import write_films
 from tests.client.cli.bench.helpers import WORKLOAD, bench, files, reasons
 from tests.support.servers.fake_engine import Answer, FakeEngine
+
+KNEE = {"schema": 1, "stages": [], "valid": True, "knee": {"in_flight": 2, "reports_per_second": 5.0}}
 
 
 def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -74,23 +79,57 @@ def test_a_report_that_fails_alone_says_how_to_allow_it(engine: FakeEngine, tmp_
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
+        (Answer(raw=b'{"choices": []}', content_type="application/json"), "is not an event stream of chat completions"),
+        (Answer(raw=b"<html>", content_type="text/html"), "is not an event stream of chat completions"),
+        (Answer(finish=None), "alone, is aborted: the server ended the stream before the report was finished"),
+        (Answer(pieces=("",)), "alone, is empty: the model wrote nothing"),
+        (Answer(stall_after=1), "alone, is timeout: no response within the time limit"),
+    ],
+)
+def test_a_failure_alone_that_cannot_be_allowed(
+    engine: FakeEngine, tmp_path: Path, capsys: Any, answer: Answer, words: str
+) -> None:
+    engine.answer = answer
+    assert bench(tmp_path, engine.url, "run", "--timeout", "3") == (4, {})
+    message = capsys.readouterr().err
+    assert words in message
+    assert "reports.allow" not in message
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
         (Answer(pieces=("",)), "1 texts failed their check, the first as empty"),
         (Answer(finish="length"), "1 texts failed their check, the first as truncated"),
         (Answer(pieces=("The lungs are clear. ",) * 40), "1 texts failed their check, the first as looping"),
         (Answer(error_after=2), "1 texts failed their check, the first as aborted: engine died"),
         (Answer(cut_after=2), "1 texts failed their check, the first as aborted"),
         (Answer(status=500), "1 requests failed, the first as server: HTTP 500"),
-        (Answer(raw=b"<html>", content_type="text/html"), "1 texts failed their check, the first as aborted"),
+        (
+            Answer(raw=b"<html>", content_type="text/html"),
+            "1 requests failed, the first as server: the response is not",
+        ),
+        (
+            Answer(raw=b"data: [DONE]\n\n"),
+            "1 requests failed, the first as server: the response is not an event stream",
+        ),
+        (Answer(status=429, headers={"retry-after": "nan"}), None),
         (Answer(pieces=("FINDINGS: Clear lungs.",)), "texts differ from the same film's text alone"),
     ],
 )
-def test_bad_texts_within_a_run_are_invalid(engine: FakeEngine, tmp_path: Path, answer: Answer, words: str) -> None:
+def test_bad_texts_within_a_run_are_invalid(
+    engine: FakeEngine, tmp_path: Path, answer: Answer, words: str | None
+) -> None:
     engine.reply(engine.answer, engine.answer, answer)  # the two films alone, and the first of the run
     code, result = bench(
         tmp_path, engine.url, "run", workload=WORKLOAD.replace("alone = 2", "alone = 2\nmax_different = 0")
     )
-    assert code == 1
-    assert [reason for reason in reasons(result) if words in reason], result["reasons"]
+    if words is None:
+        assert reasons(result) == []
+        assert result["stages"][0]["figures"]["outcomes"]["rate_limited"] == 1
+    else:
+        assert code == 1
+        assert [reason for reason in reasons(result) if words in reason], result["reasons"]
 
 
 def test_refusals_are_bad_and_not_retried(engine: FakeEngine, tmp_path: Path) -> None:
@@ -236,6 +275,87 @@ def test_a_full_disk_loses_no_report(engine: FakeEngine, tmp_path: Path, capsys:
     assert files(tmp_path) == ["workload.toml"]
 
 
+@pytest.mark.parametrize("out", ["/dev/full", "closed pipe"])
+def test_a_report_that_cannot_be_printed_is_in_the_files(engine: FakeEngine, tmp_path: Path, out: str) -> None:
+    write_films(tmp_path / "films", 4)
+    (tmp_path / "workload.toml").write_text(WORKLOAD)
+    words = ["bench", "run", "--workload", tmp_path / "workload.toml", "--url", engine.url, "-o", tmp_path / "out.json"]
+    if out == "/dev/full":
+        stdout = os.open(out, os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    try:
+        command = [sys.executable, "-m", "pedcxr_client", *words]
+        done = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(stdout)
+    assert "Traceback" not in done.stderr
+    if out == "/dev/full":
+        assert (done.returncode, done.stderr) == (2, "pedcxr: stdout: No space left on device\n")
+    else:
+        assert (done.returncode, done.stderr) == (141, "")
+    assert files(tmp_path) == ["out.html", "out.json", "out.md", "workload.toml"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_start(
+    engine: FakeEngine, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(output.os, "access", lambda *_, **__: False)  # no mode binds root
+    assert bench(tmp_path, engine.url, "run") == (2, {})
+    assert "-o: its folder cannot be written" in capsys.readouterr().err
+    assert engine.chats == []
+
+
+def test_an_error_of_the_tool_keeps_what_was_measured(engine: FakeEngine, tmp_path: Path, monkeypatch: Any) -> None:
+    def fails(_: object) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(figures, "is_saturated", fails)
+    with pytest.raises(ZeroDivisionError):
+        bench(tmp_path, engine.url, "knee", "--seconds", "0.2")
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["interrupted"] == "ZeroDivisionError in pedcxr bench"
+    assert (result["valid"], [stage["name"] for stage in result["stages"]]) == (False, ["closed 1"])
+
+
+@pytest.mark.parametrize(("mode", "seconds"), [("knee", 20.0), ("soak", 15.0)])
+def test_a_search_takes_the_stated_seconds(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: Any, mode: str, seconds: float
+) -> None:
+    stated = []
+
+    async def find_knee(_: object, seconds: float, most: int) -> run.Knee:
+        stated.append((seconds, most))
+        raise run.Interrupted
+
+    monkeypatch.setattr(run, "find_knee", find_knee)
+    bench(tmp_path, engine.url, mode, "--seconds", "20", "--most", "2")
+    assert stated == [(seconds, 2)]
+
+
+def test_a_server_without_usage(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = replace(engine.answer, usage=False)
+    code, result = bench(tmp_path, engine.url, "run")
+    assert "length of the reports (the server states no usage)" in result["unchecked"]
+    assert result["stages"][0]["figures"]["lengths"] == {}
+    code, result = bench(tmp_path, engine.url, "run", "--slo-tpot", "9", "--slo-e2e", "9")
+    assert code == 1
+    assert re.fullmatch(
+        r"the objectives cannot be met: no film meets E2E <= 9 s and TPOT <= 9 s even alone \(the least E2E is "
+        r"[0-9.]+ s, the least TPOT is unknown, since the server states no usage\)",
+        result["slo_missed"],
+    )
+
+
+def test_numbers_of_the_server_that_are_not_finite(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.counters = engine.counters | {"vllm:kv_cache_usage_perc": math.nan, "vllm:num_requests_running": math.inf}
+    engine.answer = replace(engine.answer, metrics={"queue_time_ms": math.nan, "time_to_first_token_ms": 2.0})
+    _, result = bench(tmp_path, engine.url, "run")
+    assert reasons(result) == []
+    assert "NaN" not in (tmp_path / "out.json").read_text()
+
+
 def test_a_clock_that_is_set_during_the_run(engine: FakeEngine, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(watch.time, "time", lambda now=time.time: now() + 60 * len(engine.chats))
     monkeypatch.setattr(watch.ClockCheck.__init__, "__defaults__", (watch.time.time, time.monotonic))
@@ -249,6 +369,10 @@ def test_a_clock_that_is_set_during_the_run(engine: FakeEngine, tmp_path: Path, 
     [
         ({"schema": 2, "tool": "pedcxr bench 9.0", "stages": []}, "was written by pedcxr bench 9.0 in format 2"),
         ({"schema": 1, "stages": [], "knee": None}, "holds no knee"),
+        ({**KNEE, "valid": False, "reasons": ["closed 2: noise"]}, "knee.json: is INVALID (closed 2: noise); repeat"),
+        ({**KNEE, "knee": {"in_flight": 2}}, "knee.json: the knee is damaged"),
+        ({**KNEE, "knee": {"in_flight": 2, "reports_per_second": "many"}}, "knee.json: the knee is damaged"),
+        ({**KNEE, "knee": {"in_flight": 2, "reports_per_second": 0}}, "knee.json: the knee is damaged"),
     ],
 )
 @pytest.mark.parametrize("mode", ["certify", "soak"])
@@ -270,6 +394,7 @@ def test_a_rate_from_another_version_or_another_mode_is_refused(
         (["bench", "run", "--workload", "missing.toml"], "the workload: No such file"),
         (["bench", "soak", "--server-pid", "4194305"], "--server-pid: /proc shows no process 4194305"),
         (["bench", "knee", "--seconds", "0"], "must be a number above 0"),
+        (["bench", "soak", "--rate", "5", "--from", "knee.json"], "--from: not allowed with argument --rate"),
         (["bench", "run", "--url", "http://elsewhere/v1"], "--insecure-http"),
     ],
 )

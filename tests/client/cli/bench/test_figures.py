@@ -70,6 +70,12 @@ def test_the_knee_is_the_smallest_load_near_the_best_rate():
     assert figures.knee([1], [[]]) == 1
 
 
+def test_there_is_a_knee_although_no_load_is_the_best_in_half_of_the_windows():
+    rates = [[0.0] * 9 + [10.0]] * 4  # as of a server that ends its requests in batches
+    assert figures.knee([1, 2, 4, 8], rates) in (1, 2, 4, 8)
+    assert figures.knee([1, 2, 4, 8], [[1.0], *rates[1:]]) in (2, 4, 8)
+
+
 @pytest.mark.parametrize(
     ("rates", "saturated"),
     [([2, 4], False), ([2, 4, 8, 8.2, 8.1], True), ([2, 4, 4.1, 8], False), ([8, 4, 2], True)],

@@ -47,7 +47,7 @@ def test_a_trace_is_read_and_sorted(tmp_path):
     assert stage.times == (0, 1.25, 3.5)
 
 
-@pytest.mark.parametrize("text", ["", "one", "nan", "-1", "inf"])
+@pytest.mark.parametrize("text", ["", "one", "nan", "-1", "inf", "0\nnan\n0.5"])
 def test_a_damaged_trace_is_an_error(tmp_path, text):
     (tmp_path / "trace.txt").write_text(text)
     with pytest.raises(ConfigurationError, match=r"load\.file"):

@@ -54,6 +54,13 @@ def image_of(body: bytes) -> bytes:
         (f"[load]\nrate = 1{'0' * 400}", "load.rate: must be a finite number"),
         ("[[tenants]]\nweight = inf", "tenants[0].weight: must be a finite number"),
         ("[slo]\nttft = -1", "slo: limits are seconds"),
+        ("[films]\nseed = -1", "films.seed: must be 0 or more"),
+        ("[films]\nwidth = 50000\nheight = 50000", "films.width, films.height: must be 32 to 10000 pixels, or 0"),
+        ("[films]\nlarge_height = 0", "films.large_width, films.large_height: must be 32 to 10000 pixels"),
+        ("[films]\nwidth = 512", "films: width and height need each other"),
+        ("[films]\nsource = 'folder'\npath = 'a'\nwidth = 64\nheight = 64", "are for phantoms; remove them"),
+        ("[reports]\nallow = ['typo']", "reports.allow: may hold truncated, looping, "),
+        ("[reports]\nallow = ['aborted']", "reports.allow: may hold truncated, looping, "),
         ("films = 3", "films: must be a table"),
         ("tenants = 3", "tenants: must be tables, written [[tenants]]"),
         ("[[tenants]]\nname = 'a'\n[[tenants]]\nname = 'a'", "two have the same name"),
@@ -90,6 +97,13 @@ def test_a_key_variable_that_is_not_set_is_an_error(monkeypatch):
     monkeypatch.delenv("WARD_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="WARD_KEY is not set"):
         workload.key_of(Tenant("ward", key_env="WARD_KEY"), Workload(), None)
+
+
+@pytest.mark.parametrize("text", ["one\ntwo\n", "\n", "k\u00e9y"])
+def test_a_key_that_no_header_can_carry_is_an_error(tmp_path, text):
+    (tmp_path / "key").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="tenants: ward: the key is empty or contains characters"):
+        workload.key_of(Tenant("ward", key_file="key"), Workload(folder=tmp_path), None)
 
 
 def test_bodies_are_those_of_the_client(tmp_path):
