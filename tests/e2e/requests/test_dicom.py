@@ -125,14 +125,14 @@ BLOCKED = {
 @pytest.mark.parametrize("name", BLOCKED)
 def test_a_film_outside_the_intended_use_is_422(client: httpx.Client, name: str, stream: bool) -> None:
     elements, status, code, message = BLOCKED[name]
-    identifiers = {"PatientName": "Popescu^Ana", "PatientID": "4711"}
+    identifiers = {"PatientName": "Popescu^Ana", "PatientID": "MRN-4711"}
     answer = client.post(CHAT, json=payload(dicom(**elements, **identifiers), stream=stream))
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, code)
     assert message in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == "messages[].content[].image_url.url"
-    assert not any(secret in answer.text for secret in ("Popescu", "4711"))
+    assert not any(secret in answer.text for secret in ("Popescu", "MRN-4711"))
     assert answer.elapsed.total_seconds() < 20, "it is refused before its pixels are decoded"
     assert answer.headers["x-request-id"]
 
