@@ -16,6 +16,7 @@ import aiohttp
 from pedcxr_serve.engine import health
 from pedcxr_serve.errors import EngineNotReady
 from tests.support.http_server import reserved_port
+from tests.support.servers.local_server import sigterm_as_exit
 
 _START_S = 600.0
 
@@ -46,7 +47,7 @@ def stock_vllm(checkpoint: Path, name: str, log: Path, *flags: str) -> Iterator[
     code = "import sys; from pedcxr_serve.engine.vllm_main import run_vllm; run_vllm(sys.argv[1:])"
     command = [sys.executable, "-c", code, "serve", str(checkpoint), "--served-model-name", name, *flags]
     env = {**os.environ, "VLLM_PLUGINS": "", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    with reserved_port() as port, log.open("wb") as out:
+    with sigterm_as_exit(), reserved_port() as port, log.open("wb") as out:
         command += ["--host", "127.0.0.1", "--port", str(port)]
         with subprocess.Popen(command, env=env, stdout=out, stderr=out) as process:
             try:

@@ -14,7 +14,6 @@ import argparse
 import importlib.metadata
 import os
 import platform
-import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pedcxr_serve.planner import devices
 from tests.benchmarks.gpu import ceilings, fidelity, speed, tables
 from tests.benchmarks.gpu.rows import Rows
 from tests.benchmarks.gpu.speed import Settings
+from tests.support.servers.local_server import sigterm_as_exit
 
 PARTS = ("ceilings", "fidelity", "transformers", "pedcxr", "vllm")
 
@@ -31,7 +31,6 @@ def main(words: list[str]) -> int:
     """Run the parts and print the tables; return 1 if a part failed."""
     at = words.index("--") if "--" in words else len(words)
     args, flags = _parse(words[:at]), words[at + 1 :]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the servers first
     device = "cuda" if devices.detect().kind == "cuda" else "cpu"
     if device == "cpu" and not args.dry_run:
         raise SystemExit("this machine has no GPU that NVML can see; --dry-run tries the benchmark itself on the CPU")
@@ -122,4 +121,5 @@ def _driver() -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    with sigterm_as_exit():
+        raise SystemExit(main(sys.argv[1:]))

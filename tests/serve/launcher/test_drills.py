@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -133,3 +135,26 @@ def test_more_than_an_engine_can_carry(tmp_path: Path) -> None:
     assert all(sample.retry_after for sample in result.refused)
     assert result.memory["pedcxr_serve"]
     assert result.recovery_s(Objectives(e2e=200.0)) is not None  # on a busy machine, all are late
+
+
+DRIVER = """
+import asyncio, sys, uvloop
+from tests.support.servers.local_server import server
+async def main():
+    with server(*sys.argv[1:], command="gateway") as running:
+        print(running.process.pid, running.temporary, flush=True)
+        await asyncio.sleep(600)
+uvloop.run(main())
+"""
+
+
+def test_sigterm_for_a_benchmark_ends_its_server(tmp_path: Path) -> None:
+    with engine_apart(tmp_path / "run"):
+        command = [sys.executable, "-c", DRIVER, "--engine", f"unix:{tmp_path}/run/engine.sock"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+            assert driver.stdout is not None
+            pid, folder = driver.stdout.readline().split()
+            driver.terminate()
+            assert driver.wait(120) == 143
+    assert not Path(f"/proc/{pid}").exists()
+    assert not Path(folder).exists()

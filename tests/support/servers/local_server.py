@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from pedcxr_serve.errors import EngineNotReady
 
@@ -59,7 +61,7 @@ def server(*flags: str, command: str = "start", env: Mapping[str, str] | None = 
         EngineNotReady: the server exits or is not ready within 600 s; carries its last lines.
     """
     words = [sys.executable, "-m", "pedcxr_serve", command, "--port", "0", "--admin-port", "0", *flags]
-    with tempfile.TemporaryDirectory(prefix="local-") as folder:
+    with sigterm_as_exit(), tempfile.TemporaryDirectory(prefix="local-") as folder:
         log, temporary = Path(folder, "log"), Path(folder, "tmp")
         temporary.mkdir()
         with log.open("wb") as out:
@@ -80,6 +82,28 @@ def server(*flags: str, command: str = "start", env: Mapping[str, str] | None = 
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+
+@contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the block like an exception, so that its servers are stopped too. A second one is ignored.
+
+    Has no effect beside a handler of the caller's, or outside the main thread.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _ready(process: subprocess.Popen[bytes], log: Path, temporary: Path) -> LocalServer:
