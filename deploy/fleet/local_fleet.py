@@ -222,7 +222,7 @@ class Balancer:
 
 
 class LocalFleet:
-    """Replicas on free ports. ``folder`` gets their logs."""
+    """Replicas on free ports. ``folder`` gets their logs and usage databases."""
 
     def __init__(self, command: Sequence[str], count: int, folder: Path) -> None:
         self.replicas = [
@@ -235,6 +235,7 @@ class LocalFleet:
                     "CUDA_VISIBLE_DEVICES": str(number),
                     "VLLM_CPU_OMP_THREADS_BIND": _cores(number, count),
                     "PEDCXR_REPLICA": f"replica{number}",
+                    "PEDCXR_GATEWAY_USAGE_DB": str(folder / f"usage{number}.sqlite"),
                 },
             )
             for number in range(count)

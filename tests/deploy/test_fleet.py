@@ -154,6 +154,7 @@ def test_replicas_on_a_cpu_share_no_core_if_there_are_enough(
     monkeypatch.setattr(local_fleet.os, "sched_getaffinity", lambda _: cores)
     fleet = local_fleet.LocalFleet(["none"], count, tmp_path)
     assert [replica.env["VLLM_CPU_OMP_THREADS_BIND"] for replica in fleet.replicas] == lists
+    assert len({replica.env["PEDCXR_GATEWAY_USAGE_DB"] for replica in fleet.replicas}) == count
 
 
 class TestAnswers:

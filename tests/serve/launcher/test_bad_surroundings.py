@@ -13,6 +13,7 @@ from pedcxr_serve import cli
 from pedcxr_serve.config.settings import EngineConfig, GatewayConfig, ServeConfig
 from pedcxr_serve.engine import socket_dir
 from pedcxr_serve.errors import ConfigError, PortInUse
+from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.http.listeners import listen
 from pedcxr_serve.launcher.preparation import Preparation
 from pedcxr_serve.planner import devices
@@ -51,6 +52,20 @@ def test_missing_tenants_file_ends_the_start(tmp_path: Path, capsys: pytest.Capt
     assert cli.main(words) == 2
     err = capsys.readouterr().err
     assert f"{path}: cannot be read (No such file or directory)" in err and "pedcxr-serve keys new" in err
+
+
+def test_second_server_beside_the_same_tenants_file_needs_a_usage_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default both would count in the file beside tenants.toml, and each restart would count its tokens again."""
+    (tmp_path / "tenants.toml").write_text("[tenant.ward]\n")
+    words = ["gateway", "--engine", f"unix:{tmp_path}/s", "--port", "0", "--admin-port", "0"]
+    words += ["--tenants", str(tmp_path / "tenants.toml")]
+    first = UsageStore(tmp_path / "usage.sqlite")
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert f"gateway.usage_db: {tmp_path}/usage.sqlite: another server counts in it" in err and "--usage-db FILE" in err
+    first.close()
 
 
 def test_folder_of_temporary_files_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ not synchronised with the disk, which would cost milliseconds per request: a pow
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hmac
 import json
 import logging
@@ -24,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pedcxr_serve.errors import AuditError, ConfigError
+from pedcxr_serve.gateway.accounting.file_lock import try_lock
 
 KEY_VARIABLE = "PEDCXR_AUDIT_KEY"
 _MIN_KEY_CHARS = 32
@@ -108,13 +108,9 @@ class AuditLog:
 
     def _open(self) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             os.close(file)
-            raise OSError("another server writes it; give each server a file of its own") from None
-        except OSError:
-            pass  # a file system without locks
+            raise OSError("another server writes it; give each server a file of its own")
         self._file = file
         self._size = os.fstat(file).st_size
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway.accounting.file_lock import try_lock
 
 _log = logging.getLogger("pedcxr.gateway")
 _TABLE = """CREATE TABLE IF NOT EXISTS usage (
@@ -74,7 +76,7 @@ class UsageStore:
         ledger: random id of these sums, kept in the file and so in its copies.
 
     Raises:
-        ConfigError: the file cannot be opened, or is not a database of usage.
+        ConfigError: the file cannot be opened, is not a database of usage, or another server counts in it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -84,10 +86,12 @@ class UsageStore:
         self._closing = threading.Event()
         self.failures = 0
         self.ledger = uuid.uuid4().hex
+        self._lock: int | None = None
         if path is None:
             return
         try:
             path.touch(mode=0o600)
+            self._lock = _locked(path)
             database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
@@ -97,6 +101,7 @@ class UsageStore:
             for day, tenant, *counts in database.execute("SELECT * FROM usage"):
                 self._sums[day, tenant] = UsageTotals(*counts)
         except (OSError, sqlite3.Error) as error:
+            self._unlock()
             raise ConfigError(
                 f"{path}: cannot be used as usage database ({error}); see gateway.usage_db, or move a damaged file "
                 "away: the server then starts a new one, with all budgets unspent"
@@ -129,6 +134,12 @@ class UsageStore:
             self._rows.put(None)
             self._writer.join()
             self._writer = None
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _write(self, database: sqlite3.Connection) -> None:
         unwritten: dict[tuple[str, str], UsageTotals] = {}
@@ -160,3 +171,15 @@ class UsageStore:
                 rows.append(following)
             yield rows
         yield []  # what was not written before
+
+
+def _locked(path: Path) -> int:
+    """Return the open and locked file beside a database: SQLite has locks of its own, which readers need too."""
+    lock = os.open(f"{path.resolve()}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not try_lock(lock):
+        os.close(lock)
+        raise ConfigError(
+            f"gateway.usage_db: {path}: another server counts in it; give each server a file of its own, with "
+            "--usage-db FILE or gateway.usage_db"
+        )
+    return lock

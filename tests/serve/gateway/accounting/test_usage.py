@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.gateway.accounting import usage
+from pedcxr_serve.gateway.accounting import usage, usage_report
 from pedcxr_serve.gateway.accounting.usage import UsageStore, UsageTotals
 from tests.support.servers.gateway_server import eventually
 
@@ -21,6 +21,30 @@ def test_invalid_usage_file_is_rejected(tmp_path: Path) -> None:
     path.write_bytes(b"not a database, but longer than a header of SQLite" * 50)
     with pytest.raises(ConfigError, match=r"usage\.sqlite"):
         UsageStore(path)
+
+
+def test_second_server_on_a_database_is_refused(tmp_path: Path) -> None:
+    path, link = tmp_path / "usage.sqlite", tmp_path / "link.sqlite"
+    store = UsageStore(path)
+    link.symlink_to(path)
+    store.add("2026-11-23", "a", USAGE)
+    for name in (path, link):
+        with pytest.raises(ConfigError, match=r"another server counts in it; give each server .* --usage-db"):
+            UsageStore(name)
+    eventually(lambda: "2026-11-23" in usage_report.report([str(path)]))  # reading needs no lock
+    store.close()
+    again = UsageStore(link)
+    assert again.of("2026-11-23", "a") == USAGE
+    again.close()
+
+
+def test_invalid_file_is_not_locked(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    path.write_bytes(b"not a database, but longer than a header of SQLite" * 50)
+    with pytest.raises(ConfigError, match="cannot be used"):
+        UsageStore(path)
+    path.unlink()
+    UsageStore(path).close()
 
 
 def test_usage_of_many_requests_is_summed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.accounting import usage_report
 from pedcxr_serve.gateway.accounting.usage import UsageStore, UsageTotals
 from tests.support.servers.fake_engine import FakeEngine
-from tests.support.servers.gateway_server import BODY, CHAT, running
+from tests.support.servers.gateway_server import BODY, CHAT, eventually, running
 
 
 def ledger(path: Path, *rows: tuple[str, str, UsageTotals]) -> Path:
@@ -44,6 +44,7 @@ def test_running_server_and_file_are_added_up(tmp_path: Path, engine: FakeEngine
         assert client.post(CHAT, json=BODY).status_code == 200
         admin = gateway.listeners.metrics_url.removesuffix("/metrics")
         assert client.get(admin + "/usage").json()["replica"] == "gpu1:8000"
+        eventually(lambda: client.get(admin + "/usage").json()["days"])
         (day,) = client.get(admin + "/usage").json()["days"]
         file = ledger(tmp_path / "one.sqlite", (day, "anonymous", UsageTotals(1, 1, 1, 1, 1)))
         lines = usage_report.report([admin, str(file)]).splitlines()
