@@ -1,39 +1,41 @@
 """Limits on requests per minute, counted in this process or, for several gateways together, in Redis.
 
 Both use a moving window: at most N requests in any 60 seconds. In this process its clock is monotonic, so that setting
-the clock of the machine changes nothing; in Redis it is the time of day. A request waits at most 0.1 s for Redis. While
-Redis does not answer, each gateway counts by itself, and starts from the requests that it admitted within the last
-minute.
+the clock of the machine changes nothing; in Redis it is the time of day. A request has to find room in both windows, so
+that this gateway never admits more than the limit, whether Redis answers all, some or none of the requests.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import contextlib
+import itertools
 import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 from prometheus_client import CollectorRegistry, Gauge
 
-from pedcxr_serve.errors import ConfigError
+from pedcxr_serve.gateway.accounting.redis_calls import RedisCalls
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.scheduler import AdmissionRefused
 
 if TYPE_CHECKING:
-    from redis.asyncio import BlockingConnectionPool
+    from redis.asyncio import ConnectionPool
 
-URL_VARIABLE = "PEDCXR_LIMITS_URL"
-_TIMEOUT_S = 0.1
-_WINDOW_S = 60.0
-_RETRY_S = 1.0  # until Redis is tried again
-_CONNECTIONS = 16
-_log = logging.getLogger("pedcxr.gateway")
+_WINDOW_S = 60
+# KEYS: ids of the admitted requests, by time. ARGV: time, start of the window, its seconds, limit, id.
+# Returns an empty text and how many more requests are admitted now, or the time of the request that must leave first.
+_HIT = """
+local limit = tonumber(ARGV[4])
+local count = redis.call('ZCOUNT', KEYS[1], '(' .. ARGV[2], '+inf')
+if count >= limit then return {redis.call('ZREVRANGE', KEYS[1], limit - 1, limit - 1, 'WITHSCORES')[2], 0} end
+redis.call('ZADD', KEYS[1], ARGV[1], ARGV[5]) -- the first write, which a full Redis refuses
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return {'', limit - count - 1}
+"""
 
 
 class RateLimiter:
@@ -41,35 +43,36 @@ class RateLimiter:
 
     Args:
         pool: connections to Redis, closed by `close`. None counts in this process only.
+        required: refuse requests while Redis does not answer.
         clock: seconds, monotonic.
-
-    Attributes:
-        redis_down: whether the last call to Redis failed.
     """
 
     def __init__(
-        self, pool: BlockingConnectionPool | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        pool: ConnectionPool | None = None,
+        *,
+        required: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool, self._clock = pool, clock
         self._local = _MovingWindow()
-        self._shared: MovingWindowRateLimiter | None = None
+        self._redis: RedisCalls | None = None
         if pool is not None:
-            storage = RedisStorage(
-                "async+redis://",  # the address is that of the pool
-                implementation="redispy",
-                key_prefix="pedcxr",
-                connection_pool=pool,  # type: ignore[arg-type]  # limits accepts it among its options
-            )
-            self._shared = MovingWindowRateLimiter(storage)
-        self._retry_at = -1.0
-        self.redis_down = False
+            self._redis = RedisCalls(pool, "requests per minute", required=required, clock=clock)
+        self._prefix, self._numbers = uuid.uuid4().hex[:12], itertools.count()
+        self._left: dict[str, int] = {}  # tenant -> what Redis had left when it was asked last
+
+    @property
+    def redis_down(self) -> bool:
+        """Whether the last call to Redis failed."""
+        return self._redis is not None and self._redis.down
 
     def register(self, registry: CollectorRegistry) -> None:
         """Add a gauge of Redis failures to a registry, if the limits are shared."""
-        if self._shared is not None:
+        if self._redis is not None:
             fallback = Gauge(
                 "pedcxr_limits_fallback",
-                "1 while Redis does not answer and each gateway counts by itself.",
+                "1 while Redis does not answer and requests per minute are not shared.",
                 registry=registry,
             )
             fallback.set_function(lambda: self.redis_down)
@@ -78,54 +81,55 @@ class RateLimiter:
         """Count a request.
 
         Raises:
-            AdmissionRefused: 429, the request is over the limit. It is not counted then.
+            AdmissionRefused: 429, the request is over the limit; or 503, the limits are required and Redis does not
+                answer. The request is not counted then.
         """
         if tenant.requests_per_minute is None:
             return
         limit, now = tenant.requests_per_minute, self._clock()
-        wait = None if self._shared is None else await self._hit_shared(RateLimitItemPerMinute(limit), tenant.name)
-        if wait is None:
-            wait = self._local.hit(tenant.name, limit, now)
+        # A request has its place here before Redis is asked: of many at once, Redis may answer some and fail others.
+        wait = self._local.hit(tenant.name, limit, now)
+        if wait and self.redis_down:
+            await self._hit_shared(tenant.name, limit)  # only to notice that Redis answers again
         elif not wait:
-            self._local.add(tenant.name, now)
+            try:
+                wait = await self._hit_shared(tenant.name, limit)
+            except BaseException:
+                self._local.remove(tenant.name, now)
+                raise
+            if wait:
+                self._local.remove(tenant.name, now)
         if wait:
             message = f"the limit of {tenant.requests_per_minute} requests per minute is reached; slow down"
             raise AdmissionRefused(429, "rate_limited", message, wait)
 
     def remaining(self, tenant: Tenant) -> int:
-        """Return how many requests the tenant may send now, as this gateway counts them.
+        """Return how many requests the tenant may send now: to all gateways together if Redis answered the last one.
 
         ``tenant.requests_per_minute`` must not be None.
         """
         assert tenant.requests_per_minute is not None
-        return max(0, tenant.requests_per_minute - self._local.count(tenant.name, self._clock()))
+        local = max(0, tenant.requests_per_minute - self._local.count(tenant.name, self._clock()))
+        return local if self.redis_down else min(local, self._left.get(tenant.name, local))
 
     async def close(self) -> None:
         """Close the connections to Redis."""
         if self._pool is not None:
             await self._pool.disconnect()
 
-    async def _hit_shared(self, item: RateLimitItemPerMinute, name: str) -> float | None:
-        """Count a request in Redis. Return the seconds to wait, or None if Redis does not answer in time."""
-        if self._shared is None or self._clock() < self._retry_at:
-            return None
-        if self.redis_down:
-            self._retry_at = self._clock() + _RETRY_S  # this request tries Redis, the others do not wait
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                wait = await _hit(self._shared, item, name)
-        except Exception as error:  # no failure of Redis may fail a request
-            self._retry_at = self._clock() + _RETRY_S
-            if not self.redis_down:
-                self.redis_down = True
-                # The error's message may contain the address, and the address a password.
-                _log.error("limits: Redis does not answer (%s); each gateway counts by itself", type(error).__name__)
-            return None
-        if self.redis_down:
-            self.redis_down = False
-            self._retry_at = -1.0
-            _log.warning("limits: Redis answers again; limits are shared")
-        return wait
+    async def _hit_shared(self, name: str, limit: int) -> float:
+        """Count a request in Redis. Return 0 if it is admitted or Redis does not answer, or the seconds to wait."""
+        if self._redis is None:
+            return 0.0
+        now = time.time()
+        request_id = f"{self._prefix}-{next(self._numbers)}"
+        # The braces keep all keys of a tenant on one node of a cluster.
+        key = f"pedcxr:{{{name}}}:minute"
+        answer = await self._redis.ask("EVAL", _HIT, 1, key, now, now - _WINDOW_S, _WINDOW_S, limit, request_id)
+        if answer is None:
+            return 0.0
+        blocking, self._left[name] = answer
+        return max(0.001, float(blocking) + _WINDOW_S - now) if blocking else 0.0
 
 
 class _MovingWindow:
@@ -138,13 +142,14 @@ class _MovingWindow:
         """Count a request. Return 0, or the seconds until the window has room for it; it is not counted then."""
         over = self.count(name, now) - limit
         if over < 0:
-            self.add(name, now)
+            self._times.setdefault(name, deque()).append(now)
             return 0.0
         return max(0.001, self._times[name][over] + _WINDOW_S - now)
 
-    def add(self, name: str, now: float) -> None:
-        """Count a request, whatever the limit."""
-        self._times.setdefault(name, deque()).append(now)
+    def remove(self, name: str, time_of_request: float) -> None:
+        """Take back a request that was counted."""
+        with contextlib.suppress(ValueError):  # it has left the window
+            self._times[name].remove(time_of_request)
 
     def count(self, name: str, now: float) -> int:
         """Return the number of requests in the window."""
@@ -152,47 +157,3 @@ class _MovingWindow:
         while times and times[0] <= now - _WINDOW_S:
             times.popleft()
         return len(times)
-
-
-async def _hit(limiter: MovingWindowRateLimiter, item: RateLimitItemPerMinute, name: str) -> float:
-    """Count a request. Return 0, or the seconds until the oldest request leaves the full window."""
-    if await limiter.hit(item, name):
-        return 0.0
-    return max(0.001, (await limiter.get_window_stats(item, name)).reset_time - time.time())
-
-
-def url_from(setting: str, env: Mapping[str, str]) -> str:
-    """Return the address of Redis from the setting, else from the environment, else an empty string."""
-    return setting or env.get(URL_VARIABLE, "")
-
-
-def connection_pool(url: str) -> BlockingConnectionPool:
-    """Return a pool of connections to Redis, none of them open yet.
-
-    Raises:
-        ConfigError: the address is invalid, or the client is not installed. The message does not contain the address,
-            which may contain a password.
-    """
-    try:
-        from redis.asyncio import BlockingConnectionPool
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-    except ImportError as error:
-        raise ConfigError("gateway.limits_url: the Redis client is not installed; install pedcxr[redis]") from error
-    try:
-        parts = urlsplit(url)
-        if not (parts.hostname if parts.scheme in ("redis", "rediss") else parts.scheme == "unix" and parts.path):
-            raise ValueError
-        return BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=_TIMEOUT_S,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),  # Redis may have closed an idle connection: retry once
-        )
-    except ValueError:
-        raise ConfigError(
-            f"gateway.limits_url, or {URL_VARIABLE}: must be redis://HOST:PORT/DB, rediss://HOST:PORT/DB or "
-            "unix:///PATH, with user and password before the host, as in redis://USER:PASSWORD@HOST"
-        ) from None

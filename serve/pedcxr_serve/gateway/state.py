@@ -21,8 +21,7 @@ from pedcxr_serve.engine.description import EngineDescription
 from pedcxr_serve.engine.heartbeat import EngineHeartbeat
 from pedcxr_serve.engine.served_models import ServedModels
 from pedcxr_serve.errors import ConfigError
-from pedcxr_serve.gateway import rate_limit
-from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.accounting import audit, redis_calls
 from pedcxr_serve.gateway.accounting.audit import AuditLog
 from pedcxr_serve.gateway.accounting.film_quarantine import FilmQuarantine
 from pedcxr_serve.gateway.accounting.metrics import GatewayMetrics, TenantMetrics, today
@@ -118,6 +117,7 @@ class State:
         self.tenants.register(self.metrics.registry)
         self.rate_limiter.register(self.metrics.registry)
         self.shared_limits.register(self.metrics.registry)
+        self.shared_limits.read_tokens = self._tokens_of_budgets
         runtime, tenants, tls, log = self.metrics.runtime, self.tenants, self.tls, self.audit
         runtime.slots.set(self.scheduler.queue.slots)
         runtime.body_bytes.set_function(lambda: self.bodies.in_use)
@@ -163,6 +163,15 @@ class State:
         if tenant.tokens_per_day is not None:
             day = today()
             self.shared_limits.set_tokens(day, tenant.name, self.usage.of(day, tenant.name).tokens)
+
+    def _tokens_of_budgets(self) -> dict[str, int]:
+        """Return today's tokens of the tenants that have a budget."""
+        day, tenants = today(), self.tenants.current.all.values()
+        return {
+            tenant.name: self.usage.of(day, tenant.name).tokens
+            for tenant in tenants
+            if tenant.tokens_per_day is not None
+        }
 
     def label_served(self, vllm: str) -> None:
         """Set the metrics of what is served to the present revisions and the version of vLLM, empty if unknown."""
@@ -227,8 +236,8 @@ def open_state(
         if gateway.audit_log:
             log = AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
             stack.callback(log.close)
-        redis_url = rate_limit.url_from(gateway.limits_url, env)
-        redis = rate_limit.connection_pool(redis_url) if redis_url else None
+        redis_url = redis_calls.url_from(gateway.limits_url, env)
+        redis = redis_calls.connection_pool(redis_url) if redis_url else None
         replica = replica_name(gateway, env)
         tls = None
         if gateway.tls_cert:
@@ -250,8 +259,8 @@ def open_state(
             rules=rules,
             tenants=tenants,
             scheduler=FairScheduler(_fair_queue(gateway, slots, max_preparing, max_starting)),
-            rate_limiter=RateLimiter(redis),
-            shared_limits=SharedLimits(redis, replica=replica, required=gateway.limits_required),
+            rate_limiter=RateLimiter(redis, required=gateway.limits_required),
+            shared_limits=SharedLimits(redis, ledger=usage.ledger, required=gateway.limits_required),
             bodies=BodyMemory(gateway.bodies_mib * _MIB, timeout_s=gateway.body_timeout_s),
             usage=usage,
             audit=log,

@@ -13,8 +13,7 @@ from pedcxr_serve.config import load, secret_file
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine import address
 from pedcxr_serve.errors import ServeError
-from pedcxr_serve.gateway import rate_limit
-from pedcxr_serve.gateway.accounting import audit
+from pedcxr_serve.gateway.accounting import audit, redis_calls
 from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.http import tls
 from pedcxr_serve.gateway.state import import_traces, usage_path
@@ -70,7 +69,7 @@ def _checks(config: ServeConfig, env: Mapping[str, str]) -> Iterator[tuple[str, 
         yield "gateway.audit_log", lambda: _audit(_path(gateway.audit_log), env)
     if (usage := usage_path(gateway, env)) is not None:
         yield "gateway.usage_db", lambda: _usage(usage)
-    if url := rate_limit.url_from(gateway.limits_url, env):
+    if url := redis_calls.url_from(gateway.limits_url, env):
         yield "gateway.limits_url", lambda: _redis(url)
     if gateway.admin_token_file:
         yield "gateway.admin_token_file", lambda: secret_file.read(_path(gateway.admin_token_file)) and "a secret"
@@ -101,7 +100,7 @@ def _promotion(path: Path) -> str:
 
 
 def _redis(url: str) -> str:
-    rate_limit.connection_pool(url)
+    redis_calls.connection_pool(url)
     return "an address of Redis"
 
 

@@ -6,8 +6,7 @@ values every 5 s, so that a Redis that was restarted empty is correct again with
 that was killed expire after 15 s, by the clock of Redis. It writes without requests too, so that a Redis with another
 password, or a full one, is reported at the start of the gateway.
 
-A request waits at most 0.1 s for Redis. While Redis does not answer, each gateway applies the limits by itself, or
-refuses requests if the limits are required.
+While Redis does not answer, each gateway applies the limits by itself, or refuses requests if the limits are required.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from pedcxr_serve.gateway.accounting.redis_calls import Command, RedisCalls
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.scheduler import AdmissionRefused
 
 if TYPE_CHECKING:
-    from redis.asyncio import BlockingConnectionPool
+    from redis.asyncio import ConnectionPool
 
-_TIMEOUT_S = 0.1
-_RETRY_S = 1.0  # until Redis is tried again
+_RETRY_S = 1.0  # until the background task writes again after a failure
 _RENEW_S = 5.0
 _LEASE_S = 15
 _KEEP_TOKENS_S = 2 * 86_400
 _log = logging.getLogger("pedcxr.gateway")
 
-# KEYS: open requests, tokens of the day by replica. ARGV: id, limit of open requests, budget or -1, lease in seconds.
+# KEYS: open requests, tokens of the day by ledger. ARGV: id, limit of open requests, budget or -1, lease in seconds.
 _OPEN = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
@@ -65,31 +64,29 @@ class SharedLimits:
 
     Args:
         pool: connections to Redis; the caller closes it. None: nothing is shared, and every request is admitted here.
-        replica: name of this gateway, different from that of any other.
+        ledger: id of the sums that this gateway counts in, the same after a restart; no other gateway has it.
         required: refuse requests while Redis does not answer.
         today: the current day, YYYY-MM-DD in UTC.
         clock: seconds, monotonic; for the retries of Redis.
 
     Attributes:
-        redis_down: whether the last call to Redis failed.
+        read_tokens: return the tokens of today by tenant, as this gateway has counted them, for tenants with a budget.
     """
 
     def __init__(
         self,
-        pool: BlockingConnectionPool | None = None,
+        pool: ConnectionPool | None = None,
         *,
-        replica: str = "",
+        ledger: str = "",
         required: bool = False,
         today: Callable[[], str] = lambda: time.strftime("%Y-%m-%d", time.gmtime()),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._replica, self._required, self._today, self._clock = replica, required, today, clock
-        self._redis: Any = None
+        self._ledger, self._today, self._clock = ledger, today, clock
+        self._redis: RedisCalls | None = None
         if pool is not None:
-            from redis.asyncio import Redis
-
-            self._redis = Redis(connection_pool=pool)
-        self._prefix, self._numbers = uuid.uuid4().hex[:12], itertools.count()
+            self._redis = RedisCalls(pool, "open requests and tokens", required=required, clock=clock)
+        self._instance, self._numbers = uuid.uuid4().hex[:12], itertools.count()
         self._open: dict[str, str] = {}  # id -> tenant
         self._ended: list[tuple[str, str]] = []  # id and tenant, to be removed from Redis
         self._tokens: dict[tuple[str, str], int] = {}  # day and tenant -> counted by this gateway
@@ -98,8 +95,15 @@ class SharedLimits:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
-        self._retry_at = self._renew_at = -math.inf
-        self.redis_down = False
+        self._renew_at = -math.inf
+        self._is_alive = False  # whether Redis knows this instance
+        self._rival: bytes | None = None  # the instance that was reported last to use the same ledger
+        self.read_tokens: Callable[[], Mapping[str, int]] = dict
+
+    @property
+    def redis_down(self) -> bool:
+        """Whether the last call to Redis failed."""
+        return self._redis is not None and self._redis.down
 
     def register(self, registry: CollectorRegistry) -> None:
         """Add a gauge of Redis failures to a registry, if limits are shared."""
@@ -124,16 +128,11 @@ class SharedLimits:
         if self._redis is None:
             return None
         self.start()
-        name, day = f"{self._prefix}-{next(self._numbers)}", self._today()
+        name, day = f"{self._instance}-{next(self._numbers)}", self._today()
         budget = -1 if tenant.tokens_per_day is None else tenant.tokens_per_day
         keys = (_open_key(tenant.name), _tokens_key(day, tenant.name))
-        answer = await self._try(
-            lambda redis: redis.eval(_OPEN, 2, *keys, name, tenant.max_concurrent, budget, _LEASE_S)
-        )
+        answer = await self._redis.ask("EVAL", _OPEN, 2, *keys, name, tenant.max_concurrent, budget, _LEASE_S)
         if answer is None:
-            if self._required:
-                message = "the limits of this tenant cannot be checked; try again in a moment"
-                raise AdmissionRefused(503, "limits_unknown", message, 2)
             return None
         code, tokens = answer[0].decode(), int(answer[1])
         if tenant.tokens_per_day is not None:
@@ -190,52 +189,38 @@ class SharedLimits:
         counted, self._counted = self._counted, set()
         renewed: dict[str, list[str]] = {}
         if whole:
+            self._tokens |= {(today, tenant): tokens for tenant, tokens in self.read_tokens().items()}
             counted = set(self._tokens)
             for name, tenant in self._open.items():
                 renewed.setdefault(tenant, []).append(name)
 
-        def send(redis: Any) -> Any:
-            pipeline = redis.pipeline(transaction=False)
-            pipeline.set(f"pedcxr:alive:{self._replica}", 1, ex=_LEASE_S)  # without it, nothing might ask Redis
-            for name, tenant in ended:
-                pipeline.zrem(_open_key(tenant), name)
-            for tenant, names in renewed.items():
-                pipeline.eval(_RENEW, 1, _open_key(tenant), _LEASE_S, *names)
-            for day, tenant in counted & set(self._tokens):
-                pipeline.hset(_tokens_key(day, tenant), self._replica, self._tokens[day, tenant])
-                pipeline.expire(_tokens_key(day, tenant), _KEEP_TOKENS_S)
-            return pipeline.execute()
-
-        if await self._try(send) is None:
+        # Written each time: without it, nothing might ask Redis, or show that another gateway has this ledger.
+        alive = f"pedcxr:alive:{self._ledger}"
+        commands: list[Command] = [("GET", alive), ("SET", alive, self._instance, "EX", _LEASE_S)]
+        commands += [("ZREM", _open_key(tenant), name) for name, tenant in ended]
+        commands += [("EVAL", _RENEW, 1, _open_key(tenant), _LEASE_S, *names) for tenant, names in renewed.items()]
+        for day, tenant in counted & set(self._tokens):
+            key = _tokens_key(day, tenant)
+            commands += [("HSET", key, self._ledger, self._tokens[day, tenant]), ("EXPIRE", key, _KEEP_TOKENS_S)]
+        assert self._redis is not None
+        if (answers := await self._redis.call(*commands)) is None:
             self._ended = ended + self._ended
             self._counted |= counted
             return False
+        self._report_rival(answers[0])
         if whole:
             self._renew_at = self._clock() + _RENEW_S
         return True
 
-    async def _try(self, call: Callable[[Any], Any]) -> Any:
-        """Return the answer of Redis, or None if it does not answer in time or was asked in vain a moment ago."""
-        if self._clock() < self._retry_at:
-            return None
-        if self.redis_down:
-            self._retry_at = self._clock() + _RETRY_S  # this call tries Redis, the others do not wait
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                answer = await call(self._redis)
-        except Exception as error:  # a failure of Redis fails no request unless the limits are required
-            self._retry_at = self._clock() + _RETRY_S
-            if not self.redis_down:
-                self.redis_down = True
-                # The error's message may contain the address, and the address a password.
-                _log.error("limits: Redis does not answer (%s); open requests and tokens %s", type(error).__name__,
-                           "are refused" if self._required else "count for this gateway alone")  # fmt: skip
-            return None
-        if self.redis_down:
-            self.redis_down = False
-            self._retry_at = -math.inf
-            _log.warning("limits: Redis answers again; open requests and tokens are shared")
-        return answer
+    def _report_rival(self, instance: bytes | None) -> None:
+        """Log the instance that wrote last, unless it may be the one that this instance replaces."""
+        if self._is_alive and instance not in (None, self._instance.encode(), self._rival):
+            self._rival = instance
+            _log.error(
+                "limits: another gateway counts in a copy of this usage database, and each replaces the tokens of the "
+                "other in Redis; stop that gateway, move its copy away, and start it again"
+            )
+        self._is_alive = True
 
 
 # The braces keep both keys of a tenant on one node of a cluster.

@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from pedcxr_client import PedcxrError
 from pedcxr_client.metrics import export, prometheus
+from pedcxr_serve.gateway.accounting.redis_calls import connection_pool
 from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.http.tls import CertificateStore
-from pedcxr_serve.gateway.rate_limit import RateLimiter, connection_pool
+from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.state import State
 from tests.support import real_tools
 from tests.support.certificates import make_certificate

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from redis.asyncio import Redis as RedisClient
 
-from pedcxr_serve.gateway import rate_limit
-from pedcxr_serve.gateway.accounting import shared_limits
+from pedcxr_serve.gateway.accounting import metrics, redis_calls, shared_limits
 from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
+from pedcxr_serve.gateway.accounting.usage import UsageStore, UsageTotals
+from pedcxr_serve.gateway.auth.tenant_store import TenantStore
 from pedcxr_serve.gateway.auth.tenants import Tenant
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.scheduler import AdmissionRefused
@@ -26,8 +29,8 @@ TEAM = Tenant("team", max_concurrent=2, tokens_per_day=1000)
 @pytest.fixture(autouse=True)
 def long_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine may take longer than 0.1 s; a test that stops Redis closes its socket instead."""
-    monkeypatch.setattr(shared_limits, "_TIMEOUT_S", 10.0)
-    monkeypatch.setattr(rate_limit, "_TIMEOUT_S", 10.0)
+    monkeypatch.setattr(redis_calls, "_TIMEOUT_S", 10.0)
+    monkeypatch.setattr(redis_calls, "_RETRY_S", 0.1)
     monkeypatch.setattr(shared_limits, "_RETRY_S", 0.1)
 
 
@@ -37,8 +40,17 @@ def server() -> Iterator[Redis]:
         yield running
 
 
-def limits(server: Redis, replica: str, *, required: bool = False) -> SharedLimits:
-    return SharedLimits(rate_limit.connection_pool(server.url), replica=replica, required=required)
+def limits(server: Redis, ledger: str, *, required: bool = False) -> SharedLimits:
+    return SharedLimits(redis_calls.connection_pool(server.url), ledger=ledger, required=required)
+
+
+async def command(url: str, *words: str | int) -> Any:
+    """Run a command of Redis; return its answer."""
+    client = RedisClient.from_url(url)
+    try:
+        return await client.execute_command(*words)
+    finally:
+        await client.aclose()
 
 
 async def refusal(shared: SharedLimits, tenant: Tenant = TEAM) -> tuple[int, str]:
@@ -58,7 +70,8 @@ async def admitted_again(shared: SharedLimits, tenant: Tenant = TEAM) -> str | N
 async def closed(*all_limits: SharedLimits) -> None:
     for shared in all_limits:
         await shared.stop()
-        await shared._redis.connection_pool.disconnect()
+        assert shared._redis is not None
+        await shared._redis._redis.connection_pool.disconnect()
 
 
 def test_open_requests_count_over_all_gateways(server: Redis) -> None:
@@ -135,7 +148,7 @@ def test_tokens_count_over_all_gateways_and_days(server: Redis) -> None:
 def test_without_redis(
     server: Redis, required: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_limits, "_TIMEOUT_S", 30.0)  # a busy machine is not a Redis that is away
+    monkeypatch.setattr(redis_calls, "_TIMEOUT_S", 30.0)  # a busy machine is not a Redis that is away
 
     async def scene() -> None:
         one = limits(server, "one", required=required)
@@ -186,13 +199,82 @@ def test_redis_that_was_restarted_empty_is_filled_again(server: Redis, monkeypat
     asyncio.run(scene())
 
 
+def test_redis_learns_the_tokens_of_gateways_that_get_no_request(
+    server: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a restart of gateways and Redis, and for a tenant that gets a budget. Both gateways have one name."""
+    monkeypatch.setattr(shared_limits, "_RENEW_S", 0.1)
+    path = tmp_path / "tenants.toml"
+    path.write_text("[tenant.team]\ntokens_per_day = 1000\n[tenant.other]\n")
+
+    def tokens(tenant: str) -> list[int]:
+        key = f"pedcxr:{{{tenant}}}:tokens:{metrics.today()}"
+        return sorted(int(value) for value in asyncio.run(command(server.url, "HVALS", key)))
+
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(FakeEngine(uds=tmp_path / "engine.sock"))
+        for number in (1, 2):
+            usage = UsageStore(tmp_path / f"{number}.sqlite")
+            stack.callback(usage.close)
+            for tenant in ("team", "other"):
+                usage.add(metrics.today(), tenant, UsageTotals(1, 1, 300 * number))
+            pool = redis_calls.connection_pool(server.url)
+            shared = SharedLimits(pool, ledger=usage.ledger)
+            state = {"tenants": TenantStore(path), "usage": usage, "shared_limits": shared, "replica": "gpu"}
+            stack.enter_context(running(engine, rate_limiter=RateLimiter(pool), **state))
+        eventually(lambda: tokens("team") == [300, 600])
+        asyncio.run(command(server.url, "FLUSHALL"))
+        eventually(lambda: tokens("team") == [300, 600])
+        assert tokens("other") == []
+        path.write_text("[tenant.team]\ntokens_per_day = 1000\n[tenant.other]\ntokens_per_day = 1000\n")
+        eventually(lambda: tokens("other") == [300, 600])
+
+
+def test_copy_of_a_usage_database_is_reported(
+    server: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_limits, "_RENEW_S", 0.05)
+
+    async def written(shared: SharedLimits, times: int) -> None:
+        """Wait until a gateway has written some times more."""
+        for _ in range(times):
+            last = shared._renew_at
+            async with asyncio.timeout(60):
+                while shared._renew_at == last:
+                    await asyncio.sleep(0.01)
+
+    async def scene() -> None:
+        killed, restarted, copy = (limits(server, "same") for _ in range(3))
+        killed.start()
+        await written(killed, 2)
+        assert killed._task is not None and killed._redis is not None
+        killed._task.cancel()
+        while killed._redis._sender is not None:  # its last write
+            await asyncio.sleep(0.01)
+        restarted.start()  # within the lease of the killed one
+        await written(restarted, 5)
+        assert not caplog.records
+        copy.start()
+        for _ in range(10):
+            await written(restarted, 1)
+            await written(copy, 1)
+        await closed(restarted, copy)
+        killed._task = None
+        await closed(killed)
+
+    asyncio.run(scene())
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2 and len(set(messages)) == 1, "one line of each"
+    assert "another gateway counts in a copy of this usage database" in messages[0]
+
+
 @pytest.mark.parametrize("trouble", ["password", "full"])
 def test_wrong_password_and_full_redis_are_as_no_redis(trouble: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scene(server: Redis) -> None:
         url = server.url.replace(":secret@", ":wrong@") if trouble == "password" else server.url
-        one = SharedLimits(rate_limit.connection_pool(url), replica="one")
+        one = SharedLimits(redis_calls.connection_pool(url), ledger="one")
         if trouble == "full":
-            await one._redis.config_set("maxmemory", 1)
+            await command(url, "CONFIG", "SET", "maxmemory", 1)
         assert await one.admit(TEAM) is None
         assert one.redis_down
         await closed(one)
@@ -208,29 +290,25 @@ def test_redis_that_refuses_is_reported_at_the_start(
 ) -> None:
     """No request is sent: the gauge follows the background task, and stays 1."""
 
-    async def fill(url: str) -> None:
-        client = SharedLimits(rate_limit.connection_pool(url))._redis
-        await client.config_set("maxmemory", 1)
-        await client.connection_pool.disconnect()
-
     with redis("secret") as server, FakeEngine(uds=tmp_path / "engine.sock") as engine:
         if trouble == "full":
-            asyncio.run(fill(server.url))
+            asyncio.run(command(server.url, "CONFIG", "SET", "maxmemory", 1))
         url = server.url.replace(":secret@", ":wrong@") if trouble == "password" else server.url
-        pool = rate_limit.connection_pool(url)
-        shared = SharedLimits(pool, replica="one")
+        pool = redis_calls.connection_pool(url)
+        shared = SharedLimits(pool, ledger="one")
         with running(engine, rate_limiter=RateLimiter(pool), shared_limits=shared) as gateway:
             page = gateway.listeners.metrics_url
             eventually(lambda: "pedcxr_shared_limits_fallback 1.0" in httpx.get(page, timeout=60).text)
-            tried_at = shared._retry_at
-            eventually(lambda: shared._retry_at > tried_at)
+            assert shared._redis is not None
+            tried_at = shared._redis._retry_at
+            eventually(lambda: shared._redis is not None and shared._redis._retry_at > tried_at)
             assert shared.redis_down
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1 and "Redis does not answer" in lines[0], lines
 
 
 def test_slow_redis_costs_a_request_at_most_the_timeout(server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_limits, "_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(redis_calls, "_TIMEOUT_S", 0.1)
 
     async def scene() -> None:
         one = limits(server, "one")
@@ -250,8 +328,8 @@ def two_gateways(server: Redis, engine: FakeEngine, tmp_path: Path, *, required:
     with contextlib.ExitStack() as stack:
         gateways = []
         for name in ("one", "two"):
-            pool = rate_limit.connection_pool(server.url)
-            shared = SharedLimits(pool, replica=name, required=required)
+            pool = redis_calls.connection_pool(server.url)
+            shared = SharedLimits(pool, ledger=name, required=required)
             gateways.append(stack.enter_context(running(engine, rate_limiter=RateLimiter(pool), shared_limits=shared)))
         yield gateways
 
