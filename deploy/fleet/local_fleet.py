@@ -4,8 +4,9 @@
     python3 deploy/fleet/local_fleet.py --replicas 2 --port 8080 -- pedcxr-serve start --device cpu
 
 The command gets ``--port`` and ``--admin-port`` (free ones) and ``--lame-duck-s 2.5``. The balancer runs haproxy.cfg or
-nginx.conf of this folder with other addresses and without TLS, on loopback. SIGINT or SIGTERM stops the replicas, then
-the balancer. Needs Python 3.11 and the balancer's program; nothing else.
+nginx.conf of this folder with other addresses and without TLS, on loopback. SIGINT, SIGTERM or SIGHUP stops the
+replicas, which complete their requests, then the balancer. A second signal stops the replicas at once, and a third one
+kills them. Needs Linux, Python 3.11 and the balancer's program; nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -31,26 +33,47 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 FILES = {"haproxy": "haproxy.cfg", "nginx": "nginx.conf"}
 LAME_DUCK_S = 2.5
-
+STOP_S = 120  # gateway.drain_s and the end of the engine
+HURRY_S = 10  # after a second SIGTERM, which ends pedcxr-serve without its requests
 
 _given = itertools.count()
+_locks: list[socket.socket] = []
+_signals: list[int] = []  # those that `main` received
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # 127.0.0.1 of a proxy is another machine
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago, and another one at each call.
+    """Return a free port of 127.0.0.1, and another one at each call. No other fleet chooses it from now on.
 
     It lies below the ports that the kernel gives to outgoing connections: a probe or a client could take one of those
-    before the server that needs it has started. Each process begins elsewhere, so that two fleets that start at once
-    choose different ports.
+    before the server that needs it has started. Each process begins elsewhere.
     """
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     lowest = max(1024, first - 20_000)
     for _ in range(lowest, first):
         port = lowest + (64 * os.getpid() + next(_given)) % (first - lowest)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        with contextlib.suppress(OSError):
+            reserve(port)
             return port
     with socket.create_server(("127.0.0.1", 0)) as plug:
         return int(plug.getsockname()[1])
+
+
+def reserve(port: int) -> None:
+    """Keep a port of 127.0.0.1 from other fleets until this process ends; raise OSError if the port is in use.
+
+    The port alone would not do: it stays free until the models have loaded, and HAProxy would then share it with the
+    HAProxy of another fleet (``SO_REUSEPORT``). The lock is a name, not a file: it ends with the process.
+    """
+    lock = socket.socket(socket.AF_UNIX)
+    try:
+        lock.bind(f"\0pedcxr-fleet-{port}")
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        lock.close()
+        cause = os.strerror(error.errno or 0)
+        raise OSError(f"port {port} of 127.0.0.1: {cause}; stop the program that uses it or change the port") from error
+    _locks.append(lock)
 
 
 def render(balancer: str, *, folder: Path, port: int, metrics_port: int, replicas: Sequence[str]) -> str:
@@ -135,17 +158,26 @@ class Replica:
 
     def ready(self) -> bool:
         """Return whether ``/health/ready`` answers 200. Raise RuntimeError if the process has ended."""
-        if self.process is not None and self.process.poll() is not None:
+        if self.process is not None and not self.running:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
             raise RuntimeError(f"{self.log}: the replica ended with status {self.process.returncode}\n{tail}")
         return _status(f"{self.url}/health/ready") == 200
 
-    def stop(self, timeout_s: float = 120) -> int:
+    def stop(self, timeout_s: float = STOP_S) -> int:
         """Send SIGTERM and wait; return the exit status."""
         assert self.process is not None
-        if self.process.poll() is None:
-            self.process.terminate()
+        self.terminate()
         return self.process.wait(timeout_s)
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the process if it runs."""
+        if self.process is not None and self.running:
+            self.process.terminate()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process runs."""
+        return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
         """Send SIGKILL to the process and all its children, as if the machine had lost power."""
@@ -156,7 +188,13 @@ class Replica:
 
 
 class Balancer:
-    """HAProxy or nginx with the file of this folder, on free ports of loopback.
+    """HAProxy or nginx with the file of this folder, on loopback.
+
+    Args:
+        port: of the API; 0 = a free one.
+
+    Raises:
+        OSError: the port is in use.
 
     Attributes:
         url: address, without a path.
@@ -165,6 +203,8 @@ class Balancer:
 
     def __init__(self, kind: str, folder: Path, *, port: int = 0) -> None:
         self._kind, self._folder = kind, folder
+        if port:
+            reserve(port)
         self._port, self._metrics_port = port or free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
@@ -190,7 +230,7 @@ class Balancer:
         }[self._kind]
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(  # noqa: S603
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
         wait_until(self._ready, 30)
 
@@ -206,7 +246,7 @@ class Balancer:
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
 
     @property
@@ -257,16 +297,22 @@ class LocalFleet:
             time.sleep(LAME_DUCK_S)  # the balancer's probe must see it before the next one leaves
 
     def stop(self) -> None:
-        """Stop all replicas. No process is left."""
-        started = [replica for replica in self.replicas if replica.process is not None]
-        for replica in started:
-            if replica.process is not None and replica.process.poll() is None:
-                replica.process.terminate()
-        for replica in started:
+        """Stop all replicas. No process is left, even if KeyboardInterrupt ends the wait."""
+        try:
+            self._terminate(STOP_S, signals=2)
+        finally:
             try:
-                replica.stop()
-            except subprocess.TimeoutExpired:
-                replica.kill()
+                self._terminate(HURRY_S, signals=3)
+            finally:
+                for replica in self.replicas:
+                    if replica.running:
+                        replica.kill()
+
+    def _terminate(self, timeout_s: float, *, signals: int) -> None:
+        for replica in self.replicas:
+            replica.terminate()
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: not any(replica.running for replica in self.replicas), timeout_s, signals=signals)
 
 
 def _cores(number: int, count: int) -> str:
@@ -282,8 +328,8 @@ def running(
     """Run a fleet behind one or more balancers until the end of the block, its files in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="fleet-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        fleet = LocalFleet(command, count, folder)
         balancers = {kind: Balancer(kind, folder, port=port) for kind in kinds}
+        fleet = LocalFleet(command, count, folder)
         for balancer in balancers.values():
             stack.callback(balancer.stop)
         stack.callback(fleet.stop)
@@ -294,10 +340,18 @@ def running(
         yield fleet, balancers
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Poll a condition; raise TimeoutError if it is still false after the time limit."""
+def wait_until(condition: Callable[[], bool], timeout_s: float, *, signals: int = 1) -> None:
+    """Poll a condition until it is true.
+
+    Raises:
+        TimeoutError: it is still false after the time limit.
+        KeyboardInterrupt: `main` has received that many signals. Their handler raises nothing, because an exception
+            between the start of a process and the next line would leave the process behind.
+    """
     end = time.monotonic() + timeout_s
     while not condition():
+        if len(_signals) >= signals:
+            raise KeyboardInterrupt
         if time.monotonic() > end:
             raise TimeoutError(f"not reached within {timeout_s:g} s")
         time.sleep(0.05)
@@ -305,7 +359,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 def _status(url: str) -> int:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - an address of ours
+        with _opener.open(url, timeout=2) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -314,25 +368,45 @@ def _status(url: str) -> int:
 
 
 def main() -> int:
-    """Run a fleet until a signal; return 2 if the balancer is not installed."""
+    """Run a fleet until a signal.
+
+    Returns:
+        0; 1 if the replicas or the balancer do not start; 2 if a program is missing or the port is in use.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--replicas", type=int, default=2, choices=range(1, 65), metavar="N")
     parser.add_argument("--balancer", choices=sorted(FILES), default="haproxy")
     parser.add_argument("--port", type=int, default=8080, help="of the balancer, on 127.0.0.1 (default 8080)")
     parser.add_argument("command", nargs="+", help="after --: the command of one replica, without ports")
     args = parser.parse_args()
+    if not 0 < args.port < 65_536:
+        parser.error("--port: must be between 1 and 65,535")
     if shutil.which(args.balancer) is None:
-        print(f"{args.balancer} is not installed (Debian, Ubuntu: apt-get install {args.balancer})", file=sys.stderr)
-        return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    fleet_of = running(args.command, args.replicas, [args.balancer], port=args.port)
-    with contextlib.suppress(KeyboardInterrupt), fleet_of as (fleet, balancers):
-        balancer = balancers[args.balancer]
-        print(f"API      {balancer.url}/v1\nbalancer {balancer.metrics_url}")
-        for replica in fleet.replicas:
-            print(f"replica  {replica.url}  metrics {replica.metrics_url}", flush=True)
-        signal.pause()
+        return _failed(f"{args.balancer} is not installed (Debian, Ubuntu: apt-get install {args.balancer})", 2)
+    if shutil.which(args.command[0]) is None:
+        return _failed(f"{args.command[0]}: command not found; name its path, or activate its virtual environment", 2)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a background job of a shell
+            signal.signal(number, lambda number, _: _signals.append(number))
+    try:
+        with running(args.command, args.replicas, [args.balancer], port=args.port) as (fleet, balancers):
+            balancer = balancers[args.balancer]
+            print(f"API      {balancer.url}/v1\nbalancer {balancer.metrics_url}")
+            for replica in fleet.replicas:
+                print(f"replica  {replica.url}  metrics {replica.metrics_url}", flush=True)
+            wait_until(lambda: False, math.inf)
+    except KeyboardInterrupt:
+        pass
+    except (RuntimeError, TimeoutError) as error:
+        return _failed(f"the fleet does not start: {error}", 1)
+    except OSError as error:
+        return _failed(str(error), 2)
     return 0
+
+
+def _failed(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
