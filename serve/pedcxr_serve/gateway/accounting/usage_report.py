@@ -14,6 +14,7 @@ from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.accounting.usage import UsageTotals
 
 _TIMEOUT_S = 10
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the token is for the admin port alone
 _HEAD = ("day", "tenant", "requests", "reports", "prompt", "image", "output", "tokens")
 Usage = Mapping[tuple[str, str], UsageTotals]
 """Totals by day (YYYY-MM-DD, UTC) and tenant."""
@@ -79,7 +80,7 @@ def _read(source: str, token: str) -> tuple[str, Usage]:
 def _from_url(url: str, token: str) -> tuple[str, Usage]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url.rstrip("/") + "/usage", headers=headers)  # noqa: S310
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+    with _opener.open(request, timeout=_TIMEOUT_S) as answer:
         page = json.load(answer)
     usage = {
         (day, tenant): UsageTotals(*(counts[name] for name in UsageTotals.__slots__))
@@ -91,7 +92,11 @@ def _from_url(url: str, token: str) -> tuple[str, Usage]:
 
 def _from_file(path: Path) -> tuple[str, Usage]:
     status = path.stat()  # SQLite's own message for an absent file does not say so
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+    file = path.resolve()
+    # A server that has the file open keeps its latest rows in the write-ahead log beside it. Without a log, the file is
+    # complete: SQLite would create one to read it, which fails where a backup cannot be written, or stays beside it.
+    option = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
+    with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?{option}", uri=True)) as database:
         rows = database.execute(
             "SELECT day, tenant, requests, reports, prompt_tokens, image_tokens, output_tokens FROM usage"
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from pedcxr_serve.cli import main
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.accounting import usage_report
 from pedcxr_serve.gateway.accounting.usage import UsageStore, UsageTotals
+from tests.support.http_server import Handler, serving
 from tests.support.servers.fake_engine import FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, eventually, running
 
@@ -70,6 +74,58 @@ def test_source_that_cannot_be_read_is_an_error(source: str, tmp_path: Path) -> 
     file = ledger(tmp_path / "one.sqlite")
     with pytest.raises(ConfigError, match=r"cannot be read as usage"):
         usage_report.report([str(file), source])
+
+
+def test_token_is_not_sent_to_a_proxy(tmp_path: Path, engine: FakeEngine) -> None:
+    requests: list[str] = []
+    token = tmp_path / "token"
+    token.write_text("t" * 64)
+
+    class Proxy(Handler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            self.answer(b"{}")
+
+    with serving(Proxy) as port, running(engine, admin_token="t" * 64) as gateway:
+        admin = gateway.listeners.metrics_url.removesuffix("/metrics")
+        proxy = dict.fromkeys(("http_proxy", "all_proxy"), f"http://127.0.0.1:{port}") | {"no_proxy": ""}
+        words = [sys.executable, "-m", "pedcxr_serve", "usage", admin, "--token-file", str(token)]
+        completed = subprocess.run(words, env=os.environ | proxy, capture_output=True, text=True)
+    assert (requests, completed.stdout.split()[:2]) == ([], ["day", "tenant"]), completed.stderr
+
+
+def test_backup_is_read_without_a_write_beside_it(tmp_path: Path) -> None:
+    """A folder that this user cannot write, or a read-only file system, holds it just as well."""
+    backup = tmp_path / "backup" / "usage.sqlite"
+    backup.parent.mkdir()
+    file = ledger(tmp_path / "usage.sqlite", ("2026-01-01", "ward", UsageTotals(3)))
+    with (
+        closing(sqlite3.connect(file)) as database,
+        closing(sqlite3.connect(backup)) as copy,
+    ):
+        database.backup(copy)  # `.backup` of the command sqlite3
+    backup.parent.chmod(0o555)  # root could write it nevertheless
+    try:
+        assert usage_report.report([str(backup)]).splitlines()[1].split()[:3] == ["2026-01-01", "ward", "3"]
+        assert [file.name for file in backup.parent.iterdir()] == ["usage.sqlite"]
+    finally:
+        backup.parent.chmod(0o755)
+
+
+def test_rows_that_are_only_in_the_log_of_a_running_server_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "usage.sqlite"
+    (tmp_path / "link.sqlite").symlink_to(file)
+    store = UsageStore(file)
+    try:
+        store.add("2026-01-01", "ward", UsageTotals(3))
+        for name in ("usage.sqlite", "link.sqlite"):
+            eventually(lambda name=name: "ward" in usage_report.report([str(tmp_path / name)]))
+        shutil.copy(file, tmp_path / "without_log.sqlite")
+        with pytest.raises(ConfigError):
+            usage_report.report([str(tmp_path / "without_log.sqlite")])
+    finally:
+        store.close()
+    assert "ward" in usage_report.report([str(file)])
 
 
 @pytest.fixture(params=["this release", "an older release"])
