@@ -58,7 +58,8 @@ async def measure_async_client(url: str, image: EncodedImage, requests: int) -> 
 
 
 async def measure_sdk(url: str, image: EncodedImage, requests: int) -> float:
-    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+    http_client = openai.DefaultAsyncHttpxClient(trust_env=False)  # no proxy, as for pedcxr's client
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, http_client=http_client) as client:
 
         async def report() -> None:
             stream = await client.chat.completions.create(

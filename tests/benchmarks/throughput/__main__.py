@@ -96,7 +96,13 @@ async def _run(args: argparse.Namespace, folder: Path, checkpoint: Path) -> None
                     name = f"transformers {kind}, " + (f"{batch} padded" if batch > 1 else "one by one")
                     paths[name] = _transformers(model, films, folder, batch, args.tokens)
         async with (
-            openai.AsyncOpenAI(base_url=f"{stock.root}/v1", api_key="none", max_retries=0, timeout=600) as plain,
+            openai.AsyncOpenAI(
+                base_url=f"{stock.root}/v1",
+                api_key="none",
+                max_retries=0,
+                timeout=600,
+                http_client=openai.DefaultAsyncHttpxClient(trust_env=False),  # no proxy, as for pedcxr's client
+            ) as plain,
             AsyncClient(ours.url, model=_NAME, retries=0) as client,
         ):
             senders = {"vllm serve": _plain(plain, prompt, args.tokens), "pedcxr": _client(client, args.tokens)}

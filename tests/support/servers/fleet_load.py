@@ -226,7 +226,7 @@ class Killing:
 
 
 def _page(replica: Any) -> str:
-    return httpx.get(replica.metrics_url, timeout=60).text
+    return httpx.get(replica.metrics_url, timeout=60, trust_env=False).text
 
 
 def _ended(replica: Any) -> Counter[str]:
