@@ -22,7 +22,7 @@ from pedcxr_serve.checkpoint.inspect import Checkpoint
 from pedcxr_serve.config import load, secret_file
 from pedcxr_serve.config.environment import CONFIG_VARIABLE
 from pedcxr_serve.config.settings import SCHEMA, ServeConfig
-from pedcxr_serve.errors import ConfigError, EngineError, ServeError
+from pedcxr_serve.errors import AuditError, ConfigError, EngineError, ServeError
 from pedcxr_serve.gateway.accounting import audit, usage_report
 from pedcxr_serve.gateway.auth import api_keys
 from pedcxr_serve.planner import adapters, capacity, devices, measurement, plan
@@ -104,9 +104,7 @@ def _run(args: argparse.Namespace, vllm_options: list[str]) -> int:
         return 0
     if args.command == "audit":
         key = audit.key_from(os.environ)
-        for file in args.files:
-            print(audit.verify(file, key))
-        return 0
+        return _verify(args.files, key)
     if args.command == "usage":
         token = secret_file.read(args.token_file) if args.token_file else ""
         print(usage_report.report(args.sources, args.since.isoformat() if args.since else "", token), end="")
@@ -138,6 +136,18 @@ def _keys(args: argparse.Namespace) -> str:
     if args.action == "revoke":
         return f"revoked a key of {api_keys.revoke(args.tenants, args.digest)}\n"
     return api_keys.table(args.tenants)
+
+
+def _verify(files: Sequence[Path], key: bytes) -> int:
+    """Check each audit log, also after one that is not intact; return the exit code."""
+    code = 0
+    for file in files:
+        try:
+            print(audit.verify(file, key), flush=True)
+        except AuditError as error:
+            print(f"pedcxr-serve: {error}", file=sys.stderr)
+            code = error.exit_code
+    return code
 
 
 def _check_config(config: ServeConfig) -> int:

@@ -106,6 +106,19 @@ def test_audit_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert main(["audit", "verify", str(log)]) == 2
 
 
+def test_audit_verify_reports_every_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEDCXR_AUDIT_KEY", "k" * 32)
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl")]
+    for file, text in zip(files[:3], ("{}\n", "", "half"), strict=True):
+        file.write_text(text)
+    assert main(["audit", "verify", *map(str, files)]) == 3
+    out, err = capsys.readouterr()
+    assert out == f"{files[1]}: empty\n"
+    assert [line.split(": ")[1] for line in err.splitlines()] == [str(files[0]), str(files[2]), str(files[3])]
+
+
 def test_start_rejects_the_plan_of_another_device(capsys: pytest.CaptureFixture[str]) -> None:
     """`plan` prints it; `start` does not run it."""
     assert main(["start", "--gpu", "h200", "--port", "0", "--admin-port", "0"]) == 2

@@ -141,7 +141,11 @@ def verify(path: Path, key: bytes) -> str:
         AuditError: the chain is broken; the message names file and line of the first break.
     """
     seq, previous_mac, begin, lost = None, "", 0, 0
-    for file in [*_rotated_oldest_first(path), path]:
+    try:
+        files = [*_rotated_oldest_first(path), path]
+    except OSError as error:
+        raise AuditError(f"{path}: cannot be read: {error.strerror}") from error
+    for file in files:
         for number, line in enumerate(_lines(file), 1):
             match = _LINE.fullmatch(line)
             where = f"{file}: line {number}"
