@@ -7,6 +7,7 @@ rejected, 4 engine or training, 130 Ctrl-C before the server runs or during a tr
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ from pedcxr_serve.planner import adapters, capacity, devices, measurement, plan
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
 _CAPACITY = ("rate", "slo_ttft", "slo_e2e", "price", "tokens", "measured")  # options of `plan` that are no settings
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+"""A path is wrong or closed to this user: another start does not help, unlike with a full disk."""
 _TRAINING = {
     "finetune": "train a model or an adapter on films and reports",
     "merge": "merge an adapter into its base, as a checkpoint that vLLM loads",
@@ -75,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What is still buffered would raise again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _PATH_ERRORS or error.filename is None:
+            raise
+        print(f"pedcxr-serve: {error.filename}: {error.strerror}", file=sys.stderr)
+        return ConfigError.exit_code
 
 
 def parse(words: Sequence[str]) -> ServeConfig:

@@ -17,6 +17,7 @@ from pedcxr_serve.checkpoint import tensor_names, weights
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.problems import Problem, blocking, by_severity, read_json, refusal, report_dangling
 from pedcxr_serve.checkpoint.weights import HeaderError, Shard
+from pedcxr_serve.config import paths
 from pedcxr_serve.errors import AdapterError, ConfigError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -82,7 +83,7 @@ def inspect(
     Raises:
         ConfigError: The folder does not exist.
     """
-    if not folder.is_dir():
+    if not paths.is_dir(folder):
         raise ConfigError(f"'{folder}': no such folder. Give the folder of the adapter, which holds {CONFIG}.")
     problems: list[Problem] = []
     config = read_json(folder / CONFIG, problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pedcxr_serve.config import paths
 from pedcxr_serve.errors import ConfigError
 
 # Only the files that serving needs: no optimizer states, no copies of the weights in other formats.
@@ -38,21 +39,26 @@ def resolve(model: str, revision: str | None = None, *, setting: str = "model ="
     Raises:
         ConfigError: The folder or repository does not exist, or access or network is missing.
     """
-    folder = Path(model).expanduser()
-    local = model == "demo" or folder.is_dir()
-    if local and revision:
+    return local_folder(model, revision, setting=setting) or _download(model, revision, setting)
+
+
+def local_folder(model: str, revision: str | None = None, *, setting: str = "model =") -> Path | None:
+    """Return the folder of a model like `resolve`, or None for a hub id, without a download."""
+    folder = paths.expand(model)
+    is_folder = model == "demo" or paths.is_dir(folder)
+    if is_folder and revision:
         raise ConfigError(f"revision = {revision!r}: allowed only with a hub id, but {model!r} is a folder. Remove it.")
     if model == "demo":
         return _demo()
-    if folder.is_dir():
+    if is_folder:
         return folder.resolve()
-    if folder.exists():
+    if paths.exists(folder):
         raise ConfigError(f"{setting} {model!r}: is a file. Give the folder that contains config.json and the weights.")
     if model.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(model):
         raise ConfigError(
             f'{setting} {model!r}: no such folder. Use "demo", an existing folder, or a hub id such as owner/name.'
         )
-    return _download(model, revision, setting)
+    return None
 
 
 def _demo() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pedcxr_serve.config import environment, toml_file
+from pedcxr_serve.config import environment, paths, toml_file
 from pedcxr_serve.config.schema import FieldError
 from pedcxr_serve.config.settings import DEMO_NAME, SCHEMA, ServeConfig
 from pedcxr_serve.config.vllm_flags import forbidden_reason
@@ -101,6 +102,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_host(text: str) -> bool:
+    """Return whether Python can resolve a host name: no part of it is empty or longer than 63 characters."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _override(tables: dict[str, Any], key: str, value: object, name_of_source: str) -> None:
     field = next((field for field in SCHEMA.walk() if field.path == key), None)
     table, _, name = key.rpartition(".")
@@ -125,8 +135,10 @@ def _require_printable(tables: Mapping[str, Any], where: Callable[[str], str], p
 def _name_of(model: str) -> str:
     if model == "demo":
         return DEMO_NAME
-    folder = Path(model).expanduser()
-    name = folder.resolve().name if folder.exists() else model.rstrip("/").rpartition("/")[2]
+    name = model.rstrip("/").rpartition("/")[2]
+    with contextlib.suppress(ConfigError):  # of a folder that cannot be used; that is found when it is needed
+        folder = paths.expand(model)
+        name = folder.resolve().name if paths.exists(folder) else name
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII) or "model"
 
 
@@ -156,6 +168,9 @@ def _check_combinations(config: ServeConfig, where: Callable[[str], str]) -> Non
         )
     if gateway.host == "":
         raise ConfigError(f"{where('gateway.host')} = '': must be an address; 0.0.0.0 is every IPv4 address.")
+    for name in ("host", "admin_host"):
+        if not is_host(host := getattr(gateway, name)):
+            raise ConfigError(f"{where('gateway.' + name)} = {host!r}: must be an address or a host name.")
     if _password(gateway.limits_url) and where("gateway.limits_url").startswith("command line"):
         raise ConfigError(
             f"{where('gateway.limits_url')}: a password on the command line is visible to every user of this machine. "

@@ -8,6 +8,7 @@ import secrets
 import tempfile
 from pathlib import Path
 
+from pedcxr_serve.config import paths
 from pedcxr_serve.errors import ConfigError
 
 MIN_CHARS = 32
@@ -42,7 +43,7 @@ def read_or_create(path: Path) -> str:
     Raises:
         ConfigError: as `read`, or the file cannot be created.
     """
-    if not path.exists():
+    if not paths.exists(path):
         try:
             # mkstemp creates it with mode 0600 under a name of its own.
             with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as draft:

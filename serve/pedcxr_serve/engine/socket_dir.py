@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pedcxr_serve.config import paths
 from pedcxr_serve.errors import AlreadyRunning, ConfigError
 
 _SOCKET = "engine.sock"
@@ -44,7 +45,7 @@ def socket_folder(folder_name: str = "") -> Iterator[Path]:
             socket.
     """
     folder = Path(folder_name).absolute() if folder_name else _temporary_folder()
-    temporary = not folder_name or not folder.exists()
+    temporary = not folder_name or not paths.exists(folder)
     try:
         with _locked(folder):
             remove_sockets(folder)  # a server killed by SIGKILL leaves its socket, and the next could not bind to it

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from pedcxr_serve.config import secret_file
+from pedcxr_serve.config import paths, secret_file
 from pedcxr_serve.config.settings import GatewayConfig, ServeConfig
 from pedcxr_serve.engine.address import EngineAddress
 from pedcxr_serve.engine.description import EngineDescription
@@ -226,7 +226,7 @@ def open_state(
         ConfigError: a file is invalid or cannot be used; the message names the file.
     """
     gateway = settings.gateway
-    tenants_path = Path(gateway.tenants).expanduser() if gateway.tenants else None
+    tenants_path = paths.expand(gateway.tenants) if gateway.tenants else None
     tenants = TenantStore(tenants_path)
     _check_tenants(settings, tenants.current.all, check_models=adapters is not None)
     with contextlib.ExitStack() as stack:
@@ -234,14 +234,14 @@ def open_state(
         stack.callback(usage.close)
         log = None
         if gateway.audit_log:
-            log = AuditLog(Path(gateway.audit_log).expanduser(), audit.key_from(env))
+            log = AuditLog(paths.expand(gateway.audit_log), audit.key_from(env))
             stack.callback(log.close)
         redis_url = redis_calls.url_from(gateway.limits_url, env)
         redis = redis_calls.connection_pool(redis_url) if redis_url else None
         replica = replica_name(gateway, env)
         tls = None
         if gateway.tls_cert:
-            tls = CertificateStore(Path(gateway.tls_cert).expanduser(), Path(gateway.tls_key).expanduser())
+            tls = CertificateStore(paths.expand(gateway.tls_cert), paths.expand(gateway.tls_key))
         rules = Rules(
             settings.served_name,
             settings.engine.max_new_tokens,
@@ -250,7 +250,7 @@ def open_state(
             adapters=adapters or {},
         )
         if gateway.cache_secret_file:
-            secret = secret_file.read_or_create(Path(gateway.cache_secret_file).expanduser())
+            secret = secret_file.read_or_create(paths.expand(gateway.cache_secret_file))
             rules = dataclasses.replace(rules, secret=secret.encode())
         state = State(
             engine_address,
@@ -332,7 +332,7 @@ def _queue_limits(gateway: GatewayConfig, slots: int, max_preparing: float, max_
 
 
 def _admin_token(gateway: GatewayConfig) -> str:
-    return secret_file.read(Path(gateway.admin_token_file).expanduser()) if gateway.admin_token_file else ""
+    return secret_file.read(paths.expand(gateway.admin_token_file)) if gateway.admin_token_file else ""
 
 
 def _check_tenants(settings: ServeConfig, tenants: Mapping[str, Tenant], *, check_models: bool) -> None:
@@ -355,9 +355,9 @@ def _check_tenants(settings: ServeConfig, tenants: Mapping[str, Tenant], *, chec
 def usage_path(gateway: GatewayConfig, env: Mapping[str, str]) -> Path | None:
     """Return the path of the usage database, or None if usage is kept in memory only."""
     if gateway.usage_db:
-        return Path(gateway.usage_db).expanduser()
+        return paths.expand(gateway.usage_db)
     if not gateway.tenants:
         return None
     # systemd sets it for units with StateDirectory=, to which /etc is usually read-only.
     state_folder = env.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(state_folder or Path(gateway.tenants).expanduser().parent, "usage.sqlite")
+    return Path(state_folder or paths.expand(gateway.tenants).parent, "usage.sqlite")

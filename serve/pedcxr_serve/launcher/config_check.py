@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from pedcxr_serve.config import load, secret_file
+from pedcxr_serve.checkpoint import download
+from pedcxr_serve.config import load, paths, secret_file
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine import address
 from pedcxr_serve.errors import ServeError
@@ -50,43 +51,62 @@ def _result(setting: str, look: Callable[[], str]) -> Result:
         return Result(setting, look())
     except ServeError as error:
         return Result(setting, "", str(error))
+    except OSError as error:
+        return Result(setting, "", f"{error.filename}: {error.strerror}")
 
 
 def _checks(config: ServeConfig, env: Mapping[str, str]) -> Iterator[tuple[str, Callable[[], str]]]:
     gateway, engine = config.gateway, config.engine
     yield "settings", lambda: f"model {config.served_name}, API on {gateway.host}:{gateway.port}"
     yield "environment", lambda: _environment(env)
+    if not _engine_is_apart(config):  # a gateway apart needs no model folder
+        yield "model", lambda: _model(config)
+        for name, adapter in config.adapters.items():
+            yield f"adapters.{name}.path", partial(_adapter, adapter.path)
     if config.require_promotion:
-        yield "require_promotion", lambda: _promotion(_path(config.require_promotion))
+        yield "require_promotion", lambda: _promotion(config.require_promotion)
     for name, adapter in config.adapters.items():
         if adapter.require_promotion:
-            yield f"adapters.{name}.require_promotion", partial(_promotion, _path(adapter.require_promotion))
+            yield f"adapters.{name}.require_promotion", partial(_promotion, adapter.require_promotion)
     if gateway.tenants:
-        yield "gateway.tenants", lambda: _tenants(_path(gateway.tenants))
+        yield "gateway.tenants", lambda: _tenants(config)
     if gateway.tls_cert:
-        yield "gateway.tls_cert", lambda: _certificate(_path(gateway.tls_cert), _path(gateway.tls_key))
+        yield "gateway.tls_cert", lambda: _certificate(paths.expand(gateway.tls_cert), paths.expand(gateway.tls_key))
     if gateway.audit_log:
-        yield "gateway.audit_log", lambda: _audit(_path(gateway.audit_log), env)
-    if (usage := usage_path(gateway, env)) is not None:
-        yield "gateway.usage_db", lambda: _usage(usage)
+        yield "gateway.audit_log", lambda: _audit(paths.expand(gateway.audit_log), env)
+    if gateway.tenants or gateway.usage_db:
+        yield "gateway.usage_db", lambda: _usage(usage_path(gateway, env))
     if url := redis_calls.url_from(gateway.limits_url, env):
         yield "gateway.limits_url", lambda: _redis(url)
     if gateway.admin_token_file:
-        yield "gateway.admin_token_file", lambda: secret_file.read(_path(gateway.admin_token_file)) and "a secret"
+        yield "gateway.admin_token_file", lambda: _secret(paths.expand(gateway.admin_token_file))
     if gateway.cache_secret_file:
-        yield "gateway.cache_secret_file", lambda: _created(_path(gateway.cache_secret_file))
+        yield "gateway.cache_secret_file", lambda: _created(paths.expand(gateway.cache_secret_file))
     if config.telemetry.otlp_endpoint:
         yield "telemetry.otlp_endpoint", lambda: f"traces by {import_traces().SERVICE_NAME}"
     if engine.key_file:
-        yield "engine.key_file", lambda: _created(_path(engine.key_file))
+        yield "engine.key_file", lambda: _created(paths.expand(engine.key_file))
     if gateway.engine:
         yield "gateway.engine", lambda: address.describe(address.parse(gateway.engine))
     if engine.listen:
         yield "engine.listen", lambda: address.describe(address.listener(engine.listen))
 
 
-def _path(setting: str) -> Path:
-    return Path(setting).expanduser()
+def _engine_is_apart(config: ServeConfig) -> bool:
+    """Return whether `pedcxr-serve gateway` may use these settings, whose engine another machine may run."""
+    return bool(config.gateway.engine or config.engine.listen or config.engine.socket_dir)
+
+
+def _model(config: ServeConfig) -> str:
+    folder = download.local_folder(config.model, config.revision)
+    return f"{config.model}, to be downloaded" if folder is None else str(folder)
+
+
+def _adapter(setting: str) -> str:
+    folder = paths.expand(setting)
+    if not paths.is_dir(folder):
+        raise ServeError(f"{folder}: no such folder")
+    return str(folder)
 
 
 def _environment(env: Mapping[str, str]) -> str:
@@ -94,8 +114,8 @@ def _environment(env: Mapping[str, str]) -> str:
     return "no variable that vLLM must not see"
 
 
-def _promotion(path: Path) -> str:
-    result = promotion_file.read(path)
+def _promotion(setting: str) -> str:
+    result = promotion_file.read(paths.expand(setting))
     return f"{'yes' if result.get('promote') is True else 'no'}, of {result.get('created')}"
 
 
@@ -104,10 +124,10 @@ def _redis(url: str) -> str:
     return "an address of Redis"
 
 
-def _tenants(path: Path) -> str:
-    loaded = tenants.load(path).all
-    keys = sum(key.valid(datetime.now(UTC)) for tenant in loaded.values() for key in tenant.keys)
-    return f"{len(loaded)} tenants, {keys} valid keys"
+def _tenants(config: ServeConfig) -> str:
+    loaded = tenants.load(paths.expand(config.gateway.tenants))
+    keys = sum(key.valid(datetime.now(UTC)) for tenant in loaded.all.values() for key in tenant.keys)
+    return f"{len(loaded.all)} tenants, {keys} valid keys"
 
 
 def _certificate(certificate: Path, key: Path) -> str:
@@ -116,13 +136,17 @@ def _certificate(certificate: Path, key: Path) -> str:
 
 def _audit(path: Path, env: Mapping[str, str]) -> str:
     key = audit.key_from(env)
-    if path.exists():
-        return audit.verify(path, key)
-    return _creatable(path)
+    if not paths.exists(path):
+        return _creatable(path)
+    if not os.access(path, os.W_OK):
+        raise ServeError(f"{path}: cannot be written by this user")
+    return audit.verify(path, key)
 
 
-def _usage(path: Path) -> str:
-    if not path.exists():
+def _usage(path: Path | None) -> str:
+    if path is None:
+        return "in memory"
+    if not paths.exists(path):
         return _creatable(path)
     # SQLite itself would create files beside it, perhaps as another user than the server's.
     try:
@@ -136,7 +160,12 @@ def _usage(path: Path) -> str:
 
 
 def _created(path: Path) -> str:
-    return secret_file.read(path) and "a secret" if path.exists() else _creatable(path)
+    return _secret(path) if paths.exists(path) else _creatable(path)
+
+
+def _secret(path: Path) -> str:
+    secret_file.read(path)
+    return "a secret"
 
 
 def _creatable(path: Path) -> str:

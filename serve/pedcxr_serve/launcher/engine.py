@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvloop
 
-from pedcxr_serve.config import secret_file
+from pedcxr_serve.config import paths, secret_file
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine import access, address
 from pedcxr_serve.engine.address import EngineAddress
@@ -112,4 +112,4 @@ def _listen(settings: ServeConfig) -> EngineAddress | None:
 
 
 def _key_file(settings: ServeConfig) -> Path | None:
-    return Path(settings.engine.key_file).expanduser().absolute() if settings.engine.listen else None
+    return paths.expand(settings.engine.key_file).absolute() if settings.engine.listen else None

@@ -15,7 +15,7 @@ from pedcxr_client.batch.manifest import Entry
 from pedcxr_client.errors import InputError, PedcxrError
 from pedcxr_client.evaluation import lexicon, references
 from pedcxr_serve.checkpoint.adapter import CONFIG
-from pedcxr_serve.config import load
+from pedcxr_serve.config import load, paths
 from pedcxr_serve.config.settings import AdapterConfig, GatewayConfig, ServeConfig
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.launcher import promotion
@@ -53,7 +53,7 @@ def resolve(name: str, source: str, settings: ServeConfig, base: str | None, out
     Raises:
         ConfigError: the file does not exist or is invalid.
     """
-    path, run = Path(source).expanduser(), out / f"{name}.jsonl"
+    path, run = paths.expand(source), out / f"{name}.jsonl"
     if path.suffix == ".jsonl":
         if not path.is_file():
             raise ConfigError(f"{path}: no such file. Give the output of `pedcxr batch`.")

@@ -14,6 +14,7 @@ from pedcxr_client.cli import output
 from pedcxr_client.errors import PedcxrError
 from pedcxr_serve.checkpoint import revision
 from pedcxr_serve.checkpoint.adapter import Adapter
+from pedcxr_serve.config import paths
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.errors import CheckpointError, ConfigError
 
@@ -72,11 +73,11 @@ def require(settings: ServeConfig, folder: Path, adapters: Mapping[str, Adapter]
 
 def _refusals(settings: ServeConfig, folder: Path, adapters: Mapping[str, Adapter]) -> Iterator[str]:
     if settings.require_promotion:
-        reason = _refusal(Path(settings.require_promotion).expanduser(), revision.of(folder))
+        reason = _refusal(paths.expand(settings.require_promotion), revision.of(folder))
         yield from [f"require_promotion: {reason}. {_REMEDY}."] if reason else []
     for name, one in adapters.items():
         if path := settings.adapters[name].require_promotion:
-            reason = _refusal(Path(path).expanduser(), f"{revision.of(folder)}+{one.revision}")
+            reason = _refusal(paths.expand(path), f"{revision.of(folder)}+{one.revision}")
             yield from [f"adapters.{name}.require_promotion: {reason}. {_REMEDY}."] if reason else []
 
 

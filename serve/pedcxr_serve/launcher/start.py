@@ -7,12 +7,11 @@ import functools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import aiohttp
 import uvloop
 
-from pedcxr_serve.config import load, secret_file
+from pedcxr_serve.config import load, paths, secret_file
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.engine import address
 from pedcxr_serve.engine.address import EngineAddress
@@ -99,7 +98,7 @@ def gateway(settings: ServeConfig, work: Callable[[Listeners], Awaitable[None]] 
             open_state(settings, where, slots=1, image_tokens=0, demo=False, env=os.environ, adapters=None)
         )
         if settings.engine.key_file:
-            state.engine_key = secret_file.read(Path(settings.engine.key_file).expanduser())
+            state.engine_key = secret_file.read(paths.expand(settings.engine.key_file))
 
         def attach(session: aiohttp.ClientSession) -> EngineKeeper:
             return RemoteEngine(state, session, settings, terminal.print_line)

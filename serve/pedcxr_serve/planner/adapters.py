@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from pedcxr_serve.checkpoint import adapter, revision
 from pedcxr_serve.checkpoint.adapter import Adapter
 from pedcxr_serve.checkpoint.architecture import Shape
 from pedcxr_serve.checkpoint.inspect import Checkpoint
+from pedcxr_serve.config import paths
 from pedcxr_serve.config.settings import ServeConfig
 from pedcxr_serve.errors import AdapterError
 from pedcxr_serve.planner.devices import Device
@@ -28,7 +28,7 @@ def inspect(config: ServeConfig, checkpoint: Checkpoint) -> dict[str, Adapter]:
     base_revision = revision.of(checkpoint.folder)
     return {
         name: adapter.inspect(
-            Path(entry.path).expanduser(),
+            paths.expand(entry.path),
             checkpoint.shape,
             base_revision=base_revision,
             rank=entry.rank,

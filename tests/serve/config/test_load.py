@@ -146,6 +146,13 @@ def test_address_of_a_collector_is_a_plain_url(url: str) -> None:
     assert "a:key" not in message
 
 
+@pytest.mark.parametrize("name", ["host", "admin_host"])
+def test_host_that_no_resolver_takes_is_refused(name: str) -> None:
+    host = "a" * 64
+    flags = {f"gateway.{name}": host, "gateway.tenants": "t.toml", "gateway.admin_token_file": "token"}
+    assert f"(gateway.{name}) = '{host}': must be an address or a host name" in load_error(None, flags)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_loopback_address_is_accepted(host: str) -> None:
     assert load.load(None, {"gateway.host": host}).gateway.host == host

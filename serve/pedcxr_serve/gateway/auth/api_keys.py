@@ -11,7 +11,7 @@ import tempfile
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from pedcxr_serve.config import toml_file
+from pedcxr_serve.config import paths, toml_file
 from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.auth.tenants import Tenants
@@ -105,12 +105,12 @@ def _without(text: str, sha256: str) -> str:
 
 
 def _read(path: Path) -> str:
-    return toml_file.read_text(path, remedy="Give a readable TOML file.") if path.exists() else ""
+    return toml_file.read_text(path, remedy="Give a readable TOML file.") if paths.exists(path) else ""
 
 
 def _write(path: Path, text: str) -> None:
     """Replace the file atomically, so that a running server reads either the old or the new one."""
-    path = path.resolve()  # a link stays a link
+    path = Path(os.path.realpath(path))  # a link stays a link
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # has mode 0600
         try:
@@ -130,7 +130,7 @@ def _write(path: Path, text: str) -> None:
 
 def _copy_owner(path: Path, file: int) -> None:
     # With sudo, a file that only root can read would lock the server out.
-    if path.exists():
+    if paths.exists(path):
         status = path.stat()
         os.fchmod(file, stat.S_IMODE(status.st_mode))
         if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
