@@ -9,6 +9,7 @@ import socket as socket_module
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ from pedcxr_serve.gateway.accounting.shared_limits import SharedLimits
 from pedcxr_serve.gateway.accounting.usage import UsageStore
 from pedcxr_serve.gateway.auth.models import NO_ADAPTERS, ServedAdapter, revision_of
 from pedcxr_serve.gateway.auth.tenant_store import TenantStore
-from pedcxr_serve.gateway.auth.tenants import Tenant
+from pedcxr_serve.gateway.auth.tenants import Tenant, Tenants
 from pedcxr_serve.gateway.http.tls import CertificateStore
 from pedcxr_serve.gateway.rate_limit import RateLimiter
 from pedcxr_serve.gateway.request.body import BodyMemory
@@ -227,8 +228,7 @@ def open_state(
     """
     gateway = settings.gateway
     tenants_path = paths.expand(gateway.tenants) if gateway.tenants else None
-    tenants = TenantStore(tenants_path)
-    _check_tenants(settings, tenants.current.all, check_models=adapters is not None)
+    tenants = TenantStore(tenants_path, partial(check_tenants, settings, models_known=adapters is not None))
     with contextlib.ExitStack() as stack:
         usage = UsageStore(usage_path(gateway, env))
         stack.callback(usage.close)
@@ -335,17 +335,21 @@ def _admin_token(gateway: GatewayConfig) -> str:
     return secret_file.read(paths.expand(gateway.admin_token_file)) if gateway.admin_token_file else ""
 
 
-def _check_tenants(settings: ServeConfig, tenants: Mapping[str, Tenant], *, check_models: bool) -> None:
-    """Raise ConfigError if a tenant of an adapter, or the default model of a tenant, does not exist."""
+def check_tenants(settings: ServeConfig, tenants: Tenants, *, models_known: bool) -> None:
+    """Raise ConfigError if a tenant of an adapter, or the default model of a tenant, does not exist.
+
+    Args:
+        models_known: the settings name all models of the engine. A gateway apart learns them from its engine.
+    """
     names = {settings.served_name, *settings.adapters}
     for adapter, entry in settings.adapters.items():
-        if absent := [name for name in entry.tenants if name not in tenants]:
+        if absent := [name for name in entry.tenants if name not in tenants.all]:
             raise ConfigError(
                 f"adapters.{adapter}.tenants: no tenant {absent[0]!r} in {settings.gateway.tenants}. "
                 f"`pedcxr-serve keys new {absent[0]}` creates it."
             )
-    for tenant in tenants.values():
-        if check_models and tenant.default_model and tenant.default_model not in names:
+    for tenant in tenants.all.values():
+        if models_known and tenant.default_model and tenant.default_model not in names:
             raise ConfigError(
                 f"{settings.gateway.tenants}: tenant.{tenant.name}.default_model = {tenant.default_model!r}: "
                 f"must be one of {', '.join(sorted(names))}."

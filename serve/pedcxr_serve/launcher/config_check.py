@@ -17,7 +17,7 @@ from pedcxr_serve.errors import ServeError
 from pedcxr_serve.gateway.accounting import audit, redis_calls
 from pedcxr_serve.gateway.auth import tenants
 from pedcxr_serve.gateway.http import tls
-from pedcxr_serve.gateway.state import import_traces, usage_path
+from pedcxr_serve.gateway.state import check_tenants, import_traces, usage_path
 from pedcxr_serve.launcher import promotion_file
 
 _SQLITE = b"SQLite format 3\0"
@@ -126,6 +126,8 @@ def _redis(url: str) -> str:
 
 def _tenants(config: ServeConfig) -> str:
     loaded = tenants.load(paths.expand(config.gateway.tenants))
+    # The file of a gateway apart may leave the model to its engine.
+    check_tenants(config, loaded, models_known=not _engine_is_apart(config) or config.model != "demo")
     keys = sum(key.valid(datetime.now(UTC)) for tenant in loaded.all.values() for key in tenant.keys)
     return f"{len(loaded.all)} tenants, {keys} valid keys"
 
@@ -140,7 +142,7 @@ def _audit(path: Path, env: Mapping[str, str]) -> str:
         return _creatable(path)
     if not os.access(path, os.W_OK):
         raise ServeError(f"{path}: cannot be written by this user")
-    return audit.verify(path, key)
+    return audit.verify(path, key, allow_truncated=True)
 
 
 def _usage(path: Path | None) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pedcxr_serve.cli import main
+from pedcxr_serve.errors import AuditError
 from pedcxr_serve.gateway import accounting
+from pedcxr_serve.gateway.accounting import audit
 from pedcxr_serve.gateway.accounting.audit import KEY_VARIABLE, AuditLog
 from pedcxr_serve.gateway.accounting.usage import UsageStore, UsageTotals
 from pedcxr_serve.gateway.auth import api_keys
@@ -97,6 +99,51 @@ def test_wrong_file_is_named(
     wrong = [line for line in out.splitlines() if line.startswith("WRONG")]
     assert code == 2 and len(wrong) == 1 and text in wrong[0], out
     assert "1 wrong" in out
+
+
+@pytest.mark.parametrize(
+    ("tenants", "more", "text"),
+    [
+        ('default_model = "nroth"', "", "tenant.radiology.default_model = 'nroth': must be one of pedcxr-demo"),
+        ("", '[adapters.north]\npath = "{0}"\ntenants = ["cardio"]', "adapters.north.tenants: no tenant 'cardio'"),
+        ("", '[adapters.north]\npath = "{0}/absent"', "adapters.north.path: "),
+    ],
+)
+def test_tenants_and_adapters_that_a_start_refuses_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tenants: str, more: str, text: str
+) -> None:
+    (tmp_path / "tenants.toml").write_text(f"[tenant.radiology]\n{tenants}\n")
+    path = tmp_path / "serve.toml"
+    path.write_text(f'[gateway]\ntenants = "{tmp_path}/tenants.toml"\n{more.format(tmp_path)}\n')
+    code, out = run(path, capsys)
+    assert code == 2 and "1 wrong" in out and text in out, out
+
+
+@pytest.mark.parametrize(
+    ("gateway", "engine"), [('engine = "http://10.0.0.5:8100"', ""), ("", 'socket_dir = "/run/pedcxr"')]
+)
+def test_models_of_an_engine_apart_are_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gateway: str, engine: str
+) -> None:
+    (tmp_path / "tenants.toml").write_text('[tenant.radiology]\ndefault_model = "north"\n')
+    path = tmp_path / "serve.toml"
+    path.write_text(f'[gateway]\ntenants = "{tmp_path}/tenants.toml"\n{gateway}\n[engine]\n{engine}\n')
+    assert run(path, capsys)[0] == 0
+
+
+def test_truncated_last_line_of_the_audit_log_is_repaired_by_a_start(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config.parent / "new").mkdir()
+    path = config.parent / "audit.jsonl"
+    with path.open("a") as file:
+        file.write('{"half')
+    code, text = run(config, capsys)
+    assert code == 0 and "; the last line is truncated, and the next start removes it" in text
+    with pytest.raises(AuditError, match="truncated"):
+        audit.verify(path, KEY.encode())
+    AuditLog(path, KEY.encode()).close()
+    assert "line is truncated" not in run(config, capsys)[1]
 
 
 def test_absent_audit_key_is_named(

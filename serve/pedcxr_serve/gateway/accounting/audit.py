@@ -134,19 +134,28 @@ def _sync_and_close(file: int) -> None:
     os.close(file)
 
 
-def verify(path: Path, key: bytes) -> str:
+def verify(path: Path, key: bytes, *, allow_truncated: bool = False) -> str:
     """Check a log and its rotated files; return a sentence with the numbers of the checked lines.
+
+    Args:
+        allow_truncated: mention a truncated last line, which the next start removes, instead of raising.
 
     Raises:
         AuditError: the chain is broken; the message names file and line of the first break.
     """
-    seq, previous_mac, begin, lost = None, "", 0, 0
+    seq, previous_mac, begin, lost, truncated = None, "", 0, 0, ""
     try:
         files = [*_rotated_oldest_first(path), path]
     except OSError as error:
         raise AuditError(f"{path}: cannot be read: {error.strerror}") from error
     for file in files:
         for number, line in enumerate(_lines(file), 1):
+            if not line.endswith(b"\n"):
+                if file != path or not allow_truncated:
+                    raise AuditError(f"{file}: the last line is truncated")
+                truncated = "; the last line is truncated, and the next start removes it"
+                break
+            line = line[:-1]
             match = _LINE.fullmatch(line)
             where = f"{file}: line {number}"
             if match is None:
@@ -164,19 +173,16 @@ def verify(path: Path, key: bytes) -> str:
                 raise AuditError(f"{where}: prev is not the MAC of the previous line")
             seq, previous_mac = line_seq, match[3].decode()
     if seq is None:
-        return f"{path}: empty"
+        return f"{path}: empty{truncated}"
     absent = f"; lines 0 to {begin - 1} are in no file" if begin else ""
     unwritten = f"; {lost} further requests could not be logged" if lost else ""
-    return f"{path}: lines {begin} to {seq} are intact and in order{absent}{unwritten}"
+    return f"{path}: lines {begin} to {seq} are intact and in order{absent}{unwritten}{truncated}"
 
 
 def _lines(file: Path) -> Iterator[bytes]:
     try:
         with file.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    raise AuditError(f"{file}: the last line is truncated")
-                yield line[:-1]
+            yield from lines
     except OSError as error:
         raise AuditError(f"{file}: cannot be read: {error.strerror}") from error
 

@@ -66,6 +66,8 @@ def table(path: Path) -> str:
 def revoke(path: Path, prefix: str) -> str:
     """Remove the one key whose digest starts with ``prefix``, at least 6 digits; return its tenant's name.
 
+    The tenant stays, also without a key.
+
     Raises:
         ConfigError: no key or several keys match, or the file is not written as `new` writes it.
     """
@@ -83,7 +85,10 @@ def revoke(path: Path, prefix: str) -> str:
         )
     name, sha256 = matches[0]
     edited = _without(text, sha256)
-    if _digests(tenants.parse(edited, str(path))) != _digests(current) - {(name, sha256)}:
+    remaining = tenants.parse(edited, str(path))
+    if name not in remaining.all:  # its keys alone named it; a running server refuses a file without its tenants
+        edited += f"\n[tenant.{name}]\n"
+    if _digests(remaining) != _digests(current) - {(name, sha256)}:
         raise ConfigError(f"{path}: the key {prefix} is not in a table of its own. Remove it by hand.")
     _write(path, edited)
     return name

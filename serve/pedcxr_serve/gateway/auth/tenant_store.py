@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -21,15 +22,16 @@ class TenantStore:
 
     Args:
         path: of tenants.toml, or None for a server without one.
+        check: raises ConfigError if the server cannot be started with these tenants; called at each read.
 
     Raises:
         ConfigError: the file is invalid. After that, an invalid edit changes nothing.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, check: Callable[[Tenants], None] = lambda _: None) -> None:
+        self._path, self._check = path, check
         self._files = WatchedFiles(*([path] if path else []))
-        self.current = Tenants.anonymous() if path is None else tenants.load(path)
+        self.current = Tenants.anonymous() if path is None else self._load(path)
         self.broken: str | None = None
         """The error of the file as it is now; None if `current` comes from it."""
         self.reloads = 0
@@ -49,7 +51,11 @@ class TenantStore:
             return
         self._files.mark_read()
         try:
-            self.current = tenants.load(self._path)
+            loaded = self._load(self._path)
+            if self.current.all and not loaded.all:
+                # A shell or an editor that fails leaves an empty file. Revoked keys leave their tenant in it.
+                raise ConfigError(f"{self._path}: has no tenant. Restore it; `pedcxr-serve keys revoke` ends keys.")
+            self.current = loaded
         except ConfigError as error:
             self.broken = str(error)
             _log.error("tenants file rejected, tenants unchanged: %s", error)
@@ -61,6 +67,11 @@ class TenantStore:
             self._info.clear()
             self._info.labels(self.current.digest).set(1)
         _log.warning("tenants reloaded from %s: %s", self._path, ", ".join(self.current.all) or "none")
+
+    def _load(self, path: Path) -> Tenants:
+        loaded = tenants.load(path)
+        self._check(loaded)
+        return loaded
 
     def reload_if_changed(self) -> None:
         """Reload the file if it has changed since it was last read; report one that was replaced out of sight."""

@@ -159,6 +159,25 @@ def test_names_that_do_not_exist_are_refused_at_start(
         pass
 
 
+@pytest.mark.parametrize(
+    ("edited", "message"),
+    [
+        ('[tenant.n]\ndefault_model = "nroth"\n', "tenant.n.default_model = 'nroth': must be one of a, pedcxr-demo"),
+        ("[tenant.other]\n", "adapters.a.tenants: no tenant 'n'"),
+    ],
+)
+def test_reload_refuses_what_the_next_start_would_refuse(tmp_path: Path, edited: str, message: str) -> None:
+    file = tmp_path / "tenants.toml"
+    file.write_text("[tenant.n]\n")
+    (tmp_path / "serve.toml").write_text(f'[gateway]\ntenants = "{file}"\n[adapters.a]\npath = "/a"\ntenants = ["n"]\n')
+    settings = load.load(tmp_path / "serve.toml", {})
+    with open_state(settings, tmp_path / "s", slots=1, image_tokens=64, demo=True, env={}) as state:
+        file.write_text(edited)
+        state.reload()
+        assert state.tenants.broken is not None and message in state.tenants.broken
+        assert set(state.tenants.current.all) == {"n"}
+
+
 def test_the_state_knows_the_revisions(tmp_path: Path) -> None:
     settings = load.load(None, {})
     adapters = {"a": ServedAdapter("sha256:1")}

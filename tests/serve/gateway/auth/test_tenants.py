@@ -194,6 +194,45 @@ def test_store_reloads_and_survives_an_invalid_edit(path: Path, caplog: pytest.L
     assert store.broken is None
 
 
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_store_does_not_go_from_some_tenants_to_none(path: Path, text: str) -> None:
+    """A full disk or `: > tenants.toml` would reject every key."""
+    path.write_text(FILE)
+    store = TenantStore(path)
+    path.write_text(text)
+    store.reload_if_changed()
+    assert set(store.current.all) == {"radiology", "research"}
+    assert store.broken is not None and "has no tenant" in store.broken
+    path.write_text("[tenant.radiology]\n")
+    store.reload_if_changed()
+    assert set(store.current.all) == {"radiology"} and store.broken is None
+
+
+@pytest.mark.parametrize("header", ["[tenant.a]\n", ""], ids=["with a table", "keys only"])
+def test_revoking_the_last_key_reaches_a_running_server(path: Path, header: str) -> None:
+    path.write_text(f'{header}[[tenant.a.keys]]\nsha256 = "{D1}"\n')
+    store = TenantStore(path)
+    assert store.current.owner("one", NOW) is not None
+    api_keys.revoke(path, D1[:8])
+    store.reload_if_changed()
+    assert store.broken is None and store.current.owner("one", NOW) is None
+    assert set(store.current.all) == {"a"}
+
+
+def test_store_applies_the_check_of_the_start_at_each_read(path: Path) -> None:
+    def refuse(loaded: Tenants) -> None:
+        if "late" in loaded.all:
+            raise ConfigError("no late tenant")
+
+    path.write_text(FILE)
+    store = TenantStore(path, refuse)
+    rewrite(path, FILE + "\n[tenant.late]\n")
+    store.reload_if_changed()
+    assert store.broken == "no late tenant" and set(store.current.all) == {"radiology", "research"}
+    with pytest.raises(ConfigError, match="no late tenant"):
+        TenantStore(path, refuse)
+
+
 def test_file_that_is_removed_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.write_text(FILE)
 
