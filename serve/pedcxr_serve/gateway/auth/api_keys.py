@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -31,18 +34,19 @@ def new(path: Path, name: str, *, expires: date | None = None) -> str:
         ConfigError: the file is invalid, or the name is not allowed; the file is unchanged.
     """
     key = _PREFIX + secrets.token_urlsafe(32)
-    text = _read(path)
-    current = tenants.parse(text, str(path))
-    lines = [] if name in current.all else ["", f"[tenant.{name}]"]
-    lines += ["", f"[[tenant.{name}.keys]]", f'sha256 = "{tenants.digest(key)}"']
-    lines += [f"expires = {expires.isoformat()}"] if expires else []
-    edited = (text.rstrip("\n") + "\n" + "\n".join(lines) + "\n").lstrip("\n")
-    if not tenants.NAME.fullmatch(name) or tenants.parse(edited, str(path)).owner(key, datetime.now(UTC)) is None:
-        raise ConfigError(
-            f"{path}: tenant {name!r}: the key could not be added. The name must consist of a-z 0-9 _ -, the tenant's "
-            "table must be written as [tenant.NAME], and the day of expiry must not have passed."
-        )
-    _write(path, edited)
+    with _locked(path):
+        text = _read(path)
+        current = tenants.parse(text, str(path))
+        lines = [] if name in current.all else ["", f"[tenant.{name}]"]
+        lines += ["", f"[[tenant.{name}.keys]]", f'sha256 = "{tenants.digest(key)}"']
+        lines += [f"expires = {expires.isoformat()}"] if expires else []
+        edited = (text.rstrip("\n") + "\n" + "\n".join(lines) + "\n").lstrip("\n")
+        if not tenants.NAME.fullmatch(name) or tenants.parse(edited, str(path)).owner(key, datetime.now(UTC)) is None:
+            raise ConfigError(
+                f"{path}: tenant {name!r}: the key could not be added. The name must consist of a-z 0-9 _ -, the "
+                "tenant's table must be written as [tenant.NAME], and the day of expiry must not have passed."
+            )
+        _write(path, edited)
     return key
 
 
@@ -71,6 +75,11 @@ def revoke(path: Path, prefix: str) -> str:
     Raises:
         ConfigError: no key or several keys match, or the file is not written as `new` writes it.
     """
+    with _locked(path):
+        return _revoke(path, prefix)
+
+
+def _revoke(path: Path, prefix: str) -> str:
     text = _read(path)
     current = tenants.parse(text, str(path))
     matches = [
@@ -110,7 +119,28 @@ def _without(text: str, sha256: str) -> str:
 
 
 def _read(path: Path) -> str:
-    return toml_file.read_text(path, remedy="Give a readable TOML file.") if paths.exists(path) else ""
+    if not paths.exists(path):
+        return ""
+    return toml_file.read_text(path, remedy="Give a readable TOML file.")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Exclude other edits of the file by this module until the end of the block.
+
+    The lock is on the folder: the file is replaced, and a lock file would stay behind.
+    """
+    folder = os.path.dirname(os.path.realpath(path))
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{path}: its folder cannot be opened: {error.strerror}.") from error
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import logging
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -231,6 +233,23 @@ def test_store_applies_the_check_of_the_start_at_each_read(path: Path) -> None:
     assert store.broken == "no late tenant" and set(store.current.all) == {"radiology", "research"}
     with pytest.raises(ConfigError, match="no late tenant"):
         TenantStore(path, refuse)
+
+
+def test_concurrent_edits_lose_nothing(path: Path) -> None:
+    first = api_keys.new(path, "team")
+    start = threading.Barrier(9)
+
+    def edit(number: int) -> str:
+        start.wait()
+        return api_keys.new(path, f"t{number}") if number else api_keys.revoke(path, tenants.digest(first)[:8])
+
+    with ThreadPoolExecutor(9) as pool:
+        _, *keys = pool.map(edit, range(9))
+    current = tenants.load(path)
+    owners = [current.owner(key, datetime.now(UTC)) for key in keys]
+    assert [owner and owner.name for owner in owners] == [f"t{number}" for number in range(1, 9)]
+    assert current.owner(first, datetime.now(UTC)) is None
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no lock file stays behind"
 
 
 def test_file_that_is_removed_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
