@@ -198,19 +198,22 @@ def _check_combinations(config: ServeConfig, where: Callable[[str], str]) -> Non
             raise ConfigError(f"{key}: the model itself has this name; rename the adapter, or set served_name.")
         if adapter.tenants and not gateway.tenants:
             raise ConfigError(f"{key}.tenants: requires gateway.tenants, the file of the tenants.")
-    if (endpoint := config.telemetry.otlp_endpoint) and not _is_plain_url(endpoint):
+    if (endpoint := config.telemetry.otlp_endpoint) and not _is_collector(endpoint):
         raise ConfigError(
             f"{where('telemetry.otlp_endpoint')}: must be http://HOST:PORT/PATH or https://HOST:PORT/PATH without a "
-            "password; headers with secrets come from OTEL_EXPORTER_OTLP_HEADERS in the environment."
+            "password, such as http://127.0.0.1:4318/v1/traces; headers with secrets come from "
+            "OTEL_EXPORTER_OTLP_HEADERS in the environment."
         )
     if reason := forbidden_reason(engine.extra_args):
         raise ConfigError(f"{where('engine.extra_args')}: {reason}.")
 
 
-def _is_plain_url(text: str) -> bool:
+def _is_collector(text: str) -> bool:
     try:
         url = urlsplit(text)
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.username is None and url.port != 0
+        is_url = url.scheme in ("http", "https") and bool(url.hostname) and url.username is None and url.port != 0
+        # Without a path, a collector answers 404 to all spans.
+        return is_url and is_host(url.hostname or "") and url.path not in ("", "/")
     except ValueError:
         return False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 
 from starlette.datastructures import Headers
@@ -62,8 +62,18 @@ class ChatCompletions:
             return
         traces = self._state.traces
         span = contextlib.nullcontext() if traces is None else traces.request(record, headers.get("traceparent", ""))
-        with span:
+        with self._counted(record), span:
             await self._serve(record, headers, scope, receive, send)
+
+    @contextlib.contextmanager
+    def _counted(self, record: RequestRecord) -> Iterator[None]:
+        """Count the request at the end of the block, however it ends."""
+        try:
+            yield
+        finally:
+            self._state.tenant_metrics.count(record)
+            if record.outcome != "refused":
+                self._state.share_tokens(record.tenant)
 
     async def _serve(self, record: RequestRecord, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._admitted(record) as context:
@@ -75,15 +85,12 @@ class ChatCompletions:
 
     @contextlib.asynccontextmanager
     async def _admitted(self, record: RequestRecord) -> AsyncIterator[RequestContext | Response]:
-        """Yield the context of an admitted request, or the answer that refuses it. Count the request at its end."""
+        """Yield the context of an admitted request, or the answer that refuses it. Charge and audit it at its end."""
         state = self._state
         try:
             ticket = await self._open_ticket(record.tenant)
         except AdmissionRefused as error:
-            try:
-                yield _refuse_admission(record, error)
-            finally:
-                state.tenant_metrics.count(record)
+            yield _refuse_admission(record, error)
             return
         context = RequestContext(record, ticket, body.Body(state.bodies, record.tenant.name))
         context.response_headers += _limit_headers(state, record.tenant)
@@ -95,8 +102,7 @@ class ChatCompletions:
         finally:
             context.release()
             self._close(ticket, completed=record.outcome in ("ok", "length"))
-            context.count(state.tenant_metrics)
-            state.share_tokens(record.tenant)
+            context.charge(state.tenant_metrics)
             if state.audit is not None:
                 state.audit.write({"replica": state.replica, **context.audit_entry(state.revision)})
 

@@ -76,8 +76,8 @@ class RequestContext:
         self._accepted = None
         self.body.release()
 
-    def count(self, metrics: TenantMetrics) -> None:
-        """Add the request to metrics and usage, by the engine's count.
+    def charge(self, metrics: TenantMetrics) -> None:
+        """Add the cost of the request to the metrics, and set its usage for the count, by the engine's count.
 
         If the client left before the end, the estimated prompt and the output tokens so far are counted.
         """
@@ -85,7 +85,6 @@ class RequestContext:
         if record.usage is None and record.outcome == "client_left" and self.ticket.service:
             record.usage = TokenUsage(self.prompt_tokens, self.output_tokens)
         metrics.service_cost.labels(record.tenant.name).inc(max(0.0, self.ticket.service))
-        metrics.count(record)
 
     def final_cost(self) -> float:
         """Return the cost by the engine's count, or the cost charged so far if there is no count."""

@@ -83,7 +83,7 @@ def _checks(config: ServeConfig, env: Mapping[str, str]) -> Iterator[tuple[str, 
     if gateway.cache_secret_file:
         yield "gateway.cache_secret_file", lambda: _created(paths.expand(gateway.cache_secret_file))
     if config.telemetry.otlp_endpoint:
-        yield "telemetry.otlp_endpoint", lambda: f"traces by {import_traces().SERVICE_NAME}"
+        yield "telemetry.otlp_endpoint", lambda: import_traces().check(config.telemetry)
     if engine.key_file:
         yield "engine.key_file", lambda: _created(paths.expand(engine.key_file))
     if gateway.engine:

@@ -139,7 +139,18 @@ def test_public_address_with_tenants_is_accepted() -> None:
     assert "must be an address" in load_error(None, {"gateway.host": "", "gateway.tenants": "tenants.toml"})
 
 
-@pytest.mark.parametrize("url", ["collector:4318", "grpc://collector:4317", "http://", "https://a:key@collector/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "collector:4318",
+        "grpc://collector:4317",
+        "http://",
+        "https://a:key@collector/v1",
+        "http://collector:4318",
+        "http://collector:4318/",
+        f"http://{'a' * 64}:4318/v1/traces",
+    ],
+)
 def test_address_of_a_collector_is_a_plain_url(url: str) -> None:
     message = load_error(None, {"telemetry.otlp_endpoint": url})
     assert "--otlp-endpoint (telemetry.otlp_endpoint): must be http://HOST:PORT/PATH" in message

@@ -146,6 +146,21 @@ def test_truncated_last_line_of_the_audit_log_is_repaired_by_a_start(
     assert "line is truncated" not in run(config, capsys)[1]
 
 
+def test_traces_are_checked_with_the_environment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text('[telemetry]\notlp_endpoint = "http://127.0.0.1:4318/v1/traces"\n')
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "True")
+    code, text = run(path, capsys)
+    assert code == 0 and "no traces: OTEL_SDK_DISABLED is set" in text
+    monkeypatch.delenv("OTEL_SDK_DISABLED")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000")
+    code, text = run(path, capsys)
+    assert code == 2 and "WRONG  telemetry.otlp_endpoint: environment: OpenTelemetry refuses" in text
+    assert "max_export_batch_size" in text
+
+
 def test_absent_audit_key_is_named(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,11 +18,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, StatusCode, set_span_in_context
+from opentelemetry.trace import NoOpTracer, Span, SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter
 
 from pedcxr_serve.config.settings import TelemetryConfig
+from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.accounting.metrics import RequestRecord
 
 SERVICE_NAME = "pedcxr-gateway"
@@ -68,16 +69,40 @@ class Traces:
 
 
 @contextlib.contextmanager
-def exporting(config: TelemetryConfig, replica: str, lost: Counter) -> Iterator[Traces]:
+def exporting(config: TelemetryConfig, replica: str, lost: Counter | None) -> Iterator[Traces | None]:
     """Yield traces that are sent to ``config.otlp_endpoint``. At the end of the block the last ones are sent.
 
-    Spans are sent by a thread. A collector that does not answer costs spans, and nothing else.
+    Yield None if ``OTEL_SDK_DISABLED`` is ``true``. Spans are sent by a thread. A collector that does not answer costs
+    spans, and nothing else.
 
     Args:
         config: with an endpoint.
         replica: name of this server among several.
         lost: counts the spans that the collector did not take.
+
+    Raises:
+        ConfigError: a variable of OpenTelemetry in the environment has a wrong value.
     """
+    try:
+        provider = _provider(config, replica, lost)
+    except (ValueError, OSError) as error:  # it warns of some wrong values, and raises for others
+        raise ConfigError(f"environment: OpenTelemetry refuses a variable OTEL_...: {error}") from error
+    try:
+        # The spans of a disabled SDK have no ids that the engine could get.
+        yield None if isinstance(provider.get_tracer(SERVICE_NAME), NoOpTracer) else Traces(provider)
+    finally:
+        last = threading.Thread(target=provider.shutdown, daemon=True)
+        last.start()
+        last.join(SHUTDOWN_S)
+
+
+def check(config: TelemetryConfig) -> str:
+    """Return what `exporting` does with these settings and the environment; see there for the errors."""
+    with exporting(config, "", None) as traces:
+        return "no traces: OTEL_SDK_DISABLED is set" if traces is None else f"traces by {SERVICE_NAME}"
+
+
+def _provider(config: TelemetryConfig, replica: str, lost: Counter | None) -> TracerProvider:
     resource = Resource.create(
         {
             "service.name": SERVICE_NAME,
@@ -89,22 +114,17 @@ def exporting(config: TelemetryConfig, replica: str, lost: Counter) -> Iterator[
     provider = TracerProvider(sampler, resource, shutdown_on_exit=False)  # at exit it would wait without a limit
     exporter = _CountingExporter(lost, endpoint=config.otlp_endpoint)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    try:
-        yield Traces(provider)
-    finally:
-        last = threading.Thread(target=provider.shutdown, daemon=True)
-        last.start()
-        last.join(SHUTDOWN_S)
+    return provider
 
 
 class _CountingExporter(OTLPSpanExporter):
-    def __init__(self, lost: Counter, *, endpoint: str) -> None:
+    def __init__(self, lost: Counter | None, *, endpoint: str) -> None:
         super().__init__(endpoint=endpoint)
         self._lost = lost
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = super().export(spans)
-        if result is not SpanExportResult.SUCCESS:
+        if result is not SpanExportResult.SUCCESS and self._lost is not None:
             self._lost.inc(len(spans))
         return result
 

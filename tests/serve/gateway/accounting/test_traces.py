@@ -12,9 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace import TracerProvider, sampling
 from prometheus_client import CollectorRegistry, Counter
 
 from pedcxr_serve.config.settings import TelemetryConfig
+from pedcxr_serve.errors import ConfigError
 from pedcxr_serve.gateway.accounting import traces
 from tests.support.servers.fake_engine import Answer, FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, Gateway, running
@@ -129,6 +131,44 @@ def test_a_trace_that_is_not_recorded_is_not_recorded_by_the_engine_either(
 def test_without_traces_the_engine_gets_no_header(engine: FakeEngine, gateway: Gateway) -> None:
     post(gateway, json=BODY, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
     assert "traceparent" not in engine.requests[0].headers
+
+
+def test_disabled_sdk_means_no_traces(engine: FakeEngine, collector: Received, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    with traced(engine, collector.url) as (gateway, _):
+        assert gateway.state.traces is None
+        assert post(gateway, json=BODY).status_code == 200
+    assert "traceparent" not in engine.requests[0].headers and collector.bodies == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000"), ("OTEL_BSP_SCHEDULE_DELAY", "-1")],
+)
+def test_wrong_variable_is_a_configuration_error(
+    engine: FakeEngine, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with (
+        pytest.raises(ConfigError, match="environment: OpenTelemetry refuses a variable OTEL_"),
+        traced(engine, "http://127.0.0.1:1/v1/traces"),
+    ):
+        pytest.fail("the gateway started")
+
+
+class BrokenSampler(sampling.Sampler):
+    def should_sample(self, *_: Any, **__: Any) -> sampling.SamplingResult:
+        raise KeyError("traceparent")
+
+    def get_description(self) -> str:
+        return "broken"
+
+
+def test_failure_of_a_span_is_counted(engine: FakeEngine) -> None:
+    recording = traces.Traces(TracerProvider(BrokenSampler(), shutdown_on_exit=False))
+    with running(engine, traces=recording) as gateway:
+        assert post(gateway, json=BODY).status_code == 500
+        assert 'pedcxr_tenant_requests_total{outcome="failed",tenant="anonymous"} 1.0' in gateway.metrics()
 
 
 def test_log_lines_have_the_trace(engine: FakeEngine, collector: Received, caplog: pytest.LogCaptureFixture) -> None:
