@@ -31,6 +31,7 @@ from pedcxr_serve.planner import adapters, capacity, devices, measurement, plan
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
 _CAPACITY = ("rate", "slo_ttft", "slo_e2e", "price", "tokens", "measured")  # options of `plan` that are no settings
+_SERVERS = ("start", "demo", "engine", "gateway")
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 """A path is wrong or closed to this user: another start does not help, unlike with a full disk."""
 _TRAINING = {
@@ -57,6 +58,10 @@ _THRESHOLDS: dict[str, tuple[type, str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. Errors are printed without a traceback."""
     options, vllm_options = split(list(sys.argv[1:] if argv is None else argv))
+    if options[:1] and options[0] in _SERVERS:
+        # Until the event loop installs its own handler, SIGHUP would end the process, and systemd would not start it
+        # again. Unlike SIG_IGN, child processes do not inherit a handler.
+        signal.signal(signal.SIGHUP, _ignore)
     args = _parser(options[:1]).parse_args(options)
     try:
         code = _run(args, vllm_options)
@@ -257,6 +262,10 @@ def _promote(args: argparse.Namespace, batch_options: list[str]) -> int:
 
 class _Terminated(BaseException):
     """SIGTERM before the event loop of a server runs."""
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: the files are read after this, or watched."""
 
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:

@@ -316,6 +316,7 @@ def test_the_unit_does_not_restart_after_configuration_errors() -> None:
     assert seconds(service["TimeoutStopSec"]) >= STOP_S
     permanent = {ConfigError.exit_code, CheckpointError.exit_code}
     assert {int(code) for code in service["RestartPreventExitStatus"].split()} == permanent
+    assert service["RestartForceExitStatus"] == "SIGHUP"  # otherwise an orderly end
 
 
 def test_the_unit_has_a_private_socket_folder() -> None:

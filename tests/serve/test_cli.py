@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from pedcxr_serve.checkpoint import download
 from pedcxr_serve.cli import main, parse
 from pedcxr_serve.demo import CHECKPOINT
+from pedcxr_serve.launcher.server import signal_handlers
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -169,6 +171,38 @@ def test_sigterm_before_a_server_runs_is_an_orderly_end(monkeypatch: pytest.Monk
         assert main(["start", "--port", "0", "--admin-port", "0"]) == 0
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def test_sighup_before_a_server_runs_is_ignored() -> None:
+    """systemd would count it as an orderly end, and not start the server again."""
+    code = (
+        "import os, signal, sys\n"
+        "from pedcxr_serve import cli\nfrom pedcxr_serve.checkpoint import download\n"
+        "def resolve(*_):\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "    sys.exit(7)\n"
+        "download.resolve = resolve\n"
+        "cli.main(['start', '--port', '0', '--admin-port', '0'])\n"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert process.returncode == 7, process.stderr
+
+
+async def _end_of_signal_handlers() -> None:
+    with signal_handlers(asyncio.Event(), asyncio.Event(), lambda: None):
+        pass
+
+
+def test_sighup_at_the_end_of_a_server_is_handled_as_before_its_start() -> None:
+    def ignore(*_: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGHUP, ignore)
+    try:
+        asyncio.run(_end_of_signal_handlers())
+        assert signal.getsignal(signal.SIGHUP) is ignore
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_closed_output_has_the_exit_code_of_sigpipe() -> None:

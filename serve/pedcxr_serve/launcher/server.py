@@ -118,12 +118,14 @@ def signal_handlers(stop: asyncio.Event, urgent: asyncio.Event, reload: Callable
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_stop_signal)
+    before = signal.getsignal(signal.SIGHUP) or signal.SIG_DFL
     loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         yield
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
+        signal.signal(signal.SIGHUP, before)  # the default would end the process before its files are closed
 
 
 async def first(*awaitables: Awaitable[Any]) -> bool:
