@@ -159,7 +159,7 @@ def vllm_keys(run: StageRun, value: Figures, model: str) -> dict[str, Any]:
 def read(path: str) -> dict[str, Any]:
     """Read a result file. Raise ConfigurationError if it is not one, or of another version."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "is not JSON"
         raise ConfigurationError(f"{path}: {reason}; give a result of pedcxr bench") from error

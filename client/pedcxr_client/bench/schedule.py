@@ -93,7 +93,7 @@ def soak(rate: float, seconds: float, seed: int) -> list[Stage]:
 def trace(path: Path) -> Stage:
     """Send at the times of a file, in seconds, one number per line. Raise ConfigurationError."""
     try:
-        times = sorted(float(line) for line in path.read_text(encoding="utf-8").split())
+        times = sorted(float(line) for line in path.read_text(encoding="utf-8-sig").split())
     except (OSError, ValueError) as error:
         raise ConfigurationError("load.file: must hold one number of seconds per line; check the file") from error
     if not times or not all(0 <= time < math.inf for time in times):

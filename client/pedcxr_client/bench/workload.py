@@ -183,7 +183,7 @@ def read(path: str | None) -> Workload:
     if path is None:
         return Workload()
     try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or f"is not valid TOML: {error}"
         raise ConfigurationError(f"the workload: {reason}; check the file") from error
@@ -214,7 +214,7 @@ def key_of(tenant: Tenant, workload: Workload, default: str | None) -> str | Non
             raise ConfigurationError(f"tenants: {tenant.name}: the variable {tenant.key_env} is not set; export it")
     elif tenant.key_file:
         try:
-            key = workload.path(tenant.key_file).read_text(encoding="utf-8").strip()
+            key = workload.path(tenant.key_file).read_text(encoding="utf-8-sig").strip()
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"tenants: {tenant.name}: key_file cannot be read; check the path") from error
     else:

@@ -63,7 +63,7 @@ def load(path: Path = SHIPPED) -> Lexicon:
     """Read a lexicon. The message of an InputError names the invalid or absent key."""
     try:
         data = path.read_bytes()
-        table = tomllib.loads(data.decode())
+        table = tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'cannot be opened'}; check the path") from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError

@@ -34,9 +34,12 @@ def read_text(path: Path, *, remedy: str) -> str:
 
 
 def parse(text: str, source: str) -> dict[str, Any]:
-    """Return the tables of a TOML text, or raise ConfigError with ``source``, line and column."""
+    """Return the tables of a TOML text, or raise ConfigError with ``source``, line and column.
+
+    A byte order mark, as some editors write it, is left out.
+    """
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text.removeprefix("\ufeff"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             f"{source}: not valid TOML: {error}. Strings need quotes; numbers, true and false do not."

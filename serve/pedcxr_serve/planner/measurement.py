@@ -20,6 +20,7 @@ JSON of ``vllm bench serve --save-result``, which is such an object itself. Thes
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ def read(paths: Sequence[Path]) -> Measurement:
     models: dict[str, None] = {}  # in their order, each once
     for path in paths:
         try:
-            file = msgspec.json.decode(path.read_bytes(), type=_File)
+            file = msgspec.json.decode(path.read_bytes().removeprefix(codecs.BOM_UTF8), type=_File)
         except OSError as error:
             raise ConfigError(f"--from {path}: {error.strerror or 'cannot be read'}") from error
         except msgspec.DecodeError as error:

@@ -252,7 +252,8 @@ def test_bundled_lexicon_has_version_and_digest():
 
 def test_custom_lexicon(tmp_path):
     path = tmp_path / "own.toml"
-    path.write_text("version = '7'\n[findings.stripe]\nterms = ['stripes?']\n[negation]\nbefore = ['sans']\n")
+    text = "version = '7'\n[findings.stripe]\nterms = ['stripes?']\n[negation]\nbefore = ['sans']\n"
+    path.write_text(text, encoding="utf-8-sig")  # as an editor may save it
     own = lexicon.load(path)
     assert own.version == "7" and own.sha256 != SHIPPED.sha256
     assert negation.read("A stripe.", own) == {"stripe": "present"}

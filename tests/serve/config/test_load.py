@@ -157,6 +157,12 @@ def test_address_of_a_collector_is_a_plain_url(url: str) -> None:
     assert "a:key" not in message
 
 
+def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text("[gateway]\nport = 9000\n", encoding="utf-8-sig")
+    assert load.load(path, {}).gateway.port == 9000
+
+
 @pytest.mark.parametrize("name", ["host", "admin_host"])
 def test_host_that_no_resolver_takes_is_refused(name: str) -> None:
     host = "a" * 64

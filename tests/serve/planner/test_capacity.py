@@ -146,7 +146,8 @@ def test_result_of_pedcxr_bench_is_read(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     record = Record(stages=[closed(400, 4), poisson(200, 10), closed(200, 2)])
     verdict = judge(record.stages, Workload(), [])
-    file.write_text(results.dumps(results.assemble("knee", "fake", Workload(), record, verdict)))
+    text = results.dumps(results.assemble("knee", "fake", Workload(), record, verdict))
+    file.write_text(text, encoding="utf-8-sig")  # as an editor may save it
     measured = measurement.read([file])
     assert [one.in_flight for one in measured.loads] == [2, 4]
     for one, rate in zip(measured.loads, (4.0, 8.0), strict=True):

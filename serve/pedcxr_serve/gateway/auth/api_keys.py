@@ -121,7 +121,7 @@ def _without(text: str, sha256: str) -> str:
 def _read(path: Path) -> str:
     if not paths.exists(path):
         return ""
-    return toml_file.read_text(path, remedy="Give a readable TOML file.")
+    return toml_file.read_text(path, remedy="Give a readable TOML file.").removeprefix("\ufeff")
 
 
 @contextlib.contextmanager

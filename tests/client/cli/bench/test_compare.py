@@ -37,6 +37,12 @@ def write(path: Path, *runs: StageRun, knee: Knee | None = None, **changes: Any)
     return str(path)
 
 
+def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a.json", closed(), knee=Knee(4, 8.0)))
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert results.read_knee(str(path)) == Knee(4, 8.0)
+
+
 @pytest.mark.parametrize("run", [closed(240), poisson(240)], ids=["closed", "open"])
 def test_equal_servers_show_no_regression(tmp_path: Path, capsys: Any, run: StageRun) -> None:
     before, after = (write(tmp_path / f"{seed}.json", noisy(run, 1, seed)) for seed in (1, 2))

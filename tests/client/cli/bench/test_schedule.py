@@ -41,8 +41,9 @@ def test_a_sweep_is_a_closed_loop_of_each_load():
     assert stages == [schedule.closed(1, 15), schedule.closed(16, 15)]
 
 
-def test_a_trace_is_read_and_sorted(tmp_path):
-    (tmp_path / "trace.txt").write_text("3.5\n0\n1.25\n")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_trace_is_read_and_sorted(tmp_path, encoding):
+    (tmp_path / "trace.txt").write_text("3.5\n0\n1.25\n", encoding=encoding)
     (stage,) = schedule.of_load(Workload(load=Load("trace", file="trace.txt"), folder=tmp_path))
     assert stage.times == (0, 1.25, 3.5)
 

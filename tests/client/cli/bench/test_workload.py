@@ -93,6 +93,14 @@ def test_a_full_workload_is_read(tmp_path):
     assert "key" not in json.dumps(load.described()["tenants"])
 
 
+def test_byte_order_marks_are_accepted(tmp_path):
+    path = tmp_path / "workload.toml"
+    path.write_text("[[tenants]]\nname = 'ward'\nkey_file = 'key'\n", encoding="utf-8-sig")
+    (tmp_path / "key").write_text("secret\n", encoding="utf-8-sig")
+    load = workload.read(str(path))
+    assert workload.key_of(load.tenants[0], load, None) == "secret"
+
+
 def test_a_key_variable_that_is_not_set_is_an_error(monkeypatch):
     monkeypatch.delenv("WARD_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="WARD_KEY is not set"):

@@ -196,7 +196,7 @@ def test_store_reloads_and_survives_an_invalid_edit(path: Path, caplog: pytest.L
     assert store.broken is None
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n"])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "\ufeff"])
 def test_store_does_not_go_from_some_tenants_to_none(path: Path, text: str) -> None:
     """A full disk or `: > tenants.toml` would reject every key."""
     path.write_text(FILE)
@@ -250,6 +250,15 @@ def test_concurrent_edits_lose_nothing(path: Path) -> None:
     assert [owner and owner.name for owner in owners] == [f"t{number}" for number in range(1, 9)]
     assert current.owner(first, datetime.now(UTC)) is None
     assert [file.name for file in path.parent.iterdir()] == [path.name], "no lock file stays behind"
+
+
+def test_byte_order_mark_is_accepted(path: Path) -> None:
+    path.write_text(f'[[tenant.a.keys]]\nsha256 = "{D1}"\n', encoding="utf-8-sig")
+    loaded = tenants.load(path)
+    assert set(loaded.all) == {"a"} and loaded.digest == hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    key = api_keys.new(path, "b")
+    api_keys.revoke(path, D1[:8])
+    assert tenants.load(path).owner(key, NOW) is not None and tenants.load(path).owner("one", NOW) is None
 
 
 def test_file_that_is_removed_while_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
