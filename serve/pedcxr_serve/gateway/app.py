@@ -19,7 +19,7 @@ from pedcxr_serve.engine.access import RequireBearer
 from pedcxr_serve.gateway import error_responses
 from pedcxr_serve.gateway.accounting import metrics as metrics_page
 from pedcxr_serve.gateway.auth.models import may_use
-from pedcxr_serve.gateway.chat import ChatCompletions, authenticate
+from pedcxr_serve.gateway.chat import ChatCompletions, authenticate, key_name
 from pedcxr_serve.gateway.http.access_log import AccessLog
 from pedcxr_serve.gateway.http.engine_client import EngineClient
 from pedcxr_serve.gateway.http.host_check import HostCheck
@@ -133,6 +133,7 @@ async def _models(state: State, engine: aiohttp.ClientSession, request: Request)
     if tenant is None:
         state.tenant_metrics.unauthenticated.inc()
         return error_responses.response("invalid_api_key")
+    request.scope["state"] |= {"tenant": tenant.name, "key": key_name(state, request.headers)}
     if not state.ready:
         return error_responses.response("not_ready", stage=state.stage)
     try:

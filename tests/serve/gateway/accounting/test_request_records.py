@@ -51,6 +51,19 @@ def test_request_line_has_outcome_tokens_key_and_address(
     assert lines["r-2"].getMessage().endswith(f", refused (invalid_json), 0 + 0 tokens, key {name}, from 127.0.0.1")
 
 
+def test_line_of_the_models_has_tenant_and_key(
+    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pedcxr.gateway")
+    path = tmp_path / "tenants.toml"
+    key = api_keys.new(path, "team")
+    with running(engine, tenants=TenantStore(path)) as gateway, gateway.client(key) as client:
+        for route in ("/v1/models", "/v1/models/fake"):
+            assert client.get(route).status_code == 200
+        eventually(lambda: caplog.text.count("GET /v1/models, team, 200 after ") == 2)
+    assert caplog.text.count(f"key {tenants.digest(key)[:12]}") == 2
+
+
 def test_failure_of_the_gateway_is_audited_as_failed(engine: FakeEngine, tmp_path: Path) -> None:
     log = audit.AuditLog(tmp_path / "audit.jsonl", b"k" * 32)
     with running(engine, rules="broken", audit=log) as gateway, gateway.client() as client:
