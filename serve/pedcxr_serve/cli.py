@@ -31,6 +31,7 @@ from pedcxr_serve.planner import adapters, capacity, devices, measurement, plan
 _DRY_RUN_SOCKET = Path("/run/pedcxr/engine.sock")
 _TENANTS = Path("tenants.toml")
 _CAPACITY = ("rate", "slo_ttft", "slo_e2e", "price", "tokens", "measured")  # options of `plan` that are no settings
+_SLO_TTFT, _SLO_E2E = 2.0, 15.0  # seconds
 _SERVERS = ("start", "demo", "engine", "gateway")
 _PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 """A path is wrong or closed to this user: another start does not help, unlike with a full disk."""
@@ -210,16 +211,21 @@ def _capacity_rows(
     measured = measurement.read(args.measured) if args.measured else None
     rows = capacity.measured_rows(engine_plan, shape, measured) if measured else ()
     if args.rate is None:
-        if args.tokens or args.price:
-            raise ConfigError(f"{'--tokens' if args.tokens else '--price'}: needs --rate, the load to plan for")
+        for name in ("tokens", "price", "slo_ttft", "slo_e2e"):
+            if getattr(args, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')}: needs --rate, the load to plan for")
         return rows
-    objectives = capacity.Objectives(args.rate, args.slo_ttft, args.slo_e2e, args.price)
-    if measured:
-        part = capacity.measured_replica(engine_plan, shape, measured, args.tokens)
-    else:
+    objectives = capacity.Objectives(args.rate, args.slo_ttft or _SLO_TTFT, args.slo_e2e or _SLO_E2E, args.price)
+    if measured is None:
         part = capacity.replica(engine_plan, shape, (args.tokens or engine_plan.new_tokens,))
-    sized = capacity.size(engine_plan, shape, part, objectives)
-    return (*rows, *capacity.rows(engine_plan, part, sized, objectives, measured))
+        sized = capacity.size(engine_plan, shape, part, objectives)
+        return (*rows, *capacity.rows(engine_plan, part, sized, objectives))
+    part = fitted = capacity.measured_replica(engine_plan, shape, measured)
+    if args.tokens:
+        part = capacity.with_tokens(engine_plan, shape, fitted, args.tokens)
+    limit = capacity.measured_limit(part, fitted, measured)
+    sized = capacity.size(engine_plan, shape, part, objectives, limit)
+    return (*rows, *capacity.rows(engine_plan, part, sized, objectives, measured, fitted))
 
 
 def _serve(config: ServeConfig, command: str) -> int:
@@ -329,13 +335,13 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _add_capacity(command: argparse.ArgumentParser) -> None:
     load_group = command.add_argument_group("capacity", "How many replicas a load needs; docs/operations.md explains.")
-    for name, metavar, default, text in (
-        ("--rate", "R", None, "reports per second; adds the number of replicas, what limits them, and their latency"),
-        ("--slo-ttft", "SECONDS", 2.0, "limit of the 95th percentile of the time to first token (default 2)"),
-        ("--slo-e2e", "SECONDS", 15.0, "limit of the 95th percentile of the time of a report (default 15)"),
-        ("--price", "PRICE", None, "of one replica per hour, in any currency; adds the price of 1,000 reports"),
+    for name, metavar, text in (
+        ("--rate", "R", "reports per second; adds the number of replicas, what limits them, and their latency"),
+        ("--slo-ttft", "SECONDS", f"limit of the 95th percentile of the time to first token (default {_SLO_TTFT:g})"),
+        ("--slo-e2e", "SECONDS", f"limit of the 95th percentile of the time of a report (default {_SLO_E2E:g})"),
+        ("--price", "PRICE", "of one replica per hour, in any currency; adds the price of 1,000 reports"),
     ):
-        load_group.add_argument(name, type=_positive, metavar=metavar, default=default, help=text)
+        load_group.add_argument(name, type=_positive, metavar=metavar, help=text)
     load_group.add_argument(
         "--tokens", type=_tokens, metavar="N", help="tokens of a report (default: as measured or engine.max_new_tokens)"
     )

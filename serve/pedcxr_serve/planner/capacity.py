@@ -22,6 +22,8 @@ from pedcxr_serve.planner.simulate import Outcome
 
 _REPORTS = 2000  # of each simulation
 _OTHER_PROMPTS = 0.1  # difference above which prompts are not those of the model: 6 % for the demo's
+_FIT_ERROR = 0.15  # of a rate, above which a fit is doubted
+_GAIN = 1.05  # of the rate by twice the requests in flight, below which it no longer grows
 _SATURATED = 0.8  # a part that is busier than that limits a replica; below, the objectives do
 
 
@@ -89,69 +91,105 @@ def replica(plan: EnginePlan, shape: Shape, lengths: Sequence[int]) -> Replica:
     )
 
 
-def measured_replica(plan: EnginePlan, shape: Shape, measurement: Measurement, tokens: int | None = None) -> Replica:
+def measured_replica(plan: EnginePlan, shape: Shape, measurement: Measurement) -> Replica:
     """Return the replica of a plan, with times that reproduce the measured loads.
-
-    Args:
-        tokens: of every report, or None for reports as measured. What reports of another length take more or less per
-            film and step is that of the roofline model.
 
     Raises:
         ConfigError: there are fewer than two loads of at most `max_num_seqs` in flight.
     """
-    points = [
-        simulate.Measured(load.in_flight, load.rate, load.ttft, load.tpot)
-        for load in measurement.loads
-        if load.in_flight <= plan.max_num_seqs
-    ]
+    points = _points(measurement, plan.max_num_seqs)
     if len({point.in_flight for point in points}) < 2:
         raise ConfigError(
             f"--from: needs closed loops with at least two different numbers of requests in flight, each at most "
             f"{plan.max_num_seqs} (max-num-seqs); measure a small and a large load"
         )
-    model = replica(plan, shape, measurement.lengths)
-    fitted = simulate.fit(points, model)
-    if tokens is None:
-        return fitted
-    other = replica(plan, shape, (tokens,))
+    return simulate.fit(points, replica(plan, shape, measurement.lengths))
+
+
+def with_tokens(plan: EnginePlan, shape: Shape, fitted: Replica, tokens: int) -> Replica:
+    """Return a fitted replica for reports of another length.
+
+    What they take more or less per film and step is that of the roofline model.
+    """
+    model, other = replica(plan, shape, fitted.lengths), replica(plan, shape, (tokens,))
     prepare, decode = fitted.prepare + other.prepare - model.prepare, fitted.decode + other.decode - model.decode
     return replace(fitted, lengths=other.lengths, prepare=max(0.0, prepare), decode=max(0.0, decode))
 
 
-def size(plan: EnginePlan, shape: Shape, part: Replica, objectives: Objectives) -> Capacity:
+def measured_limit(part: Replica, fitted: Replica, measurement: Measurement) -> float:
+    """Return the reports per second that more requests in flight did not raise, or infinity while the rate grew.
+
+    Args:
+        part: the fitted replica, or that for reports of another length, whose limit differs as its simulated rate does.
+    """
+    points = _points(measurement, part.slots)
+    most = max(point.in_flight for point in points)
+    last = max(point.rate for point in points if point.in_flight == most)
+    if not any(2 * point.in_flight <= most and last < _GAIN * point.rate for point in points):
+        return math.inf
+    own, other = (simulate.simulate(one, in_flight=most, reports=_REPORTS).rate for one in (fitted, part))
+    return max(point.rate for point in points) * other / own
+
+
+def _points(measurement: Measurement, slots: int) -> list[simulate.Measured]:
+    return [
+        simulate.Measured(load.in_flight, load.rate, load.ttft, load.tpot)
+        for load in measurement.loads
+        if load.in_flight <= slots
+    ]
+
+
+def size(plan: EnginePlan, shape: Shape, part: Replica, objectives: Objectives, limit: float = math.inf) -> Capacity:
     """Return how many replicas meet the objectives.
+
+    Args:
+        limit: reports per second of one replica in any case; see `measured_limit`.
 
     Raises:
         ConfigError: not even a request alone meets them.
     """
-    highest = simulate.highest_rate(part, ttft=objectives.ttft, e2e=objectives.e2e, reports=_REPORTS)
+    highest = min(limit, simulate.highest_rate(part, ttft=objectives.ttft, e2e=objectives.e2e, reports=_REPORTS))
     if not highest:
-        alone = simulate.simulate(part, in_flight=1, reports=10)
+        alone = simulate.lightest(part, reports=_REPORTS)
         raise ConfigError(
             f"--slo-ttft {objectives.ttft:g}, --slo-e2e {objectives.e2e:g}: a request alone on {plan.device.name} has "
-            f"its first token after {alone.ttft.p95:.2f} s and its last after {alone.e2e.p95:.2f} s; use a faster "
-            "device, shorter reports (--tokens), or larger objectives"
+            f"its first token after {alone.ttft.p95:.2f} s and its last after {alone.e2e.p95:.2f} s (95th "
+            "percentiles); use a faster device, shorter reports (--tokens), or larger objectives"
         )
     replicas = math.ceil(objectives.rate / highest)
     share = objectives.rate / replicas
-    at_highest = simulate.simulate(part, rate=highest, reports=_REPORTS)
     outcome = simulate.simulate(part, rate=share, reports=_REPORTS)
+    if highest == limit:
+        bound = "the measured rate, which more requests in flight did not raise"
+    else:
+        at_highest = simulate.simulate(part, rate=highest, reports=_REPORTS)
+        bound = _bound_by(plan, part, _utilisation(plan, shape, part, at_highest), at_highest, objectives)
     cost = None if objectives.price is None else objectives.price * replicas / (3.6 * objectives.rate)
     return Capacity(
         highest_rate=highest,
         replicas=replicas,
         outcome=outcome,
         utilisation=_utilisation(plan, shape, part, outcome),
-        bound_by=_bound_by(plan, part, _utilisation(plan, shape, part, at_highest), at_highest, objectives),
+        bound_by=bound,
         cost_per_thousand=cost,
     )
 
 
 def rows(
-    plan: EnginePlan, part: Replica, capacity: Capacity, objectives: Objectives, measurement: Measurement | None = None
+    plan: EnginePlan,
+    part: Replica,
+    capacity: Capacity,
+    objectives: Objectives,
+    measurement: Measurement | None = None,
+    fitted: Replica | None = None,
 ) -> tuple[tuple[str, str], ...]:
-    """Return the rows that `plan.render` adds, for a replica with the times of a measurement or of the roofline."""
+    """Return the rows that `plan.render` adds, for a replica with the times of a measurement or of the roofline.
+
+    Args:
+        fitted: the replica that was fitted to the measurement, if ``part`` has reports of another length.
+    """
     outcome, shares = capacity.outcome, capacity.utilisation
+    rate = objectives.rate / capacity.replicas
     times = "; ".join(
         f"{name} p50 {time.p50:.2f}, p95 {time.p95:.2f} s"
         for name, time in (("TTFT", outcome.ttft), ("E2E", outcome.e2e))
@@ -168,13 +206,20 @@ def rows(
         if most < part.slots:
             text = f"at most {most} in flight: extrapolated to {part.slots} slots; measure more or use"
             doubts.append(f"{text} --max-num-seqs {most}")
+        errors = simulate.rate_errors(_points(measurement, part.slots), fitted or part)
+        wrong = [f"{error:+.0%} at {load}" for load, error in errors.items() if abs(error) > _FIT_ERROR]
+        if wrong:
+            doubts.append(
+                f"the fit misses rates: {', '.join(wrong)} in flight; repeat the measurement, with the server's own "
+                "--max-num-seqs"
+            )
     cost = capacity.cost_per_thousand
     return (
         ("replicas", f"{capacity.replicas} for {objectives.rate:g} reports/s; simulated, {source}"),
         ("simulated with", f"{prompt:.0f} prompt and {fmean(part.lengths):.0f} new tokens a report{basis}"),
         ("objectives", f"p95 of TTFT <= {objectives.ttft:g} s, p95 of E2E <= {objectives.e2e:g} s"),
         ("one replica", f"at most {capacity.highest_rate:.3g} reports/s within them; bound by {capacity.bound_by}"),
-        ("at this rate", f"{outcome.rate:.3g} reports/s a replica; {times}; {outcome.decoding:.0f} decode together"),
+        ("at this rate", f"{rate:.3g} reports/s a replica; {times}; {outcome.decoding:.0f} decode together"),
         ("utilisation", "; ".join(parts)),
         *([] if cost is None else [("price", f"{cost:.3g} per 1,000 reports, at {objectives.price:g} an hour each")]),
         *(("measured", doubt) for doubt in doubts),

@@ -25,8 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from pedcxr_serve.errors import ConfigError
 
@@ -73,15 +75,20 @@ class Measurement:
         return fmean(load.prompt_tokens for load in self.loads)
 
 
+_SMALLEST = 1e-9  # reports per second and milliseconds; a smaller one is 0
+_Count = Annotated[int, Meta(ge=0, le=10**12)]
+_Number = Annotated[float, Meta(ge=0, le=1e9)]
+
+
 class _Stage(msgspec.Struct):
-    max_concurrency: float | None = None
-    completed: int = 0
-    request_throughput: float | None = None
-    mean_ttft_ms: float | None = None
-    mean_tpot_ms: float | None = None
-    total_input_tokens: int = 0
-    total_output_tokens: int = 0
-    output_lens: list[int | None] = []  # msgspec copies the default
+    max_concurrency: _Count | None = None
+    completed: _Count = 0
+    request_throughput: _Number | None = None
+    mean_ttft_ms: _Number | None = None
+    mean_tpot_ms: _Number | None = None
+    total_input_tokens: _Count = 0
+    total_output_tokens: _Count = 0
+    output_lens: list[_Count | None] = []  # msgspec copies the default
 
 
 class _File(_Stage):
@@ -117,7 +124,10 @@ def read(paths: Sequence[Path]) -> Measurement:
             doubts.append(f"{path} is INVALID: {'; '.join(file.reasons) or 'no reason is recorded'}")
         if file.model_id:
             models[file.model_id] = None
-        loads += filter(None, map(_load, [file] if file.stages is None else file.stages))
+        try:
+            loads += filter(None, map(_load, [file] if file.stages is None else file.stages))
+        except ConfigError as error:
+            raise ConfigError(f"--from {path}: {error}") from None
     if not loads:
         raise ConfigError(
             f"--from {', '.join(map(str, paths))}: has no closed loop with complete reports; use a result of "
@@ -127,14 +137,17 @@ def read(paths: Sequence[Path]) -> Measurement:
 
 
 def _load(stage: _Stage) -> Load | None:
-    times = (stage.request_throughput, stage.mean_ttft_ms, stage.mean_tpot_ms)
-    rate, ttft, tpot = times
-    if not (stage.max_concurrency and stage.completed and rate and ttft and tpot):
+    rate, ttft, tpot = stage.request_throughput or 0.0, stage.mean_ttft_ms or 0.0, stage.mean_tpot_ms or 0.0
+    if not (stage.max_concurrency and stage.completed and min(rate, ttft, tpot) > _SMALLEST):
         return None
+    if not stage.total_output_tokens:
+        raise ConfigError(
+            "total_output_tokens: is 0, so the length of the reports is unknown; let the server send usage"
+        )
     mean = stage.total_output_tokens / stage.completed
     lengths = tuple(length for length in stage.output_lens if length) or (max(1, round(mean)),)
     return Load(
-        in_flight=int(stage.max_concurrency),
+        in_flight=stage.max_concurrency,
         rate=rate,
         ttft=ttft / 1e3,
         tpot=tpot / 1e3,

@@ -14,7 +14,8 @@ from pedcxr_serve.planner.replica_model import Agenda, Replica, Request, Running
 
 _WARM_UP = 0.2  # share of the reports that are not counted: the system starts empty
 _TENANT = Tenant("simulated", max_concurrent=1_000_000)
-_FIT_REPORTS = 200
+_FIT_REPORTS, _CHECK_REPORTS = 200, 2000
+_LIGHTEST = 1e-3  # of the rate with all slots in use: nearly every request is alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +114,30 @@ def simulate(replica: Replica, *, in_flight: int = 0, rate: float = 0.0, reports
 def highest_rate(replica: Replica, *, ttft: float, e2e: float, reports: int = 2000) -> float:
     """Return the highest arrival rate at which the 95th percentiles of TTFT and E2E meet the limits, to about 1 %.
 
-    It is 0 if a request alone exceeds them.
+    It is 0 if the lightest load exceeds them; see `lightest`.
     """
 
     def meets(rate: float) -> bool:
         outcome = simulate(replica, rate=rate, reports=reports)
         return outcome.ttft.p95 <= ttft and outcome.e2e.p95 <= e2e
 
-    alone = simulate(replica, in_flight=1, reports=10)
-    if alone.ttft.p95 > ttft or alone.e2e.p95 > e2e:
+    full = _full_rate(replica, reports)
+    low, high = _LIGHTEST * full, 1.05 * full
+    if not meets(low):
         return 0.0
-    low, high = 0.0, 1.05 * simulate(replica, in_flight=replica.slots, reports=max(reports, 4 * replica.slots)).rate
     while high - low > 0.01 * high:
         middle = (low + high) / 2
         low, high = (middle, high) if meets(middle) else (low, middle)
     return low
+
+
+def lightest(replica: Replica, *, reports: int = 2000) -> Outcome:
+    """Simulate a thousandth of the rate that a replica has with all slots in use."""
+    return simulate(replica, rate=_LIGHTEST * _full_rate(replica, reports), reports=reports)
+
+
+def _full_rate(replica: Replica, reports: int) -> float:
+    return simulate(replica, in_flight=replica.slots, reports=max(reports, 4 * replica.slots)).rate
 
 
 def fit(points: Sequence[Measured], replica: Replica) -> Replica:
@@ -160,6 +170,15 @@ def fit(points: Sequence[Measured], replica: Replica) -> Replica:
                 best, error = candidate, error_now
         width = width if error < before else width**0.6
     return best
+
+
+def rate_errors(points: Sequence[Measured], replica: Replica) -> dict[int, float]:
+    """Return the simulated rate relative to the measured one, minus 1, by requests in flight: the largest error."""
+    errors: dict[int, float] = {}
+    for point in points:
+        error = simulate(replica, in_flight=point.in_flight, reports=_CHECK_REPORTS).rate / point.rate - 1
+        errors[point.in_flight] = max(error, errors.get(point.in_flight, error), key=abs)
+    return errors
 
 
 def _error(points: Sequence[Measured], replica: Replica) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -133,13 +136,49 @@ def test_measured_loads_replace_the_times_of_the_roofline(model: Checkpoint, tmp
     fitted = capacity.measured_replica(cpu, shape, measured)
     between = simulate.simulate(KNOWN, in_flight=16, reports=2000)
     assert simulate.simulate(fitted, in_flight=16, reports=2000).rate == pytest.approx(between.rate, rel=0.05)
-    longer = capacity.measured_replica(cpu, shape, measured, 400)
+    longer = capacity.with_tokens(cpu, shape, fitted, 400)
     own, other = (capacity.replica(cpu, shape, lengths) for lengths in (measured.lengths, (400,)))
     assert longer == replace(fitted, lengths=(400,), prepare=longer.prepare, decode=longer.decode)
     assert longer.prepare - fitted.prepare == pytest.approx(other.prepare - own.prepare)
     assert longer.decode - fitted.decode == pytest.approx(other.decode - own.decode) and other.decode > own.decode
     with pytest.raises(ConfigError, match="at least two different numbers of requests in flight, each at most 4"):
         capacity.measured_replica(replace(cpu, max_num_seqs=4), shape, measured)
+
+
+def test_rate_that_no_longer_grows_limits_a_replica(tmp_path: Path, capsys: Any) -> None:
+    """Made of a server with 6 slots: 43 reports/s with 8 and with 16 in flight. The plan assumes 16 slots."""
+    rates = {1: (6.73, 0.052), 4: (26.9, 0.052), 8: (43.1, 0.096), 16: (42.1, 0.287)}
+    stages = [stage(load, rate, ttft, 0.0058, total_output_tokens=1700) for load, (rate, ttft) in rates.items()]
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps({"stages": stages}))
+    words = ["plan", "--gpu", "l4", "--max-num-seqs", "16", "--from", str(file)]
+    words += ["--rate", "100", "--slo-ttft", "1", "--slo-e2e", "2"]
+    assert cli.main(words) == 0
+    rows = capsys.readouterr().out.splitlines()
+    (replicas, one, share) = (
+        next(row for row in rows if row.startswith(name)) for name in ("replicas", "one replica", "at this rate")
+    )
+    assert " 3 for 100 reports/s" in replicas
+    assert "at most 43.1 reports/s within them; bound by the measured rate, which more requests" in one
+    assert " 33.3 reports/s a replica" in share
+    (doubt,) = (row for row in rows if "the fit misses rates" in row)
+    assert re.search(r"\+\d\d% at 16 in flight; repeat the measurement", doubt) and "at 4" not in doubt
+
+
+def test_limit_of_a_measurement(tmp_path: Path) -> None:
+    def limit(*rates: tuple[int, float], part: Replica = KNOWN) -> float:
+        file = tmp_path / "bench.json"
+        file.write_text(json.dumps({"stages": [stage(load, rate, 0.1, 0.02) for load, rate in rates]}))
+        return capacity.measured_limit(part, KNOWN, measurement.read([file]))
+
+    assert limit((8, 10), (16, 9), (32, 10.4)) == 10.4
+    assert limit((8, 10), (32, 10.6)) == math.inf, "the rate still grows"
+    assert limit((8, 10), (15, 10)) == math.inf, "too near to each other to tell"
+    assert limit((8, 10), (16, 12), (64, 12)) == math.inf, "a load beyond the slots does not count"
+    own, longer = (
+        simulate.simulate(one, in_flight=32, reports=2000).rate for one in (KNOWN, replace(KNOWN, lengths=(400,)))
+    )
+    assert limit((8, 10), (32, 10), part=replace(KNOWN, lengths=(400,))) == pytest.approx(10 * longer / own)
 
 
 def test_result_of_pedcxr_bench_is_read(tmp_path: Path) -> None:
@@ -223,6 +262,13 @@ def test_bench_splits_cpu_time_into_requests_and_events() -> None:
         ('{"stages": 3}', "is not a result of a load test"),
         ("{}", "has no closed loop with complete reports"),
         (json.dumps({"stages": [stage(None, 3, 1, 1)]}), "has no closed loop with complete reports"),
+        (json.dumps(stage(8, 1e-300, 1, 1)), "has no closed loop with complete reports"),
+        (json.dumps(stage(8, 3, 1, 1) | {"max_concurrency": 0.5}), r"`int \| null`.* at `\$\.max_concurrency`"),
+        (json.dumps({"stages": [stage(-4, 3, 1, 1)]}), r">= 0 - at `\$\.stages\[0\]\.max_concurrency`"),
+        (json.dumps(stage(8, -3, 1, 1)), r">= 0.0 - at `\$\.request_throughput`"),
+        (json.dumps(stage(8, 3, -1, 1)), r">= 0.0 - at `\$\.mean_ttft_ms`"),
+        (json.dumps(stage(8, 3, 1, 1, output_lens=[5, -5])), r">= 0 - at `\$\.output_lens\[1\]`"),
+        (json.dumps(stage(8, 3, 1, 1, total_output_tokens=0)), "total_output_tokens: is 0"),
         (json.dumps(stage(8, 3, 1, 1) | {"completed": 0}), "has no closed loop with complete reports"),
         (json.dumps({"schema": 2, "stages": [stage(8, 3, 1, 1)]}), "another version of pedcxr bench, in format 2"),
     ],
@@ -253,6 +299,9 @@ def test_command_prints_the_capacity(model: Checkpoint, tmp_path: Path, capsys: 
     words += ["--max-num-seqs", "32", "--from", str(file)]
     assert cli.main([*words, "--tokens", "400"]) == 2
     assert "--tokens: needs --rate" in capsys.readouterr().err
+    for option in ("--slo-ttft", "--slo-e2e"):
+        assert cli.main([*words, option, "2"]) == 2
+        assert f"{option}: needs --rate" in capsys.readouterr().err
     assert cli.main([*words, "--rate", "20", "--tokens", "400"]) == 0
     text = capsys.readouterr().out
     assert "simulated with          300 prompt and 400 new tokens a report; measured with 50 new tokens\n" in text

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from pedcxr_serve.planner.replica_model import Replica
-from pedcxr_serve.planner.simulate import Distribution, Measured, fit, highest_rate, simulate
+from pedcxr_serve.planner.simulate import Distribution, Measured, fit, highest_rate, rate_errors, simulate
 
 REPLICA = Replica(prepare=0.02, step=0.01, decode=0.0002, prompt=0.03, lengths=(50,), slots=32)
 KNOWN = Replica(
@@ -108,6 +108,28 @@ def test_highest_rate_meets_the_limits_and_more_does_not() -> None:
     assert above.ttft.p95 > 0.5 or above.e2e.p95 > 1.5
     assert highest_rate(KNOWN, ttft=0.5, e2e=1.0) < rate
     assert highest_rate(KNOWN, ttft=0.5, e2e=0.3) == 0, "a request alone takes longer"
+
+
+def test_error_of_a_fit_is_the_largest_of_each_load() -> None:
+    rate = simulate(KNOWN, in_flight=8, reports=2000).rate
+    errors = rate_errors([Measured(8, rate, 1, 1), Measured(8, 0.5 * rate, 1, 1)], KNOWN)
+    assert errors == {8: pytest.approx(1.0, abs=0.03)}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("long", "is_met"), [(1, True), (7, False)])
+def test_reports_that_are_seldom_long_decide_by_their_share(long: int, is_met: bool, order: int) -> None:
+    """Of 100 reports, the 95th percentile is a long one if more than 5 are, wherever they stand."""
+    lengths = (*[100] * (100 - long), *[1000] * long)[::order]
+    assert (highest_rate(replace(REPLICA, lengths=lengths), ttft=2, e2e=6) > 1) is is_met
+
+
+def test_no_rate_is_returned_where_none_meets_the_limits() -> None:
+    """One report in 20 is long, so that the drawn ones decide; a search without an end would return 1e-14."""
+    for seed in range(40):
+        lengths = [1000] * (seed + 30) + [100] * 760
+        rate = highest_rate(replace(REPLICA, lengths=lengths), ttft=2, e2e=6, reports=400)
+        assert rate == 0 or rate > 0.001
 
 
 def test_percentile_is_the_smallest_value_that_covers_its_share() -> None:
