@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
 from pedcxr_client.bench import results
 from pedcxr_client.bench.figures import PARTS, RESAMPLES, StageRun, meets, quantile
+from pedcxr_client.bench.schedule import numbered
 from pedcxr_client.bench.send import Sample
 from pedcxr_client.bench.workload import Objectives
 from pedcxr_client.errors import ConfigurationError
@@ -19,8 +20,19 @@ TOLERANCE = 0.05
 _SEED = 20260101
 _MOST = 200  # values of a part in a resample, so that a long run takes seconds
 _SAME_RATE = 0.01
+_KEYS: Mapping[str, type | tuple[type, ...]] = {
+    "workload": dict,
+    "valid": bool,
+    "reasons": list,
+    "slo": dict,
+    "knee": (dict, type(None)),
+}
 Parts = list[list[float]]
-"""Values by the part of the window. Neighbours in time are alike, so whole parts are resampled."""
+"""Values by the part of the window.
+
+Neighbours in time are alike, so whole parts are resampled. Those of a ramp or a trace are not interchangeable: there,
+the values within each part are resampled.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +86,14 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
     """Compare the stages that both results have, and their knees. A report is good by the objectives of the first.
 
     Raises:
-        ConfigurationError: the workloads differ, or no stage is in both.
+        ConfigurationError: a file lacks a value, the workloads differ, or no stage is in both.
     """
+    _check(before, "A")
+    _check(after, "B")
     if before["workload"] != after["workload"]:
         names = [name for name in before["workload"] if before["workload"][name] != after["workload"].get(name)]
         raise ConfigurationError(f"the runs have different workloads ({', '.join(names)}); compare equal ones")
-    first, second = ({run.stage.name: run for run in results.stages(result)} for result in (before, after))
+    first, second = _by_name(before), _by_name(after)
     if not (names := [name for name in first if name in second]):
         raise ConfigurationError("the runs have no stage in common; use the same mode and loads")
     faults = [
@@ -103,6 +117,22 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
         if ratio.name == "output tokens" and abs(ratio.value - 1) > TOLERANCE:
             faults.append(f"{ratio.stage}: reports of B have {ratio.value - 1:+.0%} tokens: times are not comparable")
     return Comparison(tuple(ratio for ratio in ratios if ratio.name != "output tokens"), tuple(faults), tuple(notes))
+
+
+def _check(result: Mapping[str, Any], label: str) -> None:
+    wrong = [name for name, kind in _KEYS.items() if not isinstance(result.get(name, ...), kind)]
+    known = {entry.name for entry in fields(Objectives)}
+    if not wrong and not all(name in known and isinstance(limit, int | float) for name, limit in result["slo"].items()):
+        wrong = ["slo"]
+    if wrong:
+        raise ConfigurationError(
+            f"{label}: {', '.join(wrong)}: missing or damaged; give the JSON file of pedcxr bench -o"
+        )
+
+
+def _by_name(result: Mapping[str, Any]) -> dict[str, StageRun]:
+    runs = results.stages(result)
+    return dict(zip(numbered((run.stage.name for run in runs), "#"), runs, strict=True))
 
 
 def _other_loads(first: Mapping[str, StageRun], second: Mapping[str, StageRun]) -> dict[str, str]:
@@ -147,7 +177,7 @@ def _ratios(name: str, before: StageRun, after: StageRun, slo: Objectives) -> li
         if min(sum(map(len, old)), sum(map(len, new))) >= 100:
             rows.append((f"{label} p95", old, new, lambda one: quantile(one, 0.95), False))
     rows.append(("output tokens", *of_reports("completion_tokens"), mean, True))
-    return [ratio for row in rows for ratio in _ratio(name, *row)]
+    return [ratio for row in rows for ratio in _ratio(name, *row, is_steady=before.stage.is_steady)]
 
 
 def _parts(run: StageRun, of: Callable[[Sample], float | None]) -> Parts:
@@ -157,8 +187,13 @@ def _parts(run: StageRun, of: Callable[[Sample], float | None]) -> Parts:
 
 
 def _per_second(run: StageRun, parts: Parts) -> Parts:
+    """Return values whose mean is the sum of all values per second of the window."""
     low, high = run.window
-    return [[sum(part) * PARTS / max(high - low, 1e-9)] for part in parts]
+    length = max(high - low, 1e-9)
+    if run.stage.is_steady:
+        return [[sum(part) * PARTS / length] for part in parts]
+    count = sum(map(len, parts))
+    return [[value * count / length for value in part] for part in parts]
 
 
 def _rates(run: StageRun) -> Parts:
@@ -166,21 +201,40 @@ def _rates(run: StageRun) -> Parts:
 
 
 def _ratio(
-    stage: str, name: str, before: Parts, after: Parts, of: Callable[[Sequence[float]], float], better: bool
+    stage: str,
+    name: str,
+    before: Parts,
+    after: Parts,
+    of: Callable[[Sequence[float]], float],
+    better: bool,
+    *,
+    is_steady: bool = True,
 ) -> list[Ratio]:
     """Return the ratio; [] if one side has no value, or the first has 0."""
     old, new = (list(chain.from_iterable(parts)) for parts in (before, after))
     if not old or not new or of(old) <= 0:
         return []
     draw, ratios = random.Random(_SEED), []
-    sides = [[sorted(part)[:: 1 + len(part) // _MOST] for part in parts] for parts in (before, after)]
+    sides = [_thinned(parts) for parts in (before, after)]
     for _ in range(RESAMPLES):
-        one, other = (list(chain.from_iterable(draw.choices(parts, k=len(parts)))) for parts in sides)
+        one, other = (_resampled(parts, draw, is_steady) for parts in sides)
         if one and other and (divisor := of(one)) > 0:
             ratios.append(of(other) / divisor)
     ratios.sort()
     low, high = (ratios[int(share * len(ratios))] for share in (0.025, 0.975)) if ratios else (0.0, float("inf"))
     return [Ratio(stage, name, of(old), of(new), of(new) / of(old), low, high, better)]
+
+
+def _thinned(parts: Parts) -> Parts:
+    """Leave values out by one step for all parts, so that each part keeps its weight and its quantiles."""
+    step = 1 + max(map(len, parts), default=0) // _MOST
+    return [sorted(part)[step // 2 :: step] for part in parts]
+
+
+def _resampled(parts: Parts, draw: random.Random, is_steady: bool) -> list[float]:
+    if is_steady:
+        return list(chain.from_iterable(draw.choices(parts, k=len(parts))))
+    return [value for part in parts if part for value in draw.choices(part, k=len(part))]
 
 
 def text(comparison: Comparison, tolerance: float = TOLERANCE) -> str:

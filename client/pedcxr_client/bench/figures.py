@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pedcxr_client.bench.schedule import Stage
+from pedcxr_client.bench.schedule import Stage, numbered
 from pedcxr_client.bench.send import Sample
 from pedcxr_client.bench.watch import Process, Scrapes
 from pedcxr_client.bench.workload import Objectives
@@ -103,11 +103,11 @@ def steady_window(spans: Sequence[tuple[float, float]], in_flight: int) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value with its 95 % interval by bootstrap."""
+    """A value with its 95 % interval by bootstrap, or without one (None)."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +155,7 @@ def figures(run: StageRun, slo: Objectives, alone: dict[str, str]) -> Figures:
     good = [sample for sample in samples if sample.is_ok]
     length = max(high - low, 1e-9)
     texts = [sample for sample in run.samples if sample.is_ok and sample.case in alone]
+    rate = interval(run.part_rates(lambda sample: sample.is_ok), statistics.fmean)
     hits = {name: delta for name in ("mm", "prefix") if (delta := _hits(run.scrapes, name)) is not None}
     return Figures(
         name=run.stage.name,
@@ -163,7 +164,7 @@ def figures(run: StageRun, slo: Objectives, alone: dict[str, str]) -> Figures:
         duration=length,
         completed=len(good),
         failed=len(samples) - len(good),
-        rate=interval(run.part_rates(lambda sample: sample.is_ok), statistics.fmean),
+        rate=rate if run.stage.is_steady else Interval(rate.value, None, None),  # the parts of a ramp differ on purpose
         goodput=sum(meets(sample, slo) for sample in samples) / length,
         output_tokens=sum(sample.completion_tokens or 0 for sample in good) / length,
         percentiles={name: percentiles([getattr(sample, name) for sample in good]) for name in LATENCIES},
@@ -303,13 +304,7 @@ def _tenants(run: StageRun, good: Sequence[Sample]) -> dict[str, dict[str, float
 
 def by_name(processes: Sequence[Process]) -> dict[str, Process]:
     """Return the processes by name; a second one of a name gets a number."""
-    counts: Counter[str] = Counter()
-    unique = {}
-    for process in processes:
-        counts[process.name] += 1
-        number = counts[process.name]
-        unique[process.name if number == 1 else f"{process.name} {number}"] = process
-    return unique
+    return dict(zip(numbered(process.name for process in processes), processes, strict=True))
 
 
 def _cpu_ms(run: StageRun) -> dict[str, float]:

@@ -7,7 +7,7 @@ from html import escape
 
 from pedcxr_client.bench import charts, watch
 from pedcxr_client.bench.charts import Series
-from pedcxr_client.bench.figures import STAGES, Figures
+from pedcxr_client.bench.figures import STAGES, Figures, Interval
 from pedcxr_client.bench.results import Result, good_share
 from pedcxr_client.bench.verdict import digests
 from pedcxr_client.reports import html_head
@@ -87,7 +87,7 @@ def tables(result: Result) -> list[Table]:
     rows = [
         [
             value.name, f"{value.in_flight:.3g}", f"{value.offered:.3g}",
-            f"{value.rate.value:.3g} ({value.rate.low:.3g}-{value.rate.high:.3g})",
+            _with_interval(value.rate),
             f"{value.goodput:.3g}", f"{good_share(value):.1%}", str(value.completed), str(value.failed),
             *(_latency(value, name, at) for name in ("ttft_user", "e2e_user") for at in ("p50", "p95")),
             _ms(value.percentiles["tpot"].get("p50")),
@@ -220,6 +220,11 @@ def _facts(value: object, name: str = "") -> list[Sequence[str]]:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _with_interval(rate: Interval) -> str:
+    ends = "" if rate.low is None or rate.high is None else f" ({rate.low:.3g}-{rate.high:.3g})"
+    return f"{rate.value:.3g}{ends}"
 
 
 def _latency(value: Figures, name: str, at: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pedcxr_client.bench.workload import Load, Workload
@@ -13,6 +14,8 @@ from pedcxr_client.errors import ConfigurationError
 
 _SPARE_REQUESTS = 25  # the verdict needs 20 completions between the ramp and the end of a closed loop
 _MOST_REQUESTS = 5_000_000  # 14 hours at 100 per second; their bodies and samples would fill the memory
+
+_RAMP, _TRACE = "ramp ", "trace "  # how the names of such stages begin, in result files too
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,21 @@ class Stage:
         """Whether arrivals do not wait for responses."""
         return self.in_flight == 0
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether the load is the same at all times: not that of a ramp or a trace."""
+        return not self.name.startswith((_RAMP, _TRACE))
+
+
+def numbered(names: Iterable[str], mark: str = "") -> list[str]:
+    """Return the names; the second of a name gets the mark and a number, as in ``closed 2 #2``."""
+    counts: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        counts[name] += 1
+        unique.append(f"{name} {mark}{counts[name]}" if counts[name] > 1 else name)
+    return unique
+
 
 def closed(in_flight: int, seconds: float, *, max_seconds: float = 600.0) -> Stage:
     """Keep a number of requests open, for this time and until the steady part has enough completions."""
@@ -64,7 +82,7 @@ def ramp(first: float, last: float, seconds: float, seed: int) -> Stage:
         return math.inf if root < 0 else (math.sqrt(root) - first) / slope
 
     times = _arrivals(time_at, seconds, seed)
-    return Stage(f"ramp {first:g} to {last:g}/s", seconds, times=times, rate=(first + last) / 2)
+    return Stage(f"{_RAMP}{first:g} to {last:g}/s", seconds, times=times, rate=(first + last) / 2)
 
 
 def steps(rates: Sequence[float], seconds: float, seed: int) -> list[Stage]:
@@ -99,11 +117,17 @@ def trace(path: Path) -> Stage:
     if not times or not all(0 <= time < math.inf for time in times):
         raise ConfigurationError("load.file: must hold finite times, 0 or more")
     length = max(times[-1], 1e-3)
-    return Stage(f"trace {path.name}", length, times=tuple(times), rate=len(times) / length)
+    return Stage(f"{_TRACE}{path.name}", length, times=tuple(times), rate=len(times) / length)
 
 
 def of_load(workload: Workload) -> list[Stage]:
-    """Return the stages of ``pedcxr bench run``."""
+    """Return the stages of ``pedcxr bench run``, each with a name of its own."""
+    stages = _of_load(workload)
+    names = numbered((stage.name for stage in stages), "#")
+    return [replace(stage, name=name) for stage, name in zip(stages, names, strict=True)]
+
+
+def _of_load(workload: Workload) -> list[Stage]:
     load: Load = workload.load
     seed = workload.films.seed
     match load.kind:

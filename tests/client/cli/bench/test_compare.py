@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pedcxr_client.bench import results, verdict
+from pedcxr_client.bench import results, schedule, verdict
 from pedcxr_client.bench.figures import StageRun
 from pedcxr_client.bench.run import Knee, Record
+from pedcxr_client.bench.schedule import Stage
 from pedcxr_client.bench.workload import Films, Workload
 from pedcxr_client.cli.main import main
 from tests.client.cli.bench.helpers import closed, poisson, sample
@@ -76,6 +78,61 @@ def test_refusals_are_a_regression(tmp_path: Path, capsys: Any, run: StageRun, e
     rows = [line for line in capsys.readouterr().out.splitlines() if "| regression |" in line]
     expected = ["reports per second"] * (not run.stage.is_open) + ["goodput per second", "share of good requests"]
     assert [row.split(" | ")[1] for row in rows] == expected
+
+
+def test_each_of_several_stages_of_one_name_is_compared(tmp_path: Path, capsys: Any) -> None:
+    run, slower = closed(240), closed(240)
+    slower = replace(slower, samples=[replace(one, last=one.done + 0.5, done=one.done + 0.5) for one in slower.samples])
+    before = write(tmp_path / "a.json", run, run)
+    for after, name in (((slower, run), "closed 4"), ((run, slower), "closed 4 #2")):
+        assert main(["bench", "compare", before, write(tmp_path / "b.json", *after)]) == 1
+        worse = {line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if "| regression |" in line}
+        assert worse == {f"| {name}"}
+
+
+def interval_of(row: str) -> tuple[float, float, float]:
+    value, low, high = map(float, re.findall(r"\d\.\d{3}", row)[-3:])
+    return value, low, high
+
+
+def ramp(knee_rate: float, seed: int) -> StageRun:
+    """From 1 to 20 requests per second; above a rate, the server takes 3 s in place of 0.5 s."""
+    stage, draw = schedule.ramp(1, 20, 120, seed=1), random.Random(seed)
+    samples = [
+        sample(time, e2e=(0.5 if 1 + 19 * time / 120 <= knee_rate else 3.0) * draw.uniform(0.9, 1.1))
+        for time in stage.times
+    ]
+    return replace(poisson(), stage=stage, samples=samples, end=123)
+
+
+@pytest.mark.parametrize("name", ["ramp 1 to 20/s", "trace arrivals.txt"])
+def test_parts_of_a_ramp_or_a_trace_are_not_interchangeable(tmp_path: Path, capsys: Any, name: str) -> None:
+    def file(at: str, knee_rate: float, seed: int) -> str:
+        run = ramp(knee_rate, seed)
+        return write(tmp_path / at, replace(run, stage=replace(run.stage, name=name)), slo={"e2e": 1})
+
+    before = file("a.json", 15, 1)
+    assert main(["bench", "compare", before, file("b.json", 12.5, 2)]) == 1
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "goodput per second" in line)
+    value, low, high = interval_of(row)
+    assert low == pytest.approx(value, abs=0.05) and high == pytest.approx(value, abs=0.05) and value < 0.8
+    assert main(["bench", "compare", before, file("c.json", 15, 3)]) == 0
+
+
+def test_parts_keep_their_weight_in_a_long_run(tmp_path: Path, capsys: Any) -> None:
+    """Of 1,600 reports in half of the time and 190 in the other, the latter become slow."""
+    times = [*(number / 266 for number in range(1600)), *(6.02 + number / 32 for number in range(190))]
+
+    def file(name: str, quiet_e2e: float) -> str:
+        run = replace(poisson(), stage=Stage("trace busy.txt", 12, times=tuple(times), rate=149))
+        samples = [sample(at, e2e=0.5 if at < 6 else quiet_e2e) for at in times]
+        return write(tmp_path / name, replace(run, samples=samples, end=15), slo={"e2e": 1})
+
+    assert main(["bench", "compare", file("a.json", 0.5), file("b.json", 3.0)]) == 1
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "share of good" in line)
+    value, low, high = interval_of(row)
+    assert value == pytest.approx(0.868, abs=0.001)
+    assert low == pytest.approx(value, abs=0.02) and high == pytest.approx(value, abs=0.02)
 
 
 def test_goodput_is_compared_by_the_objectives(tmp_path: Path, capsys: Any) -> None:
@@ -161,6 +218,13 @@ def test_other_lengths_of_the_reports_are_named(tmp_path: Path, capsys: Any) -> 
         ({"stages": 3}, "is not a result of pedcxr bench"),
         ({"stages": [{"name": "closed 4"}]}, "is damaged"),
         ({"stages": []}, "no stage in common"),
+        (
+            {"workload": None, "valid": "yes"},
+            "B: workload, valid: missing or damaged; give the JSON file of pedcxr bench",
+        ),
+        ({"slo": {"e2e": "2"}}, "B: slo: missing or damaged"),
+        ({"slo": {"p99": 2}}, "B: slo: missing or damaged"),
+        ({"reasons": "late"}, "B: reasons: missing or damaged"),
         ({"workload": Workload(films=Films(count=9)).described()}, "different workloads (films)"),
     ],
 )
@@ -174,5 +238,8 @@ def test_a_file_of_vllm_bench_and_a_missing_one(tmp_path: Path, capsys: Any) -> 
     (tmp_path / "vllm.json").write_text('{"completed": 3}')
     assert main(["bench", "compare", str(tmp_path / "vllm.json"), str(tmp_path / "vllm.json")]) == 2
     assert "is not a result of pedcxr bench" in capsys.readouterr().err
+    (tmp_path / "empty.json").write_text('{"schema": 1, "stages": []}')
+    assert main(["bench", "compare", str(tmp_path / "empty.json"), str(tmp_path / "empty.json")]) == 2
+    assert "A: workload, valid, reasons, slo, knee: missing or damaged" in capsys.readouterr().err
     assert main(["bench", "compare", str(tmp_path / "none.json"), str(tmp_path / "none.json")]) == 2
     assert "No such file" in capsys.readouterr().err

@@ -44,6 +44,19 @@ def test_the_first_line_says_it_in_a_users_words(sweep: Result) -> None:
     )
 
 
+def test_the_rate_of_a_ramp_has_no_interval() -> None:
+    """Its parts differ because the load does."""
+    run = poisson(400, 10)
+    stage = replace(run.stage, name="ramp 5 to 15/s")
+    made_up = result("run", run, replace(run, stage=stage))
+    steady, unsteady = report.tables(made_up)[0][2]
+    assert re.fullmatch(r"10\.?\d* \(\S+-\S+\)", steady[3])
+    assert re.fullmatch(r"10\.?\d*", unsteady[3])
+    rate = made_up.as_dict()["stages"][1]["figures"]["rate"]
+    assert rate["low"] is rate["high"] is None
+    assert "nan" not in report.html(made_up).lower()
+
+
 def test_the_first_line_without_the_servers_times_names_a_half_of_the_report(sweep: Result) -> None:
     stages = [replace(run, samples=[replace(one, engine={}) for one in run.samples]) for run in sweep.record.stages]
     slow = [replace(one, first=one.sent + 0.1, last=one.sent + 0.9) for one in stages[2].samples]

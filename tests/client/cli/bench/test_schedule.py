@@ -41,6 +41,13 @@ def test_a_sweep_is_a_closed_loop_of_each_load():
     assert stages == [schedule.closed(1, 15), schedule.closed(16, 15)]
 
 
+def test_stages_of_equal_loads_have_names_of_their_own():
+    sweep = schedule.of_load(Workload(load=Load("sweep", loads=(2, 8, 2, 2))))
+    assert [stage.name for stage in sweep] == ["closed 2", "closed 8", "closed 2 #2", "closed 2 #3"]
+    steps = schedule.of_load(Workload(load=Load("steps", rates=(1, 2, 1))))
+    assert [stage.name for stage in steps] == ["poisson 1/s", "poisson 2/s", "poisson 1/s #2"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_trace_is_read_and_sorted(tmp_path, encoding):
     (tmp_path / "trace.txt").write_text("3.5\n0\n1.25\n", encoding=encoding)
