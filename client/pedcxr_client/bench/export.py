@@ -17,12 +17,20 @@ AIPERF_VERSION = "0.13"
 
 
 def check(workload: Workload, tenants: tuple[Tenant, ...]) -> None:
-    """Raise ConfigurationError for a load that the tools cannot send as `pedcxr bench` would."""
+    """Raise ConfigurationError for a load that the tools cannot send as `pedcxr bench` would, and for names of tenants.
+
+    Each tenant's name becomes the name of files.
+    """
     load = workload.load
     if load.kind not in ("closed", "poisson"):
         raise ConfigurationError(f"--export-aiperf: has no commands for load.kind = {load.kind}; use closed or poisson")
     if load.kind == "closed" and load.in_flight < len(tenants):
         raise ConfigurationError(f"--export-aiperf: {len(tenants)} tenants need load.in_flight of as many or more")
+    for name in (tenant.name for tenant in tenants):
+        if "/" in name or not name.isprintable():
+            raise ConfigurationError(
+                f"--export-aiperf: tenants: {name!r} is no file name; use printable ones without /"
+            )
 
 
 def write(folder: Path, supply: Supply, workload: Workload, tenants: tuple[Tenant, ...], requests: int) -> list[Path]:

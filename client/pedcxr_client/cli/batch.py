@@ -69,7 +69,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help="report all films with the server's model although OUT.jsonl has reports of another model or revision",
     )  # fmt: skip
     parser.add_argument(
-        "--html", metavar="OUT.html", help="at the end, write a page with each film, its report and its warnings"
+        "--html",
+        metavar="OUT.html",
+        help="at the end, write a page with each film, its report and its warnings; replaces an earlier page only",
     )
     parser.add_argument("--allow-outside", action="store_true", help="allow films outside the manifest's folder")
     parser.add_argument("--progress", action="store_true", help="show a progress bar even if stderr is not a terminal")
@@ -88,6 +90,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigurationError("--html: give a name that ends in .html, and no --dry-run")
     if options.dry_run:
         return _list(options, settings)
+    if options.html is not None:
+        export.check_page(options.output, options.films, options.html)
     total, skip_counts = _count_films(options)
     counts, start = BatchCounts(), time.monotonic()
     show_bar = options.progress or sys.stderr.isatty()

@@ -10,6 +10,7 @@ from pedcxr_client.films.film import EncodedImage
 from pedcxr_client.reports import html_head, provenance
 from pedcxr_client.reports.report import DISCLAIMER, Report
 
+TITLE = "Draft reports of chest films"
 _SIDE = 320  # longest side of a thumbnail in pixels
 _STYLE = """\
 article { display: flex; gap: 1.5rem; border-top: 1px solid #ddd; padding: 1rem 0; break-inside: avoid }
@@ -20,10 +21,10 @@ h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere } p { margin: .4rem 0 }
 @media (max-width: 45rem) { article { flex-direction: column } }"""
 
 
-def start(title: str) -> str:
+def start() -> str:
     """Return the start of the page."""
-    heading = f"<h1>{escape(title)}</h1><p class=warning>{escape(DISCLAIMER)}</p>\n"
-    return html_head.head(title, _STYLE, images=True) + heading
+    heading = f"<h1>{escape(TITLE)}</h1><p class=warning>{escape(DISCLAIMER)}</p>\n"
+    return html_head.head(TITLE, _STYLE, images=True) + heading
 
 
 def card(report: Report, *, film_id: str | None, image: EncodedImage | None) -> str:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pedcxr_client.errors import ConfigurationError
+from pedcxr_client.cli import output
 
 _SUMMARY = "score the reports of a run against references: findings, text overlap, subgroups, another run"
 _EXIT_CODES = "exit codes: 0 done; 2 usage, or a package is missing; 3 a file cannot be used"
@@ -32,7 +32,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--lexicon", metavar="FILE.toml", type=Path, help="use this lexicon of findings and negation")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument(
-        "--html", metavar="OUT.html", type=Path, help="also write a page with a chart and the ids of disagreements"
+        "--html",
+        metavar="OUT.html",
+        type=Path,
+        help="also write a page with a chart and the ids of disagreements; replaces an earlier page only",
     )
 
 
@@ -40,19 +43,15 @@ def run(options: argparse.Namespace) -> int:
     """Print the scores as tables or JSON."""
     from pedcxr_client.evaluation import html_page, lexicon, references, runs, scoring, text_tables
 
+    if options.html is not None:
+        files = (options.run_file, options.reference, options.against, options.lexicon)
+        output.check_page(str(options.html), title=html_page.TITLE, others=map(str, filter(None, files)))
     words = lexicon.load(options.lexicon or lexicon.SHIPPED)
     reports = runs.read(options.run_file)
     reference = references.read(options.reference, tuple(words.findings))
     other = None if options.against is None else runs.read(options.against)
     result = scoring.evaluate(reports, reference, words, uncertain=options.uncertain, against=other)
     if options.html is not None:
-        _write(options.html, html_page.html(result))
+        output.write(str(options.html), html_page.html(result).encode(), force=True, option="--html")
     print(json.dumps(result.as_dict()) if options.json else text_tables.text(result))
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"--html {path}: {error.strerror or 'cannot be written'}") from error

@@ -85,8 +85,14 @@ def run(options: argparse.Namespace) -> int:
     return InputError.exit_code if export.omitted else 0
 
 
+def check_page(run_file: str, films: str, path: str) -> None:
+    """Check that the page of a run can be written, or replace an earlier page."""
+    output.check_page(path, title=contact_sheet.TITLE, others=(run_file, films))
+
+
 def write_page(run_file: str, films: str, path: str, *, allow_outside: bool) -> None:
     """Write the page of a run and its films, and replace an earlier page. Every film is prepared again."""
+    check_page(run_file, films, path)
     options = argparse.Namespace(
         run_file=run_file,
         films=films,
@@ -95,7 +101,7 @@ def write_page(run_file: str, films: str, path: str, *, allow_outside: bool) -> 
         format="html",
         skip_film_check=False,
     )
-    output.write(path, _Export(options).page(), force=True)
+    output.write(path, _Export(options).page(), force=True, option="--html")
 
 
 @dataclass(slots=True)
@@ -125,7 +131,7 @@ class _Export:
 
     def page(self) -> Iterator[bytes]:
         """Yield the parts of the page."""
-        yield contact_sheet.start("Draft reports of chest films").encode()
+        yield contact_sheet.start().encode()
         for line, report in self._reports():
             try:
                 image = self._image(line, report) if self.options.films is not None else None

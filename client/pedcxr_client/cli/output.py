@@ -17,6 +17,7 @@ from pedcxr_client.errors import ConfigurationError
 from pedcxr_client.reports import dicom_header
 from pedcxr_client.reports.report import Report
 
+_HEAD_BYTES = 4096  # of a page; they contain its title
 # The formats with which each option is valid.
 _FORMATS_OF_OPTION = {
     "subject": ("fhir",),
@@ -137,25 +138,47 @@ def renderer(name: str, options: argparse.Namespace, film: str) -> Callable[[Rep
     return lambda report: text_formats[name](report).encode()
 
 
-def check(path: str, *, film: str, force: bool) -> None:
-    """Check that a report can be written to a path, before any request is sent."""
+def check(path: str, *, film: str, force: bool, option: str = "-o") -> None:
+    """Check that a file can be written to the path of an option, before any request is sent."""
     try:
         if not Path(path).parent.is_dir():
-            raise ConfigurationError("-o: its folder does not exist; create the folder first")
+            raise ConfigurationError(f"{option}: its folder does not exist; create the folder first")
         if not os.access(Path(path).parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise ConfigurationError("-o: its folder cannot be written; check its owner, mode and file system")
+            raise ConfigurationError(f"{option}: its folder cannot be written; check its owner, mode and file system")
         status = os.lstat(path) if os.path.lexists(path) else None
         if status is not None and os.path.exists(film) and os.path.exists(path) and os.path.samefile(path, film):
-            raise ConfigurationError("-o: is the film itself; give another file name")
+            raise ConfigurationError(f"{option}: is the film itself; give another file name")
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"-o: cannot be written: {_reason(error)}") from error
+        raise ConfigurationError(f"{option}: cannot be written: {_reason(error)}") from error
     if status is not None and not stat.S_ISREG(status.st_mode):
-        raise ConfigurationError("-o: exists and is not a regular file; give another file name")
+        raise ConfigurationError(f"{option}: exists and is not a regular file; give another file name")
     if status is not None and not force:
-        raise ConfigurationError("-o: already exists; give another file name, or use --force to replace it")
+        raise ConfigurationError(f"{option}: already exists; give another file name, or use --force to replace it")
 
 
-def write(path: str, data: bytes | Iterable[bytes], *, force: bool, allow_same: bool = False) -> bool:
+def check_page(path: str, *, title: str, others: Iterable[str]) -> None:
+    """Check that a page can be written to ``--html``, which replaces only an earlier page of this title.
+
+    Args:
+        others: files of the command, none of which is the page.
+    """
+    check(path, film="", force=True, option="--html")
+    if os.path.realpath(path) in map(os.path.realpath, others):
+        raise ConfigurationError("--html: is another file of this command; give another file name")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"--html: cannot be read: {_reason(error)}") from error
+    if head and f"<title>{title}</title>".encode() not in head:
+        raise ConfigurationError("--html: already exists and is no page of this command; give another file name")
+
+
+def write(
+    path: str, data: bytes | Iterable[bytes], *, force: bool, allow_same: bool = False, option: str = "-o"
+) -> bool:
     """Write a file atomically, with mode 0600, and return whether it is new.
 
     Without ``force``, fail if the file exists. With ``allow_same``, a file of the same content is no failure.
@@ -178,7 +201,7 @@ def write(path: str, data: bytes | Iterable[bytes], *, force: bool, allow_same: 
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"-o: cannot be written: {_reason(error)}") from error
+        raise ConfigurationError(f"{option}: cannot be written: {_reason(error)}") from error
     return True
 
 

@@ -14,6 +14,7 @@ from pedcxr_client.evaluation.text_tables import interval, summary, tables
 from pedcxr_client.reports import html_head
 from pedcxr_client.reports.report import DISCLAIMER
 
+TITLE = "pedcxr eval"
 _STYLE = """\
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 th, td { white-space: nowrap } .wide td { white-space: normal; text-align: left }
@@ -33,7 +34,7 @@ _PANEL = _PLOT + _FIGURES + _GAP
 def html(result: Evaluation) -> str:
     """Return the page."""
     parts = [
-        html_head.head("pedcxr eval", _STYLE) + "<h1>Agreement of draft reports with their references</h1>",
+        html_head.head(TITLE, _STYLE) + "<h1>Agreement of draft reports with their references</h1>",
         _table(None, summary(result), kind="wide"),
         f'<h2>Sensitivity and specificity</h2><div class="plot">{_forest_plot(result.findings)}</div>',
     ]

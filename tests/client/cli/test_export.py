@@ -259,11 +259,33 @@ def test_run_of_the_command_line_is_exported(engine, films, tmp_path, capsys):
     assert main([*arguments, "--html", str(page)]) == 0
     assert page.read_text().count('src="data:image/jpeg;base64,') == 2
     assert main([*arguments, "--html", str(films / "0.dcm")]) == 2
+    assert main([*arguments, "--html", str(page)]) == 0, "an earlier page is replaced"
     requests = len(engine.requests)
     export(str(run), tmp_path / "out", "--format", "sr", "--films", str(films), "--copy-identity")
     assert len(engine.requests) == requests
     documents = [pydicom.dcmread(file) for file in sorted((tmp_path / "out").iterdir())]
     assert [document.PatientName for document in documents] == ["Popescu^Ana", "Ionescu^Dan"]
+
+
+def test_page_that_cannot_be_written_is_refused_before_any_request(engine, films, tmp_path, capsys):
+    keep, empty, link = (tmp_path / name for name in ("keep.html", "empty.html", "link.html"))
+    keep.write_text("<!doctype html><title>My notes</title>")
+    empty.touch()
+    link.symlink_to(keep)
+    for path, words in (
+        (tmp_path / "no" / "x.html", "its folder does not exist"),
+        (keep, "already exists and is no page of this command"),
+        (link, "exists and is not a regular file"),
+        (tmp_path / "run.html", "is another file of this command"),
+    ):
+        out = tmp_path / ("run.html" if path.name == "run.html" else "run.jsonl")
+        assert main(["batch", str(films), "-o", str(out), "--url", engine.url, "--html", str(path)]) == 2
+        assert f"--html: {words}" in capsys.readouterr().err
+    assert keep.read_text() == "<!doctype html><title>My notes</title>"
+    assert engine.requests == [] and not [*tmp_path.glob("run.*")]
+    run = tmp_path / "run.jsonl"
+    assert main(["batch", str(films), "-o", str(run), "--url", engine.url, "--html", str(empty)]) == 0
+    assert "<article>" in empty.read_text()
 
 
 def test_fhir_resources_refer_to_patient_and_order_of_their_film(run, tmp_path, capsys):

@@ -369,7 +369,15 @@ def test_html_page_is_well_formed_escaped_and_self_contained(write, tmp_path, ca
     grid_lines = {float(part.get("x1")) for part in tree.iter(f"{svg}line") if part.get("stroke") == "#ddd"}
     assert set(points) <= grid_lines
     ElementTree.fromstring(re.sub(r"<!doctype html>|<meta[^>]*>", "", html))
+    assert main(["eval", run, reference, "--html", str(page)]) == 0, "an earlier page is replaced"
     assert main(["eval", run, reference, "--html", str(tmp_path / "no" / "where.html")]) == 2
+    assert "--html: its folder does not exist" in capsys.readouterr().err
+    notes = write("notes.html", [["my notes"]])
+    texts = [Path(file).read_text() for file in (reference, notes)]
+    for file, words in ((reference, "is another file of this command"), (notes, "is no page of this command")):
+        assert main(["eval", run, reference, "--html", file]) == 2
+        assert words in capsys.readouterr().err
+    assert [Path(file).read_text() for file in (reference, notes)] == texts
 
 
 def test_html_page_has_counts_and_examples_of_disagreement(write, tmp_path, capsys):

@@ -89,6 +89,17 @@ def test_a_load_that_the_tools_cannot_send_is_refused(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "a/b", "a\\nb", "\\u0000"])
+def test_a_tenant_whose_name_is_no_file_name_is_refused(
+    engine: FakeEngine, tmp_path: Path, capsys: Any, name: str
+) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    assert export(engine, folder, WORKLOAD + f'[[tenants]]\nname = "{name}"\n') == 2
+    assert "is no file name; use printable ones without /" in capsys.readouterr().err
+    assert not [*tmp_path.rglob("*.jsonl")]
+
+
 def test_too_few_films_are_refused(engine: FakeEngine, tmp_path: Path, capsys: Any) -> None:
     assert export(engine, tmp_path, WORKLOAD.replace("count = 4", 'count = 4\nunique = "film"')) == 2
     assert "10 requests need as many films" in capsys.readouterr().err
