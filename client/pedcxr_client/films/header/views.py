@@ -1,4 +1,4 @@
-"""Words and codes of views and orientations, as data. `facts` and `body_part` read headers with them."""
+"""Words and codes of views and orientations, as data. `facts` reads headers with them."""
 
 from __future__ import annotations
 
