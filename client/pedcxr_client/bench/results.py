@@ -205,12 +205,7 @@ def _read_stage(raw: Mapping[str, Any]) -> StageRun:
 
 
 def assemble(
-    mode: str,
-    model: str,
-    workload: Workload,
-    record: Record,
-    verdict: Verdict,
-    knee: Knee | None = None,
+    mode: str, model: str, workload: Workload, record: Record, verdict: Verdict, knee: Knee | None = None
 ) -> Result:
     """Derive the figures of a record, and whether they miss the objectives."""
     alone = digests(record.alone)

@@ -248,12 +248,7 @@ def _stages(options: argparse.Namespace, load: Workload, knee: Knee | None) -> l
 
 
 def _finish(
-    options: argparse.Namespace,
-    load: Workload,
-    model: str,
-    record: Record,
-    knee: Knee | None,
-    paths: dict[str, Path],
+    options: argparse.Namespace, load: Workload, model: str, record: Record, knee: Knee | None, paths: dict[str, Path]
 ) -> int:
     from pedcxr_client.bench import report, results, verdict
 

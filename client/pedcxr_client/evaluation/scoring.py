@@ -101,12 +101,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run,
-    reference: Reference,
-    lexicon: Lexicon,
-    *,
-    uncertain: Uncertain = "positive",
-    against: Run | None = None,
+    run: Run, reference: Reference, lexicon: Lexicon, *, uncertain: Uncertain = "positive", against: Run | None = None
 ) -> Evaluation:
     """Score a run.
 

@@ -222,10 +222,7 @@ def messages(user: str, data_url: str, *, system: str | None = None) -> list[Cha
     """
     turn: ChatCompletionMessageParam = {
         "role": "user",
-        "content": [
-            {"type": "image_url", "image_url": {"url": data_url}},
-            {"type": "text", "text": user},
-        ],
+        "content": [{"type": "image_url", "image_url": {"url": data_url}}, {"type": "text", "text": user}],
     }
     return [turn] if system is None else [{"role": "system", "content": system}, turn]
 

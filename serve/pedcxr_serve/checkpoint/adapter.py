@@ -66,13 +66,7 @@ class Adapter:
         return not blocking(self.problems)
 
 
-def inspect(
-    folder: Path,
-    base: Shape,
-    *,
-    base_revision: str | None = None,
-    rank: int | None = None,
-) -> Adapter:
+def inspect(folder: Path, base: Shape, *, base_revision: str | None = None, rank: int | None = None) -> Adapter:
     """Inspect an adapter folder. Problems of the adapter are returned in `problems`, not raised.
 
     Args:

@@ -197,8 +197,7 @@ class EngineConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         ),
     ] = ""
     key_file: Annotated[
-        str,
-        Meta(description="file with the key that gateways send to engine.listen; the engine creates it, mode 0600"),
+        str, Meta(description="file with the key that gateways send to engine.listen; the engine creates it, mode 0600")
     ] = ""
     log_level: Annotated[
         Literal["error", "warning", "info", "debug"],

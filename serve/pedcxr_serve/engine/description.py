@@ -55,7 +55,5 @@ class EngineDescription(Struct, frozen=True, kw_only=True):
             return max(1, round(limit * slots / self.slots))
 
         return Share(
-            slots,
-            gateway.max_preparing or part(self.max_preparing),
-            gateway.max_starting or part(self.max_starting),
+            slots, gateway.max_preparing or part(self.max_preparing), gateway.max_starting or part(self.max_starting)
         )

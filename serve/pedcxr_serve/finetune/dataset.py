@@ -252,8 +252,7 @@ def _assign(examples: list[Example], share: float, seed: int) -> list[Example]:
     for example in examples:
         groups[root(_group(example))].append(example)
     order = sorted(
-        groups.values(),
-        key=lambda group: hashlib.sha256(f"{seed}\0{min(map(_group, group))}".encode()).digest(),
+        groups.values(), key=lambda group: hashlib.sha256(f"{seed}\0{min(map(_group, group))}".encode()).digest()
     )
     count = min(max(round(share * len(order)), share > 0), len(order) - 1)
     validation_ids = {id(example) for group in order[:count] for example in group}

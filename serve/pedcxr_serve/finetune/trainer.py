@@ -96,13 +96,7 @@ def _step_of(state: Path | None) -> int:
 
 
 def _trainer(
-    folder: Path,
-    base: Path,
-    dataset: Dataset,
-    recipe: Recipe,
-    device: str,
-    save_every: int,
-    metrics: MetricsFile,
+    folder: Path, base: Path, dataset: Dataset, recipe: Recipe, device: str, save_every: int, metrics: MetricsFile
 ) -> _Trainer:
     films = folder / "films"
     logging.disable_progress_bar()

@@ -48,11 +48,7 @@ class RateLimiter:
     """
 
     def __init__(
-        self,
-        pool: ConnectionPool | None = None,
-        *,
-        required: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        self, pool: ConnectionPool | None = None, *, required: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._pool, self._clock = pool, clock
         self._local = _MovingWindow()

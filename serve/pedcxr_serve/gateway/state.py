@@ -312,10 +312,7 @@ def replica_name(gateway: GatewayConfig, env: Mapping[str, str]) -> str:
 def _fair_queue(gateway: GatewayConfig, slots: int, max_preparing: float, max_starting: float) -> FairQueue:
     limits = _queue_limits(gateway, slots, max_preparing, max_starting)
     return FairQueue(
-        max_waiting=gateway.max_waiting,
-        max_wait_s=gateway.max_wait_s,
-        multi_tenant=bool(gateway.tenants),
-        **limits,
+        max_waiting=gateway.max_waiting, max_wait_s=gateway.max_wait_s, multi_tenant=bool(gateway.tenants), **limits
     )
 
 

@@ -27,12 +27,7 @@ def inspect(config: ServeConfig, checkpoint: Checkpoint) -> dict[str, Adapter]:
         return {}
     base_revision = revision.of(checkpoint.folder)
     return {
-        name: adapter.inspect(
-            paths.expand(entry.path),
-            checkpoint.shape,
-            base_revision=base_revision,
-            rank=entry.rank,
-        )
+        name: adapter.inspect(paths.expand(entry.path), checkpoint.shape, base_revision=base_revision, rank=entry.rank)
         for name, entry in config.adapters.items()
     }
 

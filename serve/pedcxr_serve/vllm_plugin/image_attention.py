@@ -18,11 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from vllm.v1.attention.backends.cpu_attn import (
-    CPUAttentionBackend,
-    CPUAttentionMetadata,
-    CPUAttentionMetadataBuilder,
-)
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionMetadata, CPUAttentionMetadataBuilder
 
 from pedcxr_serve.vllm_plugin.query_segments import Segment, split
 
@@ -34,10 +30,7 @@ class ImagePrefixCPUBuilder(CPUAttentionMetadataBuilder):
     """Builder of CPU_ATTN's metadata in which each image of the step is a separate non-causal segment."""
 
     def build(
-        self,
-        common_prefix_len: int,
-        common_attn_metadata: CommonAttentionMetadata,
-        fast_build: bool = False,
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> CPUAttentionMetadata:
         """Build a step's metadata; see ``AttentionMetadataBuilder.build`` (vLLM 0.32, ``v1/attention/backend.py``)."""
         images = common_attn_metadata.mm_req_doc_ranges

@@ -48,12 +48,7 @@ class RedisCalls:
     """
 
     def __init__(
-        self,
-        pool: ConnectionPool,
-        limits: str,
-        *,
-        required: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        self, pool: ConnectionPool, limits: str, *, required: bool = False, clock: Callable[[], float] = time.monotonic
     ) -> None:
         from redis.asyncio import Redis
 

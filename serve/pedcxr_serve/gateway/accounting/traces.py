@@ -104,11 +104,7 @@ def check(config: TelemetryConfig) -> str:
 
 def _provider(config: TelemetryConfig, replica: str, lost: Counter | None) -> TracerProvider:
     resource = Resource.create(
-        {
-            "service.name": SERVICE_NAME,
-            "service.version": metadata.version("pedcxr"),
-            "service.instance.id": replica,
-        }
+        {"service.name": SERVICE_NAME, "service.version": metadata.version("pedcxr"), "service.instance.id": replica}
     )
     sampler = TraceIdRatioBased(config.trace_ratio)
     provider = TracerProvider(sampler, resource, shutdown_on_exit=False)  # at exit it would wait without a limit

@@ -228,12 +228,7 @@ class EngineAnswer(asyncio.Protocol):
 
 
 def _head(path: str, length: int, headers: Mapping[str, str]) -> bytes:
-    fields = {
-        "Content-Type": "application/json",
-        "Content-Length": str(length),
-        "Connection": "close",
-        **headers,
-    }
+    fields = {"Content-Type": "application/json", "Content-Length": str(length), "Connection": "close", **headers}
     lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a header contains a line break")

@@ -35,11 +35,7 @@ _EXTENSION = "pedcxr"
 _OTHER_FILES = 256  # open files that are neither connections nor handshakes
 _MAX_HANDSHAKES = 1024
 _SINGLE_HEADERS = (b"host", b"authorization", b"content-encoding")  # two parsers could pick different values
-_REASONS = {
-    400: b"Bad Request",
-    431: b"Request Header Fields Too Large",
-    503: b"Service Unavailable",
-}
+_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
 
 class ConnectionLimiter:
