@@ -2,8 +2,8 @@
 
 Calls that arrive while Redis works on a batch form the next one, so that a thousand requests at once cost some tens of
 round trips, and none waits for a connection. A batch may take 0.1 s of a free event loop: time that the loop spends on
-other work, while an answer may lie unread in the socket, does not count. After a failure one call per second tries
-again, and the others are answered at once, without Redis.
+other work, while an answer may lie unread in the socket, does not count, up to 0.5 s in all. After a failure one call
+per second tries again, and the others are answered at once, without Redis.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 URL_VARIABLE = "PEDCXR_LIMITS_URL"
 _TIMEOUT_S = 0.1
 _STEPS = 32  # of the time-out; each lets the event loop read what has arrived
+_FEWEST_STEPS, _MOST_TIMEOUTS = 4, 5  # after so many steps, a busy loop waits no longer than 5 time-outs
 _RETRY_S = 1.0  # until Redis is tried again
+_OPTIONS = ("db", "username", "password", "protocol", "client_name", "health_check_interval", "socket_keepalive")
 _BATCH = 64  # calls; Redis answers so many within a few milliseconds
 _log = logging.getLogger("pedcxr.gateway")
 
@@ -115,10 +117,13 @@ class RedisCalls:
         for command in commands:
             pipeline.execute_command(*command)
         execution = asyncio.ensure_future(pipeline.execute(raise_on_error=False))
-        for _ in range(_STEPS):
+        began = time.monotonic()
+        for step in range(_STEPS):
             await asyncio.wait((execution,), timeout=_TIMEOUT_S / _STEPS)
             if execution.done():
                 return execution.result()
+            if step >= _FEWEST_STEPS and time.monotonic() - began > _MOST_TIMEOUTS * _TIMEOUT_S:
+                break
         execution.cancel()
         await asyncio.gather(execution, return_exceptions=True)
         raise TimeoutError
@@ -164,7 +169,7 @@ def connection_pool(url: str) -> ConnectionPool:
         raise ConfigError(
             f"gateway.limits_url, or {URL_VARIABLE}: must be redis://HOST:PORT/DB, rediss://HOST:PORT/DB or "
             "unix:///PATH, with user and password before the host, as in redis://USER:PASSWORD@HOST. DB must be a "
-            "number. Allowed after a question mark: db, and the ssl_ options of the Redis client."
+            f"number. Allowed after a question mark: {', '.join(_OPTIONS)}, and the ssl_ options of the Redis client."
         ) from None
     return pool
 
@@ -178,5 +183,5 @@ def _require_known_parts(parts: SplitResult) -> None:
         is_known = parts.scheme in ("redis", "rediss") and bool(parts.hostname)
         is_known = is_known and (not database or database.isdecimal())
     names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if not is_known or parts.fragment or any(name != "db" and not name.startswith("ssl_") for name in names):
+    if not is_known or parts.fragment or any(name not in _OPTIONS and not name.startswith("ssl_") for name in names):
         raise ValueError

@@ -229,4 +229,4 @@ def _open_key(tenant: str) -> str:
 
 
 def _tokens_key(day: str, tenant: str) -> str:
-    return f"pedcxr:{{{tenant}}}:tokens:{day}"
+    return f"pedcxr:{{{tenant}}}:ledgers:{day}"

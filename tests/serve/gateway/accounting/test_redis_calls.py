@@ -106,6 +106,49 @@ def test_time_that_the_event_loop_is_busy_does_not_count(server: Redis, monkeypa
     asyncio.run(scene())
 
 
+def test_hanging_redis_delays_a_busy_gateway_by_a_few_time_limits(server: Redis) -> None:
+    passes = 0
+
+    async def keep_busy() -> None:
+        nonlocal passes
+        while True:
+            time.sleep(0.1)
+            passes += 1
+            await asyncio.sleep(0)
+
+    async def scene() -> None:
+        pool = redis_calls.connection_pool(server.url)
+        limiter = RateLimiter(pool)
+        await limiter.take(TEAM)  # opens the connection
+        server.pause()
+        busy = asyncio.create_task(keep_busy())
+        try:
+            await limiter.take(TEAM)
+            assert passes < 40, "each of 32 steps would cost three or more passes of the loop"
+        finally:
+            busy.cancel()
+            server.resume()
+        assert limiter.redis_down
+        await limiter.close()
+
+    asyncio.run(scene())
+
+
+def test_connections_that_do_not_close_hold_no_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis with TLS that hangs does not answer to the end of a connection."""
+
+    async def scene() -> None:
+        pool = redis_calls.connection_pool("redis://127.0.0.1:9")
+
+        async def disconnect() -> None:
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(pool, "disconnect", disconnect)
+        await RateLimiter(pool).close()
+
+    asyncio.run(scene())
+
+
 def test_hanging_redis_delays_many_requests_by_one_time_limit(server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_calls, "_TIMEOUT_S", 0.5)
     monkeypatch.setattr(redis_calls, "_RETRY_S", 3600.0)  # nothing is tried again
@@ -192,6 +235,8 @@ def test_invalid_address_is_refused_and_not_repeated(url: str) -> None:
     [
         ("redis://host", None), ("redis://host/", None), ("redis://user:s3cret@host:1/3", 3), ("redis://host?db=4", 4),
         ("rediss://host/0?ssl_cert_reqs=none", 0), ("unix:///run/redis.sock", None), ("unix://:s3cret@/r.sock?db=2", 2),
+        ("redis://host/0?protocol=2&client_name=one&health_check_interval=5&socket_keepalive=true", 0),
+        ("redis://host/0?username=user&password=s3cret", 0),
     ],
 )  # fmt: skip
 def test_valid_address(url: str, database: int | None) -> None:

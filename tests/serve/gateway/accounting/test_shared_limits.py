@@ -208,7 +208,7 @@ def test_redis_learns_the_tokens_of_gateways_that_get_no_request(
     path.write_text("[tenant.team]\ntokens_per_day = 1000\n[tenant.other]\n")
 
     def tokens(tenant: str) -> list[int]:
-        key = f"pedcxr:{{{tenant}}}:tokens:{metrics.today()}"
+        key = f"pedcxr:{{{tenant}}}:ledgers:{metrics.today()}"
         return sorted(int(value) for value in asyncio.run(command(server.url, "HVALS", key)))
 
     with contextlib.ExitStack() as stack:
