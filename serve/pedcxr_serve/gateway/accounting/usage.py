@@ -175,7 +175,13 @@ class UsageStore:
 
 def _locked(path: Path) -> int:
     """Return the open and locked file beside a database: SQLite has locks of its own, which readers need too."""
-    lock = os.open(f"{path.resolve()}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    name = f"{path.resolve()}.lock"
+    try:
+        lock = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"gateway.usage_db: {name}: {error.strerror}; check its owner and the folder") from error
+    if not os.geteuid():  # a start as root must not lock the user of the service out
+        os.fchown(lock, path.stat().st_uid, path.stat().st_gid)
     if not try_lock(lock):
         os.close(lock)
         raise ConfigError(

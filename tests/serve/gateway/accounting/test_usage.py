@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -21,6 +22,21 @@ def test_invalid_usage_file_is_rejected(tmp_path: Path) -> None:
     path.write_bytes(b"not a database, but longer than a header of SQLite" * 50)
     with pytest.raises(ConfigError, match=r"usage\.sqlite"):
         UsageStore(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_start_as_root_does_not_lock_the_user_of_the_service_out(tmp_path: Path) -> None:
+    path = tmp_path / "usage.sqlite"
+    path.touch()
+    os.chown(path, 65534, 65534)
+    UsageStore(path).close()
+    assert (tmp_path / "usage.sqlite.lock").stat().st_uid == 65534
+
+
+def test_lock_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    (tmp_path / "usage.sqlite.lock").mkdir()
+    with pytest.raises(ConfigError, match=r"usage\.sqlite\.lock: Is a directory; check its owner and the folder"):
+        UsageStore(tmp_path / "usage.sqlite")
 
 
 def test_second_server_on_a_database_is_refused(tmp_path: Path) -> None:
