@@ -127,7 +127,8 @@ def _redis(url: str) -> str:
 def _tenants(config: ServeConfig) -> str:
     loaded = tenants.load(paths.expand(config.gateway.tenants))
     # The file of a gateway apart may leave the model to its engine.
-    check_tenants(config, loaded, models_known=not _engine_is_apart(config) or config.model != "demo")
+    apart = _engine_is_apart(config) and config.model == "demo"
+    check_tenants(config, loaded, models_known=not config.gateway.engine and not apart)
     keys = sum(key.valid(datetime.now(UTC)) for tenant in loaded.all.values() for key in tenant.keys)
     return f"{len(loaded.all)} tenants, {keys} valid keys"
 

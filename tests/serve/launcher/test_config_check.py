@@ -120,14 +120,19 @@ def test_tenants_and_adapters_that_a_start_refuses_are_wrong(
 
 
 @pytest.mark.parametrize(
-    ("gateway", "engine"), [('engine = "http://10.0.0.5:8100"', ""), ("", 'socket_dir = "/run/pedcxr"')]
+    ("model", "gateway", "engine"),
+    [
+        ("", 'engine = "http://10.0.0.5:8100"', ""),
+        ('model = "owner/name"', 'engine = "http://10.0.0.5:8100"', ""),
+        ("", "", 'socket_dir = "/run/pedcxr"'),
+    ],
 )
 def test_models_of_an_engine_apart_are_not_known(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], gateway: str, engine: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, gateway: str, engine: str
 ) -> None:
     (tmp_path / "tenants.toml").write_text('[tenant.radiology]\ndefault_model = "north"\n')
     path = tmp_path / "serve.toml"
-    path.write_text(f'[gateway]\ntenants = "{tmp_path}/tenants.toml"\n{gateway}\n[engine]\n{engine}\n')
+    path.write_text(f'{model}\n[gateway]\ntenants = "{tmp_path}/tenants.toml"\n{gateway}\n[engine]\n{engine}\n')
     assert run(path, capsys)[0] == 0
 
 
