@@ -6,6 +6,7 @@ Only the requested output goes to stdout; everything else goes to stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import sys
@@ -17,6 +18,7 @@ from pedcxr_client.errors import ConfigurationError, ConnectionFailed, PedcxrErr
 from pedcxr_client.types import __version__
 
 _INTERRUPTED, _BROKEN_PIPE = 130, 141
+_FULL = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a write to stdout may raise
 
 _COMMANDS = (report, batch, export, inspect, evaluate, probe, bench)
 
@@ -68,6 +70,8 @@ def _exit_code_of(command: Callable[[], int]) -> int:
             print(f"pedcxr: {line}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise
         # The interpreter flushes stdout again at exit, which would print the error once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):

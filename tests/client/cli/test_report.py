@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -181,6 +182,15 @@ def test_broken_pipe_exits_silently(engine, path):
     assert process.returncode == 141
     assert err == b""
     assert engine.chats[0].disconnected.wait(30)
+
+
+def test_error_of_the_system_is_not_blamed_on_stdout(monkeypatch):
+    def fails(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("pedcxr_client.cli.main._run", fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        main(["report", "film.png"])
 
 
 def test_command_is_installed(engine, path):
