@@ -31,7 +31,8 @@ def parse(text: str) -> EngineAddress:
             return Path(path)
     try:
         parts = urlsplit(text)
-        valid = parts.scheme in ("http", "https") and _is_host(parts.hostname) and parts.path in ("", "/")
+        is_host = parts.hostname and load.is_host(parts.hostname)
+        valid = parts.scheme in ("http", "https") and is_host and parts.path in ("", "/")
         if valid and not (parts.query or parts.fragment or parts.username) and (parts.port is None or parts.port > 0):
             return URL(f"{parts.scheme}://{parts.netloc}")
     except ValueError:
@@ -47,15 +48,12 @@ def listener(text: str) -> URL:
     """
     try:
         parts = urlsplit(f"//{text}")
-        if _is_host(parts.hostname) and parts.port and parts.netloc == text and not parts.username:
+        is_host = parts.hostname and load.is_host(parts.hostname)
+        if is_host and parts.port and parts.netloc == text and not parts.username:
             return URL(f"http://{text}")
     except ValueError:
         pass
     raise ConfigError(f"engine.listen = {text!r}: must be HOST:PORT, such as 10.0.0.5:8100 or [fd00::5]:8100.")
-
-
-def _is_host(name: str | None) -> bool:
-    return bool(name) and load.is_host(name or "")
 
 
 def describe(address: EngineAddress) -> str:
