@@ -101,6 +101,14 @@ def test_wrong_file_is_named(
     assert "1 wrong" in out
 
 
+def with_tenant(folder: Path, settings: str, *, model: str = "", gateway: str) -> Path:
+    """Write serve.toml and its file with the tenant ``radiology``; return the path of serve.toml."""
+    (folder / "tenants.toml").write_text(f"[tenant.radiology]\n{settings}\n")
+    path = folder / "serve.toml"
+    path.write_text(f'{model}\n[gateway]\ntenants = "{folder}/tenants.toml"\n{gateway}\n')
+    return path
+
+
 @pytest.mark.parametrize(
     ("tenants", "more", "text"),
     [
@@ -112,10 +120,7 @@ def test_wrong_file_is_named(
 def test_tenants_and_adapters_that_a_start_refuses_are_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], tenants: str, more: str, text: str
 ) -> None:
-    (tmp_path / "tenants.toml").write_text(f"[tenant.radiology]\n{tenants}\n")
-    path = tmp_path / "serve.toml"
-    path.write_text(f'[gateway]\ntenants = "{tmp_path}/tenants.toml"\n{more.format(tmp_path)}\n')
-    code, out = run(path, capsys)
+    code, out = run(with_tenant(tmp_path, tenants, gateway=more.format(tmp_path)), capsys)
     assert code == 2 and "1 wrong" in out and text in out, out
 
 
@@ -130,9 +135,7 @@ def test_tenants_and_adapters_that_a_start_refuses_are_wrong(
 def test_models_of_an_engine_apart_are_not_known(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, gateway: str, engine: str
 ) -> None:
-    (tmp_path / "tenants.toml").write_text('[tenant.radiology]\ndefault_model = "north"\n')
-    path = tmp_path / "serve.toml"
-    path.write_text(f'{model}\n[gateway]\ntenants = "{tmp_path}/tenants.toml"\n{gateway}\n[engine]\n{engine}\n')
+    path = with_tenant(tmp_path, 'default_model = "north"', model=model, gateway=f"{gateway}\n[engine]\n{engine}")
     assert run(path, capsys)[0] == 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,13 +17,25 @@ from tests.support.servers.fake_engine import REPORT, Answer, FakeEngine
 from tests.support.servers.gateway_server import BODY, CHAT, eventually, running
 
 
-def test_request_line_has_outcome_tokens_key_and_address(
-    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "pedcxr.gateway")
+class Team(NamedTuple):
+    """A file with one tenant, and its key."""
+
+    tenants: TenantStore
+    key: str
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Team:
     path = tmp_path / "tenants.toml"
     key = api_keys.new(path, "team")
-    with running(engine, tenants=TenantStore(path)) as gateway, gateway.client(key) as client:
+    return Team(TenantStore(path), key)
+
+
+def test_request_line_has_outcome_tokens_key_and_address(
+    engine: FakeEngine, team: Team, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pedcxr.gateway")
+    with running(engine, tenants=team.tenants) as gateway, gateway.client(team.key) as client:
         client.post(CHAT, json=BODY | {"stream": True}, headers={"X-Request-Id": "r-1"})
         client.post(CHAT, content=b"{", headers={"X-Request-Id": "r-2"})
         eventually(lambda: "request r-2: POST" in caplog.text)
@@ -31,7 +43,7 @@ def test_request_line_has_outcome_tokens_key_and_address(
     lines = {record.fields["request_id"]: record for record in records}
     first, second = lines["r-1"].fields, lines["r-2"].fields
     assert first.pop("seconds") >= first.pop("time_to_first_token") > 0
-    name = tenants.digest(key)[:12]
+    name = tenants.digest(team.key)[:12]
     assert first == {
         "request_id": "r-1",
         "method": "POST",
@@ -52,16 +64,14 @@ def test_request_line_has_outcome_tokens_key_and_address(
 
 
 def test_line_of_the_models_has_tenant_and_key(
-    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    engine: FakeEngine, team: Team, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "pedcxr.gateway")
-    path = tmp_path / "tenants.toml"
-    key = api_keys.new(path, "team")
-    with running(engine, tenants=TenantStore(path)) as gateway, gateway.client(key) as client:
+    with running(engine, tenants=team.tenants) as gateway, gateway.client(team.key) as client:
         for route in ("/v1/models", "/v1/models/fake"):
             assert client.get(route).status_code == 200
         eventually(lambda: caplog.text.count("GET /v1/models, team, 200 after ") == 2)
-    assert caplog.text.count(f"key {tenants.digest(key)[:12]}") == 2
+    assert caplog.text.count(f"key {tenants.digest(team.key)[:12]}") == 2
 
 
 def test_failure_of_the_gateway_is_audited_as_failed(engine: FakeEngine, tmp_path: Path) -> None:
